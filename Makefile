@@ -1,0 +1,146 @@
+# The one entry point; .ci/run calls these same targets. `make` lists them.
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS   += --no-builtin-rules --no-print-directory
+
+PROGRAMS := publisher dispatcher suspension-monitor management gancho
+PACKAGES := ./pkg/... ./services/...
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  := -s -w -X gancho/pkg/service.Version=$(VERSION)
+
+# Tools, by version. They live in GOPATH, so a fresh clone finds them again.
+GOLANGCI_LINT_VERSION := v2.15.0
+GOVULNCHECK_VERSION   := v1.9.0
+CYCLONEDX_VERSION     := v1.10.0
+GO_PATH        = $(firstword $(subst :, ,$(shell go env GOPATH 2>/dev/null)))
+GOLANGCI_LINT  = $(GO_PATH)/tools/golangci-lint-$(GOLANGCI_LINT_VERSION)/golangci-lint
+
+FUZZTIME ?= 20s
+CHAOS    ?= 10m
+BENCH    ?=
+DEMO     ?=
+
+.PHONY: help
+help: ## list these targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# -- build and run -----------------------------------------------------------
+
+.PHONY: build
+build: needs-go ## build all programs into bin/
+	@mkdir -p bin
+	@for program in $(PROGRAMS); do \
+		echo "build bin/$$program"; \
+		CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o "bin/$$program" "./services/$$program/cmd"; \
+	done
+
+.PHONY: demo
+demo: needs-go ## the self-checking tour: everything in one process, ends by itself
+	@go run -buildvcs=false -ldflags '$(LDFLAGS)' ./services/gancho/cmd demo $(DEMO)
+
+.PHONY: run
+run: needs-go ## all services in one process, state in ./data (gancho serve)
+	@go run -buildvcs=false -ldflags '$(LDFLAGS)' ./services/gancho/cmd serve
+
+.PHONY: up
+up: ## start everything in containers and wait until it is healthy
+	docker compose up --build --wait
+
+.PHONY: down
+down: ## stop the containers; the data stays (docker compose down --volumes deletes it)
+	docker compose down
+
+# -- test --------------------------------------------------------------------
+
+.PHONY: test
+test: needs-go tools ## all tests with the race detector; installs what they need on Debian
+	go test -race -shuffle=on -timeout 9m $(PACKAGES)
+
+.PHONY: test-short
+test-short: needs-go ## the quick tests: no race detector, nothing installed
+	go test -short -timeout 3m $(PACKAGES)
+
+.PHONY: tools
+tools: needs-go
+	@.ci/test-tools
+
+.PHONY: fuzz
+fuzz: needs-go ## every fuzz test for FUZZTIME each (20s)
+	@grep -rl --include='*_test.go' '^func Fuzz' pkg services | while read -r file; do \
+		for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$file"); do \
+			echo "fuzz $$name in $${file%/*}"; \
+			go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "./$${file%/*}"; \
+		done; \
+	done
+
+.PHONY: bench
+bench: needs-go ## measure throughput and latency on this machine (BENCH="-flags")
+	go run -buildvcs=false ./services/internal/bench $(BENCH)
+
+.PHONY: chaos
+chaos: needs-go tools ## kill and pause processes under load for CHAOS (10m), then count
+	go test ./services/e2e -run Chaos -count=1 -v -timeout 0 -args -chaos $(CHAOS)
+
+# -- check -------------------------------------------------------------------
+
+.PHONY: lint
+lint: needs-go $(GOLANGCI_LINT) ## go vet, formatting and all linters
+	go vet $(PACKAGES)
+	$(GOLANGCI_LINT) fmt --diff
+	$(GOLANGCI_LINT) run $(PACKAGES)
+
+.PHONY: fmt
+fmt: needs-go $(GOLANGCI_LINT) ## format the Go files
+	$(GOLANGCI_LINT) fmt
+
+.PHONY: fix
+fix: needs-go $(GOLANGCI_LINT) ## apply go fix, the linters' own fixes, and format
+	go fix $(PACKAGES)
+	$(GOLANGCI_LINT) run --fix $(PACKAGES)
+	$(GOLANGCI_LINT) fmt
+
+.PHONY: tidy
+tidy: needs-go ## tidy both modules and the workspace
+	cd pkg && GOWORK=off go mod tidy
+	cd services && GOWORK=off go mod tidy
+	go work sync
+
+.PHONY: tidy-check
+tidy-check: needs-go ## fail when tidy would change a file
+	cd pkg && GOWORK=off go mod tidy -diff
+	cd services && GOWORK=off go mod tidy -diff
+	.ci/work-sync
+
+.PHONY: vuln
+vuln: needs-go ## known vulnerabilities in what we call (needs the Go vulnerability database)
+	@.ci/vuln $(GOVULNCHECK_VERSION)
+
+.PHONY: sbom
+sbom: build ## a CycloneDX bill of materials for each program, in bin/sbom
+	@mkdir -p bin/sbom
+	@for program in $(PROGRAMS); do \
+		echo "sbom bin/sbom/$$program.json"; \
+		go run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@$(CYCLONEDX_VERSION) \
+			bin -json -licenses -output "bin/sbom/$$program.json" "bin/$$program"; \
+	done
+
+.PHONY: licenses
+licenses: needs-go ## collect the licences of all linked modules in bin/LICENSES
+	@.ci/licenses bin/LICENSES
+
+.PHONY: clean
+clean: ## remove what make built
+	rm -rf bin
+
+# -- helpers -----------------------------------------------------------------
+
+.PHONY: needs-go
+needs-go:
+	@command -v go >/dev/null || { echo "Go 1.26 or newer is needed: https://go.dev/doc/install" >&2; exit 1; }
+
+# Built from source at the pinned version: minutes once, seconds with a warm cache.
+$(GOLANGCI_LINT): | needs-go
+	@echo "build golangci-lint $(GOLANGCI_LINT_VERSION)"
+	@GOBIN="$(@D)" GOWORK=off go install -buildvcs=false github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
