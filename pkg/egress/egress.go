@@ -1,0 +1,371 @@
+package egress
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// Config is read from the environment by every process that sends to webhooks
+// or judges their URLs. The zero value is the default: HTTPS to public
+// addresses on ports 443 and 8443.
+type Config struct {
+	// AllowHTTPURLs also accepts http:// URLs (and with them port 80). For
+	// trials and tests: notifications then travel in clear. Default false.
+	AllowHTTPURLs bool `env:"ALLOW_HTTP_URLS" envDefault:"false"`
+	// AllowCIDRs opens ranges that are refused by default, such as
+	// 127.0.0.0/8 in tests or the network of an internal receiver. No wider
+	// than /8 (IPv4) and /32 (IPv6). Default none.
+	AllowCIDRs []string `env:"EGRESS_ALLOW_CIDRS" envSeparator:","`
+	// DenyCIDRs refuses more ranges, before AllowCIDRs is looked at: public
+	// addresses that are this installation's own. Any width. Default none.
+	DenyCIDRs []string `env:"EGRESS_DENY_CIDRS" envSeparator:","`
+	// AllowPorts lists the ports that may be dialled: numbers and ranges
+	// (1024-65535) from 1 to 65535, or * for all. Default 443,8443.
+	AllowPorts []string `env:"EGRESS_ALLOW_PORTS" envSeparator:"," envDefault:"443,8443"`
+	// CAFile is a PEM file with certificates of authorities that are trusted
+	// beside the system's. Default none.
+	CAFile string `env:"EGRESS_CA_FILE"`
+	// ProxyURL is an http:// or https:// proxy for all connections. The check
+	// of addresses then covers the proxy only; see the package comment.
+	// Default none.
+	ProxyURL string `env:"EGRESS_PROXY_URL"`
+	// DNSServer (ip:port) is asked instead of the servers in /etc/resolv.conf.
+	// For tests and special networks. Default none.
+	DNSServer string `env:"EGRESS_DNS_SERVER"`
+}
+
+// ownMaxAge is how long the list of the machine's addresses is believed.
+const ownMaxAge = 30 * time.Second
+
+// Policy is a checked [Config]. It is immutable but for the cached list of the
+// machine's addresses, and safe for concurrent use.
+type Policy struct {
+	// AllowHTTP reports whether http:// URLs are accepted.
+	AllowHTTP bool
+	// RootCAs verifies receivers' certificates: the system's roots plus
+	// EGRESS_CA_FILE. Nil means the system's.
+	RootCAs *x509.CertPool
+	// Proxy is where all connections go, or nil. Its user information is a
+	// secret.
+	Proxy *url.URL
+
+	allow, deny []netip.Prefix
+	ports       []portRange
+	proxyAddr   string // host:port of Proxy, or ""
+	resolver    *net.Resolver
+	own         atomic.Pointer[ownAddrs]
+}
+
+type portRange struct{ first, last uint16 }
+
+type ownAddrs struct {
+	addrs []netip.Addr
+	read  time.Time
+}
+
+// New checks cfg. The error holds every problem, one line each, naming the
+// variable, its value and what is allowed.
+func New(cfg Config) (*Policy, error) {
+	p := &Policy{AllowHTTP: cfg.AllowHTTPURLs}
+	var problems []error
+	problem := func(format string, args ...any) {
+		problems = append(problems, fmt.Errorf(format, args...))
+	}
+
+	for _, s := range clean(cfg.AllowCIDRs) {
+		prefix, err := parsePrefix(s)
+		switch {
+		case err != nil:
+			problem("EGRESS_ALLOW_CIDRS: %q is not a range; write address/bits, such as 10.1.0.0/16 (%w)", s, err)
+		case prefix.Addr().Is4() && prefix.Bits() < 8:
+			problem("EGRESS_ALLOW_CIDRS: %q is too wide; IPv4 ranges may be /8 to /32", s)
+		case prefix.Addr().Is6() && prefix.Bits() < 32:
+			problem("EGRESS_ALLOW_CIDRS: %q is too wide; IPv6 ranges may be /32 to /128", s)
+		default:
+			p.allow = append(p.allow, prefix)
+		}
+	}
+	for _, s := range clean(cfg.DenyCIDRs) {
+		prefix, err := parsePrefix(s)
+		if err != nil {
+			problem("EGRESS_DENY_CIDRS: %q is not a range; write address/bits, such as 198.51.100.7/32 (%w)", s, err)
+			continue
+		}
+		p.deny = append(p.deny, prefix)
+	}
+
+	ports := clean(cfg.AllowPorts)
+	if len(ports) == 0 {
+		ports = []string{"443", "8443"}
+	}
+	for _, s := range ports {
+		r, ok := parsePorts(s)
+		if !ok {
+			problem("EGRESS_ALLOW_PORTS: %q is not a port; write numbers or ranges from 1 to 65535 (443,8443 or 1024-65535), or *", s)
+			continue
+		}
+		p.ports = append(p.ports, r)
+	}
+	if p.AllowHTTP {
+		p.ports = append(p.ports, portRange{80, 80})
+	}
+
+	if cfg.CAFile != "" {
+		pool, err := rootsWith(cfg.CAFile)
+		if err != nil {
+			problem("EGRESS_CA_FILE: %w; give a readable PEM file with at least one certificate", err)
+		}
+		p.RootCAs = pool
+	}
+
+	if cfg.ProxyURL != "" {
+		// The value may hold a password: it is not repeated.
+		u, err := url.Parse(cfg.ProxyURL)
+		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" {
+			problem("EGRESS_PROXY_URL: not the URL of a proxy; write http://host:port or https://host:port")
+		} else {
+			p.Proxy = u
+			port := map[string]string{"http": "80", "https": "443"}[u.Scheme]
+			p.proxyAddr = net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), port))
+		}
+	}
+
+	// Always the resolver written in Go: it fits names without a search list
+	// (see DialContext) and needs no thread per look-up.
+	p.resolver = &net.Resolver{PreferGo: true}
+	if cfg.DNSServer != "" {
+		server, err := netip.ParseAddrPort(cfg.DNSServer)
+		if err != nil || server.Port() == 0 {
+			problem("EGRESS_DNS_SERVER: %q is not ip:port, such as 192.0.2.53:53 or [2001:db8::53]:53", cfg.DNSServer)
+		}
+		p.resolver.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, network, server.String())
+		}
+	}
+
+	if _, err := p.ownAddrs(); err != nil {
+		problem("read the machine's own addresses: %w", err)
+	}
+	if len(problems) > 0 {
+		return nil, errors.Join(problems...)
+	}
+	return p, nil
+}
+
+// Blocked says that the policy refuses an address or a port. [errors.AsType]
+// finds it in what DialContext returns.
+type Blocked struct {
+	// Addr is the address judged; the zero Addr when Rule is RulePort and no
+	// address was at hand.
+	Addr netip.Addr
+	// Port is the port dialled, or 0 when only an address was judged.
+	Port uint16
+	// Rule is why.
+	Rule Rule
+}
+
+func (b *Blocked) Error() string {
+	switch b.Rule {
+	case RulePort:
+		return "port " + strconv.Itoa(int(b.Port)) + " is not open; EGRESS_ALLOW_PORTS lists the open ports"
+	case RuleNetwork:
+		return "only TCP connections may leave"
+	case RuleDenied:
+		return "address " + b.Addr.String() + " is refused: listed in EGRESS_DENY_CIDRS"
+	case RuleInvalid, RuleZone:
+		return "address " + b.Addr.String() + " is refused: " + string(b.Rule)
+	}
+	return "address " + b.Addr.String() + " is refused: " + string(b.Rule) + "; EGRESS_ALLOW_CIDRS lists the open ranges"
+}
+
+// AddrAllowed returns nil when a may be dialled, else a [*Blocked] with the
+// rule that refuses it. An IPv4-mapped IPv6 address is refused unless its IPv4
+// address lies inside EGRESS_ALLOW_CIDRS.
+func (p *Policy) AddrAllowed(a netip.Addr) error {
+	if rule := p.rule(a); rule != "" {
+		return &Blocked{Addr: a, Rule: rule}
+	}
+	return nil
+}
+
+func (p *Policy) rule(a netip.Addr) Rule {
+	switch {
+	case !a.IsValid():
+		return RuleInvalid
+	case a.Zone() != "":
+		return RuleZone
+	}
+	plain := a.Unmap()
+	for _, prefix := range p.deny {
+		if prefix.Contains(plain) {
+			return RuleDenied
+		}
+	}
+	for _, prefix := range p.allow {
+		if prefix.Contains(plain) && (prefix.IsSingleIP() || !isMetadata(plain)) {
+			return ""
+		}
+	}
+	if a.Is4In6() {
+		return RuleMapped
+	}
+	if rule := judge(a); rule != "" {
+		return rule
+	}
+	// A failed refresh keeps the last list: New has read one.
+	own, _ := p.ownAddrs()
+	if slices.Contains(own, a) {
+		return RuleOwn
+	}
+	return ""
+}
+
+// PortAllowed reports whether port may be dialled.
+func (p *Policy) PortAllowed(port uint16) bool {
+	for _, r := range p.ports {
+		if r.first <= port && port <= r.last {
+			return true
+		}
+	}
+	return false
+}
+
+// DialContext connects to addr (host:port) over TCP. Each candidate address
+// and the port are judged between look-up and connect; the first that is open
+// and answers is used. A refusal is a [*Blocked] inside the returned error.
+//
+// Host names are looked up as fully qualified: a search list in
+// /etc/resolv.conf does not apply to what customers wrote.
+func (p *Policy) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
+	toProxy := p.proxyAddr != "" && addr == p.proxyAddr
+	d := net.Dialer{
+		Resolver: p.resolver,
+		// Idle connections are closed long before a keep-alive probe would
+		// notice anything.
+		KeepAlive: -1,
+		ControlContext: func(_ context.Context, network, address string, _ syscall.RawConn) error {
+			return p.control(network, address, toProxy)
+		},
+	}
+	if host, port, err := net.SplitHostPort(addr); err == nil && !toProxy && host != "" && !strings.HasSuffix(host, ".") {
+		if _, err := netip.ParseAddr(host); err != nil {
+			addr = net.JoinHostPort(host+".", port)
+		}
+	}
+	return d.DialContext(ctx, network, addr)
+}
+
+// control is called by the dialer for each candidate, on a socket that is not
+// connected yet.
+func (p *Policy) control(network, address string, anyPort bool) error {
+	if network != "tcp4" && network != "tcp6" {
+		return &Blocked{Rule: RuleNetwork}
+	}
+	ap, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return &Blocked{Rule: RuleInvalid}
+	}
+	if rule := p.rule(ap.Addr()); rule != "" {
+		return &Blocked{Addr: ap.Addr(), Port: ap.Port(), Rule: rule}
+	}
+	if !anyPort && !p.PortAllowed(ap.Port()) {
+		return &Blocked{Addr: ap.Addr(), Port: ap.Port(), Rule: RulePort}
+	}
+	return nil
+}
+
+// ownAddrs returns the addresses of the machine's interfaces, read at most
+// every ownMaxAge. On an error it returns the last list with it.
+func (p *Policy) ownAddrs() ([]netip.Addr, error) {
+	last := p.own.Load()
+	now := time.Now()
+	if last != nil && now.Sub(last.read) < ownMaxAge {
+		return last.addrs, nil
+	}
+	fresh := &ownAddrs{read: now}
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		if last == nil {
+			return nil, err
+		}
+		fresh.addrs = last.addrs
+	}
+	for _, item := range list {
+		if prefix, err := netip.ParsePrefix(item.String()); err == nil {
+			fresh.addrs = append(fresh.addrs, prefix.Addr().Unmap())
+		}
+	}
+	p.own.Store(fresh)
+	return fresh.addrs, err
+}
+
+// clean trims the parts of a list and drops empty ones.
+func clean(list []string) []string {
+	var out []string
+	for _, s := range list {
+		if s = strings.TrimSpace(s); s != "" {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// parsePrefix accepts address/bits only. Bits set to the right of the prefix
+// are a typing mistake that would open another range than the one meant.
+func parsePrefix(s string) (netip.Prefix, error) {
+	prefix, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil:
+		return prefix, errors.New("no address, no /bits, or bits out of range")
+	case prefix.Addr().Is4In6():
+		return prefix, errors.New("write the IPv4 range itself")
+	case prefix != prefix.Masked():
+		return prefix, fmt.Errorf("address bits after the prefix; did you mean %s?", prefix.Masked())
+	}
+	return prefix, nil
+}
+
+func parsePorts(s string) (portRange, bool) {
+	if s == "*" {
+		return portRange{1, 65535}, true
+	}
+	first, last, isRange := strings.Cut(s, "-")
+	if !isRange {
+		last = first
+	}
+	a, errA := strconv.ParseUint(strings.TrimSpace(first), 10, 16)
+	b, errB := strconv.ParseUint(strings.TrimSpace(last), 10, 16)
+	if errA != nil || errB != nil || a == 0 || a > b {
+		return portRange{}, false
+	}
+	return portRange{uint16(a), uint16(b)}, true
+}
+
+func rootsWith(path string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		return nil, fmt.Errorf("read the system's roots: %w", err)
+	}
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no certificate", path)
+	}
+	return pool, nil
+}
