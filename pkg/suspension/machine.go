@@ -1,0 +1,510 @@
+package suspension
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// A Machine is the state of one URL as a pure value: no clock, no sockets, no
+// chance. It is the readable form of the rules, and the scripts of Store are
+// its translation: a test feeds both the same random days and compares every
+// record. Not safe for concurrent use.
+//
+// Times are given by the caller and must not go backwards.
+type Machine struct {
+	key     Key
+	host    string
+	limits  limits
+	win     *window
+	expires int64 // when win is forgotten
+	flag    *record
+}
+
+// NewMachine returns the machine of an active URL without a past. The rules
+// must be valid.
+func NewMachine(key Key, host string, rules Rules) *Machine {
+	return &Machine{key: key, host: host, limits: rules.limits()}
+}
+
+// window is what is remembered of one URL that fails or did so lately; it is
+// the JSON of the key gancho:window. Times are Unix milliseconds.
+type window struct {
+	// Seq and OK are the highest journal sequences of a failure and a success.
+	Seq int64 `json:"s,omitempty"`
+	OK  int64 `json:"o,omitempty"`
+	// First is the time of the oldest failure, Last that of the newest, as an
+	// offset from First.
+	First int64 `json:"t,omitempty"`
+	Last  int64 `json:"l,omitempty"`
+	// Buckets are pairs: offset of the bucket's first failure, and its count.
+	Buckets []int64 `json:"b,omitempty"`
+	// Warned is 1 once at_risk was told for this window.
+	Warned   int64    `json:"w,omitempty"`
+	Statuses []string `json:"e,omitempty"`
+	// Resumed is when the last suspension ended: failures up to then are past.
+	// Level and Spell are its trips and its length: Level shrinks by one for
+	// each Spell since.
+	Resumed int64 `json:"r,omitempty"`
+	Level   int64 `json:"c,omitempty"`
+	Spell   int64 `json:"d,omitempty"`
+	// Hand is the sequence of the last command by hand.
+	Hand int64 `json:"h,omitempty"`
+}
+
+// record is a Flag as the store keeps it, times in Unix milliseconds; it is
+// the JSON of the key gancho:suspension.
+type record struct {
+	State    State    `json:"state"`
+	Trip     string   `json:"trip"`
+	Since    int64    `json:"since"`
+	Until    int64    `json:"until,omitempty"`
+	Trips    int64    `json:"trips"`
+	ByHand   bool     `json:"by_hand,omitempty"`
+	Reason   string   `json:"reason"`
+	Host     string   `json:"host"`
+	Failures int64    `json:"failures"`
+	First    int64    `json:"first,omitempty"`
+	Last     int64    `json:"last,omitempty"`
+	Statuses []string `json:"statuses,omitempty"`
+	ProbeAt  int64    `json:"probe_at,omitempty"`
+	ProbeBy  string   `json:"probe_by,omitempty"`
+}
+
+func (r record) flag(key Key) Flag {
+	f := Flag{
+		Account: key.Account,
+		URLKey:  key.URLKey,
+		URLHost: r.Host,
+		State:   r.State,
+		Trip:    r.Trip,
+		Since:   fromMilli(r.Since),
+		Until:   fromMilli(r.Until),
+		Trips:   int(r.Trips),
+		ByHand:  r.ByHand,
+		Reason:  r.Reason,
+		Evidence: Evidence{
+			Failures: int(r.Failures),
+			FirstAt:  fromMilli(r.First),
+			LastAt:   fromMilli(r.Last),
+			Statuses: append([]string{}, r.Statuses...),
+		},
+	}
+	if r.ProbeAt != 0 {
+		f.Probe = &Probe{StartedAt: fromMilli(r.ProbeAt), By: r.ProbeBy}
+	}
+	return f
+}
+
+func (f Flag) record() record {
+	r := record{
+		State:    f.State,
+		Trip:     f.Trip,
+		Since:    toMilli(f.Since),
+		Until:    toMilli(f.Until),
+		Trips:    int64(f.Trips),
+		ByHand:   f.ByHand,
+		Reason:   f.Reason,
+		Host:     f.URLHost,
+		Failures: int64(f.Evidence.Failures),
+		First:    toMilli(f.Evidence.FirstAt),
+		Last:     toMilli(f.Evidence.LastAt),
+		Statuses: f.Evidence.Statuses,
+	}
+	if f.Probe != nil {
+		r.ProbeAt, r.ProbeBy = toMilli(f.Probe.StartedAt), f.Probe.By
+	}
+	return r
+}
+
+func fromMilli(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms).UTC()
+}
+
+func toMilli(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}
+
+// A delta is what a batch says about one URL.
+type delta struct {
+	host string
+	// OK is the highest sequence of a success, OKAt its time. Failures before
+	// it are left out.
+	OK   int64 `json:"o,omitempty"`
+	OKAt int64 `json:"oa,omitempty"`
+	// Probes and Failures are in the order of their sequences. Failures are
+	// pairs: sequence and time.
+	Probes   []probed `json:"p,omitempty"`
+	Failures []int64  `json:"f,omitempty"`
+	// Statuses are the last different outcomes of Failures.
+	Statuses []string `json:"e,omitempty"`
+}
+
+type probed struct {
+	Seq       int64  `json:"s"`
+	At        int64  `json:"at"`
+	Delivered bool   `json:"ok"`
+	Trip      string `json:"trip"`
+	Status    string `json:"e"`
+}
+
+// healthy reports whether the batch holds nothing but successes.
+func (d *delta) healthy() bool { return len(d.Probes) == 0 && len(d.Failures) == 0 }
+
+// fold sums a batch up per URL. The keys come in the order of their first
+// observation.
+func fold(batch []Observation) ([]Key, map[Key]*delta) {
+	deltas := make(map[Key]*delta)
+	var keys []Key
+	failures := make(map[Key][]Observation)
+	for _, o := range batch {
+		d := deltas[o.Key]
+		if d == nil {
+			d = &delta{host: o.URLHost}
+			deltas[o.Key] = d
+			keys = append(keys, o.Key)
+		}
+		seq, at := int64(o.Seq), toMilli(o.Result.At) //nolint:gosec // a stream sequence stays far below 2^63
+		switch {
+		case o.Result.Probe:
+			d.Probes = append(d.Probes, probed{
+				Seq: seq, At: at, Delivered: o.Result.Delivered, Trip: o.Result.Trip, Status: o.Result.label(),
+			})
+		case o.Result.Delivered:
+			if seq > d.OK {
+				d.OK, d.OKAt = seq, at
+			}
+		default:
+			failures[o.Key] = append(failures[o.Key], o)
+		}
+	}
+	for key, failed := range failures {
+		d := deltas[key]
+		slices.SortFunc(failed, func(a, b Observation) int { return cmp.Compare(a.Seq, b.Seq) })
+		for _, o := range failed {
+			if int64(o.Seq) <= d.OK { //nolint:gosec // as above
+				continue // the success came later
+			}
+			d.Failures = append(d.Failures, int64(o.Seq), toMilli(o.Result.At)) //nolint:gosec // as above
+			d.Statuses = keepStatuses(d.Statuses, o.Result.label())
+		}
+	}
+	for _, d := range deltas {
+		slices.SortFunc(d.Probes, func(a, b probed) int { return cmp.Compare(a.Seq, b.Seq) })
+	}
+	return keys, deltas
+}
+
+// keepStatuses appends the outcomes to kept: different ones only, the newest
+// last, at most statusesKept.
+func keepStatuses(kept []string, outcomes ...string) []string {
+	kept = slices.Clone(kept)
+	for _, s := range outcomes {
+		kept = append(slices.DeleteFunc(kept, func(k string) bool { return k == s }), s)
+	}
+	return kept[max(0, len(kept)-statusesKept):]
+}
+
+// bucket is a bucket of a window with absolute times.
+type bucket struct{ first, count int64 }
+
+func (w *window) buckets() []bucket {
+	bs := make([]bucket, 0, len(w.Buckets)/2)
+	for i := 0; i+1 < len(w.Buckets); i += 2 {
+		bs = append(bs, bucket{w.First + w.Buckets[i], w.Buckets[i+1]})
+	}
+	return bs
+}
+
+// set replaces the buckets, in the order of their times; last is the time of
+// the newest failure. Without buckets the window is empty and the next warning
+// may come.
+func (w *window) set(bs []bucket, last int64) {
+	w.First, w.Last, w.Buckets = 0, 0, nil
+	if len(bs) == 0 {
+		w.Warned, w.Statuses = 0, nil
+		return
+	}
+	w.First, w.Last = bs[0].first, last-bs[0].first
+	for _, b := range bs {
+		w.Buckets = append(w.Buckets, b.first-w.First, b.count)
+	}
+}
+
+// prune forgets the buckets that began before the window did.
+func (w *window) prune(l limits, now int64) {
+	last := w.First + w.Last
+	w.set(slices.DeleteFunc(w.buckets(), func(b bucket) bool { return b.first < now-l.Window }), last)
+}
+
+// add counts one failure at a time within the window.
+func (w *window) add(l limits, at int64) {
+	bs, last := w.buckets(), max(at, w.First+w.Last)
+	i, found := slices.BinarySearchFunc(bs, at/l.Width, func(b bucket, n int64) int {
+		return cmp.Compare(b.first/l.Width, n)
+	})
+	if found {
+		bs[i].count++
+		bs[i].first = min(bs[i].first, at)
+	} else {
+		bs = slices.Insert(bs, i, bucket{at, 1})
+	}
+	w.set(bs, last)
+}
+
+func (w *window) failures() int64 {
+	var n int64
+	for i := 1; i < len(w.Buckets); i += 2 {
+		n += w.Buckets[i]
+	}
+	return n
+}
+
+// fulfils reports whether a pruned window asks for a suspension.
+func (w *window) fulfils(l limits) bool {
+	return w.failures() >= l.Failures && w.Last >= l.Span
+}
+
+// evidence is the record of a trip, or of a warning, that this window gives.
+func (w *window) evidence(host string, state State) record {
+	return record{
+		State:    state,
+		Trip:     tripID(w.First, w.Seq),
+		Since:    w.First,
+		Reason:   ReasonAlwaysFailing,
+		Host:     host,
+		Failures: w.failures(),
+		First:    w.First,
+		Last:     w.First + w.Last,
+		Statuses: w.Statuses,
+	}
+}
+
+// tripID names a stretch of a suspension by the journal record that caused it
+// and a time that journal records tell.
+func tripID(at, seq int64) string { return fmt.Sprintf("%d-%d", at, seq) }
+
+// load returns the window, or nil if there is none any more.
+func (m *Machine) load(now int64) *window {
+	if m.win != nil && now >= m.expires {
+		m.win = nil
+	}
+	return m.win
+}
+
+// save keeps the window for as long as any of it matters.
+func (m *Machine) save(w *window, now int64) {
+	ttl := m.limits.Window
+	if left := w.Resumed + w.Level*w.Spell - now; w.Level > 0 && left > 0 {
+		ttl = max(ttl, left)
+	} else {
+		w.Level, w.Spell = 0, 0
+	}
+	m.win, m.expires = w, now+ttl
+}
+
+func (m *Machine) step(event Event, now int64, r record) Transition {
+	return Transition{Event: event, At: fromMilli(now), Flag: r.flag(m.key)}
+}
+
+// Flag returns a copy of the URL's flag, nil while it is active.
+func (m *Machine) Flag() *Flag {
+	if m.flag == nil {
+		return nil
+	}
+	return new(m.flag.flag(m.key))
+}
+
+// Observe takes in results of this URL (the Key is not looked at). candidate
+// says that the URL fulfils the rule: Trip may be called.
+func (m *Machine) Observe(now time.Time, batch []Observation) (steps []Transition, candidate bool) {
+	batch = slices.Clone(batch)
+	for i := range batch {
+		batch[i].Key = m.key
+	}
+	_, deltas := fold(batch)
+	d := deltas[m.key]
+	if d == nil {
+		return nil, false
+	}
+	return m.observe(now.UnixMilli(), d)
+}
+
+func (m *Machine) observe(now int64, d *delta) (steps []Transition, candidate bool) {
+	w := m.load(now)
+	exists := w != nil
+	if !exists {
+		w = new(window)
+	}
+	touched := false
+
+	ok, okAt := d.OK, d.OKAt
+	for _, p := range d.Probes {
+		switch {
+		case m.flag != nil && !m.flag.ByHand && m.flag.Trip == p.Trip && p.Delivered:
+			f := *m.flag
+			steps = append(steps, m.step(EventResumed, now, f))
+			m.flag = nil
+			w.set(nil, 0)
+			w.Seq, w.OK = max(w.Seq, p.Seq), max(w.OK, p.Seq)
+			w.Resumed = max(min(p.At, now), f.Since)
+			w.Level, w.Spell = min(f.Trips, m.limits.Levels), m.limits.length(f.Trips)
+			exists, touched = true, true
+		case m.flag != nil && !m.flag.ByHand && m.flag.Trip == p.Trip:
+			f := *m.flag
+			at := min(p.At, now)
+			f.State, f.Trip, f.ProbeAt, f.ProbeBy = Suspended, tripID(at, p.Seq), 0, ""
+			f.Trips++
+			f.Until = now + m.limits.jittered(f.Trips, permille(m.key, now))
+			f.Failures++
+			f.Last = at
+			f.Statuses = keepStatuses(f.Statuses, p.Status)
+			m.flag = &f
+			steps = append(steps, m.step(EventSuspended, now, f))
+		case p.Delivered && p.Seq > ok:
+			// The suspension it belonged to is gone; it is a success all the same.
+			ok, okAt = p.Seq, p.At
+		}
+	}
+
+	if ok > w.OK && (exists || now-okAt > m.limits.Late) {
+		w.set(nil, 0)
+		w.OK = ok
+		touched = true
+	}
+
+	if m.flag == nil && len(d.Failures) > 0 {
+		touched = true
+		w.prune(m.limits, now)
+		counted := false
+		for i := 0; i+1 < len(d.Failures); i += 2 {
+			seq, at := d.Failures[i], min(d.Failures[i+1], now)
+			if seq <= w.Seq || seq <= w.OK {
+				continue
+			}
+			w.Seq = seq
+			if at <= w.Resumed || at < now-m.limits.Window {
+				continue
+			}
+			w.add(m.limits, at)
+			counted = true
+		}
+		if counted {
+			w.Statuses = keepStatuses(w.Statuses, d.Statuses...)
+		}
+		if w.Warned == 0 && w.failures() >= m.limits.AtRisk {
+			w.Warned = 1
+			steps = append(steps, m.step(EventAtRisk, now, w.evidence(m.host, Active)))
+		}
+		candidate = w.fulfils(m.limits)
+	}
+	if touched {
+		m.save(w, now)
+	}
+	return steps, candidate
+}
+
+// Trip suspends the URL if it still fulfils the rule.
+func (m *Machine) Trip(at time.Time) (Transition, bool) {
+	now := at.UnixMilli()
+	if m.flag != nil || m.load(now) == nil {
+		return Transition{}, false
+	}
+	w := new(*m.win)
+	w.prune(m.limits, now)
+	if !w.fulfils(m.limits) {
+		return Transition{}, false
+	}
+	f := w.evidence(m.host, Suspended)
+	f.Since = max(now, w.Resumed+1)
+	f.Trips = 1
+	if w.Level > 0 {
+		f.Trips += max(0, w.Level-(now-w.Resumed)/w.Spell)
+	}
+	f.Until = now + m.limits.jittered(f.Trips, permille(m.key, now))
+	m.flag = &f
+	w.set(nil, 0)
+	w.Level, w.Spell = 0, 0
+	m.save(w, now)
+	return m.step(EventSuspended, now, f), true
+}
+
+// StartProbe notes that a dispatcher began the probe of a trip.
+func (m *Machine) StartProbe(now time.Time, trip string, p Probe) (Transition, bool) {
+	if m.flag == nil || m.flag.ByHand || m.flag.Trip != trip {
+		return Transition{}, false
+	}
+	f := *m.flag
+	f.State, f.ProbeAt, f.ProbeBy = Probing, toMilli(p.StartedAt), p.By
+	first := m.flag.State == Suspended
+	m.flag = &f
+	return m.step(EventProbing, now.UnixMilli(), f), first
+}
+
+// SuspendByHand suspends the URL until it is resumed by hand.
+func (m *Machine) SuspendByHand(at time.Time, c Command) (Transition, bool) {
+	now := at.UnixMilli()
+	w, stale := m.command(now, c)
+	if stale {
+		return Transition{}, false
+	}
+	if m.flag != nil && m.flag.ByHand {
+		m.save(w, now)
+		return Transition{}, false
+	}
+	given := min(toMilli(c.At), now)
+	f := record{Host: c.URLHost}
+	if m.flag != nil {
+		f = *m.flag
+	}
+	f.State, f.Reason, f.ByHand = Suspended, ReasonByHand, true
+	f.Trip = fmt.Sprintf("hand-%d-%d", given, c.Seq)
+	f.Since, f.Until, f.ProbeAt, f.ProbeBy = max(given, w.Resumed+1), 0, 0, ""
+	m.flag = &f
+	w.set(nil, 0)
+	m.save(w, now)
+	return m.step(EventSuspended, now, f), true
+}
+
+// Resume ends any suspension, and forgets the URL's past in any case.
+func (m *Machine) Resume(at time.Time, c Command) (Transition, bool) {
+	now := at.UnixMilli()
+	w, stale := m.command(now, c)
+	if stale {
+		return Transition{}, false
+	}
+	w.Resumed = max(w.Resumed, min(toMilli(c.At), now))
+	w.Level, w.Spell = 0, 0
+	w.set(nil, 0)
+	var step Transition
+	ended := m.flag != nil
+	if ended {
+		w.Resumed = max(w.Resumed, m.flag.Since)
+		step = m.step(EventResumed, now, *m.flag)
+		m.flag = nil
+	}
+	m.save(w, now)
+	return step, ended
+}
+
+// command loads the window and notes the command's sequence in it, or reports
+// that it was seen before.
+func (m *Machine) command(now int64, c Command) (w *window, stale bool) {
+	w = m.load(now)
+	if w == nil {
+		w = new(window)
+	}
+	seq := int64(c.Seq) //nolint:gosec // a stream sequence stays far below 2^63
+	if seq > 0 && seq <= w.Hand {
+		return nil, true
+	}
+	w.Hand = max(w.Hand, seq)
+	return w, false
+}
