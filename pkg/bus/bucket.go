@@ -1,0 +1,142 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+)
+
+// Entry is a key of a bucket. Value is nil when the key was deleted.
+type Entry struct {
+	Key      string
+	Value    []byte
+	Revision uint64
+}
+
+// Bucket is a small replicated map that processes watch. It is safe for concurrent use.
+type Bucket struct {
+	b    *Bus
+	name string
+	kv   jetstream.KeyValue
+}
+
+// Bucket returns the bucket, waiting until its owner created it.
+func (b *Bus) Bucket(ctx context.Context, name string) (*Bucket, error) {
+	k := &Bucket{b: b, name: name}
+	return k, b.insist(ctx, "bucket "+name, func(ctx context.Context) (err error) {
+		k.kv, err = b.js.KeyValue(ctx, name)
+		return err
+	})
+}
+
+// Watch calls apply with every entry, first those that exist, then each change in order, until ctx ends.
+// loaded is called once after the existing ones. After a loss of the broker it carries on; when the watch
+// itself is lost it starts anew, so an entry can come twice.
+func (k *Bucket) Watch(ctx context.Context, apply func(Entry), loaded func()) error {
+	pause := newBackoff(200*time.Millisecond, 2*time.Second)
+	for {
+		w, err := k.kv.WatchAll(ctx)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			k.b.log.Warn("watch interrupted; trying again", zap.String("bucket", k.name), zap.Error(err))
+			if pause.wait(ctx) != nil {
+				return nil
+			}
+			continue
+		}
+		k.drain(ctx, w, apply, &loaded)
+		_ = w.Stop()
+		if ctx.Err() != nil {
+			return nil
+		}
+	}
+}
+
+func (k *Bucket) drain(ctx context.Context, w jetstream.KeyWatcher, apply func(Entry), loaded *func()) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e, open := <-w.Updates():
+			switch {
+			case !open:
+				return
+			case e == nil:
+				if *loaded != nil {
+					(*loaded)()
+					*loaded = nil
+				}
+			case e.Operation() == jetstream.KeyValuePut:
+				apply(Entry{e.Key(), e.Value(), e.Revision()})
+			default:
+				apply(Entry{e.Key(), nil, e.Revision()})
+			}
+		}
+	}
+}
+
+// Get returns the entry, ErrNotFound when there is none.
+func (k *Bucket) Get(ctx context.Context, key string) (Entry, error) {
+	e, err := k.kv.Get(ctx, key)
+	if err != nil {
+		return Entry{}, k.wrap("read", err)
+	}
+	return Entry{e.Key(), e.Value(), e.Revision()}, nil
+}
+
+// Keys returns the keys that exist.
+func (k *Bucket) Keys(ctx context.Context) ([]string, error) {
+	keys, err := k.kv.Keys(ctx)
+	if errors.Is(err, jetstream.ErrNoKeysFound) {
+		return nil, nil
+	}
+	return keys, k.wrap("list", err)
+}
+
+// Create stores a key that does not exist and returns its revision; ErrConflict when it does.
+func (k *Bucket) Create(ctx context.Context, key string, value []byte) (uint64, error) {
+	rev, err := k.kv.Create(ctx, key, value)
+	return rev, k.wrap("create", err)
+}
+
+// Put stores a key whatever it held and returns its revision.
+func (k *Bucket) Put(ctx context.Context, key string, value []byte) (uint64, error) {
+	rev, err := k.kv.Put(ctx, key, value)
+	return rev, k.wrap("write", err)
+}
+
+// Update stores a key that still has that revision and returns the new one; ErrConflict when it has another.
+func (k *Bucket) Update(ctx context.Context, key string, value []byte, revision uint64) (uint64, error) {
+	rev, err := k.kv.Update(ctx, key, value, revision)
+	return rev, k.wrap("write", err)
+}
+
+// Delete removes a key; with a revision above 0 only when the key still has it, else ErrConflict.
+func (k *Bucket) Delete(ctx context.Context, key string, revision uint64) error {
+	var opts []jetstream.KVDeleteOpt
+	if revision > 0 {
+		opts = append(opts, jetstream.LastRevision(revision))
+	}
+	return k.wrap("delete", k.kv.Delete(ctx, key, opts...))
+}
+
+func (k *Bucket) wrap(what string, err error) error {
+	var api *jetstream.APIError
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, jetstream.ErrKeyNotFound):
+		return ErrNotFound
+	case errors.Is(err, jetstream.ErrKeyExists):
+		return ErrConflict
+	case errors.As(err, &api) && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant):
+		return ErrConflict
+	}
+	return fmt.Errorf("%s in bucket %s: %w", what, k.name, err)
+}

@@ -1,0 +1,218 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+
+	"gancho/pkg/notification"
+)
+
+// fetchWait is how long one pull request stays open. A stop waits at most this long for messages that may
+// still come on it, so that none is counted as delivered without having been handled.
+const fetchWait = time.Second
+
+// Consumer pulls one durable consumer. It recreates the consumer when somebody deleted it.
+type Consumer struct {
+	b      *Bus
+	stream string
+	cfg    jetstream.ConsumerConfig
+	c      jetstream.Consumer
+}
+
+// consumer returns the durable, created if missing and updated when its limits changed (which keeps its
+// state), waiting for stream and broker.
+func (b *Bus) consumer(ctx context.Context, stream string, cfg jetstream.ConsumerConfig) (*Consumer, error) {
+	if _, err := b.stream(ctx, stream); err != nil {
+		return nil, err
+	}
+	cfg.AckPolicy = jetstream.AckExplicitPolicy
+	c := &Consumer{b: b, stream: stream, cfg: cfg}
+	return c, c.open(ctx)
+}
+
+func (c *Consumer) open(ctx context.Context) error {
+	return c.b.insist(ctx, "consumer "+c.cfg.Durable, func(ctx context.Context) (err error) {
+		c.c, err = c.b.js.CreateOrUpdateConsumer(ctx, c.stream, c.cfg)
+		return err
+	})
+}
+
+// fetch asks for at most n messages and hands each to handle as it comes. It returns when n came or
+// fetchWait passed, with how many came. An error means that the broker or the consumer is in trouble; fetch
+// has then paused a little.
+func (c *Consumer) fetch(ctx context.Context, n int, handle func(jetstream.Msg)) (int, error) {
+	batch, err := c.c.Fetch(n, jetstream.FetchMaxWait(fetchWait))
+	got := 0
+	if err == nil {
+		for m := range batch.Messages() {
+			got++
+			handle(m)
+		}
+		err = batch.Error()
+	}
+	if err == nil || errors.Is(err, context.DeadlineExceeded) {
+		return got, nil
+	}
+	pause := newBackoff(200*time.Millisecond, time.Second)
+	if errors.Is(err, jetstream.ErrConsumerDeleted) || errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrNoHeartbeat) {
+		if openErr := c.open(ctx); openErr != nil {
+			return got, openErr
+		}
+	} else {
+		_ = pause.wait(ctx)
+	}
+	return got, fmt.Errorf("fetch from %s: %w", c.stream, err)
+}
+
+// Lane is one of the three ways a notification comes to a dispatcher.
+type Lane string
+
+// The lanes.
+const (
+	LaneFirst  Lane = "first"  // NOTIFICATIONS: first attempts
+	LaneRetry  Lane = "retry"  // RETRIES: NumDelivered 1..5 is the number of the retry
+	LaneParked Lane = "parked" // PARKED: released or probing
+)
+
+// LaneDisabled is the lane of PARKED for webhooks that their owner disabled.
+const LaneDisabled = "disabled"
+
+// Delivery is a notification handed to this process, and the duty to settle it with exactly one of Ack or
+// NakAfter. Leaving it alone has it delivered again after the consumer's ack wait.
+type Delivery struct {
+	notification.Notification
+
+	Lane         Lane
+	NumDelivered int       // counts from 1
+	StoredAt     time.Time // when the broker stored this message
+	Sequence     uint64    // in its stream
+
+	msg jetstream.Msg
+	b   *Bus
+}
+
+// Ack settles the delivery. It is sent without waiting for the broker: a lost ack means that the
+// notification comes again and the journal tells what has been done.
+func (d *Delivery) Ack() {
+	if err := d.msg.Ack(); err != nil {
+		d.b.log.Debug("ack not sent; the message will come again", zap.Error(err))
+	}
+}
+
+// NakAfter has the same message delivered again after the delay, with NumDelivered one higher.
+func (d *Delivery) NakAfter(delay time.Duration) {
+	if err := d.msg.NakWithDelay(max(delay, time.Millisecond)); err != nil {
+		d.b.log.Debug("nak not sent; the message will come again after the ack wait", zap.Error(err))
+	}
+}
+
+// Puller hands out the deliveries of one lane.
+type Puller struct {
+	*Consumer
+	lane Lane
+}
+
+// First returns the puller of first attempts. ackWait must be well above the duration of one attempt.
+func (b *Bus) First(ctx context.Context, ackWait time.Duration) (*Puller, error) {
+	c, err := b.consumer(ctx, Notifications, jetstream.ConsumerConfig{
+		Durable: ConsumerFirst, AckWait: ackWait, MaxAckPending: 50_000, MaxDeliver: -1,
+	})
+	return &Puller{c, LaneFirst}, err
+}
+
+// Retries returns the puller of due retries. MaxDeliver 5 is the limit of retries, enforced by the broker.
+func (b *Bus) Retries(ctx context.Context, ackWait time.Duration) (*Puller, error) {
+	c, err := b.consumer(ctx, Retries, jetstream.ConsumerConfig{
+		Durable: ConsumerRetries, AckWait: ackWait, MaxAckPending: 500_000, MaxDeliver: notification.MaxAttempts - 1,
+		FilterSubject: "gancho.retries.due.>",
+	})
+	return &Puller{c, LaneRetry}, err
+}
+
+// Pull asks for at most n deliveries and hands each to handle as it comes; it returns how many came after
+// n came or about a second passed. What is not one of our messages goes to QUARANTINE.
+func (p *Puller) Pull(ctx context.Context, n int, handle func(*Delivery)) (int, error) {
+	handled := 0
+	_, err := p.fetch(ctx, n, func(m jetstream.Msg) {
+		if d := p.b.delivery(ctx, p.lane, m); d != nil {
+			handled++
+			handle(d)
+		}
+	})
+	return handled, err
+}
+
+// AckPending returns how many messages are delivered and not settled, waiting retries included.
+func (p *Puller) AckPending(ctx context.Context) (int, error) {
+	info, err := p.c.Info(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("consumer %s: %w", p.cfg.Durable, err)
+	}
+	return info.NumAckPending, nil
+}
+
+// delivery decodes m; nil means that it was set aside or waits for a newer version.
+func (b *Bus) delivery(ctx context.Context, lane Lane, m jetstream.Msg) *Delivery {
+	meta, err := m.Metadata()
+	if err != nil {
+		b.log.Error("a message without JetStream metadata was ignored", zap.Error(err))
+		return nil
+	}
+	d := &Delivery{Lane: lane, NumDelivered: int(meta.NumDelivered), StoredAt: meta.Timestamp, Sequence: meta.Sequence.Stream, msg: m, b: b} //nolint:gosec // a count
+	d.Notification, err = decode(m.Headers(), m.Data())
+	switch {
+	case errors.Is(err, errNewer):
+		d.NakAfter(30 * time.Second)
+		return nil
+	case err != nil:
+		if err := b.quarantine(ctx, meta.Stream, "not_a_notification", err.Error(), m); err == nil {
+			d.Ack()
+		}
+		return nil
+	}
+	return d
+}
+
+// quarantine copies m to QUARANTINE with the reason. The caller acks m after a nil error.
+func (b *Bus) quarantine(ctx context.Context, stream, reason, detail string, m jetstream.Msg) error {
+	meta, err := m.Metadata()
+	if err != nil {
+		return err
+	}
+	q := message("gancho.quarantine."+stream+"."+reason, fmt.Sprintf("%s:%d", stream, meta.Sequence.Stream), m.Data())
+	for k, v := range m.Headers() {
+		if len(k) < 5 || k[:5] != "Nats-" {
+			q.Header[k] = v
+		}
+	}
+	q.Header[headerReason] = []string{reason}
+	q.Header["Gancho-Detail"] = []string{detail}
+	q.Header[headerSubject] = []string{m.Subject()}
+	if _, err = b.publish(ctx, Quarantine, q); err != nil {
+		return err
+	}
+	b.log.Error("a message was set aside in QUARANTINE", zap.String("stream", stream), zap.String("reason", reason),
+		zap.Uint64("stream_seq", meta.Sequence.Stream), zap.String("detail", detail))
+	return nil
+}
+
+// SetAside copies the delivery to QUARANTINE; the caller settles it.
+func (d *Delivery) SetAside(ctx context.Context, reason, detail string) error {
+	return d.b.quarantine(ctx, d.stream(), reason, detail, d.msg)
+}
+
+func (d *Delivery) stream() string {
+	switch d.Lane {
+	case LaneRetry:
+		return Retries
+	case LaneParked:
+		return Parked
+	case LaneFirst:
+	}
+	return Notifications
+}

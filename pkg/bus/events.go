@@ -1,0 +1,161 @@
+package bus
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+
+	"gancho/pkg/event"
+)
+
+// EventMessage is a message of CRM_EVENTS handed to this process. Ack it when all that follows from it is
+// stored.
+type EventMessage struct {
+	event.Message
+
+	StoredAt     time.Time
+	NumDelivered int
+
+	msg jetstream.Msg
+	b   *Bus
+}
+
+// Ack settles the event. A lost ack means that it comes again and is recognised.
+func (m *EventMessage) Ack() {
+	if err := m.msg.Ack(); err != nil {
+		m.b.log.Debug("ack not sent; the event will come again", zap.Error(err))
+	}
+}
+
+// InProgress tells the broker that the event is being worked on, which starts its ack wait anew.
+func (m *EventMessage) InProgress() { _ = m.msg.InProgress() }
+
+// EventsConsumer pulls CRM_EVENTS.
+type EventsConsumer struct{ *Consumer }
+
+// EventsAckWait is how long a publisher may be silent about an event before another one gets it.
+const EventsAckWait = 30 * time.Second
+
+// Events returns the publisher's consumer of CRM_EVENTS.
+func (b *Bus) Events(ctx context.Context) (*EventsConsumer, error) {
+	c, err := b.consumer(ctx, Events, jetstream.ConsumerConfig{
+		Durable: ConsumerPublisher, AckWait: EventsAckWait, MaxAckPending: 10_000, MaxDeliver: -1,
+	})
+	return &EventsConsumer{c}, err
+}
+
+// Pull asks for at most n events and hands each to handle as it comes.
+func (c *EventsConsumer) Pull(ctx context.Context, n int, handle func(*EventMessage)) error {
+	_, err := c.fetch(ctx, n, func(m jetstream.Msg) {
+		meta, err := m.Metadata()
+		if err != nil {
+			c.b.log.Error("a message without JetStream metadata was ignored", zap.Error(err))
+			return
+		}
+		h := m.Headers()
+		handle(&EventMessage{
+			Message:  event.Message{Subject: m.Subject(), Header: h.Get, Body: m.Data(), Sequence: meta.Sequence.Stream},
+			StoredAt: meta.Timestamp, NumDelivered: int(meta.NumDelivered), msg: m, b: c.b, //nolint:gosec // a count
+		})
+	})
+	return err
+}
+
+// Reject stores what cannot be an event on REJECTED_EVENTS, its bytes unchanged.
+func (b *Bus) Reject(ctx context.Context, m event.Message, why *event.Rejected) error {
+	r := message("gancho.rejected."+string(why.Reason), Events+":"+strconv.FormatUint(m.Sequence, 10), m.Body)
+	r.Header[headerReason] = []string{string(why.Reason)}
+	r.Header[headerSubject] = []string{m.Subject}
+	_, err := b.publish(ctx, Rejected, r)
+	return err
+}
+
+// Published says where an event was stored.
+type Published struct {
+	Stream    string
+	Sequence  uint64
+	Duplicate bool
+}
+
+// PublishEvent stores an event as the CRM would, with that message id, once: it returns an error, and does
+// not repeat, when the broker gives no answer. It is for ingest, whose caller decides.
+func (b *Bus) PublishEvent(ctx context.Context, subject, msgID, traceparent string, body []byte) (Published, error) {
+	m := message(subject, msgID, body)
+	if traceparent != "" {
+		m.Header[headerTraceparent] = []string{traceparent}
+	}
+	p := b.start(Events, m)
+	if p.err != nil {
+		return Published{}, fmt.Errorf("publish event: %w", p.err)
+	}
+	select {
+	case ack := <-p.future.Ok():
+		return Published{ack.Stream, ack.Sequence, ack.Duplicate}, nil
+	case err := <-p.future.Err():
+		if final := p.final(err); final != nil {
+			err = final
+		}
+		return Published{}, fmt.Errorf("publish event: %w", err)
+	case <-ctx.Done():
+		return Published{}, fmt.Errorf("publish event: %w", ctx.Err())
+	}
+}
+
+// purgeEvery is how often NOTIFICATIONS is trimmed.
+const purgeEvery = 30 * time.Second
+
+// TrimNotifications purges from NOTIFICATIONS what the dispatchers acknowledged longer than keep ago,
+// until ctx ends. keep is the duplicate window: ids in it must survive a broker restart.
+func (b *Bus) TrimNotifications(ctx context.Context, keep time.Duration) error {
+	s, err := b.stream(ctx, Notifications)
+	if err != nil {
+		return err
+	}
+	type mark struct {
+		at    time.Time
+		floor uint64
+	}
+	var marks []mark // ack floors, oldest first
+	ticker := time.NewTicker(min(purgeEvery, max(keep/4, time.Second)))
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		c, err := s.Consumer(ctx, ConsumerFirst)
+		if err != nil {
+			b.log.Debug("trim of NOTIFICATIONS put off", zap.Error(err))
+			continue
+		}
+		now := time.Now()
+		marks = append(marks, mark{now, c.CachedInfo().AckFloor.Stream})
+		var upTo uint64
+		for len(marks) > 0 && now.Sub(marks[0].at) > keep {
+			upTo, marks = marks[0].floor, marks[1:]
+		}
+		if upTo == 0 {
+			continue
+		}
+		if err := s.Purge(ctx, jetstream.WithPurgeSequence(upTo+1)); err != nil {
+			b.log.Warn("trim of NOTIFICATIONS failed; it is tried again", zap.Error(err))
+		}
+	}
+}
+
+// EventAt reads an event back from CRM_EVENTS; ErrNotFound when it has aged out.
+func (b *Bus) EventAt(ctx context.Context, sequence uint64) (event.Message, time.Time, error) {
+	raw, err := b.get(ctx, Events, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
+		return s.GetMsg(ctx, sequence)
+	})
+	if err != nil {
+		return event.Message{}, time.Time{}, err
+	}
+	return event.Message{Subject: raw.Subject, Header: nats.Header(raw.Header).Get, Body: raw.Data, Sequence: raw.Sequence}, raw.Time, nil
+}

@@ -1,0 +1,285 @@
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+
+	"gancho/pkg/notification"
+)
+
+// ErrNotFound says that a message, record or key does not exist, or no more.
+var ErrNotFound = errors.New("not found")
+
+// Record writes r on top of the notification's record with the sequence r.Previous (0: none) and returns
+// its sequence. ErrConflict means that another record came first: read Last and follow it.
+func (b *Bus) Record(ctx context.Context, r *notification.Record) (uint64, error) {
+	r.Schema = notification.Schema
+	body, err := json.Marshal(r)
+	if err != nil {
+		return 0, fmt.Errorf("encode journal record: %w", err)
+	}
+	m := message(subjectAttempts(r.Account, r.NotificationID), "", body)
+	expectLast(m, r.Previous)
+	ack, err := b.publish(ctx, Attempts, m)
+	if err != nil {
+		if errors.Is(err, ErrConflict) {
+			// Our own record, stored while its answer was lost, conflicts with its repetition.
+			if last, lookErr := b.LastRecord(ctx, r.Account, r.NotificationID); lookErr == nil && last.sameAs(r) {
+				return last.Sequence, nil
+			}
+		}
+		return 0, err
+	}
+	return ack.Sequence, nil
+}
+
+// get reads one message, turning "not there" into ErrNotFound and repeating while the broker is away.
+func (b *Bus) get(ctx context.Context, stream string, read func(context.Context, jetstream.Stream) (*jetstream.RawStreamMsg, error)) (*jetstream.RawStreamMsg, error) {
+	pause := newBackoff(50*time.Millisecond, time.Second)
+	for {
+		s, err := b.stream(ctx, stream)
+		if err != nil {
+			return nil, err
+		}
+		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
+		raw, err := read(attempt, s)
+		cancel()
+		switch {
+		case err == nil:
+			return raw, nil
+		case errors.Is(err, jetstream.ErrMsgNotFound):
+			return nil, ErrNotFound
+		case ctx.Err() != nil:
+			return nil, fmt.Errorf("read from %s: %w", stream, ctx.Err())
+		}
+		b.log.Debug("read repeated", zap.String("stream", stream), zap.Error(err))
+		if err := pause.wait(ctx); err != nil {
+			return nil, fmt.Errorf("read from %s: %w", stream, err)
+		}
+	}
+}
+
+func (b *Bus) last(ctx context.Context, stream, subject string) (*jetstream.RawStreamMsg, error) {
+	return b.get(ctx, stream, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
+		return s.GetLastMsgForSubject(ctx, subject)
+	})
+}
+
+// LastRecord returns the notification's newest journal record, ErrNotFound when it has none.
+func (b *Bus) LastRecord(ctx context.Context, account, id string) (*Recorded, error) {
+	raw, err := b.last(ctx, Attempts, subjectAttempts(account, id))
+	if err != nil {
+		return nil, err
+	}
+	return decodeRecord(raw.Data, raw.Sequence)
+}
+
+// RecordAt returns the journal record with that sequence, ErrNotFound when it has aged out.
+func (b *Bus) RecordAt(ctx context.Context, sequence uint64) (*Recorded, error) {
+	raw, err := b.get(ctx, Attempts, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
+		return s.GetMsg(ctx, sequence)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return decodeRecord(raw.Data, raw.Sequence)
+}
+
+// Recorded is a record read from the journal.
+type Recorded struct{ notification.Record }
+
+func (r *Recorded) sameAs(o *notification.Record) bool {
+	return r.Previous == o.Previous && r.Kind == o.Kind && r.Send == o.Send && r.AttemptsDone == o.AttemptsDone && r.At.Equal(o.At)
+}
+
+func decodeRecord(body []byte, sequence uint64) (*Recorded, error) {
+	var r Recorded
+	if err := json.Unmarshal(body, &r.Record); err != nil {
+		return nil, fmt.Errorf("decode journal record %d: %w", sequence, err)
+	}
+	r.Sequence = sequence
+	return &r, nil
+}
+
+// PendingNotification returns the newest message of the notification on NOTIFICATIONS, ErrNotFound when
+// there is none (any more).
+func (b *Bus) PendingNotification(ctx context.Context, account, id string) (*notification.Notification, error) {
+	return b.readNotification(ctx, Notifications, subjectNotification(account, id))
+}
+
+// FailedNotification returns the kept payload of a permanently failed notification.
+func (b *Bus) FailedNotification(ctx context.Context, account, webhook, id string) (*notification.Notification, error) {
+	return b.readNotification(ctx, Failed, subjectFailed(account, webhook, id))
+}
+
+func (b *Bus) readNotification(ctx context.Context, stream, subject string) (*notification.Notification, error) {
+	raw, err := b.last(ctx, stream, subject)
+	if err != nil {
+		return nil, err
+	}
+	n, err := decode(nats.Header(raw.Header), raw.Data)
+	if err != nil {
+		return nil, fmt.Errorf("read from %s: %w", stream, err)
+	}
+	return &n, nil
+}
+
+// RecordBatch is journal records read in order, to be acknowledged together.
+type RecordBatch struct {
+	Records []*notification.Record
+	msgs    []jetstream.Msg
+}
+
+// Ack settles all of the batch. A lost ack means that records come again.
+func (r *RecordBatch) Ack() {
+	for _, m := range r.msgs {
+		_ = m.Ack()
+	}
+}
+
+// JournalConsumer reads the journal.
+type JournalConsumer struct{ *Consumer }
+
+// Journal returns a durable reader of the journal from its beginning, shared by all that use its name.
+func (b *Bus) Journal(ctx context.Context, durable string) (*JournalConsumer, error) {
+	c, err := b.consumer(ctx, Attempts, jetstream.ConsumerConfig{
+		Durable: durable, AckWait: 30 * time.Second, MaxAckPending: 20_000, MaxDeliver: -1,
+	})
+	return &JournalConsumer{c}, err
+}
+
+// Pull returns at most n records; it waits for the first about a second, and for more at most linger.
+func (c *JournalConsumer) Pull(ctx context.Context, n int, linger time.Duration) (*RecordBatch, error) {
+	var batch RecordBatch
+	add := func(m jetstream.Msg) {
+		meta, err := m.Metadata()
+		if err != nil {
+			return
+		}
+		r, err := decodeRecord(m.Data(), meta.Sequence.Stream)
+		if err != nil {
+			c.b.log.Error("an unreadable journal record is skipped", zap.Error(err))
+			_ = m.Ack()
+			return
+		}
+		batch.Records = append(batch.Records, &r.Record)
+		batch.msgs = append(batch.msgs, m)
+	}
+	got, err := c.fetch(ctx, 1, add)
+	if err != nil || got == 0 || n == 1 {
+		return &batch, err
+	}
+	rest, err := c.c.Fetch(n-1, jetstream.FetchMaxWait(max(linger, 10*time.Millisecond)))
+	if err != nil {
+		return &batch, nil //nolint:nilerr // what came first is worth handling; the next Pull meets the error again
+	}
+	for m := range rest.Messages() {
+		add(m)
+	}
+	return &batch, nil
+}
+
+// Exhausted is a message on RETRIES that the broker will not deliver again because its deliveries are used up.
+type Exhausted struct {
+	notification.Notification
+	Sequence uint64
+}
+
+// ExhaustedConsumer reads the broker's max-deliveries advisories.
+type ExhaustedConsumer struct{ *Consumer }
+
+// Exhausted returns the reader of advisories about RETRIES.
+func (b *Bus) Exhausted(ctx context.Context) (*ExhaustedConsumer, error) {
+	c, err := b.consumer(ctx, MaxDeliveries, jetstream.ConsumerConfig{
+		Durable: ConsumerMaxDeliveries, AckWait: 30 * time.Second, MaxAckPending: 1000, MaxDeliver: -1,
+	})
+	return &ExhaustedConsumer{c}, err
+}
+
+// Pull hands the exhausted messages to handle; a nil error from it settles the advisory.
+func (c *ExhaustedConsumer) Pull(ctx context.Context, handle func(*Exhausted) error) error {
+	_, err := c.fetch(ctx, 100, func(m jetstream.Msg) {
+		var advisory struct {
+			Stream    string `json:"stream"`
+			Consumer  string `json:"consumer"`
+			StreamSeq uint64 `json:"stream_seq"`
+		}
+		if err := json.Unmarshal(m.Data(), &advisory); err != nil || advisory.Stream != Retries || advisory.Consumer != ConsumerRetries {
+			_ = m.Ack() // about a consumer that is not ours to repair
+			return
+		}
+		x, err := c.b.ExhaustedAt(ctx, advisory.StreamSeq)
+		if errors.Is(err, ErrNotFound) || err == nil && handle(x) == nil {
+			_ = m.Ack()
+		}
+	})
+	return err
+}
+
+// ExhaustedAt reads the message of RETRIES with that sequence.
+func (b *Bus) ExhaustedAt(ctx context.Context, sequence uint64) (*Exhausted, error) {
+	raw, err := b.get(ctx, Retries, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
+		return s.GetMsg(ctx, sequence)
+	})
+	if err != nil {
+		return nil, err
+	}
+	n, err := decode(nats.Header(raw.Header), raw.Data)
+	if err != nil {
+		return nil, fmt.Errorf("read RETRIES message %s: %w", strconv.FormatUint(sequence, 10), err)
+	}
+	return &Exhausted{n, sequence}, nil
+}
+
+// Remove deletes a message from RETRIES after what follows from it was stored.
+func (b *Bus) Remove(ctx context.Context, x *Exhausted) error {
+	s, err := b.stream(ctx, Retries)
+	if err != nil {
+		return err
+	}
+	if err := s.DeleteMsg(ctx, x.Sequence); err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+		return fmt.Errorf("delete from RETRIES: %w", err)
+	}
+	return nil
+}
+
+// LeftBehind yields the messages of RETRIES that are due and at or below the consumer's ack floor: acked
+// ones are removed from a work queue, so these ran out of deliveries.
+func (b *Bus) LeftBehind(ctx context.Context, retries *Puller) iter.Seq2[*Exhausted, error] {
+	return func(yield func(*Exhausted, error) bool) {
+		info, err := retries.c.Info(ctx)
+		if err != nil {
+			yield(nil, fmt.Errorf("consumer %s: %w", retries.cfg.Durable, err))
+			return
+		}
+		for next := uint64(1); next <= info.AckFloor.Stream; {
+			raw, err := b.get(ctx, Retries, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
+				return s.GetMsg(ctx, next, jetstream.WithGetMsgSubject("gancho.retries.due.>"))
+			})
+			if errors.Is(err, ErrNotFound) || err == nil && raw.Sequence > info.AckFloor.Stream {
+				return
+			}
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			next = raw.Sequence + 1
+			n, err := decode(nats.Header(raw.Header), raw.Data)
+			if err != nil {
+				continue // Pull sets such messages aside
+			}
+			if !yield(&Exhausted{n, raw.Sequence}, nil) {
+				return
+			}
+		}
+	}
+}

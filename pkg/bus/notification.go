@@ -1,0 +1,154 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+
+	"gancho/pkg/event"
+	"gancho/pkg/notification"
+)
+
+// encode writes n as a message for subject with the given message id.
+func encode(n *notification.Notification, subject, msgID string) *nats.Msg {
+	h := nats.Header{
+		headerSchema:       {"1"},
+		headerAccount:      {n.Account},
+		headerEventName:    {n.EventName},
+		headerEventID:      {n.EventID},
+		headerEventSeq:     {strconv.FormatUint(n.EventSequence, 10)},
+		headerEventTime:    {strconv.FormatInt(n.EventTime.UnixMilli(), 10)},
+		headerWebhookID:    {n.WebhookID},
+		headerNotification: {n.ID},
+		headerSend:         {strconv.Itoa(n.Send)},
+		nats.MsgIdHdr:      {msgID},
+	}
+	if n.AttemptsDone > 0 {
+		h[headerAttemptsDone] = []string{strconv.Itoa(n.AttemptsDone)}
+	}
+	if n.Hop > 0 {
+		h[headerHop] = []string{strconv.Itoa(n.Hop)}
+	}
+	if n.Journal > 0 {
+		h[headerJournal] = []string{strconv.FormatUint(n.Journal, 10)}
+	}
+	if n.Replay != "" {
+		h[headerReplay] = []string{n.Replay}
+	}
+	if n.Traceparent != "" {
+		h[headerTraceparent] = []string{n.Traceparent}
+	}
+	return &nats.Msg{Subject: subject, Header: h, Data: n.Body}
+}
+
+// errNewer says that a message was written by a newer version; it waits for one.
+var errNewer = errors.New("the message has a newer schema than this version reads")
+
+// decode reads a message that encode wrote. Nothing in it is trusted beyond its form: the registry rules
+// over the destination.
+func decode(h nats.Header, body []byte) (notification.Notification, error) {
+	get := func(key string) string {
+		if v := h[key]; len(v) > 0 {
+			return v[0]
+		}
+		return ""
+	}
+	var bad error
+	number := func(key string, low, high int64) int64 {
+		s := get(key)
+		if s == "" && low <= 0 {
+			return 0
+		}
+		v, err := strconv.ParseInt(s, 10, 64)
+		if (err != nil || v < low || v > high) && bad == nil {
+			bad = fmt.Errorf("header %s is not a number from %d to %d", key, low, high)
+		}
+		return v
+	}
+	switch v, err := strconv.Atoi(get(headerSchema)); {
+	case err != nil || v < 1:
+		return notification.Notification{}, fmt.Errorf("header %s is missing or not a version", headerSchema)
+	case v > notification.Schema:
+		return notification.Notification{}, errNewer
+	}
+	n := notification.Notification{
+		Account: get(headerAccount), ID: get(headerNotification), WebhookID: get(headerWebhookID),
+		EventID: get(headerEventID), EventName: get(headerEventName),
+		EventSequence: uint64(number(headerEventSeq, 0, 1<<62)),
+		EventTime:     time.UnixMilli(number(headerEventTime, 0, 1<<52)),
+		Send:          int(number(headerSend, 1, 1<<30)),
+		AttemptsDone:  int(number(headerAttemptsDone, 0, notification.MaxAttempts-1)),
+		Hop:           int(number(headerHop, 0, 1<<30)),
+		Journal:       uint64(number(headerJournal, 0, 1<<62)),
+		Replay:        get(headerReplay),
+		Traceparent:   get(headerTraceparent),
+		Body:          body,
+	}
+	if bad != nil {
+		return n, bad
+	}
+	webhookID, err := uuid.Parse(n.WebhookID)
+	switch {
+	case err != nil:
+		return n, fmt.Errorf("header %s is not a UUID", headerWebhookID)
+	case !event.ValidAccount(n.Account):
+		return n, fmt.Errorf("header %s is not an account id", headerAccount)
+	case !event.ValidName(n.EventName):
+		return n, fmt.Errorf("header %s is not an event name", headerEventName)
+	case n.ID != event.NotificationID(n.EventID, webhookID):
+		return n, fmt.Errorf("header %s is not the id of this event for this webhook", headerNotification)
+	}
+	return n, nil
+}
+
+// Started is a publish that has not been waited for.
+type Started struct{ p *pending }
+
+// Wait returns once the broker stored the message; see the package's guarantees.
+func (s Started) Wait(ctx context.Context) error {
+	_, err := s.p.wait(ctx)
+	return err
+}
+
+// Notify starts storing n for its first attempt. Its message id is <notification>:<send>: the same
+// notification again within the duplicate window is stored once.
+func (b *Bus) Notify(n *notification.Notification) Started {
+	m := encode(n, subjectNotification(n.Account, n.ID), n.ID+":"+strconv.Itoa(n.Send))
+	return Started{b.start(Notifications, m)}
+}
+
+// hopID is the message id of a move: one for each step of a notification's way, so a move repeated after
+// a crash is recognised and a later one is not.
+func hopID(n *notification.Notification) string {
+	return n.ID + ":" + strconv.Itoa(n.Send) + ":" + strconv.Itoa(n.Hop)
+}
+
+// ScheduleRetry stores n on RETRIES to be delivered at that time. n.Hop must be one more than that of the
+// message it comes from.
+func (b *Bus) ScheduleRetry(ctx context.Context, n *notification.Notification, at time.Time) error {
+	m := encode(n, subjectRetryAt(n.Account, n.ID), hopID(n))
+	m.Header["Nats-Schedule"] = []string{"@at " + at.UTC().Format(time.RFC3339Nano)}
+	m.Header["Nats-Schedule-Target"] = []string{subjectRetryDue(n.Account, n.WebhookID)}
+	_, err := b.publish(ctx, Retries, m)
+	return err
+}
+
+// Park stores n on PARKED in a lane: the key of its URL, or LaneDisabled. n.Hop as in ScheduleRetry.
+func (b *Bus) Park(ctx context.Context, n *notification.Notification, lane string) error {
+	_, err := b.publish(ctx, Parked, encode(n, subjectParked(n.Account, lane, n.WebhookID), hopID(n)))
+	return err
+}
+
+// Fail stores the payload of a notification that ended permanently failed, with a summary of its attempts
+// as JSON. Storing it again within the duplicate window changes nothing.
+func (b *Bus) Fail(ctx context.Context, n *notification.Notification, summary string) error {
+	m := encode(n, subjectFailed(n.Account, n.WebhookID, n.ID), n.ID+":"+strconv.Itoa(n.Send))
+	m.Header["Gancho-Attempts"] = []string{summary}
+	_, err := b.publish(ctx, Failed, m)
+	return err
+}

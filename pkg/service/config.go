@@ -1,0 +1,183 @@
+package service
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+	"go.uber.org/zap"
+)
+
+// Field is one variable of a configuration struct. Beside caarlos0/env's tags a field may carry
+// range:"min..max" (numbers and durations, both ends included) or oneof:"a b c".
+type Field struct {
+	Var, Default, Range string
+	OneOf               []string
+	Value               reflect.Value
+	Struct              reflect.Type // that declares it
+	Name                string       // of the field
+}
+
+// Fields lists the variables of a configuration struct in the order they are declared.
+func Fields(cfg any) []Field {
+	var out []Field
+	var walk func(v reflect.Value)
+	walk = func(v reflect.Value) {
+		for i := range v.NumField() {
+			f := v.Type().Field(i)
+			if name, _, _ := strings.Cut(f.Tag.Get("env"), ","); name != "" {
+				out = append(out, Field{
+					Var: name, Default: f.Tag.Get("envDefault"), Range: f.Tag.Get("range"),
+					OneOf: strings.Fields(f.Tag.Get("oneof")), Value: v.Field(i), Struct: v.Type(), Name: f.Name,
+				})
+			} else if f.Type.Kind() == reflect.Struct && f.IsExported() {
+				walk(v.Field(i))
+			}
+		}
+	}
+	walk(reflect.Indirect(reflect.ValueOf(cfg)))
+	return out
+}
+
+// Load fills cfg, a pointer to a struct with env tags, from environ ("NAME=value") and returns every
+// problem at once, one line each, naming the variable and what is allowed. A struct in cfg (or cfg itself)
+// that has Validate() error is asked too, for rules between values.
+func Load[C any](cfg *C, environ []string) []string {
+	vars := env.ToMap(environ)
+	parseErr := env.ParseWithOptions(cfg, env.Options{Environment: vars})
+	var problems []string
+	bad := map[string]bool{}
+	for _, f := range Fields(cfg) {
+		if p := f.problem(vars); p != "" && !bad[f.Var] {
+			bad[f.Var] = true
+			problems = append(problems, p)
+		}
+	}
+	if parseErr != nil && len(problems) == 0 {
+		return []string{parseErr.Error()}
+	}
+	for _, err := range validate(reflect.ValueOf(cfg)) {
+		name, _, _ := strings.Cut(err.Error(), ":")
+		if line := err.Error(); !bad[name] && !slices.Contains(problems, line) {
+			problems = append(problems, line)
+		}
+	}
+	return problems
+}
+
+// problem says what is wrong with the variable alone, "" if nothing is.
+func (f Field) problem(vars map[string]string) string {
+	raw, set := vars[f.Var]
+	if !set || raw == "" {
+		raw = f.Default
+	}
+	allowed := ""
+	if f.Range != "" {
+		low, high, _ := strings.Cut(f.Range, "..")
+		allowed = " from " + low + " to " + high
+	}
+	switch v := f.Value.Interface().(type) {
+	case time.Duration:
+		d, err := time.ParseDuration(cmp.Or(raw, "0s"))
+		if err != nil {
+			return fmt.Sprintf("%s: %q is not a duration; give a number with a unit%s, such as 500ms, 5s or 2h", f.Var, raw, allowed)
+		}
+		if f.Range != "" && !inRange(f.Range, d, time.ParseDuration) {
+			return fmt.Sprintf("%s: %s is out of range; give a duration%s", f.Var, raw, allowed)
+		}
+	case int, int64, float64:
+		n, err := strconv.ParseFloat(cmp.Or(raw, "0"), 64)
+		if _, isFloat := v.(float64); err == nil && !isFloat && n != float64(int64(n)) || !isFloat && strings.ContainsAny(raw, ".eE") {
+			err = errors.New("not whole")
+		}
+		if err != nil {
+			return fmt.Sprintf("%s: %q is not a number; give one%s", f.Var, raw, allowed)
+		}
+		if f.Range != "" && !inRange(f.Range, n, func(s string) (float64, error) { return strconv.ParseFloat(s, 64) }) {
+			return fmt.Sprintf("%s: %s is out of range; give a number%s", f.Var, raw, allowed)
+		}
+	case bool:
+		if _, err := strconv.ParseBool(cmp.Or(raw, "false")); err != nil {
+			return fmt.Sprintf("%s: %q is neither true nor false", f.Var, raw)
+		}
+	case []time.Duration:
+		for s := range strings.SplitSeq(raw, ",") {
+			d, err := time.ParseDuration(strings.TrimSpace(s))
+			if err != nil {
+				return fmt.Sprintf("%s: %q is not a duration; give numbers with units%s, separated by commas, such as 10s,1m,5m", f.Var, s, allowed)
+			}
+			if f.Range != "" && !inRange(f.Range, d, time.ParseDuration) {
+				return fmt.Sprintf("%s: %s is out of range; give durations%s", f.Var, s, allowed)
+			}
+		}
+	case string:
+		if len(f.OneOf) > 0 && !slices.Contains(f.OneOf, raw) {
+			return fmt.Sprintf("%s: %q is unknown; give one of %s", f.Var, raw, strings.Join(f.OneOf, ", "))
+		}
+	}
+	return ""
+}
+
+func inRange[T cmp.Ordered](span string, v T, parse func(string) (T, error)) bool {
+	low, high, _ := strings.Cut(span, "..")
+	lo, err := parse(low)
+	hi, err2 := parse(high)
+	if err = errors.Join(err, err2); err != nil {
+		panic("range tag " + span + ": " + err.Error()) // a bug in a Config struct, met by every test
+	}
+	return lo <= v && v <= hi
+}
+
+// validate asks every struct in v that has Validate, innermost last, and splits joined errors.
+func validate(v reflect.Value) []error {
+	var errs []error
+	if x, ok := v.Interface().(interface{ Validate() error }); ok {
+		errs = append(errs, split(x.Validate())...)
+	}
+	v = reflect.Indirect(v)
+	for i := range v.NumField() {
+		if f := v.Type().Field(i); f.Type.Kind() == reflect.Struct && f.IsExported() && v.Field(i).CanAddr() {
+			errs = append(errs, validate(v.Field(i).Addr())...)
+		}
+	}
+	return errs
+}
+
+func split(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the join itself is meant, not one deeper down
+		var out []error
+		for _, e := range joined.Unwrap() {
+			out = append(out, split(e)...)
+		}
+		return out
+	}
+	if err == nil {
+		return nil
+	}
+	return []error{err}
+}
+
+// families are the first words of our variables: one that begins so but is unknown is probably misspelt.
+var families = []string{"GANCHO_", "SUSPENSION_", "EGRESS_", "RETRY_", "MAX_IN_FLIGHT", "MAX_RETRY", "PARKED_", "ATTEMPT_", "EVENTS_", "STREAM_", "API_TOKENS", "ENCRYPTION_"}
+
+// WarnUnknown logs variables that look like ours but are not read by cfg. The other services' variables
+// count as unknown only when no service has them, so known lists more structs.
+func WarnUnknown(log *zap.Logger, cfg any, environ []string, known ...any) {
+	read := map[string]bool{}
+	for _, c := range append(known, cfg) {
+		for _, f := range Fields(c) {
+			read[f.Var] = true
+		}
+	}
+	for name := range env.ToMap(environ) {
+		if !read[name] && slices.ContainsFunc(families, func(p string) bool { return strings.HasPrefix(name, p) }) {
+			log.Warn("unknown variable ignored; is it misspelt, or another service's?", zap.String("variable", name))
+		}
+	}
+}

@@ -1,0 +1,163 @@
+// Package service is the process shell: it reads the configuration, starts what a program runs, shows how
+// it is doing on the ops address, and stops it. It does not know what the process does.
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// Version is the release, set by the linker; "dev" otherwise.
+var Version = "dev"
+
+// Exit codes of every program.
+const (
+	ExitOK     = 0
+	ExitError  = 1
+	ExitConfig = 2 // the configuration makes no sense; nothing was started
+)
+
+// Config is what every process reads.
+type Config struct {
+	// OpsAddr is where /healthz, /readyz, /metrics, /debug/pprof and /debug/loglevel are served. Keep it off public networks.
+	OpsAddr string `env:"OPS_ADDR" envDefault:":9090"`
+	// LogLevel is debug, info, warn or error. It can be changed while the process runs: PUT /debug/loglevel.
+	LogLevel string `env:"LOG_LEVEL" envDefault:"info" oneof:"debug info warn error"`
+	// ShutdownTimeout is how long a stop may take: attempts in flight finish, then the process exits. It must exceed ATTEMPT_TIMEOUT.
+	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"25s" range:"1s..10m"`
+}
+
+// Process is what the shell hands to the code it runs.
+type Process struct {
+	Name    string
+	Log     *zap.Logger
+	Metrics prometheus.Registerer // adds the label service
+	Health  *Health
+}
+
+// Shell is one operating-system process: a logger, a metrics registry and the health of all it runs.
+type Shell struct {
+	Log      *zap.Logger
+	Level    zap.AtomicLevel
+	Registry *prometheus.Registry
+	Health   *Health
+}
+
+// NewShell returns a shell that logs JSON lines on stdout from level up.
+func NewShell(level string) (*Shell, error) {
+	atom, err := zap.ParseAtomicLevel(level)
+	if err != nil {
+		return nil, fmt.Errorf("LOG_LEVEL: %w", err)
+	}
+	enc := zap.NewProductionEncoderConfig()
+	enc.TimeKey, enc.EncodeTime = "time", zapcore.RFC3339NanoTimeEncoder
+	enc.EncodeDuration = zapcore.MillisDurationEncoder
+	core := zapcore.NewCore(zapcore.NewJSONEncoder(enc), zapcore.Lock(os.Stdout), atom)
+	s := &Shell{Log: zap.New(core), Level: atom, Registry: prometheus.NewRegistry(), Health: NewHealth()}
+	s.Registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "gancho_build_info", Help: "1, with the version as a label.",
+		ConstLabels: prometheus.Labels{"version": Version, "go": goVersion()},
+	})
+	info.Set(1)
+	s.Registry.MustRegister(info)
+	return s, nil
+}
+
+func goVersion() string {
+	if b, ok := debug.ReadBuildInfo(); ok {
+		return b.GoVersion
+	}
+	return "unknown"
+}
+
+// Process returns the part of the shell for one service.
+func (s *Shell) Process(name string) *Process {
+	return &Process{
+		Name: name, Log: s.Log.With(zap.String("service", name)), Health: s.Health,
+		Metrics: prometheus.WrapRegistererWith(prometheus.Labels{"service": name}, s.Registry),
+	}
+}
+
+// Main runs one service as a program and returns its exit code. Arguments: none to run, healthcheck to ask
+// a running one (for images without a shell), version. C is the service's Config struct; common points at
+// the part that every process has.
+func Main[C any](name string, common func(*C) *Config, run func(context.Context, C, *Process) error) int {
+	var cfg C
+	problems := Load(&cfg, os.Environ())
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case "healthcheck":
+			return healthcheck(common(&cfg).OpsAddr)
+		case "version":
+			fmt.Println(name, Version)
+			return ExitOK
+		default:
+			fmt.Fprintf(os.Stderr, "%s: unknown argument %q; use none, healthcheck or version\n", name, os.Args[1])
+			return ExitConfig
+		}
+	}
+	if len(problems) > 0 {
+		for _, p := range problems {
+			fmt.Fprintln(os.Stderr, p)
+		}
+		return ExitConfig
+	}
+	shell, err := NewShell(common(&cfg).LogLevel)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return ExitConfig
+	}
+	defer shell.Log.Sync() //nolint:errcheck // stdout cannot always be synced; nothing can be done about it
+	WarnUnknown(shell.Log, &cfg, os.Environ())
+	err = shell.Run(*common(&cfg), func(ctx context.Context) error { return run(ctx, cfg, shell.Process(name)) })
+	if err != nil {
+		shell.Log.Error("stopped", zap.String("service", name), zap.Error(err))
+		return ExitError
+	}
+	return ExitOK
+}
+
+// Run serves the ops address and runs f until it returns or SIGINT or SIGTERM asks it to stop. When the
+// shutdown timeout passes after the signal, Run returns an error without waiting for f any longer. A second
+// signal ends the process at once.
+func (s *Shell) Run(cfg Config, f func(context.Context) error) error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	ops, err := s.serveOps(cfg.OpsAddr)
+	if err != nil {
+		return err
+	}
+	defer ops.Close() //nolint:errcheck // the process ends
+	s.Log.Info("started", zap.String("version", Version), zap.String("ops_addr", ops.Addr().String()))
+	done := make(chan error, 1)
+	go func() { done <- f(ctx) }()
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		stop() // the next signal has its default effect
+		s.Health.Stopping()
+		s.Log.Info("stopping", zap.String("cause", context.Cause(ctx).Error()))
+		select {
+		case err = <-done:
+		case <-time.After(cfg.ShutdownTimeout):
+			return fmt.Errorf("SHUTDOWN_TIMEOUT of %v passed before the work in flight ended", cfg.ShutdownTimeout)
+		}
+	}
+	if err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	s.Log.Info("stopped")
+	return nil
+}

@@ -1,0 +1,199 @@
+package webhook
+
+import (
+	"slices"
+	"strings"
+	"sync"
+
+	"gancho/pkg/event"
+)
+
+// Pattern is the event_name of a webhook: an exact name, a name with one * for one or more characters
+// after "crm_" (crm_deal_*, crm_*_deleted), or * for every event. Exact names are RD Station's; the star
+// is an extension.
+type Pattern string
+
+// CheckPattern reports what is wrong with the pattern, nil if nothing is. An exact name must be known.
+func CheckPattern(p Pattern, known event.Names) *Problem {
+	s := string(p)
+	switch {
+	case s == "*":
+		return nil
+	case !strings.Contains(s, "*"):
+		if known.Has(s) {
+			return nil
+		}
+		return &Problem{"event_name", "unknown_event_name", "event_name is not a known event; see the list of events, or use a pattern such as crm_deal_*"}
+	case strings.Count(s, "*") > 1, !strings.HasPrefix(s, "crm_"), len(s) > 64,
+		strings.Trim(strings.ReplaceAll(s, "*", ""), "abcdefghijklmnopqrstuvwxyz0123456789_") != "":
+		return &Problem{"event_name", "bad_pattern", "event_name may hold one * after crm_, as in crm_deal_* or crm_*_deleted, or be *"}
+	}
+	return nil
+}
+
+// Exact reports whether p names one event.
+func (p Pattern) Exact() bool { return !strings.Contains(string(p), "*") }
+
+// Matches reports whether an event of that name is meant by p.
+func (p Pattern) Matches(name string) bool {
+	before, after, star := strings.Cut(string(p), "*")
+	if !star {
+		return string(p) == name
+	}
+	return len(name) > len(before)+len(after) && strings.HasPrefix(name, before) && strings.HasSuffix(name, after)
+}
+
+// Index answers which webhooks an event matches. It is safe for concurrent use; accounts never mix.
+// Matching takes a read lock and touches only the account's webhooks of that name and its patterns.
+type Index struct {
+	mu       sync.RWMutex
+	webhooks map[string]*Webhook // by key
+	accounts map[string]*accountIndex
+	urls     map[string]int // webhooks per <account>.<url_key>
+}
+
+type accountIndex struct {
+	exact    map[string][]*Webhook // by event name
+	patterns []*Webhook
+}
+
+// NewIndex returns an empty index.
+func NewIndex() *Index {
+	return &Index{webhooks: map[string]*Webhook{}, accounts: map[string]*accountIndex{}, urls: map[string]int{}}
+}
+
+// Put adds w or replaces the one with its key.
+func (x *Index) Put(w *Webhook) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.remove(w.Key())
+	x.webhooks[w.Key()] = w
+	x.urls[w.Account+"."+w.URLKey]++
+	a := x.accounts[w.Account]
+	if a == nil {
+		a = &accountIndex{exact: map[string][]*Webhook{}}
+		x.accounts[w.Account] = a
+	}
+	if w.EventName.Exact() {
+		a.exact[string(w.EventName)] = append(a.exact[string(w.EventName)], w)
+	} else {
+		a.patterns = append(a.patterns, w)
+	}
+}
+
+// Delete removes the webhook with that key, if it is there.
+func (x *Index) Delete(key string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.remove(key)
+}
+
+func (x *Index) remove(key string) {
+	w := x.webhooks[key]
+	if w == nil {
+		return
+	}
+	delete(x.webhooks, key)
+	if u := w.Account + "." + w.URLKey; x.urls[u] > 1 {
+		x.urls[u]--
+	} else {
+		delete(x.urls, u)
+	}
+	a := x.accounts[w.Account]
+	is := func(o *Webhook) bool { return o == w }
+	if !w.EventName.Exact() {
+		a.patterns = without(a.patterns, is)
+	} else if left := without(a.exact[string(w.EventName)], is); len(left) > 0 {
+		a.exact[string(w.EventName)] = left
+	} else {
+		delete(a.exact, string(w.EventName))
+	}
+	if len(a.exact) == 0 && len(a.patterns) == 0 {
+		delete(x.accounts, w.Account)
+	}
+}
+
+// without copies, because Match hands the slices to readers that hold no lock.
+func without(ws []*Webhook, is func(*Webhook) bool) []*Webhook {
+	return slices.DeleteFunc(slices.Clone(ws), is)
+}
+
+// Get returns the account's webhook, nil when there is none.
+func (x *Index) Get(account, id string) *Webhook {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.webhooks[account+"."+id]
+}
+
+// ByKey returns the webhook with that key, nil when there is none.
+func (x *Index) ByKey(key string) *Webhook {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.webhooks[key]
+}
+
+// Match appends to dst the active webhooks of the account that the event name matches.
+func (x *Index) Match(dst []*Webhook, account, eventName string) []*Webhook {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	a := x.accounts[account]
+	if a == nil {
+		return dst
+	}
+	for _, w := range a.exact[eventName] {
+		if w.Status == Active {
+			dst = append(dst, w)
+		}
+	}
+	for _, w := range a.patterns {
+		if w.Status == Active && w.EventName.Matches(eventName) {
+			dst = append(dst, w)
+		}
+	}
+	return dst
+}
+
+// Len returns the number of webhooks.
+func (x *Index) Len() int {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return len(x.webhooks)
+}
+
+// UsesURL reports whether any webhook of the account still points at the URL.
+func (x *Index) UsesURL(account, urlKey string) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.urls[account+"."+urlKey] > 0
+}
+
+// Account returns the account's webhooks, oldest first.
+func (x *Index) Account(account string) []*Webhook {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	var out []*Webhook
+	if a := x.accounts[account]; a != nil {
+		for _, ws := range a.exact {
+			out = append(out, ws...)
+		}
+		out = append(out, a.patterns...)
+	}
+	slices.SortFunc(out, func(a, b *Webhook) int {
+		if c := a.CreatedAt.Compare(b.CreatedAt); c != 0 {
+			return c
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+	return out
+}
+
+// All returns every webhook, in no order.
+func (x *Index) All() []*Webhook {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	out := make([]*Webhook, 0, len(x.webhooks))
+	for _, w := range x.webhooks {
+		out = append(out, w)
+	}
+	return out
+}

@@ -1,0 +1,109 @@
+// Package webhook holds the registrations: what a webhook is, what may be registered, and which webhooks
+// an event matches.
+package webhook
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"gancho/pkg/seal"
+)
+
+// Status is what the owner set. Suspension is not part of it: it belongs to the URL, not to the webhook.
+type Status string
+
+// The states an owner can choose.
+const (
+	Active   Status = "active"
+	Disabled Status = "disabled"
+)
+
+// Webhook is one registration as it is stored: account, event, destination. A value is immutable once
+// it is shared; a change is a new value.
+type Webhook struct {
+	ID         string    `json:"id"` // UUID
+	Account    string    `json:"account_id"`
+	Name       string    `json:"name"`
+	EventName  Pattern   `json:"event_name"`
+	Method     string    `json:"http_method"`
+	URL        string    `json:"url"` // normalised
+	AuthHeader string    `json:"auth_header,omitempty"`
+	AuthKey    string    `json:"auth_key,omitempty"` // sealed, see SealContext
+	Secrets    []Secret  `json:"secrets"`            // newest first; the first always signs
+	Status     Status    `json:"status"`
+	CreatedAt  time.Time `json:"created_at"`
+	UpdatedAt  time.Time `json:"updated_at"`
+
+	// Revision is that of the registry's entry it was read from.
+	Revision uint64 `json:"-"`
+	// URLKey is the suspension key of URL. It is derived when a webhook is decoded.
+	URLKey string `json:"-"`
+	// UUID is ID in binary. It is derived when a webhook is decoded.
+	UUID uuid.UUID `json:"-"`
+}
+
+// Secret is a signing secret at rest. During a rotation the old one signs along until it expires.
+type Secret struct {
+	Sealed    string    `json:"sealed"`
+	ExpiresAt time.Time `json:"expires_at,omitzero"` // zero: does not expire
+}
+
+// Decode reads a stored webhook and derives its keys.
+func Decode(b []byte) (*Webhook, error) {
+	var w Webhook
+	if err := json.Unmarshal(b, &w); err != nil {
+		return nil, fmt.Errorf("decode webhook: %w", err)
+	}
+	id, err := uuid.Parse(w.ID)
+	if err != nil {
+		return nil, fmt.Errorf("decode webhook %q: its id is not a UUID", w.ID)
+	}
+	if w.Account == "" || w.URL == "" {
+		return nil, fmt.Errorf("decode webhook %s: it has no account or no URL", w.ID)
+	}
+	w.UUID, w.URLKey = id, URLKey(w.URL)
+	return &w, nil
+}
+
+// Encode returns the stored form.
+func (w *Webhook) Encode() ([]byte, error) { return json.Marshal(w) }
+
+// Key is the webhook's key in the registry: <account_id>.<webhook_id>.
+func (w *Webhook) Key() string { return w.Account + "." + w.ID }
+
+// SealContext binds a sealed value to its webhook and field, so that a value copied elsewhere does not open.
+func (w *Webhook) SealContext(field string) []byte {
+	return []byte(w.Account + "/" + w.ID + "/" + field)
+}
+
+// Credentials are what a request to the webhook carries, opened. They are never logged.
+type Credentials struct {
+	AuthHeader, AuthKey string
+	Secrets             [][]byte // raw signing keys, newest first
+}
+
+// Open opens what is sealed in w; secrets that expired before now are left out.
+func (w *Webhook) Open(keys *seal.Keyring, now time.Time) (Credentials, error) {
+	c := Credentials{AuthHeader: w.AuthHeader}
+	if w.AuthKey != "" {
+		key, err := keys.Open(w.AuthKey, w.SealContext("auth_key"))
+		if err != nil {
+			return Credentials{}, fmt.Errorf("open the auth key of webhook %s: %w", w.ID, err)
+		}
+		c.AuthKey = string(key)
+	}
+	for _, s := range w.Secrets {
+		if !s.ExpiresAt.IsZero() && !now.Before(s.ExpiresAt) {
+			continue
+		}
+		key, err := keys.Open(s.Sealed, w.SealContext("secret"))
+		if err != nil {
+			return Credentials{}, fmt.Errorf("open a signing secret of webhook %s: %w", w.ID, err)
+		}
+		c.Secrets = append(c.Secrets, key)
+	}
+	return c, nil
+}

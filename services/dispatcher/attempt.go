@@ -1,0 +1,188 @@
+package dispatcher
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"go.uber.org/zap"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/delivery"
+	"gancho/pkg/notification"
+	"gancho/pkg/webhook"
+)
+
+// target is the webhook a notification goes to, as the registry has it now.
+type target struct{ *webhook.Webhook }
+
+// urlKey of a webhook that is gone is empty.
+func (w *target) urlKey() string {
+	if w == nil {
+		return ""
+	}
+	return w.URLKey
+}
+
+// webhook returns the notification's webhook, nil when it was deleted. The registry in memory may lag a
+// few milliseconds behind the publisher's, so absence is believed only of the bucket itself.
+func (d *Dispatcher) webhook(ctx context.Context, m *bus.Delivery) (*target, error) {
+	if w := d.registry.Get(m.Account, m.WebhookID); w != nil {
+		return &target{w}, nil
+	}
+	e, err := d.registry.Bucket().Get(ctx, m.Account+"."+m.WebhookID)
+	if errors.Is(err, bus.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	w, err := webhook.Decode(e.Value)
+	if err != nil {
+		return nil, err
+	}
+	return &target{w}, nil
+}
+
+func (d *Dispatcher) suspended(k urlKey) bool {
+	_, yes := d.flags.get(k)
+	return yes
+}
+
+// attempt makes the request. An error means that none was made: the webhook's credentials do not open,
+// which is our fault and not the receiver's.
+func (d *Dispatcher) attempt(ctx context.Context, m *bus.Delivery, w *target, last position) (delivery.Outcome, error) {
+	credentials, err := w.Open(d.keys, time.Now())
+	if err != nil {
+		d.log.Error("credentials do not open; is ENCRYPTION_KEY_FILE the one management seals with?", append(fields(m), zap.Error(err))...)
+		return delivery.Outcome{}, err
+	}
+	d.metrics.inFlight.Inc()
+	defer d.metrics.inFlight.Dec()
+	return d.sender.Send(ctx, delivery.Request{
+		Method: w.Method, URL: w.URL, Body: m.Body, EventName: m.EventName, NotificationID: m.ID,
+		Attempt: last.done + 1, Replay: m.Replay,
+		AuthHeader: credentials.AuthHeader, AuthKey: credentials.AuthKey, Secrets: credentials.Secrets,
+	}), nil
+}
+
+// record starts a journal record of what happens to m now.
+func (d *Dispatcher) record(m *bus.Delivery, w *target, last position, kind notification.Kind) *notification.Record {
+	r := &notification.Record{
+		Kind: kind, At: time.Now().UTC(), Account: m.Account, WebhookID: m.WebhookID, NotificationID: m.ID,
+		EventID: m.EventID, EventName: m.EventName, EventSequence: m.EventSequence,
+		Send: m.Send, AttemptsDone: last.done, Previous: last.journal, Hop: m.Hop, Replay: m.Replay,
+	}
+	if w != nil {
+		r.URLKey, r.URLHost = w.URLKey, webhook.URLHost(w.URL)
+	}
+	return r
+}
+
+func describe(o delivery.Outcome, number, send int) *notification.Attempt {
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+	a := &notification.Attempt{
+		Number: number, Send: send, StartedAt: o.Started.UTC(), Outcome: notification.OutcomeFailed, Reason: o.Reason,
+		HTTPStatus: o.Status, DurationMS: ms(o.Duration), RetryAfterMS: ms(o.RetryAfter),
+		Phases: notification.PhasesMS{
+			DNS: ms(o.Phases.DNS), Connect: ms(o.Phases.Connect), TLS: ms(o.Phases.TLS), FirstByte: ms(o.Phases.FirstByte),
+		},
+		RequestHeaders: flat(o.RequestHeaders), ResponseHeaders: flat(o.ResponseHeaders),
+	}
+	if o.Delivered {
+		a.Outcome = notification.OutcomeDelivered
+	}
+	if utf8.Valid(o.ResponseBody) {
+		a.ResponseBody = string(o.ResponseBody)
+	} else {
+		a.ResponseBase64 = o.ResponseBody
+	}
+	return a
+}
+
+func flat(h http.Header) map[string]string {
+	if len(h) == 0 {
+		return nil
+	}
+	out := make(map[string]string, len(h))
+	for k, v := range h {
+		out[k] = strings.Join(v, ", ")
+	}
+	return out
+}
+
+// keepFailed stores the payload on FAILED with a summary of the send's attempts. Doing it again changes nothing.
+func (d *Dispatcher) keepFailed(ctx context.Context, n *notification.Notification) error {
+	type line struct {
+		Number     int             `json:"number"`
+		StartedAt  time.Time       `json:"started_at"`
+		Reason     delivery.Reason `json:"reason,omitempty"`
+		HTTPStatus int             `json:"http_status,omitempty"`
+	}
+	var lines []line
+	last, err := d.bus.LastRecord(ctx, n.Account, n.ID)
+	for err == nil && last.Send == n.Send {
+		if a := last.Attempt; a != nil {
+			lines = append([]line{{a.Number, a.StartedAt, a.Reason, a.HTTPStatus}}, lines...)
+		}
+		if last.Previous == 0 {
+			break
+		}
+		last, err = d.bus.RecordAt(ctx, last.Previous)
+	}
+	if err != nil && !errors.Is(err, bus.ErrNotFound) {
+		return err
+	}
+	summary, err := json.Marshal(lines)
+	if err != nil {
+		return fmt.Errorf("encode the summary of attempts: %w", err)
+	}
+	return d.bus.Fail(ctx, n, string(summary))
+}
+
+// fields are what every log line about a notification carries.
+func fields(m *bus.Delivery) []zap.Field {
+	return []zap.Field{
+		zap.String("account_id", m.Account), zap.String("webhook_id", m.WebhookID), zap.String("notification_id", m.ID),
+		zap.String("event_id", m.EventID), zap.String("event_name", m.EventName),
+	}
+}
+
+// observe counts the attempt and writes its one wide log line.
+func (d *Dispatcher) observe(m *bus.Delivery, w *target, r *notification.Record, o delivery.Outcome) {
+	d.metrics.attempts.WithLabelValues(r.Attempt.Outcome, string(o.Reason)).Inc()
+	d.metrics.duration.WithLabelValues(r.Attempt.Outcome).Observe(o.Duration.Seconds())
+	if r.AttemptsDone == 1 && m.Send == 1 {
+		d.metrics.latency.Observe(o.Started.Sub(m.EventTime).Seconds())
+	}
+	if r.State.Terminal() {
+		d.metrics.ended.WithLabelValues(string(r.State)).Inc()
+	}
+	if ce := d.log.Check(zap.InfoLevel, "attempt"); ce != nil {
+		f := append(fields(m),
+			zap.Int("attempt", r.AttemptsDone), zap.String("outcome", r.Attempt.Outcome), zap.String("reason", string(o.Reason)),
+			zap.Int("http_status", o.Status), zap.Float64("duration_ms", r.Attempt.DurationMS),
+			zap.String("url_host", r.URLHost), zap.String("state", string(r.State)), zap.Int("send", m.Send),
+			zap.String("trace_id", traceID(m.Traceparent)))
+		if !r.NextAttemptAt.IsZero() {
+			f = append(f, zap.Time("next_attempt_at", r.NextAttemptAt))
+		}
+		if o.Detail != "" {
+			f = append(f, zap.String("detail", o.Detail))
+		}
+		ce.Write(f...)
+	}
+}
+
+// traceID is the trace id of a W3C traceparent, "" when there is none.
+func traceID(traceparent string) string {
+	if len(traceparent) == 55 && traceparent[2] == '-' && traceparent[35] == '-' {
+		return traceparent[3:35]
+	}
+	return ""
+}

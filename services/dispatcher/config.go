@@ -1,0 +1,63 @@
+package dispatcher
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/delivery"
+	"gancho/pkg/egress"
+	"gancho/pkg/notification"
+	"gancho/pkg/service"
+)
+
+// Config of the dispatcher.
+type Config struct {
+	Service  service.Config
+	Bus      bus.Config
+	Limits   bus.Limits
+	Delivery delivery.Config
+	Egress   egress.Config
+
+	// RetryDelays are the waits before each of the five retries, exactly five, not descending.
+	RetryDelays []time.Duration `env:"RETRY_DELAYS" envDefault:"10s,1m,5m,30m,2h" range:"100ms..24h"`
+	// RetryJitter spreads each delay by this fraction to both sides, so that what failed together does not come back together.
+	RetryJitter float64 `env:"RETRY_JITTER" envDefault:"0.2" range:"0..0.9"`
+	// MaxRetryAfter is the longest wait a receiver's Retry-After header can ask for.
+	MaxRetryAfter time.Duration `env:"MAX_RETRY_AFTER" envDefault:"1h" range:"0s..24h"`
+	// MaxInFlight is how many requests this dispatcher has open at once; a hanging one costs about 53 KB. Half is kept for first attempts.
+	MaxInFlight int `env:"MAX_IN_FLIGHT" envDefault:"2048" range:"8..100000"`
+	// MaxInFlightPerURL is the most of them for one URL. A URL's share starts small, doubles while it answers well and halves when it fails.
+	MaxInFlightPerURL int `env:"MAX_IN_FLIGHT_PER_URL" envDefault:"64" range:"1..10000"`
+	// ParkedMaxAge is how long a notification waits for a suspended URL before it is permanently failed (expired_while_suspended).
+	ParkedMaxAge time.Duration `env:"PARKED_MAX_AGE" envDefault:"168h" range:"1s..8760h"`
+	// EncryptionKeyFile holds the keys that open auth keys and signing secrets, a line each: <key id>:<base64 of 32 bytes>. The first seals, all open.
+	EncryptionKeyFile string `env:"ENCRYPTION_KEY_FILE"`
+}
+
+// Validate reports what does not fit together.
+func (c *Config) Validate() error {
+	var errs []error
+	if n := len(c.RetryDelays); n != notification.MaxAttempts-1 {
+		errs = append(errs, fmt.Errorf("RETRY_DELAYS: it has %d delays; give exactly five from 100ms to 24h, not descending", n))
+	}
+	if !slices.IsSorted(c.RetryDelays) {
+		errs = append(errs, errors.New("RETRY_DELAYS: a delay is shorter than the one before it; give exactly five from 100ms to 24h, not descending"))
+	}
+	if c.Service.ShutdownTimeout <= c.Delivery.Timeout {
+		errs = append(errs, fmt.Errorf("SHUTDOWN_TIMEOUT: %v must exceed ATTEMPT_TIMEOUT (%v), or attempts in flight are cut off", c.Service.ShutdownTimeout, c.Delivery.Timeout))
+	}
+	if c.MaxInFlightPerURL > c.MaxInFlight {
+		errs = append(errs, fmt.Errorf("MAX_IN_FLIGHT_PER_URL: %d exceeds MAX_IN_FLIGHT (%d); give a number from 1 to MAX_IN_FLIGHT", c.MaxInFlightPerURL, c.MaxInFlight))
+	}
+	if c.ParkedMaxAge >= c.Limits.LogMaxAge {
+		errs = append(errs, fmt.Errorf("PARKED_MAX_AGE: %v must be less than LOG_MAX_AGE (%v), or a parked notification outlives its records", c.ParkedMaxAge, c.Limits.LogMaxAge))
+	}
+	return errors.Join(errs...)
+}
+
+// ackWait is how long the broker waits for a delivery to be settled before another dispatcher gets it:
+// twice an attempt and 5 s, so that a slow but living dispatcher keeps what it works on.
+func (c *Config) ackWait() time.Duration { return 2*c.Delivery.Timeout + 5*time.Second }

@@ -1,0 +1,405 @@
+package dispatcher
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/delivery"
+	"gancho/pkg/notification"
+	"gancho/pkg/suspension"
+)
+
+// laneKey names one backlog of PARKED: an account's URL, or its disabled webhooks.
+type laneKey struct{ account, lane string }
+
+func (k laneKey) url() urlKey { return urlKey{k.account, k.lane} }
+
+func (k laneKey) lease() string { return k.account + "." + k.lane }
+
+// drains takes parked notifications out again: as the probe of a suspended URL, at the URL's growing share
+// once it is active, to their new URL when the webhook changed, or to their end when they expired or their
+// webhook is gone. One dispatcher at a time works on a lane; a lease in the bucket LEASES says which.
+//
+// It is safe for concurrent use.
+type drains struct {
+	d           *Dispatcher
+	suspensions *bus.Bucket
+	leases      *bus.Bucket
+	places      *places
+
+	mu      sync.Mutex
+	running map[laneKey]bool
+	flagged map[urlKey]chan struct{} // closed when the URL's flag changes
+	nudge   chan struct{}
+	lanes   sync.WaitGroup
+	ctx     context.Context //nolint:containedctx // of the loop; lanes woken from elsewhere end with it
+}
+
+func newDrains(d *Dispatcher, suspensions, leases *bus.Bucket) *drains {
+	return &drains{
+		d: d, suspensions: suspensions, leases: leases, places: newPlaces(max(d.cfg.MaxInFlight/4, 1)),
+		running: map[laneKey]bool{}, flagged: map[urlKey]chan struct{}{}, nudge: make(chan struct{}, 1),
+	}
+}
+
+// lookEvery is how often PARKED is listed. Parking here, a changed flag or a changed webhook does not wait for it.
+const lookEvery = time.Second
+
+// run looks after the backlogs until ctx ended and the lanes in hand are settled.
+func (x *drains) run(ctx context.Context) {
+	x.mu.Lock()
+	x.ctx = ctx
+	x.mu.Unlock()
+	ticker := time.NewTicker(lookEvery)
+	defer ticker.Stop()
+	defer x.lanes.Wait()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		case <-x.nudge:
+		}
+		backlogs, err := x.d.bus.Backlogs(ctx, "")
+		if err != nil {
+			if ctx.Err() == nil {
+				x.d.log.Debug("PARKED cannot be listed; trying again", zap.Error(err))
+			}
+			continue
+		}
+		x.act(backlogs)
+		x.d.shares.forget()
+	}
+}
+
+// look has the backlogs looked at now.
+func (x *drains) look() {
+	select {
+	case x.nudge <- struct{}{}:
+	default:
+	}
+}
+
+// changed wakes who waits for the URL's flag, and has the backlogs looked at.
+func (x *drains) changed(k urlKey) {
+	x.mu.Lock()
+	if c := x.flagged[k]; c != nil {
+		close(c)
+		delete(x.flagged, k)
+	}
+	x.mu.Unlock()
+	x.look()
+}
+
+// flagChange returns a channel that is closed when the URL's flag changes.
+func (x *drains) flagChange(k urlKey) <-chan struct{} {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	c := x.flagged[k]
+	if c == nil {
+		c = make(chan struct{})
+		x.flagged[k] = c
+	}
+	return c
+}
+
+// act starts what each backlog needs.
+func (x *drains) act(backlogs []bus.Backlog) {
+	waiting := map[laneKey][]bus.Backlog{}
+	for _, b := range backlogs {
+		k := laneKey{b.Account, b.Lane}
+		waiting[k] = append(waiting[k], b)
+	}
+	for k, webhooks := range waiting {
+		if k.lane == bus.LaneDisabled {
+			x.moved(k, webhooks)
+			continue
+		}
+		flag, suspended := x.d.flags.get(k.url())
+		x.d.shares.setBacklog(k.url(), !suspended)
+		switch {
+		case !suspended:
+			x.start(k, x.release)
+		case probeDue(flag, x.d.cfg.ackWait()):
+			x.start(k, x.probe)
+		default:
+			x.moved(k, webhooks)
+			x.start(k, x.expire)
+		}
+	}
+}
+
+// moved takes out what no longer belongs to the lane: webhooks that are gone, enabled again, or have
+// another URL now.
+func (x *drains) moved(k laneKey, webhooks []bus.Backlog) {
+	for _, b := range webhooks {
+		w := x.d.registry.Get(b.Account, b.WebhookID)
+		if w != nil && (w.URLKey == k.lane || k.lane == bus.LaneDisabled && w.Status != "active") {
+			continue
+		}
+		id := b.WebhookID
+		x.start(laneKey{k.account, k.lane + "." + id}, func(ctx context.Context, _ laneKey) error {
+			return x.empty(ctx, k, id, func() int { return x.places.all }, func(m *bus.Delivery) { x.d.handle(context.WithoutCancel(ctx), m, ticket{}) })
+		})
+	}
+}
+
+// wake starts the release of a lane in which this process has just parked something.
+func (x *drains) wake(k laneKey) {
+	if !x.d.suspended(k.url()) {
+		x.d.shares.setBacklog(k.url(), true)
+		x.start(k, x.release)
+	}
+}
+
+// start runs work on the lane unless it is running here already, under the lane's lease.
+func (x *drains) start(k laneKey, work func(context.Context, laneKey) error) {
+	x.mu.Lock()
+	ctx := x.ctx
+	if ctx == nil || ctx.Err() != nil || x.running[k] {
+		x.mu.Unlock()
+		return
+	}
+	x.running[k] = true
+	x.lanes.Add(1)
+	x.mu.Unlock()
+	go func() {
+		defer x.lanes.Done()
+		defer func() {
+			x.mu.Lock()
+			delete(x.running, k)
+			x.mu.Unlock()
+		}()
+		err := x.leased(ctx, k, work)
+		if err != nil && ctx.Err() == nil && !errors.Is(err, bus.ErrConflict) && !errors.Is(err, bus.ErrBusy) {
+			x.d.log.Warn("parked notifications cannot be released; trying again", zap.String("account_id", k.account), zap.Error(err))
+		}
+	}()
+}
+
+// leased runs work while this process holds the lane's lease; ErrConflict when another one has it.
+func (x *drains) leased(ctx context.Context, k laneKey, work func(context.Context, laneKey) error) error {
+	lease, err := x.leases.Acquire(ctx, k.lease(), x.d.name)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		_ = lease.Release(ctx) // it runs out by itself otherwise
+	}()
+	held, lost := context.WithCancel(ctx)
+	defer lost()
+	var renewing sync.WaitGroup
+	defer renewing.Wait()
+	done := make(chan struct{})
+	defer close(done)
+	renewing.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(bus.LeaseTTL / 4):
+			}
+			if err := lease.Renew(held); errors.Is(err, bus.ErrConflict) || errors.Is(err, bus.ErrNotFound) {
+				lost()
+				return
+			}
+		}
+	})
+	return work(held, k)
+}
+
+// release hands a lane's backlog, oldest first, to the live path at the URL's share until it is empty, the
+// URL is suspended again, or the lease is lost.
+func (x *drains) release(ctx context.Context, k laneKey) error {
+	d, key := x.d, k.url()
+	free := func() int {
+		if d.suspended(key) {
+			return -1
+		}
+		return d.shares.take(key, x.places.all)
+	}
+	err := x.empty(ctx, k, "*", free, func(m *bus.Delivery) {
+		d.handle(context.WithoutCancel(ctx), m, ticket{key: key, placed: true})
+	})
+	if err == nil && !d.suspended(key) {
+		d.shares.setBacklog(key, false)
+	}
+	return err
+}
+
+// drainPause is how long a drain waits for a free place, or for the last deliveries to settle.
+const drainPause = 5 * time.Millisecond
+
+// empty takes messages out of a lane until none is left. free returns how many may be taken now (those
+// places are the callee's), -1 to stop; for a lane of one URL they are places of its share.
+func (x *drains) empty(ctx context.Context, k laneKey, webhook string, free func() int, handle func(*bus.Delivery)) error {
+	drain, err := x.d.bus.Drain(ctx, k.account, k.lane, webhook, max(x.d.cfg.MaxInFlightPerURL, 1), x.d.cfg.ackWait())
+	if err != nil {
+		return err
+	}
+	var inFlight sync.WaitGroup
+	defer func() {
+		inFlight.Wait()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		if err := drain.Close(ctx); err != nil {
+			x.d.log.Debug("drain not closed; the broker removes it when it is idle", zap.Error(err))
+		}
+	}()
+	shared := webhook == "*"
+	for ctx.Err() == nil {
+		n := free()
+		if n < 0 {
+			return nil
+		}
+		got, err := 0, error(nil)
+		if n > 0 {
+			got, err = drain.Take(ctx, n, func(m *bus.Delivery) {
+				inFlight.Go(func() { handle(m) })
+			})
+			if shared {
+				x.d.shares.leave(k.url(), n-got)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if got > 0 {
+			continue
+		}
+		if n > 0 {
+			if none, err := drain.Empty(ctx); err != nil || none {
+				return err
+			}
+		}
+		if sleep(ctx, drainPause) != nil {
+			return nil //nolint:nilerr // the lease or the process ended; another dispatcher goes on
+		}
+	}
+	return nil
+}
+
+// probeDue reports whether a suspended URL may be tried now: its time has come, or the dispatcher that
+// was trying it has been silent for longer than an attempt can take.
+func probeDue(f flagged, ackWait time.Duration) bool {
+	if f.Until.IsZero() {
+		return false // by hand: until it is resumed by hand
+	}
+	if f.State == suspension.Probing && f.Probe != nil {
+		return time.Since(f.Probe.StartedAt) > ackWait
+	}
+	return !time.Now().Before(f.Until)
+}
+
+// probe sends the oldest parked notification to a suspended URL whose time has come, and waits for the
+// monitor's verdict. The claim is a compare-and-set on the flag, so one probe is in flight across all
+// dispatchers; a dispatcher that dies in the middle blocks it for no longer than the ack wait.
+func (x *drains) probe(ctx context.Context, k laneKey) error {
+	d, key := x.d, k.url()
+	flag, suspended := d.flags.get(key)
+	if !suspended || !probeDue(flag, d.cfg.ackWait()) {
+		return nil
+	}
+	drain, err := d.bus.Drain(ctx, k.account, k.lane, "*", 1, d.cfg.ackWait())
+	if err != nil {
+		return err
+	}
+	work := context.WithoutCancel(ctx)
+	defer func() {
+		ctx, cancel := context.WithTimeout(work, 2*time.Second)
+		defer cancel()
+		_ = drain.Close(ctx) // the broker removes it when it is idle
+	}()
+	claimed := flag
+	claimed.State, claimed.Probe = suspension.Probing, &suspension.Probe{StartedAt: time.Now().UTC(), By: d.name}
+	if claimed.revision, err = x.claim(ctx, k, claimed.Flag, flag.revision); err != nil {
+		return err
+	}
+	for attempted := false; !attempted; {
+		took, err := drain.Take(ctx, 1, func(m *bus.Delivery) { attempted = d.handle(work, m, ticket{key: key, probe: &claimed}) })
+		if err != nil {
+			return err
+		}
+		if took > 0 {
+			continue
+		}
+		if none, err := drain.Empty(ctx); err != nil || none { // somebody emptied the lane: the claim is given back
+			_, err = x.claim(work, k, flag.Flag, claimed.revision)
+			return err
+		}
+		if sleep(ctx, 10*drainPause) != nil { // the one delivery allowed is still with a dispatcher that died
+			return nil //nolint:nilerr // the lease or the process ended; another dispatcher goes on
+		}
+	}
+	verdict := time.NewTimer(d.cfg.ackWait())
+	defer verdict.Stop()
+	for {
+		change := x.flagChange(key)
+		if now, still := d.flags.get(key); !still || now.revision > claimed.revision {
+			return nil
+		}
+		select {
+		case <-change:
+		case <-verdict.C: // the monitor is away: what it missed is in the journal
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// claim writes the flag on top of the revision.
+func (x *drains) claim(ctx context.Context, k laneKey, f suspension.Flag, revision uint64) (uint64, error) {
+	body, err := json.Marshal(f)
+	if err != nil {
+		return 0, err
+	}
+	return x.suspensions.Update(ctx, k.lease(), body, revision)
+}
+
+// expire ends what has waited for a suspended URL longer than allowed.
+func (x *drains) expire(ctx context.Context, k laneKey) error {
+	oldest, err := x.d.bus.OldestParked(ctx, k.account, k.lane, "*")
+	if errors.Is(err, bus.ErrNotFound) || err == nil && time.Since(oldest) <= x.d.cfg.ParkedMaxAge {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	drain, err := x.d.bus.Drain(ctx, k.account, k.lane, "*", 64, x.d.cfg.ackWait())
+	if err != nil {
+		return err
+	}
+	work := context.WithoutCancel(ctx)
+	defer func() {
+		ctx, cancel := context.WithTimeout(work, 2*time.Second)
+		defer cancel()
+		_ = drain.Close(ctx) // what was not expired is parked as before
+	}()
+	for young := false; !young; {
+		took, err := drain.Take(ctx, 64, func(m *bus.Delivery) {
+			if time.Since(m.StoredAt) <= x.d.cfg.ParkedMaxAge {
+				young = true
+				return
+			}
+			last, err := x.d.position(work, m)
+			if err != nil {
+				x.d.giveBack(m, err)
+				return
+			}
+			x.d.end(work, m, last, notification.KindExpired, delivery.ExpiredWhileSuspended)
+		})
+		if err != nil || took == 0 {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,92 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"go.uber.org/zap"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/notification"
+)
+
+// sweepEvery is how often RETRIES is searched for messages that nobody will get again.
+const sweepEvery = 30 * time.Second
+
+// repair looks after notifications that a crash left without a delivery: those whose last delivery was
+// burnt (the broker says so once, if a pull is open then) and those that nothing was said about. It also
+// watches how many retries wait. It returns when ctx ended.
+func (d *Dispatcher) repair(ctx context.Context, exhausted *bus.ExhaustedConsumer, retries *bus.Puller) {
+	work := context.WithoutCancel(ctx)
+	nextSweep := time.Now().Add(sweepEvery)
+	for ctx.Err() == nil {
+		err := exhausted.Pull(ctx, func(x *bus.Exhausted) error { return d.revive(work, x, "exhausted") })
+		if err == nil {
+			var waiting int
+			if waiting, err = retries.AckPending(ctx); err == nil {
+				d.crowded.Store(waiting > crowdedAt)
+			}
+		}
+		if err == nil && time.Now().After(nextSweep) {
+			nextSweep = time.Now().Add(sweepEvery)
+			err = d.sweep(ctx, retries)
+		}
+		if err != nil && ctx.Err() == nil {
+			d.log.Debug("repair interrupted; trying again", zap.Error(err))
+			_ = sleep(ctx, time.Second)
+		}
+	}
+}
+
+// revive puts a message right that the broker delivers no more: what the journal says is still to be done
+// is published anew, then the message is removed.
+func (d *Dispatcher) revive(ctx context.Context, x *bus.Exhausted, kind string) error {
+	last, err := d.bus.LastRecord(ctx, x.Account, x.ID)
+	n := x.Notification
+	n.Hop++
+	at := time.Now()
+	switch {
+	case errors.Is(err, bus.ErrNotFound) || err == nil && last.Send < x.Send:
+		n.Journal = 0
+		if err == nil {
+			n.Journal = last.Sequence
+		}
+		err = d.bus.ScheduleRetry(ctx, &n, at)
+	case err != nil:
+		return err
+	case last.Send > x.Send, last.Hop > x.Hop:
+		err = nil // it lives on elsewhere
+	case last.State == notification.PermanentlyFailed:
+		err = d.keepFailed(ctx, &x.Notification)
+	case last.State.Terminal(), last.State == notification.Parked:
+		err = nil
+	default:
+		n.AttemptsDone, n.Journal = last.AttemptsDone, last.Sequence
+		if last.NextAttemptAt.After(at) {
+			at = last.NextAttemptAt
+		}
+		err = d.bus.ScheduleRetry(ctx, &n, at)
+	}
+	if err != nil {
+		return err
+	}
+	d.metrics.repaired.WithLabelValues(kind).Inc()
+	d.log.Warn("a notification without deliveries left was put right",
+		zap.String("kind", kind), zap.String("account_id", x.Account), zap.String("webhook_id", x.WebhookID), zap.String("notification_id", x.ID))
+	return d.bus.Remove(ctx, x)
+}
+
+// sweep revives what the consumer has left behind: on a work queue every message at or below the ack floor
+// that still exists is one whose deliveries are used up.
+func (d *Dispatcher) sweep(ctx context.Context, retries *bus.Puller) error {
+	for x, err := range d.bus.LeftBehind(ctx, retries) {
+		if err != nil {
+			return err
+		}
+		if err := d.revive(ctx, x, "stuck"); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,180 @@
+package dispatcher
+
+import (
+	"sync"
+	"time"
+)
+
+// urlKey names one destination: suspension and shares are per account and URL.
+type urlKey struct{ account, url string }
+
+const (
+	// startShare is what a URL that nothing is known of may have in flight.
+	startShare = 16
+	// maxWait is how long a notification may expect to wait in memory for its URL's share. It is far below
+	// the ack wait and below what a detour over PARKED would cost.
+	maxWait = 250 * time.Millisecond
+	// forgetAfter is how long an idle URL's share is remembered.
+	forgetAfter = 15 * time.Minute
+)
+
+// shares bounds what is in flight for each URL: one number per URL, from 1 to the limit, doubled after a
+// clean round (as many successes in a row as the number), halved by a failure. A hanging URL so shrinks to
+// 1 and a good one grows to the limit. Live traffic and released backlog use the same number.
+//
+// What is over the share waits in memory only when the URL's own speed says that the wait is short;
+// otherwise it is refused, and the caller parks it. So no delivery is held for a slow URL.
+//
+// It is safe for concurrent use; the mutex guards everything and is never held across a wait.
+type shares struct {
+	mu   sync.Mutex
+	most int // limit per URL
+	urls map[urlKey]*share
+}
+
+type share struct {
+	limit    int
+	inFlight int
+	streak   int           // successes since the last failure or growth
+	latency  time.Duration // moving average of an attempt; 0: unknown
+	waiting  []chan bool
+	backlog  bool // something is parked: live traffic leaves half of the share to it
+	used     time.Time
+}
+
+func newShares(most int) *shares { return &shares{most: most, urls: map[urlKey]*share{}} }
+
+func (s *shares) get(k urlKey) *share {
+	u := s.urls[k]
+	if u == nil {
+		u = &share{limit: min(startShare, s.most)}
+		s.urls[k] = u
+	}
+	u.used = time.Now()
+	return u
+}
+
+// live is what live traffic may have in flight.
+func (u *share) live() int {
+	if u.backlog {
+		return u.limit / 2
+	}
+	return u.limit
+}
+
+// enter takes a place for live traffic, waiting for it at most about maxWait. False: the URL is over its share.
+func (s *shares) enter(k urlKey) bool {
+	s.mu.Lock()
+	u := s.get(k)
+	if u.inFlight < u.live() && len(u.waiting) == 0 {
+		u.inFlight++
+		s.mu.Unlock()
+		return true
+	}
+	if !u.worthWaiting() {
+		s.mu.Unlock()
+		return false
+	}
+	granted := make(chan bool, 1)
+	u.waiting = append(u.waiting, granted)
+	s.mu.Unlock()
+	return <-granted
+}
+
+// worthWaiting estimates the wait of one more from the URL's own latency. Of an unknown URL one round waits.
+func (u *share) worthWaiting() bool {
+	if u.live() == 0 {
+		return false
+	}
+	if u.latency == 0 {
+		return len(u.waiting) < u.limit
+	}
+	return time.Duration(len(u.waiting)+1)*u.latency/time.Duration(u.live()) <= maxWait
+}
+
+// take takes up to n places for backlog, without waiting, and returns how many.
+func (s *shares) take(k urlKey, n int) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u := s.get(k)
+	n = max(0, min(n, u.limit-u.inFlight))
+	u.inFlight += n
+	return n
+}
+
+// leave gives a place back unused.
+func (s *shares) leave(k urlKey, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u := s.get(k)
+	u.inFlight -= n
+	u.admit()
+}
+
+// done gives a place back after an attempt and lets its result move the share.
+func (s *shares) done(k urlKey, delivered bool, took time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u := s.get(k)
+	u.inFlight--
+	if u.latency == 0 {
+		u.latency = took
+	}
+	u.latency += (took - u.latency) / 8
+	if delivered {
+		if u.streak++; u.streak >= u.limit {
+			u.limit, u.streak = min(2*u.limit, s.most), 0
+		}
+	} else {
+		u.limit, u.streak = max(u.limit/2, 1), 0
+	}
+	u.admit()
+}
+
+// admit grants places to those who wait, and refuses the last ones when the wait has become too long.
+func (u *share) admit() {
+	for len(u.waiting) > 0 && u.inFlight < u.live() {
+		u.inFlight++
+		u.waiting[0] <- true
+		u.waiting = u.waiting[1:]
+	}
+	for len(u.waiting) > 0 && !u.stillWorth() {
+		last := len(u.waiting) - 1
+		u.waiting[last] <- false
+		u.waiting = u.waiting[:last]
+	}
+}
+
+func (u *share) stillWorth() bool {
+	return u.live() > 0 && time.Duration(len(u.waiting))*u.latency/time.Duration(u.live()) <= 4*maxWait
+}
+
+// restart begins anew with one in flight, for a URL that was resumed: slow start.
+func (s *shares) restart(k urlKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u := s.get(k)
+	u.limit, u.streak, u.latency = 1, 0, 0
+}
+
+// setBacklog says whether something is parked for the URL.
+func (s *shares) setBacklog(k urlKey, is bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if u := s.urls[k]; u != nil || is {
+		u = s.get(k)
+		u.backlog = is
+		u.admit()
+	}
+}
+
+// forget drops what is idle.
+func (s *shares) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k, u := range s.urls {
+		if u.inFlight == 0 && !u.backlog && time.Since(u.used) > forgetAfter {
+			delete(s.urls, k)
+		}
+	}
+}

@@ -1,0 +1,221 @@
+// Package publisher turns each event of the CRM into one notification for every webhook that matches it.
+//
+// An event is acknowledged only after all that follows from it is stored: its notifications on
+// NOTIFICATIONS, or its bytes on REJECTED_EVENTS when it cannot be an event. A crash anywhere before makes
+// the broker deliver the event again, and the deterministic message ids keep what was stored already from
+// being stored twice. A webhook registered between the two passes is told as well.
+package publisher
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/event"
+	"gancho/pkg/notification"
+	"gancho/pkg/service"
+	"gancho/pkg/webhook"
+)
+
+const (
+	// maxEvents is how many events are worked on at once: enough to keep the broker busy, few enough to
+	// finish within the shutdown timeout.
+	maxEvents = 512
+	// page is how many notifications of one event are under way at once. An event that matches more is
+	// published page by page, so it cannot take the whole publish window from the events beside it.
+	page = 512
+)
+
+// Publisher matches events and fans them out. Its methods are safe for concurrent use.
+type Publisher struct {
+	log      *zap.Logger
+	bus      *bus.Bus
+	registry *bus.Registry
+	metrics  metrics
+}
+
+type metrics struct {
+	events  *prometheus.CounterVec
+	matched prometheus.Counter
+}
+
+// results of an event, beside the reasons of a rejection.
+const (
+	resultMatched   = "matched"
+	resultUnmatched = "no_webhooks"
+)
+
+func newMetrics(reg prometheus.Registerer) metrics {
+	m := metrics{
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gancho_events_total", Help: "Events taken in, by result: matched, no_webhooks, or the reason of a rejection.",
+		}, []string{"result"}),
+		matched: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "gancho_notifications_matched_total", Help: "Notifications created by matching events with webhooks.",
+		}),
+	}
+	for _, r := range append([]event.Reason{resultMatched, resultUnmatched}, event.Reasons()...) {
+		m.events.WithLabelValues(string(r))
+	}
+	reg.MustRegister(m.events, m.matched)
+	return m
+}
+
+// Run runs a publisher until ctx ends; events under way are then finished first.
+func Run(ctx context.Context, cfg Config, proc *service.Process) error {
+	b, err := bus.Connect(cfg.Bus, proc.Name, proc.Log, proc.Metrics)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	proc.Health.Require("nats", b.State)
+	if err := b.Own(ctx, bus.Publisher, cfg.Limits); err != nil {
+		return err
+	}
+	if err := b.RequirePayload(ctx, int64(cfg.Limits.EventMaxBytes)+bus.BrokerHeadroom); err != nil {
+		return err
+	}
+	registry, err := b.Registry(ctx)
+	if err != nil {
+		return err
+	}
+	proc.Health.Require("webhooks", registry.State)
+	events, err := b.Events(ctx)
+	if err != nil {
+		return err
+	}
+	p := &Publisher{log: proc.Log, bus: b, registry: registry, metrics: newMetrics(proc.Metrics)}
+	group, ctx := errgroup.WithContext(ctx)
+	loaded := make(chan struct{})
+	group.Go(func() error { return registry.Run(ctx, func() { close(loaded) }, nil) })
+	group.Go(func() error { return b.TrimNotifications(ctx, cfg.Limits.DuplicateWindow) })
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-loaded: // matching before would miss webhooks
+			p.consume(ctx, events)
+		}
+		return nil
+	})
+	return group.Wait()
+}
+
+// consume pulls events while there are free places and returns when ctx ended and the last one is done.
+func (p *Publisher) consume(ctx context.Context, events *bus.EventsConsumer) {
+	places := semaphore.NewWeighted(maxEvents)
+	var inFlight sync.WaitGroup
+	defer inFlight.Wait()
+	work := context.WithoutCancel(ctx)
+	for ctx.Err() == nil {
+		n := takePlaces(ctx, places)
+		if n == 0 {
+			return
+		}
+		got := 0
+		err := events.Pull(ctx, n, func(m *bus.EventMessage) {
+			got++
+			started := p.start(work, m)
+			inFlight.Go(func() {
+				defer places.Release(1)
+				p.finish(work, m, started)
+			})
+		})
+		places.Release(int64(n - got))
+		if err != nil && ctx.Err() == nil {
+			p.log.Warn("events cannot be pulled; trying again", zap.Error(err))
+		}
+	}
+}
+
+// takePlaces waits for one free place and takes all that are free then; 0 means that ctx ended.
+func takePlaces(ctx context.Context, places *semaphore.Weighted) int {
+	if places.Acquire(ctx, 1) != nil {
+		return 0
+	}
+	n := 1
+	for chunk := maxEvents / 2; chunk > 0; chunk /= 2 {
+		if places.TryAcquire(int64(chunk)) {
+			n += chunk
+		}
+	}
+	return n
+}
+
+// job is what one event leads to, with its first page of notifications already on the way. Starting in
+// the order of arrival keeps an account's events in order on NOTIFICATIONS.
+type job struct {
+	event    event.Event
+	rejected *event.Rejected
+	webhooks []*webhook.Webhook // those after the first page
+	started  []bus.Started
+}
+
+func (p *Publisher) start(_ context.Context, m *bus.EventMessage) *job {
+	ev, rejected := event.Parse(m.Message)
+	j := &job{event: ev, rejected: rejected}
+	if rejected != nil {
+		return j
+	}
+	matched := p.registry.Match(nil, ev.Account, ev.Name)
+	first := matched[:min(page, len(matched))]
+	j.started, j.webhooks = p.notify(m, ev, first), matched[len(first):]
+	return j
+}
+
+// notify starts one page of notifications.
+func (p *Publisher) notify(m *bus.EventMessage, ev event.Event, webhooks []*webhook.Webhook) []bus.Started {
+	started := make([]bus.Started, 0, len(webhooks))
+	for _, w := range webhooks {
+		started = append(started, p.bus.Notify(&notification.Notification{
+			Account: ev.Account, ID: event.NotificationID(ev.ID, w.UUID), WebhookID: w.ID,
+			EventID: ev.ID, EventName: ev.Name, EventSequence: ev.Sequence, EventTime: m.StoredAt,
+			Send: 1, Traceparent: ev.Traceparent, Body: ev.Body,
+		}))
+	}
+	return started
+}
+
+// finish waits until all that follows from the event is stored, then settles it. Without that the event
+// is left alone and comes again.
+func (p *Publisher) finish(ctx context.Context, m *bus.EventMessage, j *job) {
+	if j.rejected != nil {
+		p.reject(ctx, m, j.rejected)
+		return
+	}
+	result, total := resultUnmatched, 0
+	for len(j.started) > 0 {
+		result, total = resultMatched, total+len(j.started)
+		for _, s := range j.started {
+			if err := s.Wait(ctx); err != nil {
+				p.log.Error("notification not stored; its event comes again", zap.String("event_id", j.event.ID), zap.Error(err))
+				return
+			}
+		}
+		m.InProgress()
+		next := j.webhooks[:min(page, len(j.webhooks))]
+		j.started, j.webhooks = p.notify(m, j.event, next), j.webhooks[len(next):]
+	}
+	p.metrics.events.WithLabelValues(result).Inc()
+	p.metrics.matched.Add(float64(total))
+	m.Ack()
+}
+
+func (p *Publisher) reject(ctx context.Context, m *bus.EventMessage, why *event.Rejected) {
+	ctx, cancel := context.WithTimeout(ctx, bus.EventsAckWait)
+	defer cancel()
+	if err := p.bus.Reject(ctx, m.Message, why); err != nil && !errors.Is(err, bus.ErrTooLarge) {
+		p.log.Error("rejected event not stored; it comes again", zap.Error(err))
+		return
+	}
+	p.metrics.events.WithLabelValues(string(why.Reason)).Inc()
+	p.log.Warn("event rejected", zap.String("reason", string(why.Reason)), zap.String("detail", why.Detail),
+		zap.Uint64("stream_seq", m.Sequence), zap.Duration("age", time.Since(m.StoredAt)))
+	m.Ack()
+}
