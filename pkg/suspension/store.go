@@ -176,16 +176,19 @@ func (s *Store) exchange(ctx context.Context, calls []*call, extra func(redis.Pi
 		return nil
 	}
 	pipe = s.client.Pipeline()
-	loaded := make(map[string]bool)
+	loaded := make(map[*redis.Script]bool)
 	for _, c := range unknown {
-		if !loaded[c.script.Hash()] {
-			c.script.Load(ctx, pipe)
-			loaded[c.script.Hash()] = true
+		if !loaded[c.script] {
+			// Not in the pipeline: Load takes the hash from the answer.
+			if err := c.script.Load(ctx, s.client).Err(); err != nil {
+				return fmt.Errorf("load redis script: %w", err)
+			}
+			loaded[c.script] = true
 		}
 		c.queue(ctx, pipe)
 	}
 	if _, err := pipe.Exec(ctx); err != nil {
-		return fmt.Errorf("load and run redis scripts: %w", err)
+		return fmt.Errorf("run redis scripts: %w", err)
 	}
 	return nil
 }
