@@ -1,0 +1,625 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/event"
+	"gancho/pkg/notification"
+	"gancho/pkg/suspension"
+)
+
+// The users of deploy/nats/nats.conf.
+const (
+	userCRM        = "crm"
+	userPublisher  = "publisher"
+	userDispatcher = "dispatcher"
+	userMonitor    = "suspension-monitor"
+	userManagement = "management"
+	userOperator   = "operator"
+)
+
+var brokerUsers = []string{userCRM, userPublisher, userDispatcher, userMonitor, userManagement, userOperator}
+
+// broker is a NATS server with the configuration that docker-compose.yml mounts.
+type broker struct {
+	srv *server.Server
+
+	mu      sync.Mutex
+	refused []string // "Permissions Violation" lines
+}
+
+func startBroker(t *testing.T) *broker {
+	t.Helper()
+	for _, user := range brokerUsers {
+		name := "NATS_PASSWORD_" + strings.ToUpper(strings.ReplaceAll(user, "-", "_"))
+		t.Setenv(name, `"12`+user+`"`)
+	}
+	t.Setenv("NATS_SYNC_INTERVAL", "always")
+	t.Setenv("NATS_MAX_FILE_STORE", "1GB")
+	opts, err := server.ProcessConfigFile(filepath.Join("..", "..", "deploy", "nats", "nats.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !opts.SyncAlways || opts.MaxPayload != 2<<20 || opts.NoAuthUser != "" {
+		t.Errorf("nats.conf: sync always %v, max_payload %d, no_auth_user %q; want true, 2 MiB, none", opts.SyncAlways, opts.MaxPayload, opts.NoAuthUser)
+	}
+	opts.Host, opts.Port, opts.HTTPHost, opts.HTTPPort = "127.0.0.1", server.RANDOM_PORT, "", 0
+	opts.StoreDir, opts.NoSigs = t.TempDir(), true
+	b := &broker{}
+	if b.srv, err = server.NewServer(opts); err != nil {
+		t.Fatal(err)
+	}
+	b.srv.SetLoggerV2(b, false, false, false)
+	b.srv.Start()
+	t.Cleanup(func() { b.srv.Shutdown(); b.srv.WaitForShutdown() })
+	if !b.srv.ReadyForConnections(20 * time.Second) {
+		t.Fatal("nats-server is not ready after 20 s")
+	}
+	return b
+}
+
+// The server's log: only refusals matter here.
+func (b *broker) Errorf(format string, v ...any) {
+	if line := fmt.Sprintf(format, v...); strings.Contains(line, "Violation") {
+		b.mu.Lock()
+		b.refused = append(b.refused, line)
+		b.mu.Unlock()
+	}
+}
+func (b *broker) Noticef(string, ...any) {}
+func (b *broker) Warnf(string, ...any)   {}
+func (b *broker) Fatalf(string, ...any)  {}
+func (b *broker) Debugf(string, ...any)  {}
+func (b *broker) Tracef(string, ...any)  {}
+
+func (b *broker) url(user string) string {
+	u := url.URL{Scheme: "nats", Host: b.srv.Addr().String(), User: url.UserPassword(user, "12"+user)}
+	return u.String()
+}
+
+func (b *broker) connect(t *testing.T, user string) *nats.Conn {
+	t.Helper()
+	nc, err := nats.Connect(b.url(user), nats.CustomInboxPrefix("_INBOX_"+user), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	if err != nil {
+		t.Fatalf("%s: %v", user, err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}
+
+func (b *broker) bus(t *testing.T, user string) *bus.Bus {
+	t.Helper()
+	c, err := bus.Connect(bus.Config{URL: b.url(user)}, user, zap.NewNop(), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+// must ends the test when a step of a service's work fails.
+func must(t *testing.T, what string, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+}
+
+// TestBrokerLetsServicesWork does with each user, through pkg/bus, what its service does, and sees that
+// the broker refused nothing.
+func TestBrokerLetsServicesWork(t *testing.T) {
+	b := startBroker(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	limits := bus.Limits{
+		Replicas: 1, EventMaxBytes: 1 << 20, EventsMaxAge: time.Hour, LogMaxAge: time.Hour, DuplicateWindow: time.Minute,
+	}
+	publisher, dispatcher := b.bus(t, userPublisher), b.bus(t, userDispatcher)
+	monitor, management := b.bus(t, userMonitor), b.bus(t, userManagement)
+	must(t, "publisher's streams", publisher.Own(ctx, bus.Publisher, limits))
+	must(t, "dispatcher's streams", dispatcher.Own(ctx, bus.Dispatcher, limits))
+	must(t, "monitor's streams", monitor.Own(ctx, bus.Monitor, limits))
+	must(t, "management's buckets", management.Own(ctx, bus.Management, limits))
+	must(t, "the broker's payload limit", publisher.RequirePayload(ctx, 1<<20+bus.BrokerHeadroom))
+
+	// The CRM is an ordinary client, with its own inbox.
+	crmConn, err := nats.Connect(b.url(userCRM))
+	must(t, "crm connects", err)
+	t.Cleanup(crmConn.Close)
+	crm, err := jetstream.New(crmConn)
+	must(t, "crm's JetStream", err)
+	_, err = crm.Publish(ctx, "crm.events.acme.crm_deal_created", []byte(`{"event_name":"crm_deal_created"}`))
+	must(t, "crm publishes", err)
+	_, err = crm.Publish(ctx, "crm.events.odd", []byte(`{}`))
+	must(t, "crm publishes what publisher will reject", err)
+
+	events, err := publisher.Events(ctx)
+	must(t, "publisher consumes events", err)
+	var got []*bus.EventMessage
+	must(t, "publisher pulls", events.Pull(ctx, 2, func(m *bus.EventMessage) { got = append(got, m) }))
+	if len(got) != 2 {
+		t.Fatalf("publisher got %d events, want 2", len(got))
+	}
+	webhookID, eventID := uuid.New(), uuid.NewString()
+	n := &notification.Notification{
+		Account: "acme", ID: event.NotificationID(eventID, webhookID), WebhookID: webhookID.String(), EventID: eventID,
+		EventName: "crm_deal_created", EventSequence: 1, EventTime: time.Now(), Send: 1, Body: []byte(`{}`),
+	}
+	must(t, "publisher notifies", publisher.Notify(n).Wait(ctx))
+	must(t, "publisher rejects", publisher.Reject(ctx, got[1].Message, &event.Rejected{Reason: event.BadSubject}))
+	got[0].Ack()
+	got[1].Ack()
+
+	first, err := dispatcher.First(ctx, 20*time.Second)
+	must(t, "dispatcher consumes first attempts", err)
+	pulled, err := first.Pull(ctx, 1, func(d *bus.Delivery) {
+		record := &notification.Record{Kind: notification.KindAttempt, At: time.Now(), Account: d.Account, NotificationID: d.ID, WebhookID: d.WebhookID, Send: 1}
+		_, recordErr := dispatcher.Record(ctx, record)
+		must(t, "dispatcher records", recordErr)
+		must(t, "dispatcher schedules a retry", dispatcher.ScheduleRetry(ctx, &d.Notification, time.Now()))
+		must(t, "dispatcher parks", dispatcher.Park(ctx, &d.Notification, "0123456789abcdef0123456789abcdef"))
+		must(t, "dispatcher keeps a failure", dispatcher.Fail(ctx, &d.Notification, "status_5xx"))
+		must(t, "dispatcher sets aside", d.SetAside(ctx, "internal_error", "test"))
+		d.Ack()
+	})
+	must(t, "dispatcher pulls", err)
+	if pulled != 1 {
+		t.Fatalf("dispatcher pulled %d notifications, want 1", pulled)
+	}
+	_, err = dispatcher.LastRecord(ctx, n.Account, n.ID)
+	must(t, "dispatcher reads the journal", err)
+
+	retries, err := dispatcher.Retries(ctx, 20*time.Second)
+	must(t, "dispatcher consumes retries", err)
+	for done := false; !done && ctx.Err() == nil; { // the schedule fires within a second
+		_, err = retries.Pull(ctx, 1, func(d *bus.Delivery) {
+			done = true
+			d.NakAfter(time.Hour)
+		})
+		must(t, "dispatcher pulls retries", err)
+	}
+	for _, err := range dispatcher.LeftBehind(ctx, retries) {
+		must(t, "dispatcher looks for retries left behind", err)
+	}
+	exhausted, err := dispatcher.Exhausted(ctx)
+	must(t, "dispatcher consumes advisories", err)
+	must(t, "dispatcher pulls advisories", exhausted.Pull(ctx, func(*bus.Exhausted) error { return nil }))
+
+	backlogs, err := dispatcher.Backlogs(ctx, "")
+	must(t, "dispatcher lists backlogs", err)
+	if len(backlogs) != 1 {
+		t.Fatalf("got %d backlogs, want 1", len(backlogs))
+	}
+	_, err = management.Backlogs(ctx, n.Account)
+	must(t, "management lists backlogs", err)
+	_, err = management.OldestParked(ctx, n.Account, backlogs[0].Lane, "*")
+	must(t, "management reads the oldest parked", err)
+	drain, err := dispatcher.Drain(ctx, n.Account, backlogs[0].Lane, "*", 1, 20*time.Second)
+	must(t, "dispatcher drains", err)
+	_, err = drain.Take(ctx, 1, func(d *bus.Delivery) { d.Ack() })
+	must(t, "dispatcher takes from a drain", err)
+	_, err = drain.Empty(ctx)
+	must(t, "dispatcher looks at a drain", err)
+	must(t, "dispatcher ends a drain", drain.Close(ctx))
+	leases, err := dispatcher.Bucket(ctx, bus.BucketLeases)
+	must(t, "dispatcher's leases", err)
+	lease, err := leases.Acquire(ctx, "sweep", "one")
+	must(t, "dispatcher takes a lease", err)
+	must(t, "dispatcher renews a lease", lease.Renew(ctx))
+	must(t, "dispatcher gives a lease back", lease.Release(ctx))
+
+	for _, c := range []struct {
+		who     *bus.Bus
+		durable string
+	}{{monitor, bus.ConsumerMonitor}, {management, bus.ConsumerIndex}} {
+		journal, err := c.who.Journal(ctx, c.durable)
+		must(t, c.durable+" consumes the journal", err)
+		batch, err := journal.Pull(ctx, 10, time.Millisecond)
+		must(t, c.durable+" pulls the journal", err)
+		if len(batch.Records) == 0 {
+			t.Errorf("%s read no record", c.durable)
+		}
+		batch.Ack()
+	}
+
+	webhooks, err := management.Bucket(ctx, bus.BucketWebhooks)
+	must(t, "management's registry", err)
+	revision, err := webhooks.Create(ctx, "acme.one", []byte(`{}`))
+	must(t, "management creates a webhook", err)
+	must(t, "management deletes a webhook", webhooks.Delete(ctx, "acme.one", revision))
+	_, err = webhooks.Put(ctx, "acme.two", []byte(`{}`))
+	must(t, "management changes a webhook", err)
+	suspensions, err := monitor.Bucket(ctx, bus.BucketSuspensions)
+	must(t, "monitor's bucket", err)
+	revision, err = suspensions.Put(ctx, "acme.flag", []byte(`{}`))
+	must(t, "monitor writes a flag", err)
+	flags, err := dispatcher.Bucket(ctx, bus.BucketSuspensions)
+	must(t, "dispatcher's flags", err)
+	_, err = flags.Update(ctx, "acme.flag", []byte(`{"state":"probing"}`), revision)
+	must(t, "dispatcher claims a probe", err)
+	for name, who := range map[string]*bus.Bus{"publisher": publisher, "dispatcher": dispatcher, "monitor": monitor, "management": management} {
+		for _, bucket := range []string{bus.BucketWebhooks, bus.BucketSuspensions} {
+			watched, err := who.Bucket(ctx, bucket)
+			must(t, name+" opens "+bucket, err)
+			watching, stop := context.WithTimeout(ctx, 20*time.Second)
+			entries := 0
+			must(t, name+" watches "+bucket, watched.Watch(watching, func(bus.Entry) { entries++ }, stop))
+			stop()
+			if entries == 0 {
+				t.Errorf("%s saw nothing in %s", name, bucket)
+			}
+			_, err = watched.Keys(ctx)
+			must(t, name+" lists "+bucket, err)
+		}
+	}
+
+	_, err = management.PublishEvent(ctx, "crm.events.acme.crm_deal_created", "id", "", []byte(`{}`))
+	must(t, "management ingests an event", err)
+	_, _, err = management.EventAt(ctx, 1)
+	must(t, "management reads an event", err)
+	_, err = management.FailedNotification(ctx, n.Account, n.WebhookID, n.ID)
+	must(t, "management reads a failure", err)
+	n.Send = 2
+	must(t, "management sends again", management.Notify(n).Wait(ctx))
+
+	trimmed, stop := context.WithTimeout(ctx, 1500*time.Millisecond)
+	defer stop()
+	must(t, "publisher trims", publisher.TrimNotifications(trimmed, time.Millisecond))
+
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, line := range b.refused {
+		t.Errorf("refused: %s", line)
+	}
+}
+
+// right is what one user may do, as the comments of nats.conf promise it. Streams of buckets are called KV_<bucket>.
+type right struct {
+	publish []string            // subjects
+	create  []string            // streams it may create
+	purge   []string            // streams it may purge or delete messages of
+	info    []string            // streams it may look at beside those it creates
+	get     []string            // streams it may read single messages of
+	consume map[string][]string // stream: consumers it may create, pull and delete; "*" for any other name
+}
+
+var watches = []string{"KV_WEBHOOKS", "KV_SUSPENSIONS"}
+
+func anyConsumer(streams ...string) map[string][]string {
+	out := map[string][]string{}
+	for _, s := range streams {
+		out[s] = []string{"*"}
+	}
+	return out
+}
+
+func rights() map[string]right {
+	crm := right{publish: []string{"crm.events.acme.crm_deal_created"}}
+
+	publisher := right{
+		publish: []string{"gancho.notifications.acme.id", "gancho.rejected.bad_json", "gancho.quarantine.CRM_EVENTS.reason"},
+		create:  []string{bus.Events, bus.Rejected, bus.Notifications, bus.Quarantine},
+		purge:   []string{bus.Notifications},
+		info:    watches,
+		get:     watches,
+		consume: anyConsumer(watches...),
+	}
+	publisher.consume[bus.Events] = []string{bus.ConsumerPublisher}
+
+	dispatcher := right{
+		publish: []string{
+			"gancho.retries.at.acme.id", "gancho.retries.due.acme.webhook", "gancho.parked.acme.lane.webhook", "gancho.attempts.acme.id",
+			"gancho.failed.acme.webhook.id", "gancho.quarantine.RETRIES.reason", "$KV.LEASES.key", "$KV.SUSPENSIONS.key",
+		},
+		create:  []string{bus.Retries, bus.Parked, bus.Attempts, bus.Failed, bus.MaxDeliveries, "KV_LEASES"},
+		purge:   []string{bus.Retries, bus.Parked},
+		info:    append([]string{bus.Notifications}, watches...),
+		get:     append([]string{bus.Notifications, bus.Retries, bus.Parked, bus.Attempts, bus.Failed, "KV_LEASES"}, watches...),
+		consume: anyConsumer(append([]string{bus.Parked, "KV_LEASES"}, watches...)...),
+	}
+	dispatcher.consume[bus.Notifications] = []string{bus.ConsumerFirst}
+	dispatcher.consume[bus.Retries] = []string{bus.ConsumerRetries}
+	dispatcher.consume[bus.MaxDeliveries] = []string{bus.ConsumerMaxDeliveries}
+
+	monitor := right{
+		publish: []string{"gancho.webhooks.acme.webhook.suspended", "$KV.SUSPENSIONS.key"},
+		create:  []string{bus.WebhookStatus, bus.Commands, "KV_SUSPENSIONS"},
+		purge:   []string{"KV_SUSPENSIONS"},
+		info:    []string{bus.Attempts, "KV_WEBHOOKS"},
+		get:     append([]string{bus.WebhookStatus}, watches...),
+		consume: anyConsumer(watches...),
+	}
+	monitor.consume[bus.Attempts] = []string{bus.ConsumerMonitor}
+	monitor.consume[bus.Commands] = []string{bus.ConsumerCommands}
+
+	management := right{
+		publish: []string{
+			"crm.events.acme.crm_deal_created", "gancho.notifications.acme.id", "gancho.attempts.acme.id", "gancho.suspensions.acme.lane",
+			"$KV.WEBHOOKS.key", "$KV.REPLAYS.key",
+		},
+		create: []string{"KV_WEBHOOKS", "KV_REPLAYS"},
+		info: []string{
+			bus.Events, bus.Rejected, bus.Notifications, bus.Retries, bus.Parked, bus.Attempts, bus.Failed, bus.Quarantine, bus.WebhookStatus,
+			bus.Commands, "KV_SUSPENSIONS",
+		},
+		get: append([]string{bus.Events, bus.Notifications, bus.Retries, bus.Parked, bus.Attempts, bus.Failed, bus.WebhookStatus, "KV_REPLAYS"}, watches...),
+		consume: anyConsumer(append([]string{bus.Failed, bus.WebhookStatus, bus.Events, "KV_REPLAYS"},
+			watches...)...),
+	}
+	management.consume[bus.Attempts] = []string{"*", bus.ConsumerIndex}
+	management.consume[bus.Notifications] = []string{"*", bus.ConsumerIndexPending}
+
+	return map[string]right{
+		userCRM: crm, userPublisher: publisher, userDispatcher: dispatcher, userMonitor: monitor, userManagement: management,
+	}
+}
+
+// TestBrokerRefusesTheRest tries, as every user, every kind of operation on every stream, and every
+// subject, and compares what the broker refused with rights.
+func TestBrokerRefusesTheRest(t *testing.T) {
+	b := startBroker(t)
+	all := rights()
+	var streams, subjects []string
+	durables := map[string][]string{} // of each stream
+	for _, r := range all {
+		streams = append(streams, r.create...)
+		subjects = append(subjects, r.publish...)
+		for stream, names := range r.consume {
+			durables[stream] = append(durables[stream], names...)
+		}
+	}
+	slices.Sort(streams)
+	subjects = append(subjects, "crm.other", "gancho.other", "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.RETRIES.dispatcher-retries",
+		"$SYS.REQ.SERVER.PING", "_INBOX_dispatcher.forged", "_INBOX.forged", "$JS.API.STREAM.LIST", "$JS.API.STREAM.NAMES", "$JS.API.META.LEADER.STEPDOWN")
+	slices.Sort(subjects)
+	subjects = slices.Compact(subjects)
+
+	tried := 0
+	for user, r := range all {
+		nc := b.connect(t, user)
+		// publish reports whether the broker takes a message on subject.
+		publish := func(subject string) bool {
+			t.Helper()
+			tried++
+			b.mu.Lock()
+			before := len(b.refused)
+			b.mu.Unlock()
+			must(t, "publish", nc.Publish(subject, nil))
+			must(t, "flush", nc.Flush())
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return len(b.refused) == before
+		}
+		want := func(allowed bool, subject string) {
+			t.Helper()
+			if got := publish(subject); got != allowed {
+				t.Errorf("%s may publish on %s: %v, want %v", user, subject, got, allowed)
+			}
+		}
+		for _, s := range subjects {
+			want(slices.Contains(r.publish, s), s)
+		}
+		for _, s := range streams {
+			creates := slices.Contains(r.create, s)
+			api := "$JS.API.STREAM."
+			want(creates, api+"CREATE."+s)
+			want(creates || slices.Contains(r.info, s), api+"INFO."+s)
+			want(slices.Contains(r.purge, s), api+"PURGE."+s)
+			for _, verb := range []string{"UPDATE", "DELETE", "SNAPSHOT", "RESTORE", "MSG.GET", "PEER.REMOVE", "LEADER.STEPDOWN"} {
+				want(false, api+verb+"."+s)
+			}
+			want(s == bus.Retries && user == userDispatcher, api+"MSG.DELETE."+s)
+			want(slices.Contains(r.get, s), "$JS.API.DIRECT.GET."+s+".some.subject")
+			// Consumers: all durables of the stream, and one of no service.
+			for _, name := range append([]string{"other"}, durables[s]...) {
+				if name == "*" {
+					continue
+				}
+				mine := slices.Contains(r.consume[s], name)
+				if !mine && slices.Contains(r.consume[s], "*") {
+					mine = name == "other"
+				}
+				want(mine && !strings.HasPrefix(s, "KV_"), "$JS.API.CONSUMER.MSG.NEXT."+s+"."+name) // watches are pushed
+				created := publish("$JS.API.CONSUMER.CREATE." + s + "." + name)
+				filtered := publish("$JS.API.CONSUMER.CREATE." + s + "." + name + ".filter")
+				if (created || filtered) != mine {
+					t.Errorf("%s may create consumer %s on %s: %v or %v, want %v", user, name, s, created, filtered, mine)
+				}
+				if !mine {
+					want(false, "$JS.API.CONSUMER.DELETE."+s+"."+name)
+					want(false, "$JS.ACK."+s+"."+name+".1.1.1.1.1")
+				}
+				want(false, "$JS.API.CONSUMER.DURABLE.CREATE."+s+"."+name)
+				want(false, "$JS.API.CONSUMER.PAUSE."+s+"."+name)
+			}
+		}
+
+		for _, subject := range []string{">", "crm.>", "gancho.>", "$JS.>", "$KV.>", "_INBOX_*.>", "_INBOX_" + userOperator + ".>"} {
+			b.mu.Lock()
+			before := len(b.refused)
+			b.mu.Unlock()
+			tried++
+			sub, err := nc.SubscribeSync(subject)
+			must(t, "subscribe", err)
+			must(t, "flush", nc.Flush())
+			_ = sub.Unsubscribe()
+			b.mu.Lock()
+			if len(b.refused) == before {
+				t.Errorf("%s may subscribe to %s", user, subject)
+			}
+			b.mu.Unlock()
+		}
+	}
+	t.Logf("%d operations tried", tried)
+
+	for name, where := range map[string]string{
+		"no name":        "nats://" + b.srv.Addr().String(),
+		"wrong password": "nats://crm:wrong@" + b.srv.Addr().String(),
+		"unknown user":   "nats://root:12crm@" + b.srv.Addr().String(),
+	} {
+		nc, err := nats.Connect(where)
+		if err == nil {
+			nc.Close()
+		}
+		if !errors.Is(err, nats.ErrAuthorization) {
+			t.Errorf("%s: got %v, want an authorization violation", name, err)
+		}
+	}
+}
+
+// startRedis runs Redis as docker-compose.yml does, on a socket file instead of a port.
+func startRedis(t *testing.T) (connect func(user, password string) *redis.Client) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "gancho") //nolint:usetesting // a socket's path must be short
+	must(t, "folder for Redis", err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	script, err := filepath.Abs(filepath.Join("..", "..", "deploy", "redis", "start.sh"))
+	must(t, "start.sh", err)
+	socket := filepath.Join(dir, "redis.sock")
+	var output bytes.Buffer
+	cmd := exec.Command("/bin/sh", script, "--port", "0", "--unixsocket", socket)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &output, &output
+	cmd.Env = append(os.Environ(), "REDIS_PASSWORD_MONITOR=for the monitor", "REDIS_PASSWORD_MANAGEMENT=for management", "TMPDIR="+dir)
+	must(t, "start Redis (make test installs redis-server)", cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	connect = func(user, password string) *redis.Client {
+		c := redis.NewClient(&redis.Options{Network: "unix", Addr: socket, Username: user, Password: password, MaxRetries: -1})
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}
+	health := connect("health", "any")
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		err := health.Ping(t.Context()).Err()
+		if err == nil {
+			return connect
+		}
+		if time.Now().After(deadline) {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+			t.Fatalf("Redis does not answer: %v\n%s", err, output.String())
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
+// TestRedisUsers checks deploy/redis/users.acl on a real server: each service does its work, and nothing else.
+func TestRedisUsers(t *testing.T) {
+	t.Parallel()
+	connect := startRedis(t)
+	monitor := connect("monitor", "for the monitor")
+	management := connect("management", "for management")
+	ctx := t.Context()
+
+	store, err := suspension.NewStore(monitor, suspension.DefaultRules())
+	must(t, "suspension store", err)
+	key := suspension.Key{Account: "acme", URLKey: "0123456789abcdef0123456789abcdef"}
+	_, err = store.Restore(ctx, nil)
+	must(t, "monitor restores flags", err)
+	_, err = store.SuspendByHand(ctx, suspension.Command{Key: key, At: time.Now()})
+	must(t, "monitor suspends", err)
+	_, err = store.Mass(ctx)
+	must(t, "monitor counts", err)
+	if flags, err := store.All(ctx); err != nil || len(flags) != 1 {
+		t.Errorf("monitor lists flags: %d, %v; want 1", len(flags), err)
+	}
+	must(t, "monitor resumes", func() error {
+		_, err := store.Resume(ctx, suspension.Command{Key: key, At: time.Now()})
+		return err
+	}())
+
+	window, flag := "gancho:window:{acme:1}", "gancho:suspension:{acme:1}"
+	index, log := "gancho:index:acme", "gancho:log:webhook"
+	script := "return redis.call('SET', KEYS[1], 'x')"
+	for _, c := range []struct {
+		name    string
+		client  *redis.Client
+		args    []any
+		allowed bool
+	}{
+		{"monitor writes a window", monitor, []any{"SET", window, "x"}, true},
+		{"monitor writes a flag by script", monitor, []any{"EVAL", script, 1, flag}, true},
+		{"monitor writes the index", monitor, []any{"SET", index, "x"}, false},
+		{"monitor reads the log", monitor, []any{"ZRANGE", log, 0, -1}, false},
+		{"monitor writes a key of nobody", monitor, []any{"SET", "gancho:other", "x"}, false},
+		{"monitor writes the index by script", monitor, []any{"EVAL", script, 1, index}, false},
+		{"monitor hides a key in a script", monitor, []any{"EVAL", "return redis.call('SET', '" + index + "', 'x')", 0}, false},
+		{"monitor runs FLUSHALL in a script", monitor, []any{"EVAL", "return redis.call('FLUSHALL')", 0}, false},
+		{"management writes the log", management, []any{"ZADD", log, 1, "x"}, true},
+		{"management writes the index by script", management, []any{"EVAL", script, 1, index}, true},
+		{"management reads a flag", management, []any{"GET", flag}, true},
+		{"management writes a flag", management, []any{"SET", flag, "x"}, false},
+		{"management deletes a flag", management, []any{"DEL", flag}, false},
+		{"management renames a flag", management, []any{"RENAME", flag, index}, false},
+		{"management writes a flag by script", management, []any{"EVAL", script, 1, flag}, false},
+		{"health writes", connect("health", "any"), []any{"SET", log, "x"}, false},
+		{"health reads", connect("health", "any"), []any{"GET", flag}, false},
+	} {
+		err := c.client.Do(ctx, c.args...).Err()
+		if refused := err != nil && (strings.Contains(err.Error(), "NOPERM") || strings.Contains(err.Error(), "The user executing the script can't")); refused == c.allowed || (c.allowed && err != nil) {
+			t.Errorf("%s: got %v, want allowed %v", c.name, err, c.allowed)
+		}
+	}
+	for _, line := range []string{
+		"FLUSHALL", "FLUSHDB", "KEYS *", "CONFIG GET *", "CONFIG SET maxmemory 1", "DEBUG SLEEP 0", "SHUTDOWN", "SAVE", "BGREWRITEAOF",
+		"REPLICAOF 127.0.0.1 1", "MONITOR", "ACL LIST", "ACL SETUSER x on", "CLIENT LIST", "CLIENT KILL TYPE normal", "CLIENT PAUSE 1",
+		"MODULE LIST", "SCRIPT FLUSH", "SCRIPT KILL", "FUNCTION LIST", "SWAPDB 0 1", "SELECT 1", "MIGRATE 127.0.0.1 1 k 0 1",
+		"SUBSCRIBE x", "PUBLISH x y", "INFO", "SLOWLOG GET", "LATENCY RESET", "CLUSTER NODES", "SORT " + window,
+	} {
+		var command []any
+		for word := range strings.FieldsSeq(line) {
+			command = append(command, word)
+		}
+		for name, client := range map[string]*redis.Client{"monitor": monitor, "management": management} {
+			err := client.Do(ctx, command...).Err()
+			if err == nil || !strings.Contains(err.Error(), "NOPERM") && !strings.Contains(err.Error(), "DEBUG command not allowed") {
+				t.Errorf("%s may %s: %v", name, line, err)
+			}
+		}
+	}
+	for name, client := range map[string]*redis.Client{
+		"no name":         connect("", ""),
+		"default":         connect("default", "x"),
+		"wrong password":  connect("monitor", "for management"),
+		"no password":     connect("management", ""),
+		"the placeholder": connect("monitor", "{REDIS_PASSWORD_MONITOR}"),
+	} {
+		if err := client.Ping(ctx).Err(); err == nil {
+			t.Errorf("%s: Redis let it in", name)
+		}
+	}
+}
+
+// TestRedisStartNeedsPasswords: an empty password would let everybody in.
+func TestRedisStartNeedsPasswords(t *testing.T) {
+	t.Parallel()
+	cmd := exec.Command("/bin/sh", filepath.Join("..", "..", "deploy", "redis", "start.sh"))
+	cmd.Env = append(os.Environ(), "REDIS_PASSWORD_MONITOR=one", "REDIS_PASSWORD_MANAGEMENT=")
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "REDIS_PASSWORD_MANAGEMENT is not set") {
+		t.Errorf("start.sh without a password: %v\n%s", err, out)
+	}
+}
