@@ -1,0 +1,100 @@
+// Package bustest starts a real NATS server with JetStream on files inside the test process.
+package bustest
+
+import (
+	"net"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest"
+
+	"gancho/pkg/bus"
+)
+
+// Server is a NATS server of one test, stopped when the test ends.
+type Server struct {
+	t    testing.TB
+	opts *server.Options
+	srv  *server.Server
+}
+
+// Start starts a server on a free port, its store in a directory of the test.
+func Start(t testing.TB) *Server {
+	t.Helper()
+	s := &Server{t: t, opts: &server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(),
+		MaxPayload: 2 << 20, NoLog: true, NoSigs: true,
+	}}
+	s.start()
+	t.Cleanup(func() { s.srv.Shutdown(); s.srv.WaitForShutdown() })
+	return s
+}
+
+func (s *Server) start() {
+	s.t.Helper()
+	srv, err := server.NewServer(s.opts)
+	if err != nil {
+		s.t.Fatalf("nats-server: %v", err)
+	}
+	srv.Start()
+	if !srv.ReadyForConnections(20 * time.Second) {
+		s.t.Fatal("nats-server is not ready after 20 s")
+	}
+	s.srv = srv
+}
+
+// URL is where clients connect.
+func (s *Server) URL() string { return s.srv.ClientURL() }
+
+// Restart stops the server and starts it again on the same port and store.
+func (s *Server) Restart() {
+	s.t.Helper()
+	s.Stop()
+	s.start()
+}
+
+// Run starts the server after Stop.
+func (s *Server) Run() { s.t.Helper(); s.start() }
+
+// Stop stops the server; Restart or the end of the test follows.
+func (s *Server) Stop() {
+	s.opts.Port = s.srv.Addr().(*net.TCPAddr).Port //nolint:forcetypeassert // it listens on TCP
+	s.srv.Shutdown()
+	s.srv.WaitForShutdown()
+}
+
+// Connect returns a bus of a service with that name, closed when the test ends.
+func (s *Server) Connect(name string) *bus.Bus {
+	s.t.Helper()
+	b, err := bus.Connect(bus.Config{URL: s.URL()}, name, Logger(s.t), prometheus.NewRegistry())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(b.Close)
+	return b
+}
+
+// Topology creates every stream and bucket, as the services would, and returns the bus it used.
+func (s *Server) Topology(l bus.Limits) *bus.Bus {
+	s.t.Helper()
+	b := s.Connect("test-topology")
+	for _, o := range []bus.Owner{bus.Publisher, bus.Dispatcher, bus.Monitor, bus.Management} {
+		if err := b.Own(s.t.Context(), o, l); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	return b
+}
+
+// Limits are the defaults.
+func Limits() bus.Limits {
+	return bus.Limits{Replicas: 1, EventMaxBytes: 1 << 20, EventsMaxAge: 168 * time.Hour, LogMaxAge: 720 * time.Hour, DuplicateWindow: 10 * time.Minute}
+}
+
+// Logger logs warnings and errors to the test.
+func Logger(t testing.TB) *zap.Logger {
+	return zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel))
+}

@@ -1,0 +1,423 @@
+package dispatcher
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/bus/bustest"
+	"gancho/pkg/delivery"
+	"gancho/pkg/egress"
+	"gancho/pkg/event"
+	"gancho/pkg/notification"
+	"gancho/pkg/seal"
+	"gancho/pkg/service"
+	"gancho/pkg/suspension"
+	"gancho/pkg/webhook"
+)
+
+// rig is a dispatcher on a real broker, without publisher, monitor or management: the test plays them.
+type rig struct {
+	t        *testing.T
+	broker   *bustest.Server
+	bus      *bus.Bus
+	webhooks *bus.Bucket
+	flags    *bus.Bucket
+	keys     *seal.Keyring
+	cfg      Config
+	stop     func()
+}
+
+func newRig(t *testing.T, change func(*Config)) *rig {
+	t.Helper()
+	broker := bustest.Start(t)
+	r := &rig{t: t, broker: broker, bus: broker.Topology(bustest.Limits()), keys: seal.New()}
+	keyFile := filepath.Join(t.TempDir(), "keys")
+	if err := r.keys.Write(keyFile); err != nil {
+		t.Fatal(err)
+	}
+	r.cfg = Config{
+		Service: service.Config{ShutdownTimeout: 20 * time.Second}, Bus: bus.Config{URL: broker.URL()}, Limits: bustest.Limits(),
+		Delivery:    delivery.Config{Timeout: 2 * time.Second},
+		Egress:      egress.Config{AllowHTTPURLs: true, AllowCIDRs: []string{"127.0.0.0/8"}, AllowPorts: []string{"*"}},
+		RetryDelays: []time.Duration{100 * time.Millisecond, 100 * time.Millisecond, 150 * time.Millisecond, 150 * time.Millisecond, 200 * time.Millisecond},
+		RetryJitter: 0.1, MaxRetryAfter: time.Second, MaxInFlight: 64, MaxInFlightPerURL: 16, ParkedMaxAge: time.Hour, EncryptionKeyFile: keyFile,
+	}
+	if change != nil {
+		change(&r.cfg)
+	}
+	var err error
+	if r.webhooks, err = r.bus.Bucket(t.Context(), bus.BucketWebhooks); err != nil {
+		t.Fatal(err)
+	}
+	if r.flags, err = r.bus.Bucket(t.Context(), bus.BucketSuspensions); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// start runs a dispatcher until the test ends or stop is called, which fails the test if it does not end well.
+func (r *rig) start() {
+	r.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	proc := &service.Process{Name: "dispatcher", Log: bustest.Logger(r.t), Metrics: prometheus.NewRegistry(), Health: service.NewHealth()}
+	go func() { done <- Run(ctx, r.cfg, proc) }()
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			r.t.Errorf("dispatcher: %v", err)
+		}
+	})
+	r.t.Cleanup(r.stop)
+}
+
+// webhook registers a webhook of account acme for every event.
+func (r *rig) webhook(url string, change func(*webhook.Webhook)) *webhook.Webhook {
+	r.t.Helper()
+	w := &webhook.Webhook{ID: uuid.NewString(), Account: "acme", Name: "test", EventName: "*", Method: http.MethodPost, URL: url, Status: webhook.Active}
+	_, key := delivery.NewSecret()
+	w.Secrets = []webhook.Secret{{Sealed: r.keys.Seal(key, w.SealContext("secret"))}}
+	r.put(w, change)
+	return w
+}
+
+func (r *rig) put(w *webhook.Webhook, change func(*webhook.Webhook)) {
+	r.t.Helper()
+	if change != nil {
+		change(w)
+	}
+	body, err := w.Encode()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := r.webhooks.Put(r.t.Context(), w.Key(), body); err != nil {
+		r.t.Fatal(err)
+	}
+	w.URLKey, w.UUID = webhook.URLKey(w.URL), uuid.MustParse(w.ID)
+}
+
+// notify publishes notification number i of the webhook and returns its id.
+func (r *rig) notify(w *webhook.Webhook, i int) string {
+	r.t.Helper()
+	eventID := event.ID(w.Account, "crm_deal_created", fmt.Sprint(i))
+	n := &notification.Notification{
+		Account: w.Account, ID: event.NotificationID(eventID, w.UUID), WebhookID: w.ID, EventID: eventID, EventName: "crm_deal_created",
+		EventTime: time.Now(), Send: 1, Body: fmt.Appendf(nil, `{"i": %d }`, i),
+	}
+	if err := r.bus.Notify(n).Wait(r.t.Context()); err != nil {
+		r.t.Fatal(err)
+	}
+	return n.ID
+}
+
+// state waits until the notification's last record has that state and returns it.
+func (r *rig) state(id string, want notification.State) *bus.Recorded {
+	r.t.Helper()
+	var last *bus.Recorded
+	r.until(fmt.Sprintf("notification %s is %s", id, want), func() bool {
+		var err error
+		last, err = r.bus.LastRecord(r.t.Context(), "acme", id)
+		return err == nil && last.State == want
+	})
+	return last
+}
+
+// until polls for a condition; a minute is far more than it takes.
+func (r *rig) until(what string, is func() bool) {
+	r.t.Helper()
+	deadline := time.After(time.Minute)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !is() {
+		select {
+		case <-deadline:
+			r.t.Fatalf("still not so after a minute: %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+// receiver is a webhook's endpoint that remembers what it saw.
+type receiver struct {
+	*httptest.Server
+
+	mu     sync.Mutex
+	bodies []string
+	seen   map[string][]string // Gancho-Attempt of each request, by webhook-id
+	answer func(attempt string, w http.ResponseWriter)
+}
+
+func newReceiver(t *testing.T, answer func(attempt string, w http.ResponseWriter)) *receiver {
+	t.Helper()
+	rc := &receiver{seen: map[string][]string{}, answer: answer}
+	rc.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		body, _ := io.ReadAll(req.Body)
+		attempt := req.Header.Get("Gancho-Attempt")
+		rc.mu.Lock()
+		rc.bodies = append(rc.bodies, string(body))
+		rc.seen[req.Header.Get("webhook-id")] = append(rc.seen[req.Header.Get("webhook-id")], attempt)
+		rc.mu.Unlock()
+		rc.answer(attempt, w)
+	}))
+	t.Cleanup(rc.Close)
+	return rc
+}
+
+func (rc *receiver) attempts(id string) []string {
+	rc.mu.Lock()
+	defer rc.mu.Unlock()
+	return slices.Clone(rc.seen[id])
+}
+
+func (rc *receiver) total() int {
+	rc.mu.Lock()
+	defer rc.mu.Unlock()
+	return len(rc.bodies)
+}
+
+func ok(string, http.ResponseWriter) {}
+
+func fails(_ string, w http.ResponseWriter) { w.WriteHeader(http.StatusInternalServerError) }
+
+func TestDelivers(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	rc := newReceiver(t, ok)
+	w := r.webhook(rc.URL+"/hook", nil)
+	r.start()
+	id := r.notify(w, 7)
+	last := r.state(id, notification.Delivered)
+	if got := rc.attempts(id); !slices.Equal(got, []string{"1"}) {
+		t.Errorf("attempts: got %v, want one", got)
+	}
+	if rc.bodies[0] != `{"i": 7 }` {
+		t.Errorf("body: got %q", rc.bodies[0])
+	}
+	if last.Attempt == nil || last.Attempt.HTTPStatus != 200 || last.AttemptsDone != 1 {
+		t.Errorf("record: got %+v", last)
+	}
+}
+
+func TestSixAttemptsThenPermanentlyFailed(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	rc := newReceiver(t, fails)
+	w := r.webhook(rc.URL, nil)
+	r.start()
+	var ids []string
+	for i := range 20 {
+		ids = append(ids, r.notify(w, i))
+	}
+	for _, id := range ids {
+		last := r.state(id, notification.PermanentlyFailed)
+		if got := rc.attempts(id); !slices.Equal(got, []string{"1", "2", "3", "4", "5", "6"}) {
+			t.Errorf("attempts: got %v, want 1 to 6", got)
+		}
+		if last.Reason != "status_5xx" || last.AttemptsDone != 6 {
+			t.Errorf("record: got %+v", last)
+		}
+		r.until("its payload is kept", func() bool {
+			n, err := r.bus.FailedNotification(t.Context(), "acme", w.ID, id)
+			return err == nil && len(n.Body) > 0
+		})
+	}
+}
+
+func TestRetriesUntilDelivered(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	rc := newReceiver(t, func(attempt string, w http.ResponseWriter) {
+		if attempt < "4" {
+			fails(attempt, w)
+		}
+	})
+	w := r.webhook(rc.URL, nil)
+	r.start()
+	id := r.notify(w, 1)
+	r.state(id, notification.Delivered)
+	if got := rc.attempts(id); !slices.Equal(got, []string{"1", "2", "3", "4"}) {
+		t.Errorf("attempts: got %v, want 1 to 4", got)
+	}
+}
+
+// flag suspends the webhook's URL as the monitor would.
+func (r *rig) flag(w *webhook.Webhook, until time.Time) suspension.Flag {
+	r.t.Helper()
+	f := suspension.Flag{Account: w.Account, URLKey: w.URLKey, State: suspension.Suspended, Trip: "trip-1", Since: time.Now(), Until: until, Trips: 1}
+	body, err := json.Marshal(f)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := r.flags.Put(r.t.Context(), f.Key().String(), body); err != nil {
+		r.t.Fatal(err)
+	}
+	return f
+}
+
+func TestParksForSuspendedURLAndReleasesInOrder(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	rc := newReceiver(t, ok)
+	w := r.webhook(rc.URL, nil)
+	f := r.flag(w, time.Time{})
+	r.start()
+	var ids []string
+	var want []string
+	for i := range 30 {
+		ids = append(ids, r.notify(w, i))
+		want = append(want, fmt.Sprintf(`{"i": %d }`, i))
+		if last := r.state(ids[i], notification.Parked); last.Reason != notification.Suspended || last.AttemptsDone != 0 {
+			t.Fatalf("record: got %+v", last)
+		}
+	}
+	if n := rc.total(); n != 0 {
+		t.Fatalf("a suspended URL got %d requests", n)
+	}
+	if err := r.flags.Delete(t.Context(), f.Key().String(), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range ids {
+		r.state(id, notification.Delivered)
+	}
+	rc.mu.Lock()
+	defer rc.mu.Unlock()
+	if len(rc.bodies) != len(want) {
+		t.Fatalf("got %d requests, want %d", len(rc.bodies), len(want))
+	}
+	if rc.bodies[0] != want[0] || rc.bodies[1] != want[1] {
+		t.Errorf("the first two came as %v", rc.bodies[:2])
+	}
+}
+
+func TestProbe(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	var mu sync.Mutex
+	healthy := false
+	rc := newReceiver(t, func(attempt string, w http.ResponseWriter) {
+		mu.Lock()
+		defer mu.Unlock()
+		if !healthy {
+			fails(attempt, w)
+		}
+	})
+	w := r.webhook(rc.URL, nil)
+	f := r.flag(w, time.Now().Add(time.Hour))
+	r.start()
+	var ids []string
+	for i := range 10 {
+		ids = append(ids, r.notify(w, i))
+		r.state(ids[i], notification.Parked)
+	}
+	r.flag(w, time.Now()) // its time has come
+	r.until("one probe", func() bool { return rc.total() == 1 })
+	last := r.state(ids[0], notification.Retrying) // it counts as an attempt of the oldest
+	if !last.Probe || last.Trip != f.Trip || last.AttemptsDone != 1 {
+		t.Errorf("record of the probe: got %+v", last)
+	}
+	entry, err := r.flags.Get(t.Context(), f.Key().String())
+	var claimed suspension.Flag
+	if err != nil || json.Unmarshal(entry.Value, &claimed) != nil || claimed.State != suspension.Probing {
+		t.Errorf("flag while probing: got %s, %v", entry.Value, err)
+	}
+	if n := rc.total(); n != 1 {
+		t.Errorf("got %d requests before the verdict, want 1", n)
+	}
+	mu.Lock()
+	healthy = true
+	mu.Unlock()
+	r.flag(w, time.Now()) // the verdict: failed, suspended again, and due again
+	for _, id := range ids[1:2] {
+		r.state(id, notification.Delivered)
+	}
+	if err := r.flags.Delete(t.Context(), f.Key().String(), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range ids {
+		r.state(id, notification.Delivered)
+	}
+}
+
+func TestWebhookGone(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	rc := newReceiver(t, ok)
+	w := r.webhook(rc.URL, nil)
+	if err := r.webhooks.Delete(t.Context(), w.Key(), 0); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	r.state(r.notify(w, 1), notification.Cancelled)
+	if rc.total() != 0 {
+		t.Error("a deleted webhook got a request")
+	}
+}
+
+func TestDisabledIsParkedUntilActive(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	rc := newReceiver(t, ok)
+	w := r.webhook(rc.URL, func(w *webhook.Webhook) { w.Status = webhook.Disabled })
+	r.start()
+	id := r.notify(w, 1)
+	if last := r.state(id, notification.Parked); last.Reason != notification.Disabled {
+		t.Errorf("record: got %+v", last)
+	}
+	r.put(w, func(w *webhook.Webhook) { w.Status = webhook.Active })
+	r.state(id, notification.Delivered)
+}
+
+func TestSaturatedIsParkedAndDelivered(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(c *Config) { c.MaxInFlightPerURL = 2 })
+	gate := make(chan struct{})
+	rc := newReceiver(t, func(string, http.ResponseWriter) { <-gate })
+	w := r.webhook(rc.URL, nil)
+	r.start()
+	var ids []string
+	for i := range 20 {
+		ids = append(ids, r.notify(w, i))
+	}
+	r.until("something is saturated", func() bool {
+		backlogs, err := r.bus.Backlogs(t.Context(), "acme")
+		return err == nil && len(backlogs) == 1 && backlogs[0].Messages > 0
+	})
+	close(gate)
+	for _, id := range ids {
+		r.state(id, notification.Delivered)
+		if got := rc.attempts(id); len(got) != 1 {
+			t.Errorf("attempts: got %v, want one", got)
+		}
+	}
+}
+
+func TestExpiresWhileSuspended(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(c *Config) { c.ParkedMaxAge = 500 * time.Millisecond })
+	rc := newReceiver(t, ok)
+	w := r.webhook(rc.URL, nil)
+	r.flag(w, time.Now().Add(time.Hour))
+	r.start()
+	id := r.notify(w, 1)
+	last := r.state(id, notification.PermanentlyFailed)
+	if last.Reason != "expired_while_suspended" || rc.total() != 0 {
+		t.Errorf("record: got %+v, %d requests", last, rc.total())
+	}
+	r.until("its payload is kept", func() bool {
+		_, err := r.bus.FailedNotification(t.Context(), "acme", w.ID, id)
+		return err == nil
+	})
+}

@@ -1,0 +1,300 @@
+package gancho
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/nats-io/nats-server/v2/server"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"gancho/pkg/seal"
+	"gancho/pkg/service"
+	"gancho/services/dispatcher"
+	"gancho/services/management"
+	"gancho/services/publisher"
+	monitor "gancho/services/suspension-monitor"
+)
+
+// Config of gancho serve. Every variable of the services applies too, except those that say where the
+// embedded broker and Redis are.
+type Config struct {
+	Service service.Config
+	// DataDir holds everything that must survive a restart: the broker's files, the encryption key and the first token.
+	DataDir string `env:"DATA_DIR" envDefault:"./data"`
+	// NATSListen is where the embedded broker listens, so that a CRM or the nats command can publish.
+	NATSListen string `env:"NATS_LISTEN" envDefault:"127.0.0.1:4222"`
+	// NATSSyncInterval is when the embedded broker flushes to disk: always (before it acknowledges) or a duration.
+	NATSSyncInterval string `env:"NATS_SYNC_INTERVAL" envDefault:"always"`
+	// RedisURL is a Redis to use instead of the embedded one.
+	RedisURL string `env:"REDIS_URL"`
+}
+
+// Validate reports addresses and intervals that cannot be used.
+func (c *Config) Validate() error {
+	var errs []error
+	if _, _, err := net.SplitHostPort(c.NATSListen); err != nil {
+		errs = append(errs, fmt.Errorf("NATS_LISTEN: %q is not host:port", c.NATSListen))
+	}
+	if _, err := c.syncInterval(); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// syncInterval is 0 for always.
+func (c *Config) syncInterval() (time.Duration, error) {
+	if c.NATSSyncInterval == "always" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(c.NATSSyncInterval)
+	if err != nil || d <= 0 || d > 10*time.Minute {
+		return 0, fmt.Errorf("NATS_SYNC_INTERVAL: %q is neither always nor a duration up to 10m", c.NATSSyncInterval)
+	}
+	return d, nil
+}
+
+// firstAccount owns the token that serve makes when none is given.
+const firstAccount = "demo"
+
+// Serve runs all four services on an embedded broker and, unless REDIS_URL is set, an embedded Redis, until
+// a signal stops it. environ is the environment of the process. It returns the exit code.
+func Serve(environ []string, stdout, stderr io.Writer) int {
+	var cfg Config
+	problems := service.Load(&cfg, environ)
+	shell, err := service.NewShell(cfg.Service.LogLevel)
+	if err != nil || len(problems) > 0 {
+		return refuse(stderr, problems)
+	}
+	all, problems, err := prepare(&cfg, environ, stdout)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return service.ExitError
+	}
+	if len(problems) > 0 {
+		return refuse(stderr, problems)
+	}
+	if err := shell.Run(cfg.Service, func(ctx context.Context) error { return all.run(ctx, shell, nil) }); err != nil {
+		shell.Log.Error("stopped", zap.Error(err))
+		return service.ExitError
+	}
+	return service.ExitOK
+}
+
+func refuse(stderr io.Writer, problems []string) int {
+	for _, p := range problems {
+		fmt.Fprintln(stderr, p)
+	}
+	return service.ExitConfig
+}
+
+// stack is everything serve runs, with the services' environment.
+type stack struct {
+	cfg     Config
+	environ []string // of the services, without what is only known when broker and Redis listen
+}
+
+// prepare makes the data directory, the key and the first token, and checks every service's configuration.
+func prepare(cfg *Config, environ []string, stdout io.Writer) (*stack, []string, error) {
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("DATA_DIR: %w", err)
+	}
+	vars := map[string]string{}
+	for _, e := range environ {
+		k, v, _ := strings.Cut(e, "=")
+		vars[k] = v
+	}
+	if vars["ENCRYPTION_KEY_FILE"] == "" {
+		path := filepath.Join(cfg.DataDir, "encryption.key")
+		if err := makeKey(path); err != nil {
+			return nil, nil, err
+		}
+		vars["ENCRYPTION_KEY_FILE"] = path
+	}
+	if vars["API_TOKENS"] == "" && vars["API_TOKENS_FILE"] == "" {
+		path := filepath.Join(cfg.DataDir, "api_tokens")
+		if err := makeToken(path, stdout); err != nil {
+			return nil, nil, err
+		}
+		vars["API_TOKENS_FILE"] = path
+	}
+	vars["NATS_URL"], vars["REDIS_URL"] = "nats://127.0.0.1:4222", "redis://127.0.0.1:6379" // replaced when they listen
+	s := &stack{cfg: *cfg}
+	for k, v := range vars {
+		s.environ = append(s.environ, k+"="+v)
+	}
+	var problems []string
+	seen := map[string]bool{}
+	for _, p := range s.check() {
+		if !seen[p] {
+			seen[p] = true
+			problems = append(problems, p)
+		}
+	}
+	return s, problems, nil
+}
+
+// check loads every service's configuration and returns what is wrong.
+func (s *stack) check() []string {
+	var (
+		p publisher.Config
+		d dispatcher.Config
+		m monitor.Config
+		g management.Config
+	)
+	problems := service.Load(&p, s.environ)
+	problems = append(problems, service.Load(&d, s.environ)...)
+	problems = append(problems, service.Load(&m, s.environ)...)
+	return append(problems, service.Load(&g, s.environ)...)
+}
+
+// makeKey writes a new encryption key unless the file exists.
+func makeKey(path string) error {
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	if err := seal.New().Write(path); err != nil {
+		return fmt.Errorf("make an encryption key: %w", err)
+	}
+	return nil
+}
+
+// makeToken writes a first token and prints it, unless the file exists.
+func makeToken(path string, stdout io.Writer) error {
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	token := NewToken()
+	if err := os.WriteFile(path, []byte(firstAccount+":"+token+"\n"), 0o600); err != nil {
+		return fmt.Errorf("make a first API token: %w", err)
+	}
+	fmt.Fprintf(stdout, "First API token, of account %q (kept in %s, not shown again):\n\n    export GANCHO_TOKEN=%s\n\n", firstAccount, path, token)
+	return nil
+}
+
+// NewToken returns a random API token.
+func NewToken() string {
+	b := make([]byte, 24)
+	_, _ = rand.Read(b) // it never fails
+	return "gancho_" + base64.RawURLEncoding.EncodeToString(b)
+}
+
+// addresses are where the embedded servers listen.
+type addresses struct{ nats, redis string }
+
+// run starts broker and Redis, then the services, and stops them in the reverse order. started, if not
+// nil, is called once broker and Redis listen.
+func (s *stack) run(ctx context.Context, shell *service.Shell, started func(addresses)) error {
+	broker, err := s.startBroker()
+	if err != nil {
+		return err
+	}
+	defer func() { broker.Shutdown(); broker.WaitForShutdown() }()
+	at := addresses{nats: broker.ClientURL(), redis: s.cfg.RedisURL}
+	if at.redis == "" {
+		redis, err := startRedis()
+		if err != nil {
+			return err
+		}
+		defer redis.stop()
+		at.redis = "redis://" + redis.Addr()
+	}
+	environ := append(s.environ, "NATS_URL="+at.nats, "REDIS_URL="+at.redis)
+	if started != nil {
+		started(at)
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	runService(ctx, group, shell, environ, "publisher", publisher.Run)
+	runService(ctx, group, shell, environ, "dispatcher", dispatcher.Run)
+	runService(ctx, group, shell, environ, "suspension-monitor", monitor.Run)
+	runService(ctx, group, shell, environ, "management", management.Run)
+	return group.Wait()
+}
+
+func runService[C any](ctx context.Context, group *errgroup.Group, shell *service.Shell, environ []string, name string, run func(context.Context, C, *service.Process) error) {
+	group.Go(func() error {
+		var cfg C
+		if problems := service.Load(&cfg, environ); len(problems) > 0 {
+			return errors.New(strings.Join(problems, "\n"))
+		}
+		if err := run(ctx, cfg, shell.Process(name)); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		return nil
+	})
+}
+
+func (s *stack) startBroker() (*server.Server, error) {
+	host, port, err := net.SplitHostPort(s.cfg.NATSListen)
+	if err != nil {
+		return nil, fmt.Errorf("NATS_LISTEN: %w", err)
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		return nil, fmt.Errorf("NATS_LISTEN: %w", err)
+	}
+	if n == 0 {
+		n = server.RANDOM_PORT
+	}
+	every, err := s.cfg.syncInterval()
+	if err != nil {
+		return nil, err
+	}
+	broker, err := server.NewServer(&server.Options{
+		Host: host, Port: n, JetStream: true, StoreDir: filepath.Join(s.cfg.DataDir, "nats"), MaxPayload: 2 << 20,
+		SyncInterval: every, SyncAlways: every == 0, NoSigs: true, NoLog: true,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("embedded broker: %w", err)
+	}
+	broker.Start()
+	if !broker.ReadyForConnections(30 * time.Second) {
+		broker.Shutdown()
+		return nil, fmt.Errorf("embedded broker: it does not listen on %s; is the port taken? Set NATS_LISTEN to another address", s.cfg.NATSListen)
+	}
+	return broker, nil
+}
+
+// embeddedRedis is a Redis in memory. What it holds is rebuilt from the streams after a restart.
+type embeddedRedis struct {
+	*miniredis.Miniredis
+
+	done chan struct{}
+}
+
+func startRedis() (*embeddedRedis, error) {
+	m := miniredis.NewMiniRedis()
+	if err := m.StartAddr("127.0.0.1:0"); err != nil {
+		return nil, fmt.Errorf("embedded Redis: %w", err)
+	}
+	r := &embeddedRedis{m, make(chan struct{})}
+	go func() { // its clock stands still unless it is told
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-r.done:
+				return
+			case <-tick.C:
+				m.FastForward(time.Second)
+			}
+		}
+	}()
+	return r, nil
+}
+
+func (r *embeddedRedis) stop() {
+	close(r.done)
+	r.Close()
+}
