@@ -1,0 +1,257 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// compose is what the tests look at of docker-compose.yml, anchors and merges resolved.
+type compose struct {
+	Services map[string]*composeService `yaml:"services"`
+	Networks map[string]struct {
+		Internal   bool              `yaml:"internal"`
+		DriverOpts map[string]string `yaml:"driver_opts"`
+	} `yaml:"networks"`
+	Volumes map[string]any `yaml:"volumes"`
+}
+
+type composeService struct {
+	Image         string             `yaml:"image"`
+	ContainerName string             `yaml:"container_name"`
+	Build         *composeBuild      `yaml:"build"`
+	User          string             `yaml:"user"`
+	Privileged    bool               `yaml:"privileged"`
+	ReadOnly      bool               `yaml:"read_only"`
+	CapDrop       []string           `yaml:"cap_drop"`
+	CapAdd        []string           `yaml:"cap_add"`
+	SecurityOpt   []string           `yaml:"security_opt"`
+	Tmpfs         []string           `yaml:"tmpfs"`
+	MemLimit      string             `yaml:"mem_limit"`
+	PidsLimit     int                `yaml:"pids_limit"`
+	Restart       string             `yaml:"restart"`
+	StopGrace     string             `yaml:"stop_grace_period"`
+	Ports         []string           `yaml:"ports"`
+	Networks      []string           `yaml:"networks"`
+	NetworkMode   string             `yaml:"network_mode"`
+	PID           string             `yaml:"pid"`
+	IPC           string             `yaml:"ipc"`
+	Volumes       []string           `yaml:"volumes"`
+	Environment   map[string]*string `yaml:"environment"`
+	EnvFile       any                `yaml:"env_file"`
+	Healthcheck   struct {
+		Test    []string `yaml:"test"`
+		Disable bool     `yaml:"disable"`
+	} `yaml:"healthcheck"`
+	Profiles []string `yaml:"profiles"`
+}
+
+type composeBuild struct {
+	Context    string            `yaml:"context"`
+	Dockerfile string            `yaml:"dockerfile"`
+	Args       map[string]string `yaml:"args"`
+}
+
+func root(elem ...string) string { return filepath.Join(append([]string{"..", ".."}, elem...)...) }
+
+func readCompose(t *testing.T) compose {
+	t.Helper()
+	text, err := os.ReadFile(root("docker-compose.yml"))
+	must(t, "docker-compose.yml", err)
+	var c compose
+	must(t, "docker-compose.yml", yaml.Unmarshal(text, &c))
+	if len(c.Services) < 7 {
+		t.Fatalf("docker-compose.yml has %d services", len(c.Services))
+	}
+	return c
+}
+
+// own are the services that run our images.
+var own = []string{"publisher", "dispatcher", "suspension-monitor", "management"}
+
+func TestComposeIsHardened(t *testing.T) {
+	t.Parallel()
+	for name, s := range readCompose(t).Services {
+		check := func(ok bool, what string) {
+			t.Helper()
+			if !ok {
+				t.Errorf("%s: %s", name, what)
+			}
+		}
+		check(s.ReadOnly, "read_only is not set")
+		check(slices.Equal(s.CapDrop, []string{"ALL"}), "cap_drop is not [ALL]")
+		check(len(s.CapAdd) == 0 && !s.Privileged, "it gets capabilities back")
+		check(slices.Equal(s.SecurityOpt, []string{"no-new-privileges:true"}), "security_opt is not [no-new-privileges:true]")
+		check(s.PID == "" && s.IPC == "" && s.NetworkMode != "host", "it shares a namespace with the host")
+		check(s.MemLimit != "", "mem_limit is not set")
+		check(s.PidsLimit > 0 && s.PidsLimit <= 256, "pids_limit is not from 1 to 256")
+		check(s.StopGrace == "30s", "stop_grace_period is not 30s")
+		check(s.User != "root" && s.User != "0" && !strings.HasPrefix(s.User, "0:"), "it runs as root")
+		check(s.EnvFile == nil, "env_file would hand every password to it")
+		check(len(s.Tmpfs) == 1 && strings.HasPrefix(s.Tmpfs[0], "/tmp:size="), "/tmp is not a bounded tmpfs")
+		check(s.Healthcheck.Disable || len(s.Healthcheck.Test) > 0, "no health check")
+		check(s.Healthcheck.Disable == (s.Restart == "no"), "only what runs once has no health check")
+		check(s.ContainerName == "", "container_name keeps it from being scaled")
+		for _, port := range s.Ports {
+			check(strings.HasPrefix(port, "127.0.0.1:"), "port "+port+" is published beyond this machine")
+		}
+		for _, v := range s.Volumes {
+			source, _, _ := strings.Cut(v, ":")
+			check(!strings.Contains(source, "docker.sock"), "the Docker socket is mounted")
+			check(!strings.HasPrefix(source, ".") || strings.HasSuffix(v, ":ro"), "the host's "+source+" is mounted writable")
+		}
+	}
+}
+
+func TestComposeImages(t *testing.T) {
+	t.Parallel()
+	pinned := regexp.MustCompile(`^[a-z/]+:v?\d+\.\d+\.\d+(-alpine)?$`)
+	for name, s := range readCompose(t).Services {
+		if s.Build == nil {
+			if !pinned.MatchString(s.Image) {
+				t.Errorf("%s: image %s is not pinned to a version", name, s.Image)
+			}
+			continue
+		}
+		program := name
+		if name == "setup" {
+			program = "gancho"
+		}
+		if s.Build.Dockerfile != "deploy/Dockerfile" || s.Build.Args["SERVICE"] != program {
+			t.Errorf("%s: built from %s with SERVICE %q, want deploy/Dockerfile and %q", name, s.Build.Dockerfile, s.Build.Args["SERVICE"], program)
+		}
+	}
+}
+
+func TestComposeNetworks(t *testing.T) {
+	t.Parallel()
+	c := readCompose(t)
+	if !c.Networks["backplane"].Internal {
+		t.Error("backplane is not internal: every container could reach out")
+	}
+	if c.Networks["edge"].DriverOpts["com.docker.network.bridge.enable_ip_masquerade"] != "false" {
+		t.Error("edge translates addresses: what publishes a port could reach out")
+	}
+	for name, s := range c.Services {
+		if slices.Contains(s.Networks, "egress") != (name == "dispatcher") {
+			t.Errorf("%s: networks %v; egress is for the dispatcher, and only for it", name, s.Networks)
+		}
+		published := slices.Contains(s.Networks, "edge")
+		if published != (len(s.Ports) > 0) {
+			t.Errorf("%s: ports %v on networks %v; edge is for what publishes a port", name, s.Ports, s.Networks)
+		}
+		if published && len(s.Profiles) == 0 && name != "management" && name != "nats" {
+			t.Errorf("%s publishes a port", name)
+		}
+	}
+	for _, name := range own {
+		s := c.Services[name]
+		if s == nil {
+			t.Errorf("service %s is missing", name)
+			continue
+		}
+		if !slices.Equal(s.Healthcheck.Test, []string{"CMD", "/service", "healthcheck"}) {
+			t.Errorf("%s: health check %v, want the program's own", name, s.Healthcheck.Test)
+		}
+		for _, port := range s.Ports {
+			if strings.HasSuffix(port, ":9090") {
+				t.Errorf("%s publishes its ops port", name)
+			}
+		}
+	}
+}
+
+// TestComposeSecrets: each service gets the passwords of its own users, the encryption key where webhooks'
+// secrets are opened or sealed, and the API tokens where they are checked.
+func TestComposeSecrets(t *testing.T) {
+	t.Parallel()
+	c := readCompose(t)
+	value := func(s *composeService, name string) string {
+		if v := s.Environment[name]; v != nil {
+			return *v
+		}
+		return ""
+	}
+	password := regexp.MustCompile(`\$\{((?:NATS|REDIS)_PASSWORD_[A-Z_]+):-([a-zA-Z0-9_-]+)\}`)
+	defaults := map[string]string{} // of every password variable: it must be the same on both sides
+	users := map[string][]string{
+		"publisher":          {"NATS_PASSWORD_PUBLISHER"},
+		"dispatcher":         {"NATS_PASSWORD_DISPATCHER"},
+		"suspension-monitor": {"NATS_PASSWORD_SUSPENSION_MONITOR", "REDIS_PASSWORD_MONITOR"},
+		"management":         {"NATS_PASSWORD_MANAGEMENT", "REDIS_PASSWORD_MANAGEMENT"},
+	}
+	for name, s := range c.Services {
+		var got []string
+		for variable := range s.Environment {
+			for _, m := range password.FindAllStringSubmatch(value(s, variable), -1) {
+				got = append(got, m[1])
+				if known, ok := defaults[m[1]]; ok && known != m[2] {
+					t.Errorf("%s: %s has the default %q here and %q elsewhere", name, m[1], m[2], known)
+				}
+				defaults[m[1]] = m[2]
+			}
+		}
+		slices.Sort(got)
+		if want, isOwn := users[name]; isOwn && !slices.Equal(got, want) {
+			t.Errorf("%s: gets the passwords %v, want %v", name, got, want)
+		}
+		var secrets []string
+		for _, v := range s.Volumes {
+			if source, _, _ := strings.Cut(v, ":"); source == "encryption-key" || source == "api-tokens" {
+				secrets = append(secrets, source)
+				if name != "setup" && !strings.HasSuffix(v, ":ro") {
+					t.Errorf("%s: %s is mounted writable", name, source)
+				}
+			}
+		}
+		var want []string
+		switch name {
+		case "setup", "management":
+			want = []string{"encryption-key", "api-tokens"}
+		case "dispatcher":
+			want = []string{"encryption-key"}
+		}
+		if !slices.Equal(secrets, want) {
+			t.Errorf("%s: mounts the secrets %v, want %v", name, secrets, want)
+		}
+	}
+
+	// The broker and Redis know every variable their configuration names.
+	for service, files := range map[string][]string{
+		"nats":  {"deploy/nats/nats.conf"},
+		"redis": {"deploy/redis/start.sh", "deploy/redis/users.acl"},
+	} {
+		for _, file := range files {
+			text, err := os.ReadFile(root(file))
+			must(t, file, err)
+			for _, name := range regexp.MustCompile(`(NATS|REDIS)_[A-Z_]+[A-Z]`).FindAllString(string(text), -1) {
+				if _, ok := c.Services[service].Environment[name]; !ok && name != "NATS_PASSWORD" && name != "REDIS_PASSWORD" {
+					t.Errorf("%s names %s, which docker-compose.yml does not give to %s", file, name, service)
+				}
+			}
+		}
+	}
+}
+
+func TestDockerfile(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile(root("deploy", "Dockerfile"))
+	must(t, "Dockerfile", err)
+	for _, want := range []string{
+		"\nFROM golang:${GO_VERSION}-alpine AS builder\n", "\nFROM scratch\n", "\nUSER 65532:65532\n",
+		`HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=3 CMD ["/service", "healthcheck"]`,
+		"ca-certificates.crt", "CGO_ENABLED=0",
+	} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("deploy/Dockerfile lacks %q", want)
+		}
+	}
+	if !regexp.MustCompile(`(?m)^ARG GO_VERSION=\d+\.\d+\.\d+$`).Match(text) {
+		t.Error("deploy/Dockerfile does not pin Go to a patch release")
+	}
+}
