@@ -60,7 +60,7 @@ test: needs-go tools ## all tests with the race detector; installs what they nee
 
 .PHONY: test-short
 test-short: needs-go ## the quick tests: no race detector, nothing installed
-	go test -short -timeout 3m $(PACKAGES)
+	go test -short -shuffle=on -timeout 3m $(PACKAGES)
 
 .PHONY: tools
 tools: needs-go
