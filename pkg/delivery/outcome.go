@@ -1,0 +1,221 @@
+package delivery
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unicode/utf8"
+
+	"gancho/pkg/egress"
+)
+
+// Reason says why an attempt failed. The list is closed and the same in API, logs, metrics and console.
+type Reason string
+
+// The reasons; the table in the package comment says when each applies.
+const (
+	Timeout        Reason = "timeout"
+	DNS            Reason = "dns"
+	Connect        Reason = "connect"
+	TLS            Reason = "tls"
+	Redirect       Reason = "redirect"
+	Status1xx      Reason = "status_1xx"
+	Status4xx      Reason = "status_4xx"
+	Status5xx      Reason = "status_5xx"
+	RateLimited    Reason = "rate_limited"
+	BlockedAddress Reason = "blocked_address"
+	BadResponse    Reason = "bad_response"
+	HeaderLimit    Reason = "header_limit"
+
+	// InternalError and ExpiredWhileSuspended end notifications without a
+	// receiver's fault.
+	InternalError         Reason = "internal_error"
+	ExpiredWhileSuspended Reason = "expired_while_suspended"
+)
+
+// Reasons returns the closed list.
+func Reasons() []Reason {
+	return []Reason{
+		Timeout, DNS, Connect, TLS, Redirect, Status1xx, Status4xx, Status5xx, RateLimited, BlockedAddress,
+		BadResponse, HeaderLimit, InternalError, ExpiredWhileSuspended,
+	}
+}
+
+// Phases tells where the time of an attempt went. DNS, Connect and TLS are zero on a kept connection.
+type Phases struct {
+	DNS     time.Duration // name look-up
+	Connect time.Duration // TCP
+	TLS     time.Duration // handshake
+	// FirstByte is from the connection being ready to the headers of the
+	// answer; zero when none came.
+	FirstByte time.Duration
+}
+
+// Outcome is what came of one attempt. It belongs to the caller.
+type Outcome struct {
+	// Delivered means a 2xx within the timeout.
+	Delivered bool
+	// Canceled means that the caller's context ended first: there is no
+	// verdict, the request may or may not have arrived, and Reason is empty.
+	Canceled bool
+	// Reason is empty when Delivered or Canceled.
+	Reason Reason
+	// Status is the HTTP status, or 0 when none came.
+	Status int
+	// RetryAfter is how long a failed answer asked us to wait (RFC 9110,
+	// section 10.2.3), 0 to 24 h; 0 when it did not.
+	RetryAfter time.Duration
+
+	Started  time.Time
+	Duration time.Duration // from Started to the verdict, without reading the body
+	Phases   Phases
+
+	// RequestHeaders are those sent, the auth key and the signature as "***".
+	// Nil when no request could be built.
+	RequestHeaders http.Header
+	// ResponseHeaders are the receiver's, at most 64 KiB.
+	ResponseHeaders http.Header
+	// ResponseBody is the beginning of the body, at most 4 KiB. Any bytes may
+	// be in it; a character of UTF-8 is not cut in two.
+	ResponseBody []byte
+	// Detail is for operators: what exactly went wrong. Empty when Delivered.
+	Detail string
+}
+
+// judge sets the verdict of an answer.
+func (o *Outcome) judge(resp *http.Response) {
+	o.Status = resp.StatusCode
+	switch s := resp.StatusCode; {
+	case s >= 200 && s <= 299:
+		o.Delivered = true
+		return
+	case s < 100 || s > 599:
+		o.Reason = BadResponse
+	case s < 200:
+		o.Reason = Status1xx
+	case s < 400:
+		o.Reason = Redirect
+	case s == http.StatusTooManyRequests:
+		o.Reason = RateLimited
+	case s < 500:
+		o.Reason = Status4xx
+	default:
+		o.Reason = Status5xx
+	}
+	o.Detail = "the receiver answered with status " + strconv.Itoa(o.Status)
+	if o.Reason == BadResponse {
+		o.Detail += ", which does not exist"
+	}
+	o.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), o.Started.Add(o.Duration))
+}
+
+const maxRetryAfter = 24 * time.Hour
+
+// parseRetryAfter reads seconds or a date; what makes no sense counts as not sent.
+func parseRetryAfter(value string, now time.Time) time.Duration {
+	value = strings.TrimSpace(value)
+	if value == "" {
+		return 0
+	}
+	if strings.Trim(value, "0123456789") == "" {
+		seconds, err := strconv.ParseUint(value, 10, 64)
+		if err != nil || seconds > uint64(maxRetryAfter/time.Second) {
+			return maxRetryAfter // digits only: too big for us, however big
+		}
+		return time.Duration(seconds) * time.Second
+	}
+	at, err := http.ParseTime(value)
+	if err != nil {
+		return 0
+	}
+	return min(max(at.Sub(now), 0), maxRetryAfter)
+}
+
+// errDeadline is the cause with which an attempt's context ends by itself.
+var errDeadline = errors.New("the attempt's timeout is over")
+
+// dialError marks errors before a connection was ready.
+type dialError struct {
+	reason Reason // Connect or TLS
+	err    error
+}
+
+func (e *dialError) Error() string { return e.err.Error() }
+func (e *dialError) Unwrap() error { return e.err }
+
+// classify names the failure behind err. Reasons that the caller's context explains are not decided here.
+func (a *attempt) classify(err error, timeout time.Duration) (Reason, string) {
+	if blocked, ok := errors.AsType[*egress.Blocked](err); ok {
+		return BlockedAddress, blocked.Error()
+	}
+	dial, dialing := errors.AsType[*dialError](err)
+	// The dialer ends at the same moment as the attempt and may be noticed first.
+	if context.Cause(a) == errDeadline || !time.Now().Before(a.deadline) {
+		return Timeout, a.stage() + " took longer than " + timeout.String()
+	}
+	if failed, ok := errors.AsType[*net.DNSError](err); ok {
+		return DNS, failed.Error()
+	}
+	if dialing && dial.reason == Connect {
+		if slow, ok := errors.AsType[net.Error](err); ok && slow.Timeout() {
+			return Timeout, "connecting: " + err.Error()
+		}
+		return Connect, "connecting: " + err.Error()
+	}
+	if dialing || isTLS(err) {
+		return TLS, "TLS handshake: " + err.Error()
+	}
+
+	text := err.Error()
+	switch {
+	// net/http has no types for these.
+	case strings.Contains(text, "server response headers exceeded"), strings.Contains(text, "header list"):
+		return HeaderLimit, "the answer's headers are larger than 64 KiB"
+	case strings.HasPrefix(text, "net/http: invalid"):
+		return InternalError, text
+	case errors.Is(err, io.ErrUnexpectedEOF) && strings.Contains(text, "HTTP/1"):
+		return BadResponse, "the connection was closed inside the answer's headers"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
+		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE),
+		strings.Contains(text, "server closed idle connection"), strings.Contains(text, "http2: client conn"),
+		strings.Contains(text, "http2: server sent GOAWAY"), strings.Contains(text, "proxyconnect"):
+		return Connect, "the connection was lost before an answer (the request may have arrived): " + text
+	}
+	return BadResponse, text
+}
+
+// isTLS finds TLS failures outside our own handshake: through a proxy, and alerts that TLS 1.3 sends after
+// it, such as a missing client certificate.
+func isTLS(err error) bool {
+	if op, ok := errors.AsType[*net.OpError](err); ok && (op.Op == "remote error" || op.Op == "local error") {
+		return true
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return true
+	}
+	_, ok := errors.AsType[tls.RecordHeaderError](err)
+	return ok
+}
+
+const maxDetailBytes = 400
+
+// tidy makes text from outside fit for one line of a log.
+func tidy(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if r < ' ' || r == utf8.RuneError || (r >= 0x7f && r < 0xa0) {
+			return '?'
+		}
+		return r
+	}, text)
+	if len(text) > maxDetailBytes {
+		text = strings.ToValidUTF8(text[:maxDetailBytes], "") + "..."
+	}
+	return text
+}
