@@ -224,9 +224,10 @@ func readRequest(br *bufio.Reader) (*http.Request, []byte, error) {
 
 // answering reads one request and writes reply, then closes.
 func answering(reply string) func(net.Conn) {
+	text := []byte(reply)
 	return func(c net.Conn) {
 		if _, _, err := readRequest(bufio.NewReader(c)); err == nil {
-			_, _ = io.WriteString(c, reply)
+			_, _ = c.Write(text)
 		}
 	}
 }
