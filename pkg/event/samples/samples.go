@@ -1,0 +1,57 @@
+// Package samples has one realistic event for each name that RD Station documents, in its envelope and with
+// invented people and companies. They are what a test delivery sends and what demonstrations use.
+package samples
+
+import (
+	"bytes"
+	"embed"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+)
+
+//go:embed data/*.json
+var files embed.FS
+
+// Names returns the event names that have a sample, in alphabetical order.
+func Names() []string {
+	entries, err := files.ReadDir("data")
+	if err != nil {
+		panic(err) // the directory is part of the program
+	}
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		names = append(names, strings.TrimSuffix(e.Name(), ".json"))
+	}
+	return names
+}
+
+// envelope keeps RD Station's order of the four members.
+type envelope struct {
+	EventName   string          `json:"event_name"`
+	Document    json.RawMessage `json:"document"`
+	Timestamp   string          `json:"event_timestamp"`
+	Transaction string          `json:"transaction_uuid"`
+}
+
+// Event returns the body of a sample event with that name, as if it had happened at that time with that
+// transaction_uuid: compact JSON, the time in UTC with whole seconds as RD Station writes it. A name without
+// a sample gets a document with an id and a name.
+func Event(name, transaction string, at time.Time) []byte {
+	e := envelope{Document: json.RawMessage(`{"id":"670d2a6e8b41c7001f9e5d31","name":"Exemplo"}`)}
+	if body, err := files.ReadFile("data/" + name + ".json"); err == nil {
+		if err := json.Unmarshal(body, &e); err != nil {
+			panic(fmt.Sprintf("sample %s: %v", name, err)) // part of the program, and tested
+		}
+	}
+	e.EventName, e.Transaction = name, transaction
+	e.Timestamp = at.UTC().Truncate(time.Second).Format("2006-01-02T15:04:05.000Z")
+	var out bytes.Buffer
+	enc := json.NewEncoder(&out)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(e); err != nil {
+		panic(err) // a document that was parsed can be written
+	}
+	return bytes.TrimSuffix(out.Bytes(), []byte("\n"))
+}
