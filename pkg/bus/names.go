@@ -165,7 +165,11 @@ func (o Owner) Buckets(l Limits) []jetstream.KeyValueConfig {
 	case Monitor:
 		return []jetstream.KeyValueConfig{kv(BucketSuspensions, "suspended URLs, as dispatchers see them")}
 	case Management:
-		return []jetstream.KeyValueConfig{kv(BucketWebhooks, "registered webhooks"), kv(BucketReplays, "replay jobs")}
+		return []jetstream.KeyValueConfig{
+			kv(BucketWebhooks, "registered webhooks"),
+			kv(BucketClaims, "which webhook has an account's event name and URL"),
+			kv(BucketReplays, "replay jobs"),
+		}
 	case Publisher:
 		return nil
 	}
