@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,11 +29,12 @@ type Server struct {
 	// Addr is host:port; it survives Kill and Restart.
 	Addr string
 	t    testing.TB
-	dir  string
-	args []string
-	cmd  *exec.Cmd
-	done chan struct{} // closed when cmd has ended
-	out  *output
+	// command gives the arguments for a host and port.
+	command  func(host, port string) []string
+	password string
+	cmd      *exec.Cmd
+	done     chan struct{} // closed when cmd has ended
+	out      *output
 }
 
 // URL is the REDIS_URL of the server.
@@ -45,21 +48,62 @@ func Start(t testing.TB, args ...string) *Server {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		t.Fatal("install redis-server (make test does it)")
 	}
-	s := &Server{t: t, dir: t.TempDir(), args: args}
-	t.Cleanup(s.Kill)
-	// A port that was free a moment ago may be taken now; then try another.
-	for range 5 {
-		s.Addr = freeAddr(t)
-		err := s.start()
-		if err == nil {
-			return s
-		}
-		if !strings.Contains(err.Error(), "Address already in use") {
-			t.Fatal(err)
+	dir := t.TempDir()
+	s := &Server{t: t, command: func(host, port string) []string {
+		return append([]string{
+			"--bind", host, "--port", port, "--dir", dir, "--save", "", "--appendonly", "yes",
+		}, args...)
+	}}
+	for i, a := range args {
+		if a == "--requirepass" && i+1 < len(args) {
+			s.password = args[i+1]
 		}
 	}
-	t.Fatal("start redis-server: no free port in five attempts")
-	return nil
+	s.startAnywhere()
+	return s
+}
+
+// StartSentinel runs a Sentinel that watches a server under a name. password
+// is the server's, empty for none. Its quorum is one, and it gives a server up
+// after a second.
+func StartSentinel(t testing.TB, server *Server, name, password string) *Server {
+	t.Helper()
+	host, port, err := net.SplitHostPort(server.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := fmt.Sprintf("sentinel monitor %s %s %s 1\nsentinel down-after-milliseconds %s 1000\n", name, host, port, name)
+	if password != "" {
+		config += fmt.Sprintf("sentinel auth-pass %s %s\n", name, password)
+	}
+	dir := t.TempDir()
+	file := filepath.Join(dir, "sentinel.conf")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatalf("write the Sentinel's configuration: %v", err)
+	}
+	s := &Server{t: t, command: func(host, port string) []string {
+		return []string{file, "--sentinel", "--bind", host, "--port", port, "--dir", dir}
+	}}
+	s.startAnywhere()
+	return s
+}
+
+// startAnywhere starts the server on a free port. A port that was free a
+// moment ago may be taken now; then it tries another.
+func (s *Server) startAnywhere() {
+	s.t.Helper()
+	s.t.Cleanup(s.Kill)
+	for range 5 {
+		s.Addr = freeAddr(s.t)
+		err := s.start()
+		if err == nil {
+			return
+		}
+		if !strings.Contains(err.Error(), "Address already in use") {
+			s.t.Fatal(err)
+		}
+	}
+	s.t.Fatal("start redis-server: no free port in five attempts")
 }
 
 // Kill ends the server at once, as kill -9 does. Killing it again is harmless.
@@ -97,7 +141,7 @@ func (s *Server) signal(sig syscall.Signal) {
 
 // Client returns a client that is closed with the test.
 func (s *Server) Client() *redis.Client {
-	c := redis.NewClient(&redis.Options{Addr: s.Addr})
+	c := redis.NewClient(&redis.Options{Addr: s.Addr, Password: s.password})
 	s.t.Cleanup(func() { _ = c.Close() })
 	return c
 }
@@ -108,10 +152,7 @@ func (s *Server) start() error {
 		return err
 	}
 	s.out = &output{}
-	args := append([]string{
-		"--bind", host, "--port", port, "--dir", s.dir, "--save", "", "--appendonly", "yes",
-	}, s.args...)
-	s.cmd = exec.Command("redis-server", args...) //nolint:gosec,noctx // Kill ends it, with the test at the latest
+	s.cmd = exec.Command("redis-server", s.command(host, port)...) //nolint:gosec,noctx // Kill ends it, with the test at the latest
 	s.cmd.Stdout, s.cmd.Stderr = s.out, s.out
 	s.cmd.SysProcAttr = withParent()
 	if err := s.cmd.Start(); err != nil {
@@ -127,7 +168,7 @@ func (s *Server) start() error {
 
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	c := redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1, DialerRetries: 1})
+	c := redis.NewClient(&redis.Options{Addr: s.Addr, Password: s.password, MaxRetries: -1, DialerRetries: 1})
 	defer func() { _ = c.Close() }()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -135,7 +176,10 @@ func (s *Server) start() error {
 		// The process id tells our server from another that took the port.
 		info, err := c.Info(ctx, "server").Result()
 		if err == nil && strings.Contains(info, fmt.Sprintf("process_id:%d\r\n", cmd.Process.Pid)) {
-			return nil
+			// PING is refused while the append-only file is being loaded.
+			if err = c.Ping(ctx).Err(); err == nil {
+				return nil
+			}
 		}
 		select {
 		case <-done:

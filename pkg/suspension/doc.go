@@ -9,10 +9,11 @@
 // the last of them. One success empties the window. At half of MinFailures the
 // URL is at risk, which is told once until the window has been empty again.
 //
-//	active --rule--> suspended --probe begins--> probing
-//	  ^                  ^  ^                       |
-//	  |                  |  '----- probe fails -----|
-//	  '---- resumed -----+------- probe succeeds ---'
+//	active    -> suspended   the rule is fulfilled, or by hand
+//	suspended -> probing     Flag.Until has come and a dispatcher makes a probe
+//	probing   -> suspended   the probe failed: a new Trip, twice as long
+//	probing   -> active      the probe succeeded: resumed
+//	any       -> active      resumed by hand, or the webhook was changed
 //
 // A URL that fulfils the rule is watched for Rules.Settle (1s to 5s) and then
 // suspended if it still does. The pause is there for the guard: while at least
@@ -76,5 +77,14 @@
 // # Size and speed
 //
 // Measured with Redis 7.0 and go-redis 9.23 on two cores shared by both:
-// MEASURED
+//
+//   - A URL with one failure takes 200 bytes, a window with every bucket in use
+//     376 (MEMORY USAGE, account of 18 characters), a suspended URL 440 and its
+//     window 152. A healthy one takes nothing.
+//   - Observe with 500 results of 500 URLs: 376,000 results/s when all are
+//     healthy, 216,000 when 5 % fail, 30,000 when all fail (162,000 with ten
+//     failures of one URL in a batch).
+//
+// The window is one JSON string rather than a hash of buckets: it is read and
+// written whole, it is smaller, and it is the same record as in Go.
 package suspension

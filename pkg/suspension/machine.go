@@ -494,6 +494,19 @@ func (m *Machine) Resume(at time.Time, c Command) (Transition, bool) {
 	return step, ended
 }
 
+// Restore puts a flag back, unless what is known is as new or newer.
+func (m *Machine) Restore(at time.Time, f Flag) bool {
+	r := f.record()
+	if w := m.load(at.UnixMilli()); w != nil && w.Resumed >= r.Since {
+		return false
+	}
+	if h := m.flag; h != nil && (h.Since > r.Since || h.Since == r.Since && h.Trips >= r.Trips) {
+		return false
+	}
+	m.flag = &r
+	return true
+}
+
 // command loads the window and notes the command's sequence in it, or reports
 // that it was seen before.
 func (m *Machine) command(now int64, c Command) (w *window, stale bool) {

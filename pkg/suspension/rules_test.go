@@ -30,8 +30,10 @@ func TestRulesValidate(t *testing.T) {
 		change func(*Rules)
 		want   []string // variables named, one per line
 	}{
-		"defaults":           {func(*Rules) {}, nil},
-		"smallest":           {func(r *Rules) { *r = Rules{Window: time.Second, MinFailures: 1, Duration: time.Second, MaxDuration: time.Second} }, nil},
+		"defaults": {func(*Rules) {}, nil},
+		"smallest": {func(r *Rules) {
+			*r = Rules{Window: time.Second, MinFailures: 1, Duration: time.Second, MaxDuration: time.Second}
+		}, nil},
 		"largest":            {func(r *Rules) { *r = Rules{24 * time.Hour, 1_000_000, 24 * time.Hour, longest, longest} }, nil},
 		"window too short":   {func(r *Rules) { r.Window, r.MinSpan = 999*time.Millisecond, 0 }, []string{"SUSPENSION_WINDOW"}},
 		"window too long":    {func(r *Rules) { r.Window = 24*time.Hour + 1 }, []string{"SUSPENSION_WINDOW"}},

@@ -606,6 +606,33 @@ func TestRestoreAfterFlush(t *testing.T) {
 	})
 }
 
+func TestCandidateDoesNotReplaceARestoredFlag(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *redis.Client) {
+		w := newWorld(t, client, testRules())
+		key := urlKey(1)
+		w.suspend(key)
+		known := w.get(key)
+		client.Del(t.Context(), flagKey(key))
+		for range 4 {
+			w.observe(w.failure(key))
+			w.now = w.now.Add(time.Second)
+		}
+		if n := client.ZCard(t.Context(), pendingKey).Val(); n != 1 {
+			t.Fatalf("%d candidates, want 1", n)
+		}
+		w.restore(*known)
+		w.now = w.now.Add(time.Second)
+		wantEvents(t, w.observe())
+		if diff := gocmp.Diff(known, w.get(key)); diff != "" {
+			t.Errorf("restored flag (-want +got):\n%s", diff)
+		}
+		if n := client.ZCard(t.Context(), pendingKey).Val(); n != 0 {
+			t.Errorf("%d candidates are left", n)
+		}
+	})
+}
+
 func (w *world) flagOf(flags []Flag, key Key) *Flag {
 	w.t.Helper()
 	i := slices.IndexFunc(flags, func(f Flag) bool { return f.Key() == key })
@@ -656,6 +683,17 @@ func TestFlagsSurviveKillOfRedis(t *testing.T) {
 		t.Error("Lost without a server gives no error")
 	}
 	server.Restart()
+	// Connections from before the kill may give one more error each.
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		_, err := w.store.Lost(t.Context())
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
 	if diff := gocmp.Diff(before, w.get(urlKey(1))); diff != "" {
 		t.Errorf("flag after the restart (-want +got):\n%s", diff)
 	}
@@ -734,6 +772,7 @@ func TestScriptsAgreeWithMachine(t *testing.T) {
 		m := NewMachine(testKey, host, rules)
 		at := time.UnixMilli(1_700_000_000_000)
 		trips := []string{"", "1-1"}
+		var copies []Flag
 
 		run := func(c *call) []any {
 			if err := store.run(ctx, []*call{c}, nil); err != nil {
@@ -752,6 +791,9 @@ func TestScriptsAgreeWithMachine(t *testing.T) {
 			}
 			for _, s := range want {
 				trips = append(trips, s.Flag.Trip)
+				if s.Flag.State != Active {
+					copies = append(copies, s.Flag)
+				}
 			}
 			var win *window
 			if body, err := client.Get(ctx, windowKey(testKey)).Result(); err == nil {
@@ -885,6 +927,27 @@ func TestScriptsAgreeWithMachine(t *testing.T) {
 				want, ok := m.Resume(at, c)
 				d, err := store.resume(ctx, at, c)
 				one(want, ok, d, err)
+			},
+			"flag is lost": func(t *rapid.T) {
+				m.flag = nil
+				if err := client.Del(ctx, flagKey(testKey)).Err(); err != nil {
+					t.Fatal(err)
+				}
+			},
+			"restore": func(t *rapid.T) {
+				if len(copies) == 0 {
+					t.Skip("no flag yet")
+				}
+				f := rapid.SampledFrom(copies).Draw(t, "copy")
+				want := m.Restore(at, f)
+				n, err := store.restore(ctx, at, []Flag{f})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if (n == 1) != want {
+					t.Fatalf("restored: machine %v, script %d", want, n)
+				}
+				check(nil, nil)
 			},
 		})
 	})
