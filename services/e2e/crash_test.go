@@ -1,0 +1,185 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"gancho/pkg/event"
+	"gancho/services/internal/lab"
+)
+
+// ids returns the notification ids that events with these transaction_uuids have for the webhook.
+func ids(eventName string, h hook, transactions []string) []string {
+	var out []string
+	for _, tx := range transactions {
+		out = append(out, event.NotificationID(event.ID(account, eventName, tx), uuid.MustParse(h.ID)))
+	}
+	return out
+}
+
+const dealCreated = "crm_deal_created"
+
+func (s *system) publishMany(n int) []string {
+	s.t.Helper()
+	var txs []string
+	for range n {
+		txs = append(txs, s.publish(dealCreated))
+	}
+	return txs
+}
+
+func TestDeliversByteForByte(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t)
+	rc := newReceiver(t, succeed)
+	h := s.register(dealCreated, rc.URL+"/in")
+	txs := s.publishMany(1)
+	id := ids(dealCreated, h, txs)[0]
+	n := s.waitAll([]string{id}, "delivered")[0]
+	if len(n.Attempts) != 1 || n.Attempts[0].Outcome != "delivered" {
+		t.Errorf("attempts: %+v", n.Attempts)
+	}
+	want := fmt.Sprintf(`{"event_name":"crm_deal_created","document":{"id":"67900a6e0000000000000001","amount_total":1200.50},"event_timestamp":"2026-01-21T20:58:22.000Z","transaction_uuid":%q}`, txs[0])
+	if got := rc.bodies[id]; got != want {
+		t.Errorf("body:\n got %s\nwant %s", got, want)
+	}
+}
+
+// checkSix asserts that each notification was tried six times, plus at most one for each kill that hit it
+// in mid-attempt, that no attempt was skipped, and that it is permanently failed.
+func checkSix(t *testing.T, s *system, rc *receiver, notifications []string, kills int) {
+	t.Helper()
+	s.waitAll(notifications, "permanently_failed")
+	seen := rc.snapshot()
+	if len(seen) != len(notifications) {
+		t.Errorf("the receiver saw %d notifications, want %d", len(seen), len(notifications))
+	}
+	extra := 0
+	for _, id := range notifications {
+		attempts := seen[id]
+		distinct := slices.Compact(slices.Sorted(slices.Values(attempts)))
+		if !slices.Equal(distinct, []string{"1", "2", "3", "4", "5", "6"}) {
+			t.Errorf("notification %s was tried %v: an attempt is missing", id, attempts)
+		}
+		if len(attempts) > 6+kills {
+			t.Errorf("notification %s was tried %d times with %d kills", id, len(attempts), kills)
+		}
+		extra += len(attempts) - 6
+		n := s.notification(id)
+		if len(n.Attempts) != 6 {
+			t.Errorf("notification %s has %d recorded attempts, want 6", id, len(n.Attempts))
+		}
+	}
+	t.Logf("%d notifications, %d repeated attempts after %d kills", len(notifications), extra, kills)
+}
+
+func TestKillDispatcherUnderFailingNotifications(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t)
+	rc := newReceiver(t, slowly(10*time.Millisecond, fail))
+	h := s.register(dealCreated, rc.URL)
+	notifications := ids(dealCreated, h, s.publishMany(200))
+	d := s.Dispatchers[0]
+	for kill := range 5 {
+		// Each kill comes after a fixed amount of progress, so it hits attempts in flight.
+		want := 100 + kill*180
+		s.Until(strconv.Itoa(want)+" requests", func() bool { return rc.total() >= want })
+		d.Kill()
+		d.Start()
+	}
+	checkSix(t, s, rc, notifications, 5)
+}
+
+func TestKillPublisherInFanOut(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t)
+	rc := newReceiver(t, succeed)
+	var hooks []hook
+	for i := range 40 {
+		hooks = append(hooks, s.register("crm_deal_*", fmt.Sprintf("%s/%d", rc.URL, i)))
+	}
+	var txs []string
+	for round := range 4 {
+		txs = append(txs, s.publishMany(25)...)
+		want := 200 * (round + 1)
+		s.Until("some of the fan-out", func() bool { return rc.total() >= want })
+		s.Publisher.Kill()
+		s.Publisher.Start()
+	}
+	for _, h := range hooks {
+		s.waitAll(ids(dealCreated, h, txs), "delivered")
+	}
+	for id, attempts := range rc.snapshot() {
+		if len(attempts) != 1 {
+			t.Errorf("notification %s was sent %v; a crash of the publisher must not duplicate it", id, attempts)
+		}
+	}
+}
+
+func TestKillBrokerUnderLoad(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t)
+	rc := newReceiver(t, succeed)
+	flaky := newReceiver(t, func(w http.ResponseWriter, attempt string) {
+		if attempt < "3" {
+			fail(w, attempt)
+		}
+	})
+	good, retried := s.register(dealCreated, rc.URL), s.register(dealCreated, flaky.URL)
+	var txs []string
+	for range 3 {
+		txs = append(txs, s.publishMany(100)...)
+		s.Broker.Kill()
+		s.StartBroker()
+	}
+	txs = append(txs, s.publishMany(50)...)
+	s.waitAll(ids(dealCreated, good, txs), "delivered")
+	s.waitAll(ids(dealCreated, retried, txs), "delivered")
+	if got := len(rc.snapshot()); got != len(txs) {
+		t.Errorf("the receiver saw %d notifications, want %d", got, len(txs))
+	}
+	for id, attempts := range flaky.snapshot() {
+		if n := len(attempts); n < 3 || n > 3+6 {
+			t.Errorf("notification %s was tried %v", id, attempts)
+		}
+	}
+}
+
+func TestStopUnderLoad(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t)
+	rc := newReceiver(t, slowly(20*time.Millisecond, succeed))
+	flaky := newReceiver(t, func(w http.ResponseWriter, attempt string) {
+		if attempt < "4" {
+			fail(w, attempt)
+		}
+	})
+	good, retried := s.register(dealCreated, rc.URL), s.register(dealCreated, flaky.URL)
+	var txs []string
+	for _, p := range []*lab.Process{s.Dispatchers[0], s.Publisher, s.Monitor, s.Management, s.Dispatchers[0]} {
+		txs = append(txs, s.publishMany(60)...)
+		seen := rc.total()
+		s.Until("deliveries go on", func() bool { return rc.total() > seen })
+		s.stopCleanly(p)
+		p.Start()
+		s.WaitReady()
+	}
+	s.waitAll(ids(dealCreated, good, txs), "delivered")
+	s.waitAll(ids(dealCreated, retried, txs), "delivered")
+	for id, attempts := range rc.snapshot() {
+		if len(attempts) != 1 {
+			t.Errorf("notification %s was sent %v; a clean stop must not duplicate it", id, attempts)
+		}
+	}
+	for id, attempts := range flaky.snapshot() {
+		if !slices.Equal(attempts, []string{"1", "2", "3", "4"}) {
+			t.Errorf("notification %s was tried %v; a clean stop must neither repeat nor burn an attempt", id, attempts)
+		}
+	}
+}

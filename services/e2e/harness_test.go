@@ -1,0 +1,293 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"gancho/pkg/redistest"
+	"gancho/services/internal/lab"
+)
+
+// binaries builds every program once for all tests, with the race detector when the tests have it, and
+// returns their directory.
+var binaries = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "gancho-e2e-")
+	if err != nil {
+		return "", err
+	}
+	built = dir
+	return dir, lab.Build(dir, raceEnabled)
+})
+
+// built is set once by binaries.
+var built string
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built != "" {
+		_ = os.RemoveAll(built)
+	}
+	os.Exit(code)
+}
+
+// system is the whole of Gancho as real processes, with a CRM (the test) and receivers.
+type system struct {
+	*lab.System
+
+	t     *testing.T
+	redis *redistest.Server
+	js    jetstream.JetStream
+}
+
+const (
+	account = lab.Account
+	token   = lab.Token
+)
+
+// newSystem starts broker, Redis and every service, with extra environment for all.
+func newSystem(t *testing.T, env ...string) *system {
+	t.Helper()
+	dir, err := binaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &system{t: t, redis: redistest.Start(t)}
+	s.System = lab.New(t, lab.Options{Bin: dir, Dir: t.TempDir(), RedisURL: s.redis.URL(), Env: append([]string{
+		"RETRY_DELAYS=400ms,400ms,400ms,400ms,400ms", "RETRY_JITTER=0", "ATTEMPT_TIMEOUT=500ms", "SUSPENSION_MIN_FAILURES=1000000",
+	}, env...)})
+	t.Cleanup(func() {
+		if t.Failed() {
+			for _, p := range s.Services() {
+				t.Logf("last lines of %s:\n%s", p.Name, p.Output())
+			}
+		}
+		s.Stop()
+	})
+	nc, err := nats.Connect(s.NATSURL, nats.MaxReconnects(-1), nats.ReconnectWait(100*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	if s.js, err = jetstream.New(nc); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// stopCleanly asks a process to stop and fails the test unless it exits with 0.
+func (s *system) stopCleanly(p *lab.Process) {
+	s.t.Helper()
+	if code, _ := p.Term(); code != 0 {
+		s.t.Errorf("%s stopped with exit code %d:\n%s", p.Name, code, p.Output())
+	}
+}
+
+// call makes an API request and decodes the data of its answer into out, if out is not nil.
+func (s *system) call(method, path string, body, out any) int {
+	s.t.Helper()
+	status, err := s.try(method, path, body, out)
+	if err != nil {
+		s.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	return status
+}
+
+func (s *system) try(method, path string, body, out any) (int, error) {
+	var payload io.Reader
+	switch b := body.(type) {
+	case nil:
+	case []byte:
+		payload = bytes.NewReader(b)
+	default:
+		raw, err := json.Marshal(map[string]any{"data": b})
+		if err != nil {
+			return 0, err
+		}
+		payload = bytes.NewReader(raw)
+	}
+	req, err := http.NewRequestWithContext(context.Background(), method, s.APIURL+path, payload)
+	if err != nil {
+		return 0, err
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	if payload != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err
+	}
+	if out != nil && resp.StatusCode < 300 {
+		if err := json.Unmarshal(raw, &struct{ Data any }{out}); err != nil {
+			return resp.StatusCode, fmt.Errorf("decode %s: %w", raw, err)
+		}
+	}
+	if resp.StatusCode >= 300 {
+		return resp.StatusCode, nil
+	}
+	return resp.StatusCode, nil
+}
+
+// hook is a webhook as the API answers it.
+type hook struct {
+	ID         string `json:"id"`
+	Status     string `json:"status"`
+	URL        string `json:"url"`
+	Suspension *struct {
+		Reason string    `json:"reason"`
+		Until  time.Time `json:"until"`
+		Parked int       `json:"parked"`
+	} `json:"suspension"`
+}
+
+// register creates a webhook for the event name (or pattern).
+func (s *system) register(eventName, url string) hook {
+	s.t.Helper()
+	var h hook
+	status := s.call(http.MethodPost, "/crm/v2/webhooks", map[string]any{
+		"name": "test", "event_name": eventName, "http_method": "POST", "url": url,
+	}, &h)
+	if status != http.StatusCreated {
+		s.t.Fatalf("register a webhook: status %d", status)
+	}
+	return h
+}
+
+// publish publishes an event as the CRM does and returns its transaction_uuid once the broker acknowledged
+// it, repeating with the same id while the broker is away.
+func (s *system) publish(eventName string) string {
+	s.t.Helper()
+	id := uuid.NewString()
+	body := fmt.Sprintf(`{"event_name":%q,"document":{"id":"67900a6e0000000000000001","amount_total":1200.50},"event_timestamp":"2026-01-21T20:58:22.000Z","transaction_uuid":%q}`, eventName, id)
+	s.Until("the broker acknowledged an event", func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		_, err := s.js.Publish(ctx, "crm.events."+account+"."+eventName, []byte(body), jetstream.WithMsgID(account+":"+eventName+":"+id))
+		return err == nil
+	})
+	return id
+}
+
+// note is a notification as the API answers it.
+type note struct {
+	ID       string `json:"id"`
+	State    string `json:"state"`
+	Reason   string `json:"reason"`
+	Attempts []struct {
+		Number  int    `json:"number"`
+		Send    int    `json:"send"`
+		Outcome string `json:"outcome"`
+		Reason  string `json:"reason"`
+	} `json:"attempts"`
+}
+
+// notification asks the API for a notification's state; a 404 is a state of its own.
+func (s *system) notification(id string) note {
+	s.t.Helper()
+	var n note
+	if status, err := s.try(http.MethodGet, "/crm/v2/notifications/"+id, nil, &n); err != nil || status != http.StatusOK {
+		n.State = fmt.Sprint("HTTP ", status, err)
+	}
+	return n
+}
+
+// receiver is an endpoint that counts what it sees.
+type receiver struct {
+	*httptest.Server
+
+	mu       sync.Mutex
+	requests map[string][]string // Gancho-Attempt, by webhook-id, in order of arrival
+	bodies   map[string]string   // by webhook-id
+	order    []string            // webhook-ids, in order of arrival
+	answer   func(w http.ResponseWriter, attempt string)
+}
+
+func newReceiver(t *testing.T, answer func(w http.ResponseWriter, attempt string)) *receiver {
+	t.Helper()
+	r := &receiver{requests: map[string][]string{}, bodies: map[string]string{}, answer: answer}
+	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		body, err := io.ReadAll(req.Body)
+		if err != nil {
+			return
+		}
+		id, attempt := req.Header.Get("webhook-id"), req.Header.Get("Gancho-Attempt")
+		r.mu.Lock()
+		r.requests[id] = append(r.requests[id], attempt)
+		r.bodies[id] = string(body)
+		r.order = append(r.order, id)
+		answer := r.answer
+		r.mu.Unlock()
+		answer(w, attempt)
+	}))
+	t.Cleanup(r.Close)
+	return r
+}
+
+func (r *receiver) become(answer func(w http.ResponseWriter, attempt string)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.answer = answer
+}
+
+func (r *receiver) snapshot() map[string][]string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make(map[string][]string, len(r.requests))
+	for id, a := range r.requests {
+		out[id] = slices.Clone(a)
+	}
+	return out
+}
+
+func (r *receiver) total() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.order)
+}
+
+func succeed(http.ResponseWriter, string) {}
+
+func fail(w http.ResponseWriter, _ string) { w.WriteHeader(http.StatusInternalServerError) }
+
+// waitAll waits until each of the notifications that the receiver has seen, and as many as want, has that
+// state, and returns them.
+func (s *system) waitAll(ids []string, state string) []note {
+	s.t.Helper()
+	var out []note
+	for _, id := range ids {
+		var n note
+		s.Until(fmt.Sprintf("notification %s is %s", id, state), func() bool {
+			n = s.notification(id)
+			return n.State == state
+		})
+		out = append(out, n)
+	}
+	return out
+}
+
+// slowly answers after a while, as slow receivers do.
+func slowly(d time.Duration, answer func(w http.ResponseWriter, attempt string)) func(http.ResponseWriter, string) {
+	return func(w http.ResponseWriter, attempt string) {
+		<-time.After(d)
+		answer(w, attempt)
+	}
+}

@@ -1,0 +1,293 @@
+// Bench measures Gancho on loopback: all services, broker and Redis as separate processes, a receiver in
+// a process of its own, and this process as the CRM. It prints deliveries per second, latency, processor
+// time for 10,000 deliveries summed over all our processes and the brokers, and the ratio to what a bare
+// HTTP client reaches against the same receiver in the same run.
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"gancho/services/internal/lab"
+)
+
+// fatal ends the benchmark; it is what the lab calls when something does not come up.
+type fatal struct{ cleanup func() }
+
+func (f *fatal) Helper() {}
+
+func (f *fatal) Fatalf(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
+	f.cleanup()
+	os.Exit(1)
+}
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "receiver" {
+		receive()
+		return
+	}
+	only := flag.String("only", "", "run the scenarios whose name holds this")
+	syncs := flag.String("sync", "default,always", "sync_interval settings of the broker")
+	env := flag.String("env", "", "environment for the services, separated by spaces")
+	profile := flag.String("profile", "", "write a CPU profile of the dispatcher during throughput to this file")
+	flag.Parse()
+	f := &fatal{cleanup: func() {}}
+	dir, err := os.MkdirTemp("", "gancho-bench-")
+	if err != nil {
+		f.Fatalf("%v", err)
+	}
+	f.cleanup = func() { _ = os.RemoveAll(dir) }
+	defer f.cleanup()
+	fmt.Printf("%s, %d cores, %s; %s\n\n", cpuName(), runtime.NumCPU(), runtime.Version(), time.Now().UTC().Format(time.DateOnly))
+	if err := lab.Build(dir, false); err != nil {
+		f.Fatalf("%v", err)
+	}
+	for _, sync := range strings.Split(*syncs, ",") {
+		b := newBench(f, dir, sync, strings.Fields(*env))
+		b.profile = *profile
+		b.run(*only)
+		b.stop()
+	}
+}
+
+func cpuName() string {
+	raw, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.Lines(string(raw)) {
+		if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {
+			return strings.TrimSpace(v)
+		}
+	}
+	return runtime.GOARCH
+}
+
+type bench struct {
+	f        *fatal
+	sync     string
+	profile  string
+	system   *lab.System
+	redis    *lab.Process
+	receiver *lab.Process
+	target   string // host:port of the receiver
+	js       jetstream.JetStream
+	nc       *nats.Conn
+	ceiling  float64
+	last     map[string]time.Duration // processor time when the scenario began
+}
+
+func newBench(f *fatal, dir, sync string, env []string) *bench {
+	b := &bench{f: f, sync: sync}
+	work, err := os.MkdirTemp(dir, "run-")
+	if err != nil {
+		f.Fatalf("%v", err)
+	}
+	redis, err := exec.LookPath("redis-server")
+	if err != nil {
+		f.Fatalf("install redis-server (make bench does it)")
+	}
+	socket, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		f.Fatalf("%v", err)
+	}
+	_, port, _ := net.SplitHostPort(socket.Addr().String())
+	_ = socket.Close()
+	b.redis = lab.NewProcess(f, "redis-server", nil, redis, "--bind", "127.0.0.1", "--port", port, "--dir", work, "--appendonly", "yes", "--save", "")
+	b.redis.Start()
+	b.redis.Find(`(Ready to accept connections)`)
+	self, err := os.Executable()
+	if err != nil {
+		f.Fatalf("%v", err)
+	}
+	b.receiver = lab.NewProcess(f, "receiver", nil, self, "receiver")
+	b.receiver.Start()
+	b.target = b.receiver.Find(`^listening on (.*)$`)
+	options := lab.Options{Bin: dir, Dir: work, RedisURL: "redis://127.0.0.1:" + port, Env: env}
+	if sync != "default" {
+		options.Sync = sync
+	}
+	b.system = lab.New(f, options)
+	if b.nc, err = nats.Connect(b.system.NATSURL); err != nil {
+		f.Fatalf("%v", err)
+	}
+	if b.js, err = jetstream.New(b.nc, jetstream.WithPublishAsyncMaxPending(1000)); err != nil {
+		f.Fatalf("%v", err)
+	}
+	return b
+}
+
+func (b *bench) stop() {
+	b.nc.Close()
+	b.system.Stop()
+	b.redis.Kill()
+	b.receiver.Kill()
+}
+
+func (b *bench) run(only string) {
+	fmt.Printf("sync_interval %s\n", b.sync)
+	fmt.Printf("%-28s %10s %9s %9s %9s %12s %12s %10s\n", "scenario", "deliv/s", "of raw", "p50 ms", "p99 ms", "CPU s/10k", "receiver", "peak MiB")
+	for _, s := range []struct {
+		name string
+		run  func(name string)
+	}{
+		{"raw client, c=64", b.raw},
+		{"latency 1 x 200/s", func(n string) { b.scenario(n, "crm_deal_created", 1, 4000, 200) }},
+		{"throughput 10 webhooks", func(n string) { b.scenario(n, "crm_task_created", 10, 3000, 0) }},
+		{"fan-out 50 webhooks", func(n string) { b.scenario(n, "crm_contact_created", 50, 600, 0) }},
+		{"raw client again", b.raw},
+	} {
+		if strings.Contains(s.name, only) {
+			s.run(s.name)
+		}
+	}
+	fmt.Println()
+}
+
+// post is one API call.
+func (b *bench) post(path string, data any) {
+	body, err := json.Marshal(map[string]any{"data": data})
+	if err != nil {
+		b.f.Fatalf("%v", err)
+	}
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, b.system.APIURL+path, bytes.NewReader(body))
+	if err != nil {
+		b.f.Fatalf("%v", err)
+	}
+	req.Header.Set("Authorization", "Bearer "+lab.Token)
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		b.f.Fatalf("%v", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusTooManyRequests {
+		time.Sleep(time.Second)
+		b.post(path, data)
+		return
+	}
+	if resp.StatusCode >= 300 {
+		b.f.Fatalf("POST %s: %s", path, resp.Status)
+	}
+}
+
+// scenario publishes events of one name, at a rate or as fast as the broker takes them, to so many
+// webhooks, and waits until everything is delivered and accounted for.
+func (b *bench) scenario(name, eventName string, webhooks, events, rate int) {
+	for i := range webhooks {
+		b.post("/crm/v2/webhooks", map[string]any{"name": "bench", "event_name": eventName, "http_method": "POST", "url": fmt.Sprintf("http://%s/%s/%d", b.target, eventName, i)})
+	}
+	padding := strings.Repeat("x", 800)
+	b.reset()
+	cpu, receiver := b.cpu(), b.receiver.CPU()
+	if b.profile != "" && strings.HasPrefix(name, "throughput") {
+		go b.writeProfile()
+	}
+	began := time.Now()
+	for i := range events {
+		if rate > 0 {
+			time.Sleep(time.Until(began.Add(time.Duration(i) * time.Second / time.Duration(rate))))
+		}
+		body := fmt.Sprintf(`{"event_name":%q,"document":{"id":"67900a6e%016d","sent":%d,"name":%q},"event_timestamp":"2026-01-21T20:58:22.000Z","transaction_uuid":"%s-%d-%s"}`,
+			eventName, i, time.Now().UnixNano(), padding, b.sync, i, eventName)
+		if _, err := b.js.PublishAsync("crm.events."+lab.Account+"."+eventName, []byte(body), jetstream.WithMsgID(fmt.Sprintf("%s:%s:%d", lab.Account, eventName, i))); err != nil {
+			b.f.Fatalf("publish: %v", err)
+		}
+	}
+	<-b.js.PublishAsyncComplete()
+	want := events * webhooks
+	var r report
+	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if r = b.report(); r.Requests >= want || time.Now().After(deadline) {
+			break
+		}
+	}
+	if r.Requests < want {
+		b.f.Fatalf("%s: %d of %d delivered after 3 minutes", name, r.Requests, want)
+	}
+	took := time.Duration(r.Last - began.UnixNano())
+	b.settle()
+	spent := map[string]time.Duration{}
+	for _, p := range b.processes() {
+		spent[p.Name] = p.CPU() - b.last[p.Name]
+	}
+	cpu, receiver = b.cpu()-cpu, b.receiver.CPU()-receiver
+	perSecond := float64(want) / took.Seconds()
+	of := "-"
+	if b.ceiling > 0 {
+		of = fmt.Sprintf("%.0f %%", 100*perSecond/b.ceiling)
+	}
+	per10k := func(d time.Duration) float64 { return d.Seconds() * 10_000 / float64(want) }
+	fmt.Printf("%-28s %10.0f %9s %9.1f %9.1f %12.2f %12.2f %10d\n", name, perSecond, of, r.P50, r.P99, per10k(cpu), per10k(receiver), b.memory()>>20)
+	fmt.Printf("%30s", "CPU s/10k of")
+	for _, p := range b.processes() {
+		fmt.Printf(" %s %.2f", p.Name, per10k(spent[p.Name]))
+	}
+	fmt.Println()
+	if r.Requests > want {
+		fmt.Printf("%30s %d\n", "duplicates:", r.Requests-want)
+	}
+}
+
+func (b *bench) processes() []*lab.Process {
+	return append(b.system.Services(), b.system.Broker, b.redis)
+}
+
+func (b *bench) cpu() (sum time.Duration) {
+	b.last = map[string]time.Duration{}
+	for _, p := range b.processes() {
+		b.last[p.Name] = p.CPU()
+		sum += p.CPU()
+	}
+	return sum
+}
+
+func (b *bench) memory() (sum int64) {
+	for _, p := range b.processes() {
+		sum += p.PeakMemory()
+	}
+	return sum
+}
+
+// settle waits until every consumer of the broker has caught up, so that work put off is counted.
+func (b *bench) settle() {
+	for range 600 {
+		lag := uint64(0)
+		for _, stream := range []string{"CRM_EVENTS", "NOTIFICATIONS", "ATTEMPTS", "RETRIES"} {
+			s, err := b.js.Stream(context.Background(), stream)
+			if err != nil {
+				continue
+			}
+			for c := range s.ListConsumers(context.Background()).Info() {
+				lag += c.NumPending + uint64(c.NumAckPending) //nolint:gosec // a count
+			}
+		}
+		if lag == 0 {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+func (b *bench) writeProfile() {
+	resp, err := http.Get(b.system.Ops(b.system.Dispatchers[0]) + "/debug/pprof/profile?seconds=5") //nolint:noctx // a benchmark
+	if err != nil {
+		return
+	}
+	defer resp.Body.Close()
+	var buf bytes.Buffer
+	_, _ = buf.ReadFrom(resp.Body)
+	_ = os.WriteFile(filepath.Clean(b.profile), buf.Bytes(), 0o600)
+}

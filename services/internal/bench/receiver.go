@@ -1,0 +1,137 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"gancho/services/internal/lab"
+)
+
+// report is what the receiver saw since the last reset.
+type report struct {
+	Requests int     `json:"requests"`
+	First    int64   `json:"first"` // Unix nanoseconds
+	Last     int64   `json:"last"`
+	P50      float64 `json:"p50"` // ms from publishing the event to its request
+	P99      float64 `json:"p99"`
+}
+
+// receive answers 200 to everything and keeps when each event's request came.
+func receive() {
+	var (
+		mu    sync.Mutex
+		took  []int64
+		times [2]int64
+	)
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		now := time.Now().UnixNano()
+		sent := now
+		if _, rest, ok := bytes.Cut(body, []byte(`"sent":`)); ok {
+			digits, _, _ := bytes.Cut(rest, []byte(","))
+			sent, _ = strconv.ParseInt(string(digits), 10, 64)
+		}
+		mu.Lock()
+		if times[0] == 0 {
+			times[0] = now
+		}
+		times[1] = now
+		took = append(took, now-sent)
+		mu.Unlock()
+	})
+	mux.HandleFunc("/reset", func(http.ResponseWriter, *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		took, times = nil, [2]int64{}
+	})
+	mux.HandleFunc("/report", func(w http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		r := report{Requests: len(took), First: times[0], Last: times[1]}
+		sorted := slices.Clone(took)
+		mu.Unlock()
+		slices.Sort(sorted)
+		if n := len(sorted); n > 0 {
+			r.P50, r.P99 = float64(sorted[n/2])/1e6, float64(sorted[n*99/100])/1e6
+		}
+		_ = json.NewEncoder(w).Encode(r)
+	})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println("listening on", l.Addr())
+	_ = http.Serve(l, mux) //nolint:gosec // ends with the benchmark
+}
+
+func (b *bench) reset() { b.ask("/reset", nil) }
+
+func (b *bench) report() (r report) {
+	b.ask("/report", &r)
+	return r
+}
+
+func (b *bench) ask(path string, out any) {
+	resp, err := http.Get("http://" + b.target + path) //nolint:noctx // a benchmark
+	if err != nil {
+		b.f.Fatalf("receiver: %v", err)
+	}
+	defer resp.Body.Close()
+	if out != nil {
+		if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+			b.f.Fatalf("receiver: %v", err)
+		}
+	}
+}
+
+// raw is the ceiling: a bare client, 64 requests at a time, connections kept.
+func (b *bench) raw(name string) {
+	const requests, workers = 40_000, 64
+	b.reset()
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: workers}}
+	body := bytes.Repeat([]byte("x"), 1024)
+	cpu, receiver := ownCPU(), b.receiver.CPU()
+	began := time.Now()
+	jobs := make(chan struct{}, workers)
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() {
+			for range jobs {
+				req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, "http://"+b.target+"/raw", bytes.NewReader(body))
+				if err != nil {
+					b.f.Fatalf("%v", err)
+				}
+				resp, err := client.Do(req)
+				if err != nil {
+					b.f.Fatalf("raw client: %v", err)
+				}
+				_, _ = io.Copy(io.Discard, resp.Body)
+				_ = resp.Body.Close()
+			}
+		})
+	}
+	for range requests {
+		jobs <- struct{}{}
+	}
+	close(jobs)
+	wg.Wait()
+	took := time.Since(began)
+	rate := requests / took.Seconds()
+	b.ceiling = max(b.ceiling, rate)
+	per10k := func(d time.Duration) float64 { return d.Seconds() * 10_000 / requests }
+	fmt.Printf("%-28s %10.0f %9s %9s %9s %12.2f %12.2f %10s\n", name, rate, "100 %", "", "", per10k(ownCPU()-cpu), per10k(b.receiver.CPU()-receiver), "")
+}
+
+// ownCPU is the processor time of this process.
+func ownCPU() time.Duration { return lab.CPUOf(os.Getpid()) }

@@ -1,0 +1,159 @@
+package lab
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"gancho/pkg/seal"
+)
+
+// Account and Token are those of the system's one customer.
+const (
+	Account = "acme"
+	Token   = "test-token-of-acme"
+)
+
+// System is all of Gancho as real processes. Redis is the caller's.
+type System struct {
+	Broker      *Process
+	Publisher   *Process
+	Monitor     *Process
+	Management  *Process
+	Dispatchers []*Process
+	NATSURL     string
+	APIURL      string
+
+	t    T
+	bin  string
+	env  []string
+	port string
+}
+
+// Options of a system.
+type Options struct {
+	Bin      string   // where Build put the programs
+	Dir      string   // for the broker's store and the key file
+	RedisURL string   // of a running Redis
+	Sync     string   // sync_interval of the broker; "" is its default
+	Env      []string // for every service, over the lab's own
+}
+
+// New starts the broker and every service and waits until all are ready.
+func New(t T, o Options) *System {
+	t.Helper()
+	s := &System{t: t, bin: o.Bin}
+	conf := filepath.Join(o.Dir, "nats.conf")
+	text := fmt.Sprintf("listen: 127.0.0.1:-1\nmax_payload: 2MB\njetstream { store_dir: %q", filepath.Join(o.Dir, "jetstream"))
+	if o.Sync != "" {
+		text += ", sync_interval: " + o.Sync
+	}
+	if err := os.WriteFile(conf, []byte(text+" }\n"), 0o600); err != nil {
+		t.Fatalf("broker configuration: %v", err)
+	}
+	s.Broker = NewProcess(t, "nats-server", nil, filepath.Join(o.Bin, "nats-server"), "-c", conf)
+	s.StartBroker()
+	keys := filepath.Join(o.Dir, "encryption.key")
+	if err := seal.New().Write(keys); err != nil {
+		t.Fatalf("key file: %v", err)
+	}
+	s.env = append([]string{
+		"NATS_URL=" + s.NATSURL, "REDIS_URL=" + o.RedisURL, "ENCRYPTION_KEY_FILE=" + keys, "API_TOKENS=" + Account + ":" + Token,
+		"OPS_ADDR=127.0.0.1:0", "HTTP_ADDR=127.0.0.1:0", "ALLOW_HTTP_URLS=true", "EGRESS_ALLOW_CIDRS=127.0.0.0/8", "EGRESS_ALLOW_PORTS=*",
+	}, o.Env...)
+	s.Publisher, s.Monitor, s.Management = s.service("publisher"), s.service("suspension-monitor"), s.service("management")
+	s.Dispatchers = []*Process{s.service("dispatcher")}
+	for _, p := range s.Services() {
+		p.Start()
+	}
+	s.WaitReady()
+	return s
+}
+
+// StartBroker starts the broker, after a Kill on the same port.
+func (s *System) StartBroker() {
+	s.t.Helper()
+	if s.port != "" && len(s.Broker.Args) == 3 {
+		s.Broker.Args = append(s.Broker.Args, "-p", s.port)
+	}
+	s.Broker.Start()
+	addr := s.Broker.Find(`Listening for client connections on (127\.0\.0\.1:\d+)`)
+	s.NATSURL = "nats://" + addr
+	_, s.port, _ = strings.Cut(addr, ":")
+}
+
+func (s *System) service(name string) *Process {
+	return NewProcess(s.t, name, s.env, filepath.Join(s.bin, name))
+}
+
+// AddDispatcher starts one more dispatcher and waits until it is ready.
+func (s *System) AddDispatcher() *Process {
+	s.t.Helper()
+	p := s.service("dispatcher")
+	s.Dispatchers = append(s.Dispatchers, p)
+	p.Start()
+	s.ready(p)
+	return p
+}
+
+// Services returns the processes that are ours.
+func (s *System) Services() []*Process {
+	return append([]*Process{s.Publisher, s.Monitor, s.Management}, s.Dispatchers...)
+}
+
+// WaitReady waits until every running service is ready and finds the API's address.
+func (s *System) WaitReady() {
+	s.t.Helper()
+	for _, p := range s.Services() {
+		if p.Running() {
+			s.ready(p)
+		}
+	}
+	if s.Management.Running() {
+		s.APIURL = "http://" + s.Management.Find(`"msg":"listening".*"addr":"([^"]+)"`)
+	}
+}
+
+// Ops returns the ops address of a service.
+func (s *System) Ops(p *Process) string {
+	s.t.Helper()
+	return "http://" + p.Find(`"msg":"started".*"ops_addr":"([^"]+)"`)
+}
+
+func (s *System) ready(p *Process) {
+	s.t.Helper()
+	url := s.Ops(p) + "/readyz"
+	s.Until(p.Name+" is ready", func() bool {
+		resp, err := http.Get(url) //nolint:noctx,gosec // a test on loopback
+		if err != nil {
+			return false
+		}
+		_ = resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+}
+
+// Until polls for a condition.
+func (s *System) Until(what string, is func() bool) {
+	s.t.Helper()
+	deadline := time.After(patience)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !is() {
+		select {
+		case <-deadline:
+			s.t.Fatalf("still not so after %v: %s", patience, what)
+		case <-tick.C:
+		}
+	}
+}
+
+// Stop ends everything.
+func (s *System) Stop() {
+	for _, p := range append(s.Services(), s.Broker) {
+		p.Kill()
+	}
+}
