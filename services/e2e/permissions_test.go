@@ -143,6 +143,8 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	must(t, "management's buckets", management.Own(ctx, bus.Management, limits))
 	must(t, "the broker's payload limit", publisher.RequirePayload(ctx, 1<<20+bus.BrokerHeadroom))
 
+	must(t, "dispatcher awaits others' streams", dispatcher.Await(ctx, bus.Notifications, bus.Quarantine))
+
 	// The CRM is an ordinary client, with its own inbox.
 	crmConn, err := nats.Connect(b.url(userCRM))
 	must(t, "crm connects", err)
@@ -274,6 +276,29 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 		}
 	}
 
+	claims, err := management.Bucket(ctx, bus.BucketClaims)
+	must(t, "management's claims", err)
+	revision, err = claims.Create(ctx, "acme.claim", []byte("one"))
+	must(t, "management claims a destination", err)
+	_, err = claims.Get(ctx, "acme.claim")
+	must(t, "management reads a claim", err)
+	must(t, "management gives a claim back", claims.Delete(ctx, "acme.claim", revision))
+
+	command := bus.Command{Verb: bus.CommandSuspend, Account: "acme", URLKey: "0123456789abcdef0123456789abcdef", WebhookID: n.WebhookID, At: time.Now()}
+	must(t, "management asks for a suspension", management.Command(ctx, command, "one"))
+	commands, err := monitor.Commands(ctx)
+	must(t, "monitor consumes commands", err)
+	obeyed := 0
+	must(t, "monitor pulls commands", commands.Pull(ctx, func(bus.Command, uint64) error { obeyed++; return nil }))
+	if obeyed != 1 {
+		t.Errorf("monitor got %d commands, want 1", obeyed)
+	}
+	status := bus.Status{Event: "suspended", Account: "acme", WebhookID: n.WebhookID, At: time.Now()}
+	must(t, "monitor tells", monitor.Tell(ctx, status, "step"))
+	if told, err := monitor.Told(ctx, status, "step"); err != nil || !told {
+		t.Errorf("monitor told: %v, %v; want true", told, err)
+	}
+
 	_, err = management.PublishEvent(ctx, "crm.events.acme.crm_deal_created", "id", "", []byte(`{}`))
 	must(t, "management ingests an event", err)
 	_, _, err = management.EventAt(ctx, 1)
@@ -334,7 +359,7 @@ func rights() map[string]right {
 		},
 		create:  []string{bus.Retries, bus.Parked, bus.Attempts, bus.Failed, bus.MaxDeliveries, "KV_LEASES"},
 		purge:   []string{bus.Retries, bus.Parked},
-		info:    append([]string{bus.Notifications}, watches...),
+		info:    append([]string{bus.Notifications, bus.Quarantine}, watches...),
 		get:     append([]string{bus.Notifications, bus.Retries, bus.Parked, bus.Attempts, bus.Failed, "KV_LEASES"}, watches...),
 		consume: anyConsumer(append([]string{bus.Parked, "KV_LEASES"}, watches...)...),
 	}
@@ -356,14 +381,14 @@ func rights() map[string]right {
 	management := right{
 		publish: []string{
 			"crm.events.acme.crm_deal_created", "gancho.notifications.acme.id", "gancho.attempts.acme.id", "gancho.suspensions.acme.lane",
-			"$KV.WEBHOOKS.key", "$KV.REPLAYS.key",
+			"$KV.WEBHOOKS.key", "$KV.WEBHOOK_CLAIMS.key", "$KV.REPLAYS.key",
 		},
-		create: []string{"KV_WEBHOOKS", "KV_REPLAYS"},
+		create: []string{"KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS"},
 		info: []string{
 			bus.Events, bus.Rejected, bus.Notifications, bus.Retries, bus.Parked, bus.Attempts, bus.Failed, bus.Quarantine, bus.WebhookStatus,
 			bus.Commands, "KV_SUSPENSIONS",
 		},
-		get: append([]string{bus.Events, bus.Notifications, bus.Retries, bus.Parked, bus.Attempts, bus.Failed, bus.WebhookStatus, "KV_REPLAYS"}, watches...),
+		get: append([]string{bus.Events, bus.Notifications, bus.Retries, bus.Parked, bus.Attempts, bus.Failed, bus.WebhookStatus, "KV_WEBHOOK_CLAIMS", "KV_REPLAYS"}, watches...),
 		consume: anyConsumer(append([]string{bus.Failed, bus.WebhookStatus, bus.Events, "KV_REPLAYS"},
 			watches...)...),
 	}
