@@ -4,10 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/pprof"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -116,11 +116,12 @@ func (s *Shell) serveOps(addr string) (opsServer, error) {
 	return o, nil
 }
 
-// healthcheck asks the /readyz of the process that listens on addr in this container.
-func healthcheck(addr string) int {
+// Healthcheck asks the /readyz of the process that listens on addr (OPS_ADDR) on this machine or in this
+// container. It returns an exit code and says on stderr what is wrong.
+func Healthcheck(addr string, stderr io.Writer) int {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "OPS_ADDR:", err)
+		fmt.Fprintln(stderr, "OPS_ADDR:", err)
 		return ExitConfig
 	}
 	if host == "" || host == "0.0.0.0" || host == "::" {
@@ -130,18 +131,18 @@ func healthcheck(addr string) int {
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+"/readyz", nil)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "OPS_ADDR:", err)
+		fmt.Fprintln(stderr, "OPS_ADDR:", err)
 		return ExitConfig
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "not reachable:", err)
+		fmt.Fprintln(stderr, "not reachable:", err)
 		return ExitError
 	}
 	defer resp.Body.Close()
 	var s State
 	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil || !s.Ready {
-		fmt.Fprintln(os.Stderr, "not ready:", strings.Join(s.Reasons, "; "))
+		fmt.Fprintln(stderr, "not ready:", strings.Join(s.Reasons, "; "))
 		return ExitError
 	}
 	return ExitOK

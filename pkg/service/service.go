@@ -54,8 +54,8 @@ type Shell struct {
 	Health   *Health
 }
 
-// NewShell returns a shell that logs JSON lines on stdout from level up.
-func NewShell(level string) (*Shell, error) {
+// NewShell returns a shell that logs JSON lines on out from level up.
+func NewShell(level string, out zapcore.WriteSyncer) (*Shell, error) {
 	atom, err := zap.ParseAtomicLevel(level)
 	if err != nil {
 		return nil, fmt.Errorf("LOG_LEVEL: %w", err)
@@ -63,7 +63,7 @@ func NewShell(level string) (*Shell, error) {
 	enc := zap.NewProductionEncoderConfig()
 	enc.TimeKey, enc.EncodeTime = "time", zapcore.RFC3339NanoTimeEncoder
 	enc.EncodeDuration = zapcore.MillisDurationEncoder
-	core := zapcore.NewCore(zapcore.NewJSONEncoder(enc), zapcore.Lock(os.Stdout), atom)
+	core := zapcore.NewCore(zapcore.NewJSONEncoder(enc), zapcore.Lock(out), atom)
 	s := &Shell{Log: zap.New(core), Level: atom, Registry: prometheus.NewRegistry(), Health: NewHealth()}
 	s.Registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -99,7 +99,7 @@ func Main[C any](name string, common func(*C) *Config, run func(context.Context,
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
 		case "healthcheck":
-			return healthcheck(common(&cfg).OpsAddr)
+			return Healthcheck(common(&cfg).OpsAddr, os.Stderr)
 		case "version":
 			fmt.Println(name, Version)
 			return ExitOK
@@ -114,7 +114,7 @@ func Main[C any](name string, common func(*C) *Config, run func(context.Context,
 		}
 		return ExitConfig
 	}
-	shell, err := NewShell(common(&cfg).LogLevel)
+	shell, err := NewShell(common(&cfg).LogLevel, os.Stdout)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return ExitConfig
