@@ -73,7 +73,7 @@ const firstAccount = "demo"
 func Serve(environ []string, stdout, stderr io.Writer) int {
 	var cfg Config
 	problems := service.Load(&cfg, environ)
-	shell, err := service.NewShell(cfg.Service.LogLevel)
+	shell, err := service.NewShell(cfg.Service.LogLevel, os.Stdout)
 	if err != nil || len(problems) > 0 {
 		return refuse(stderr, problems)
 	}

@@ -1,0 +1,469 @@
+package gancho
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/event"
+	"gancho/pkg/event/samples"
+	"gancho/pkg/notification"
+	"gancho/pkg/service"
+)
+
+// demoSettings make the tour short: what takes minutes and hours by default takes seconds. One request at
+// a time per URL, so that the order of arrival can be checked exactly.
+var demoSettings = []string{
+	"NATS_LISTEN=127.0.0.1:0", "NATS_SYNC_INTERVAL=1s", "OPS_ADDR=127.0.0.1:0", "REDIS_URL=", "ENCRYPTION_KEY_FILE=", "API_TOKENS=", "API_TOKENS_FILE=",
+	"ALLOW_HTTP_URLS=true", "EGRESS_ALLOW_CIDRS=127.0.0.0/8", "EGRESS_ALLOW_PORTS=*", "EGRESS_PROXY_URL=",
+	"ATTEMPT_TIMEOUT=1s", "RETRY_DELAYS=200ms,300ms,400ms,500ms,600ms", "RETRY_JITTER=0.1", "MAX_IN_FLIGHT_PER_URL=1",
+	"SUSPENSION_WINDOW=30s", "SUSPENSION_MIN_FAILURES=20", "SUSPENSION_MIN_SPAN=4s", "SUSPENSION_DURATION=2s", "SUSPENSION_MAX_DURATION=4s",
+	"LOG_LEVEL=info",
+}
+
+const (
+	// demoRounds is how often every sample event is published; demoFirst of them before the dead receiver
+	// can be suspended, so some of its notifications fail six times.
+	demoRounds, demoFirst = 10, 2
+	// demoLimit ends a tour that does not come to its end.
+	demoLimit = 55 * time.Second
+)
+
+// Demo is the finite tour: it starts everything on free ports and a temporary directory, three receivers
+// (one healthy, one flaky, one dead that comes back), registers webhooks through the API, publishes the
+// sample events, and checks the books against what the receivers saw. It returns 1 if they do not balance.
+func Demo(environ []string, stdout, stderr io.Writer) int {
+	dir, err := os.MkdirTemp("", "gancho-demo-")
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return service.ExitError
+	}
+	d := &demo{out: stdout, dir: dir, terminal: isTerminal(stdout)}
+	err = d.run(environ)
+	if err != nil {
+		fmt.Fprintf(stderr, "\ndemo: %v\nThe log is %s\n", err, filepath.Join(dir, "gancho.log"))
+		return service.ExitError
+	}
+	_ = os.RemoveAll(dir)
+	return service.ExitOK
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
+type demo struct {
+	out      io.Writer
+	dir      string
+	terminal bool
+	api      string
+	token    string
+	bus      *bus.Bus
+
+	receivers []*demoReceiver
+	ledger    []*demoEntry // every notification that must end
+	began     time.Time
+	lastLine  string
+}
+
+// demoEntry is one notification that the published events led to.
+type demoEntry struct {
+	id        string
+	receiver  *demoReceiver
+	published time.Time
+	state     notification.State
+	done      int  // attempts recorded
+	parked    bool // seen parked at least once
+}
+
+func (d *demo) run(environ []string) error {
+	address, err := freeAddress()
+	if err != nil {
+		return err
+	}
+	environ = append(slices.Clone(environ), demoSettings...)
+	environ = append(environ, "DATA_DIR="+d.dir, "HTTP_ADDR="+address)
+	d.api = "http://" + address
+	logFile, err := os.Create(filepath.Join(d.dir, "gancho.log"))
+	if err != nil {
+		return err
+	}
+	defer logFile.Close() //nolint:errcheck // it is thrown away
+	shell, err := service.NewShell("info", zapcore.AddSync(logFile))
+	if err != nil {
+		return err
+	}
+	var cfg Config
+	if problems := service.Load(&cfg, environ); len(problems) > 0 {
+		return errors.New(strings.Join(problems, "\n"))
+	}
+	var token bytes.Buffer
+	all, problems, err := prepare(&cfg, environ, &token)
+	if err != nil {
+		return err
+	}
+	if len(problems) > 0 {
+		return errors.New(strings.Join(problems, "\n"))
+	}
+	_, after, _ := strings.Cut(token.String(), "GANCHO_TOKEN=")
+	d.token = strings.TrimSpace(after)
+
+	ctx, stop := context.WithTimeout(context.Background(), demoLimit)
+	defer stop()
+	stopped := make(chan error, 1)
+	at := make(chan addresses, 1)
+	go func() { stopped <- all.run(ctx, shell, func(a addresses) { at <- a }) }()
+	var where addresses
+	select {
+	case err := <-stopped:
+		return err
+	case where = <-at:
+	}
+	if d.bus, err = bus.Connect(bus.Config{URL: where.nats}, "demo", zap.NewNop(), prometheus.NewRegistry()); err != nil {
+		return err
+	}
+	defer d.bus.Close()
+	tour := d.tour(ctx, shell.Health, where)
+	stop()
+	if err := <-stopped; err != nil && tour == nil {
+		return err
+	}
+	return tour
+}
+
+// freeAddress returns an address on loopback that nobody listens on now.
+func freeAddress() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return l.Addr().String(), l.Close()
+}
+
+// tour does what a customer, the CRM and three receivers do.
+func (d *demo) tour(ctx context.Context, health *service.Health, where addresses) error {
+	if err := d.waitReady(ctx, health); err != nil {
+		return err
+	}
+	dead := &demoReceiver{name: "dead", answer: alwaysFails}
+	d.receivers = []*demoReceiver{{name: "healthy", answer: alwaysAnswers}, {name: "flaky", answer: failsTwice}, dead}
+	fmt.Fprintf(d.out, "Gancho runs in this process: broker %s, API %s\n\n", where.nats, d.api)
+	for _, r := range d.receivers {
+		if err := r.start(); err != nil {
+			return err
+		}
+		defer r.stop()
+		if err := d.register(ctx, r); err != nil {
+			return err
+		}
+		fmt.Fprintf(d.out, "  registered %-8s every event -> %s (%s)\n", r.name, r.url(), r.describe())
+	}
+	fmt.Fprintf(d.out, "\nPublishing %d events of %d kinds to NATS\n", demoRounds*len(samples.Names()), len(samples.Names()))
+	d.began = time.Now()
+	for round := range demoRounds {
+		for _, name := range samples.Names() {
+			if err := d.publish(ctx, name); err != nil {
+				return err
+			}
+			if err := pause(ctx, 20*time.Millisecond); err != nil {
+				return err
+			}
+		}
+		if round == demoFirst-1 {
+			d.say("the dead receiver fails everything; its first notifications use up their five retries")
+			if err := d.progressUntil(ctx, func() bool { return d.count(dead, notification.PermanentlyFailed) > 0 }); err != nil {
+				return fmt.Errorf("no notification of the dead receiver failed permanently: %w", err)
+			}
+		}
+		d.progress(ctx)
+	}
+	d.say("waiting until the dead receiver is suspended and its notifications are parked")
+	if err := d.progressUntil(ctx, func() bool { return d.count(dead, notification.Parked) > 0 }); err != nil {
+		return fmt.Errorf("the dead receiver was not suspended: %w", err)
+	}
+	dead.comeBack()
+	d.say("the dead receiver is back; the next probe finds out, and what was parked is released, oldest first")
+	if err := d.progressUntil(ctx, func() bool { return d.open() == 0 }); err != nil {
+		return fmt.Errorf("%d notifications have not ended: %w", d.open(), err)
+	}
+	return d.balance()
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+func (d *demo) waitReady(ctx context.Context, health *service.Health) error {
+	for {
+		if health.State().Ready {
+			if resp, err := d.request(ctx, http.MethodGet, "/crm/v2/webhooks", nil); err == nil {
+				_ = resp.Body.Close()
+				if resp.StatusCode == http.StatusOK {
+					return nil
+				}
+			}
+		}
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			return fmt.Errorf("the services are not ready: %s", strings.Join(health.State().Reasons, "; "))
+		}
+	}
+}
+
+func (d *demo) request(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, d.api+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Authorization", "Bearer "+d.token)
+	req.Header.Set("Content-Type", "application/json")
+	return http.DefaultClient.Do(req)
+}
+
+// register creates the receiver's webhook through the API.
+func (d *demo) register(ctx context.Context, r *demoReceiver) error {
+	body, err := json.Marshal(map[string]any{"data": map[string]string{
+		"name": "demo " + r.name, "event_name": "*", "http_method": "POST", "url": r.url(),
+	}})
+	if err != nil {
+		return err
+	}
+	resp, err := d.request(ctx, http.MethodPost, "/crm/v2/webhooks", body)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	var created struct {
+		Data struct{ ID uuid.UUID }
+	}
+	if err := json.Unmarshal(answer, &created); err != nil || resp.StatusCode != http.StatusCreated {
+		return fmt.Errorf("register a webhook: %s: %s", resp.Status, answer)
+	}
+	r.webhook = created.Data.ID
+	return nil
+}
+
+// publish stores one sample event as the CRM does, and enters in the ledger what must follow from it.
+func (d *demo) publish(ctx context.Context, name string) error {
+	transaction := uuid.NewString()
+	now := time.Now()
+	body := samples.Event(name, transaction, now)
+	if _, err := d.bus.PublishEvent(ctx, event.Subject(firstAccount, name), firstAccount+":"+name+":"+transaction, "", body); err != nil {
+		return err
+	}
+	for _, r := range d.receivers {
+		id := event.NotificationID(event.ID(firstAccount, name, transaction), r.webhook)
+		r.expect(id, body)
+		d.ledger = append(d.ledger, &demoEntry{id: id, receiver: r, published: now, state: notification.Pending})
+	}
+	return nil
+}
+
+// refresh reads the journal for every notification that has not ended.
+func (d *demo) refresh(ctx context.Context) {
+	for _, e := range d.ledger {
+		if e.state.Terminal() {
+			continue
+		}
+		last, err := d.bus.LastRecord(ctx, firstAccount, e.id)
+		if err != nil {
+			continue // no record yet
+		}
+		e.state, e.done = last.State, last.AttemptsDone
+		e.parked = e.parked || last.Kind == notification.KindParked
+	}
+}
+
+func (d *demo) count(r *demoReceiver, s notification.State) (n int) {
+	for _, e := range d.ledger {
+		if (r == nil || e.receiver == r) && e.state == s {
+			n++
+		}
+	}
+	return n
+}
+
+func (d *demo) open() (n int) {
+	for _, e := range d.ledger {
+		if !e.state.Terminal() {
+			n++
+		}
+	}
+	return n
+}
+
+// progressUntil shows progress until the condition holds.
+func (d *demo) progressUntil(ctx context.Context, is func() bool) error {
+	for {
+		d.progress(ctx)
+		if is() {
+			return nil
+		}
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// progress shows how far the notifications are: a bar on a terminal, plain lines elsewhere.
+func (d *demo) progress(ctx context.Context) {
+	d.refresh(ctx)
+	total := demoRounds * len(samples.Names()) * len(d.receivers)
+	ended := len(d.ledger) - d.open()
+	const width = 30
+	line := fmt.Sprintf("[%-*s] %3d/%d ended: %d delivered, %d permanently failed; %d retrying, %d parked", width,
+		strings.Repeat("#", ended*width/total), ended, total, d.count(nil, notification.Delivered),
+		d.count(nil, notification.PermanentlyFailed), d.count(nil, notification.Retrying), d.count(nil, notification.Parked))
+	if line == d.lastLine {
+		return
+	}
+	if d.terminal {
+		fmt.Fprintf(d.out, "\r%s\x1b[K", line)
+		d.lastLine = line
+		return
+	}
+	if second := time.Since(d.began).Truncate(time.Second).String(); !strings.HasPrefix(d.lastLine, second+" ") {
+		d.lastLine = second + " "
+		fmt.Fprintf(d.out, "%5s %s\n", second, line)
+	}
+}
+
+func (d *demo) say(text string) {
+	if d.terminal {
+		fmt.Fprint(d.out, "\r\x1b[K")
+	}
+	fmt.Fprintf(d.out, "%5s %s\n", time.Since(d.began).Truncate(time.Second), text)
+	d.lastLine = ""
+}
+
+// balance compares the ledger, the journal and what the receivers saw, and prints the table.
+func (d *demo) balance() error {
+	var problems []string
+	problem := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	var retried, parked, duplicates, lost int
+	var latency []time.Duration
+	for _, e := range d.ledger {
+		seen := e.receiver.requests(e.id)
+		distinct := map[string]bool{}
+		accepted := false
+		for i, r := range seen {
+			if distinct[r.attempt] {
+				duplicates++
+			}
+			distinct[r.attempt] = true
+			accepted = accepted || r.accepted
+			if i == 0 && e.receiver.name == "healthy" {
+				latency = append(latency, r.at.Sub(e.published))
+			}
+		}
+		switch {
+		case e.state == notification.Delivered && !accepted:
+			lost++
+			problem("%s says delivered, but its receiver never accepted it", e.id)
+		case e.state == notification.PermanentlyFailed && (accepted || len(distinct) != notification.MaxAttempts || e.done != notification.MaxAttempts):
+			problem("%s is permanently failed after %d attempts of which the receiver saw %d", e.id, e.done, len(distinct))
+		case !e.state.Terminal():
+			lost++
+			problem("%s has not ended: %s", e.id, e.state)
+		}
+		if len(distinct) > 1 {
+			retried++
+		}
+		if e.parked {
+			parked++
+		}
+	}
+	for _, r := range d.receivers {
+		if n := r.strangers(); n > 0 {
+			problem("the %s receiver saw %d requests that no event accounts for", r.name, n)
+		}
+		if n := r.changed(); n > 0 {
+			problem("the %s receiver saw %d bodies that differ from what was published", r.name, n)
+		}
+	}
+	if parked == 0 {
+		problem("nothing was parked")
+	}
+	if out := d.outOfOrder(); out > 0 {
+		problem("%d parked notifications arrived before an older one", out)
+	}
+	d.table(retried, parked, duplicates, lost, latency)
+	if len(problems) > 0 {
+		return fmt.Errorf("the books do not balance:\n  %s", strings.Join(problems[:min(10, len(problems))], "\n  "))
+	}
+	fmt.Fprintf(d.out, "The books balance: every notification ended once, as its receiver saw it, and what was parked arrived oldest first.\n")
+	return nil
+}
+
+// outOfOrder counts notifications that were parked before their first attempt and arrived before an older one.
+func (d *demo) outOfOrder() (n int) {
+	var last time.Time
+	for _, e := range d.ledger { // in the order of publishing
+		seen := e.receiver.requests(e.id)
+		if e.receiver.name != "dead" || !e.parked || e.done != 1 || len(seen) == 0 {
+			continue
+		}
+		if seen[0].at.Before(last) {
+			n++
+		}
+		last = seen[0].at
+	}
+	return n
+}
+
+func (d *demo) table(retried, parked, duplicates, lost int, latency []time.Duration) {
+	if d.terminal {
+		fmt.Fprintln(d.out)
+	}
+	slices.SortFunc(latency, func(a, b time.Duration) int { return cmp.Compare(a, b) })
+	at := func(percent int) time.Duration {
+		return latency[min(len(latency)-1, len(latency)*percent/100)].Round(100 * time.Microsecond)
+	}
+	fmt.Fprintln(d.out)
+	for _, row := range [][2]any{
+		{"events", len(d.ledger) / len(d.receivers)},
+		{"notifications", len(d.ledger)},
+		{"delivered", d.count(nil, notification.Delivered)},
+		{"  of them retried", retried - d.count(nil, notification.PermanentlyFailed)},
+		{"permanently failed", d.count(nil, notification.PermanentlyFailed)},
+		{"parked on the way", parked},
+		{"duplicates", duplicates},
+		{"latency p50", at(50)},
+		{"latency p95", at(95)},
+		{"latency p99", at(99)},
+		{"lost", lost},
+	} {
+		fmt.Fprintf(d.out, "  %-20s %10v\n", row[0], row[1])
+	}
+	fmt.Fprintf(d.out, "  (%s; latency is from publishing to the healthy receiver)\n\nlost: %d\n", time.Since(d.began).Round(time.Second), lost)
+}
