@@ -1,11 +1,13 @@
 package suspension
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -31,6 +33,7 @@ const (
 // and commands are not repeated: callers decide what to do about a failure. An
 // error never quotes the URL, which may hold a password.
 func Open(rawURL string) (redis.UniversalClient, error) {
+	muteClient()
 	scheme, rest, ok := strings.Cut(rawURL, "://")
 	if !ok {
 		return nil, malformed("it has no scheme")
@@ -137,3 +140,11 @@ func reasonOf(e *url.Error) string {
 		return "a character in it must be percent-encoded"
 	}
 }
+
+// muteClient keeps go-redis from writing plain lines to stderr: every failure is returned to the caller,
+// who logs it once.
+var muteClient = sync.OnceFunc(func() { redis.SetLogger(mute{}) })
+
+type mute struct{}
+
+func (mute) Printf(context.Context, string, ...any) {}
