@@ -10,6 +10,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/http/httptrace"
 	"net/netip"
 	"net/url"
 	"strconv"
@@ -140,6 +141,12 @@ func New(cfg Config, policy *egress.Policy, userAgent string) (*Sender, error) {
 	}
 	if policy.Proxy != nil {
 		s.transport.Proxy = http.ProxyURL(policy.Proxy)
+		s.transport.OnProxyConnectResponse = func(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
+			if resp.StatusCode != http.StatusOK {
+				return &dialError{Connect, fmt.Errorf("the proxy answered with status %d", resp.StatusCode)}
+			}
+			return nil
+		}
 	}
 	return s, nil
 }
@@ -163,7 +170,9 @@ func (s *Sender) Send(ctx context.Context, r Request) Outcome {
 	inner, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	a := &attempt{Context: inner, deadline: o.Started.Add(s.timeout)}
-	req, err := s.build(a, r, o.Started)
+	// The only hook; one for informational answers would lift net/http's limit on them.
+	traced := httptrace.WithClientTrace(a, &httptrace.ClientTrace{GotConn: a.gotConn})
+	req, err := s.build(traced, r, o.Started)
 	if err != nil {
 		o.Reason, o.Detail = InternalError, err.Error()
 		return o
@@ -194,7 +203,7 @@ func (s *Sender) Send(ctx context.Context, r Request) Outcome {
 		o.Detail = tidy(secrets.hide(o.Detail))
 		return o
 	}
-	o.Phases.FirstByte = max(0, o.Duration-o.Phases.DNS-o.Phases.Connect-o.Phases.TLS)
+	o.Phases.FirstByte = o.Started.Add(o.Duration).Sub(a.got)
 	o.judge(resp)
 	o.ResponseHeaders = resp.Header
 	secrets.hideHeader(o.ResponseHeaders)
@@ -210,19 +219,21 @@ func (s *Sender) Send(ctx context.Context, r Request) Outcome {
 // roundTrip sends req, and again where the receiver said that it did not process it.
 func (s *Sender) roundTrip(req *http.Request, body []byte) (*http.Response, error) {
 	for resends := 0; ; resends++ {
-		p := &payload{r: bytes.NewReader(body)}
-		req.Body, req.GetBody = p, nil
+		// A type that net/http knows to be in memory: headers and body then leave in one write.
+		r := bytes.NewReader(body)
+		req.Body, req.GetBody = io.NopCloser(r), nil
 		if req.URL.Scheme == "http" || s.isHTTP1(req.URL.Host) {
 			// HTTP/1 asks for the body again when nothing was written to a kept
 			// connection, and for GET also when the request may have arrived.
 			// HTTP/2 asks on errors that it then hides: without GetBody it
-			// returns them, and unprocessed tells them apart.
+			// returns them, and unprocessed tells them apart. The host may have
+			// changed its protocol meanwhile.
 			req.GetBody = func() (io.ReadCloser, error) {
-				if p.read.Load() && (req.Method == http.MethodGet || req.URL.Scheme == "https" && !s.isHTTP1(req.URL.Host)) {
+				if req.URL.Scheme == "https" && !s.isHTTP1(req.URL.Host) || req.Method == http.MethodGet && r.Len() < len(body) {
 					return nil, fmt.Errorf("the request may have arrived: %w", io.EOF)
 				}
-				p = &payload{r: bytes.NewReader(body)}
-				return p, nil
+				r = bytes.NewReader(body)
+				return io.NopCloser(r), nil
 			}
 		}
 		resp, err := s.transport.RoundTrip(req)
@@ -239,26 +250,16 @@ func (s *Sender) isHTTP1(host string) bool {
 	return ok
 }
 
+// cannotRetry begins the error of an HTTP/2 request that net/http could repeat if it had GetBody.
+const cannotRetry = "http2: Transport: cannot retry err ["
+
 // unprocessed reports that an HTTP/2 receiver said it will not process the request (RFC 9113, section 8.7).
 // The types are private to net/http; should its texts change, such attempts fail instead of being resent.
 func unprocessed(err error) bool {
-	cause, ok := strings.CutPrefix(err.Error(), "http2: Transport: cannot retry err [")
+	cause, ok := strings.CutPrefix(err.Error(), cannotRetry)
 	return ok && (strings.HasPrefix(cause, "http2: Transport received Server's graceful shutdown GOAWAY]") ||
 		strings.HasPrefix(cause, "stream error: stream ID ") && strings.Contains(cause, "; REFUSED_STREAM; received from peer]"))
 }
-
-// payload is a request's body. read tells whether any of it may be on its way.
-type payload struct {
-	r    *bytes.Reader
-	read atomic.Bool
-}
-
-func (p *payload) Read(b []byte) (int, error) {
-	p.read.Store(true)
-	return p.r.Read(b)
-}
-
-func (p *payload) Close() error { return nil }
 
 // build checks r and makes the request without its body. The errors hold no value of r.
 func (s *Sender) build(ctx context.Context, r Request, now time.Time) (*http.Request, error) {
@@ -287,7 +288,7 @@ func (s *Sender) build(ctx context.Context, r Request, now time.Time) (*http.Req
 
 	ts := strconv.FormatInt(now.Unix(), 10)
 	values := make([]string, 0, 9) // one allocation behind all of them
-	h := make(http.Header, 9)
+	h := make(http.Header, 8)      // a map of up to 8 is small; only replays have 9
 	set := func(name, value string) {
 		values = append(values, value)
 		h[name] = values[len(values)-1 : len(values) : len(values)]
@@ -336,9 +337,10 @@ const mask = "***"
 
 func masked(h http.Header, auth string) http.Header {
 	out := maps.Clone(h)
-	out["Webhook-Signature"] = []string{mask}
+	hidden := []string{mask, mask}
+	out["Webhook-Signature"] = hidden[0:1:1]
 	if auth != "" {
-		out[auth] = []string{mask}
+		out[auth] = hidden[1:2]
 	}
 	return out
 }

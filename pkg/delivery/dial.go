@@ -3,6 +3,7 @@ package delivery
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"net/http/httptrace"
 	"sync/atomic"
@@ -10,16 +11,30 @@ import (
 )
 
 // attempt is the context of one request. net/http dials in goroutines of its own that may outlive the
-// request and drop its deadline, so what they need and measure travels here. The fields before the blank
-// line are set before the request starts and then only read; those after it belong to dialling goroutines
-// and Send at once.
+// request and drop its deadline, so what they need and measure travels here. deadline and host are set
+// before the request starts and then only read; got belongs to the goroutine of Send; the rest belongs to
+// dialling goroutines and Send at once.
 type attempt struct {
 	context.Context
 	deadline time.Time
 	host     string // of the URL, with its port if it has one
 
+	got time.Time // when the request had its (last) connection; zero before
+
 	step              atomic.Int32
 	dns, connect, tls atomic.Int64 // nanoseconds
+}
+
+// gotConn is called by net/http in the goroutine of Send.
+func (a *attempt) gotConn(info httptrace.GotConnInfo) {
+	a.got = time.Now()
+	c := info.Conn
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	if c, ok := c.(*conn); ok {
+		c.expect()
+	}
 }
 
 type attemptKey struct{}
@@ -45,6 +60,9 @@ const (
 )
 
 func (a *attempt) stage() string {
+	if !a.got.IsZero() {
+		return "the answer"
+	}
 	switch a.step.Load() {
 	case stepDNS:
 		return "the name look-up"
@@ -53,7 +71,42 @@ func (a *attempt) stage() string {
 	case stepTLS:
 		return "the TLS handshake"
 	}
-	return "the answer"
+	return "getting a connection"
+}
+
+// How much a connection may bring: what the TLS handshake needs, and for each request the headers and body
+// that are read at most, with room for what is on its way. net/http reads HTTP/2 frames whether an attempt
+// waits for them or not; without a limit a receiver could keep a core busy with empty ones.
+const (
+	bytesPerConn    = 1 << 20
+	bytesPerRequest = maxHeaderBytes + 2*maxBodyBytes + 64<<10
+	bytesAtOnce     = 64 * bytesPerRequest // the most that is saved up
+)
+
+var errFlood = errors.New("the receiver sent much more than was asked for")
+
+// conn is a connection that ends when the receiver sends more than it may.
+type conn struct {
+	net.Conn
+	left atomic.Int64 // bytes
+}
+
+func (c *conn) expect() {
+	for {
+		left := c.left.Load()
+		if c.left.CompareAndSwap(left, min(left+bytesPerRequest, bytesAtOnce)) {
+			return
+		}
+	}
+}
+
+func (c *conn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if c.left.Add(-int64(n)) < 0 {
+		_ = c.Conn.Close()
+		return 0, errFlood
+	}
+	return n, err
 }
 
 // dial connects to addr for plain HTTP, for a proxy, and below TLS.
@@ -67,18 +120,22 @@ func (s *Sender) dial(ctx context.Context, network, addr string) (net.Conn, erro
 	a.step.Store(stepConnect)
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		DNSStart: func(httptrace.DNSStartInfo) { a.step.Store(stepDNS) },
-		DNSDone: func(httptrace.DNSDoneInfo) {
+		DNSDone: func(info httptrace.DNSDoneInfo) {
 			a.dns.Store(int64(time.Since(start)))
-			a.step.Store(stepConnect)
+			if info.Err == nil {
+				a.step.Store(stepConnect)
+			}
 		},
 	})
-	conn, err := s.policy.DialContext(ctx, network, addr)
+	raw, err := s.policy.DialContext(ctx, network, addr)
 	a.connect.Store(int64(time.Since(start)) - a.dns.Load())
 	if err != nil {
 		return nil, &dialError{Connect, err}
 	}
 	a.step.Store(stepReady)
-	return conn, nil
+	c := &conn{Conn: raw}
+	c.left.Store(bytesPerConn)
+	return c, nil
 }
 
 // dialTLS connects to addr and verifies its certificate.
@@ -103,8 +160,8 @@ func (s *Sender) dialTLS(ctx context.Context, network, addr string) (net.Conn, e
 	}
 	start := time.Now()
 	a.step.Store(stepTLS)
-	conn := tls.Client(raw, cfg)
-	err = conn.HandshakeContext(ctx)
+	c := tls.Client(raw, cfg)
+	err = c.HandshakeContext(ctx)
 	a.tls.Store(int64(time.Since(start)))
 	if err != nil {
 		_ = raw.Close()
@@ -112,11 +169,11 @@ func (s *Sender) dialTLS(ctx context.Context, network, addr string) (net.Conn, e
 	}
 	a.step.Store(stepReady)
 	if s.policy.Proxy == nil {
-		if conn.ConnectionState().NegotiatedProtocol == "h2" {
+		if c.ConnectionState().NegotiatedProtocol == "h2" {
 			s.http1.Delete(a.host)
 		} else {
 			s.http1.Store(a.host, struct{}{})
 		}
 	}
-	return conn, nil
+	return c, nil
 }

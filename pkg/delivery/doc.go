@@ -23,12 +23,15 @@
 //	5xx                                                             status_5xx
 //	101 Switching Protocols                                         status_1xx
 //	status below 100 or above 599, not HTTP, broken framing,
-//	connection lost inside the headers, HTTP/2 stream reset         bad_response
+//	connection lost inside the headers, HTTP/2 stream reset,
+//	much more sent than asked for                                   bad_response
 //	more than 64 KiB of headers, informational ones included        header_limit
 //	name not found, name servers fail                               dns
 //	connection refused or unreachable, or lost before the first
 //	byte of an answer (the request may have arrived)                connect
-//	handshake or certificate not acceptable                         tls
+//	handshake or certificate not acceptable (a receiver that
+//	misses a client certificate may also end as connect); whether
+//	a certificate was revoked is not checked                        tls
 //	address or port not open (see package egress), http:// when
 //	that is switched off                                            blocked_address
 //	nothing of the above within the timeout                         timeout

@@ -174,6 +174,9 @@ func (a *attempt) classify(err error, timeout time.Duration) (Reason, string) {
 	}
 
 	text := err.Error()
+	if cause, ok := strings.CutPrefix(text, cannotRetry); ok {
+		text, _, _ = strings.Cut(cause, "] after Request.Body")
+	}
 	switch {
 	// net/http has no types for these.
 	case strings.Contains(text, "server response headers exceeded"), strings.Contains(text, "header list"):
@@ -182,6 +185,8 @@ func (a *attempt) classify(err error, timeout time.Duration) (Reason, string) {
 		return InternalError, text
 	case errors.Is(err, io.ErrUnexpectedEOF) && strings.Contains(text, "HTTP/1"):
 		return BadResponse, "the connection was closed inside the answer's headers"
+	case errors.Is(err, errFlood):
+		return BadResponse, errFlood.Error()
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
 		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE),
 		strings.Contains(text, "server closed idle connection"), strings.Contains(text, "http2: client conn"),

@@ -143,19 +143,15 @@ func New(cfg Config) (*Policy, error) {
 		}
 	}
 
-	// Always the resolver written in Go: it fits names without a search list
-	// (see DialContext) and needs no thread per look-up.
-	p.resolver = &net.Resolver{PreferGo: true}
+	var dnsServer string
 	if cfg.DNSServer != "" {
 		server, err := netip.ParseAddrPort(cfg.DNSServer)
 		if err != nil || server.Port() == 0 {
 			problem("EGRESS_DNS_SERVER: %q is not ip:port, such as 192.0.2.53:53 or [2001:db8::53]:53", cfg.DNSServer)
 		}
-		p.resolver.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, network, server.String())
-		}
+		dnsServer = server.String()
 	}
+	p.resolver = newResolver(dnsServer)
 
 	if _, err := p.ownAddrs(); err != nil {
 		problem("read the machine's own addresses: %w", err)
@@ -164,6 +160,25 @@ func New(cfg Config) (*Policy, error) {
 		return nil, errors.Join(problems...)
 	}
 	return p, nil
+}
+
+// newResolver looks names up with the resolver written in Go: it takes names without a search list (see
+// DialContext) and needs no thread per look-up. server is asked in place of those in /etc/resolv.conf; empty
+// for those.
+func newResolver(server string) *net.Resolver {
+	return &net.Resolver{
+		PreferGo: true,
+		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			var d net.Dialer
+			c, err := d.DialContext(ctx, network, cmp.Or(server, addr))
+			if err == nil {
+				// A look-up that nobody waits for any more does not wait either for
+				// a server that is silent. ctx ends with the look-up at the latest.
+				context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+			}
+			return c, err
+		},
+	}
 }
 
 // Blocked says that the policy refuses an address or a port. [errors.AsType]
