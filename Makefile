@@ -16,6 +16,7 @@ GOVULNCHECK_VERSION   := v1.9.0
 CYCLONEDX_VERSION     := v1.10.0
 GO_PATH        = $(firstword $(subst :, ,$(shell go env GOPATH 2>/dev/null)))
 GOLANGCI_LINT  = $(GO_PATH)/tools/golangci-lint-$(GOLANGCI_LINT_VERSION)/golangci-lint
+CYCLONEDX      = $(GO_PATH)/tools/cyclonedx-gomod-$(CYCLONEDX_VERSION)/cyclonedx-gomod
 
 FUZZTIME ?= 20s
 CHAOS    ?= 10m
@@ -118,12 +119,11 @@ vuln: needs-go ## known vulnerabilities in what we call (needs the Go vulnerabil
 	@.ci/vuln $(GOVULNCHECK_VERSION)
 
 .PHONY: sbom
-sbom: build ## a CycloneDX bill of materials for each program, in bin/sbom
+sbom: build $(CYCLONEDX) ## a CycloneDX bill of materials for each program, in bin/sbom
 	@mkdir -p bin/sbom
 	@for program in $(PROGRAMS); do \
 		echo "sbom bin/sbom/$$program.json"; \
-		go run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@$(CYCLONEDX_VERSION) \
-			bin -json -licenses -output "bin/sbom/$$program.json" "bin/$$program"; \
+		$(CYCLONEDX) bin -json -noserial -version $(VERSION) -output "bin/sbom/$$program.json" "bin/$$program"; \
 	done
 
 .PHONY: licenses
@@ -144,3 +144,6 @@ needs-go:
 $(GOLANGCI_LINT): | needs-go
 	@echo "build golangci-lint $(GOLANGCI_LINT_VERSION)"
 	@GOBIN="$(@D)" GOWORK=off go install -buildvcs=false github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+
+$(CYCLONEDX): | needs-go
+	@GOBIN="$(@D)" GOWORK=off go install -buildvcs=false github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@$(CYCLONEDX_VERSION)

@@ -516,6 +516,9 @@ func TestBrokerRefusesTheRest(t *testing.T) {
 // startRedis runs Redis as docker-compose.yml does, on a socket file instead of a port.
 func startRedis(t *testing.T) (connect func(user, password string) *redis.Client) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("-short: starts redis-server, which may not be installed")
+	}
 	dir, err := os.MkdirTemp("", "gancho") //nolint:usetesting // a socket's path must be short
 	must(t, "folder for Redis", err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
