@@ -1,0 +1,92 @@
+package management
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/egress"
+	"gancho/pkg/event"
+	"gancho/pkg/seal"
+	"gancho/pkg/service"
+	"gancho/pkg/suspension"
+	"gancho/services/management/internal/auth"
+)
+
+// Config of management.
+type Config struct {
+	Service service.Config
+	Bus     bus.Config
+	Limits  bus.Limits
+	Egress  egress.Config
+
+	// HTTPAddr is where the API and the console are served. Put a proxy that speaks TLS in front of it.
+	HTTPAddr string `env:"HTTP_ADDR" envDefault:":8080"`
+	// RedisURL is the Redis that holds the index of recent notifications: redis://user:password@host:6379/0, rediss://..., or Sentinels with ?master_name=. Without it everything but lists of notifications works.
+	RedisURL string `env:"REDIS_URL" envDefault:"redis://127.0.0.1:6379/0"`
+	// APITokens are <account_id>:<token> (or <account_id>:<token>:read, or *:<token> for an operator), separated by commas.
+	APITokens string `env:"API_TOKENS"`
+	// APITokensFile holds more of them, a line each; lines that begin with # are comments.
+	APITokensFile string `env:"API_TOKENS_FILE"`
+	// APIRateLimit is how many requests each token may make a second, in bursts of as many.
+	APIRateLimit int `env:"API_RATE_LIMIT" envDefault:"50" range:"1..1000000"`
+	// JWTJWKSURL is where the keys of an issuer of JWTs are; the claim account_id says whose they are.
+	JWTJWKSURL string `env:"JWT_JWKS_URL"`
+	// JWTHMACSecret verifies JWTs signed with HS256 instead; at least 32 bytes.
+	JWTHMACSecret string `env:"JWT_HMAC_SECRET"`
+	// EventNames are event names that webhooks may name beside RD Station's, separated by commas.
+	EventNames []string `env:"EVENT_NAMES" envSeparator:","`
+	// EncryptionKeyFile holds the keys that seal auth keys and signing secrets, a line each: <key id>:<base64 of 32 bytes>. The first seals, all open.
+	EncryptionKeyFile string `env:"ENCRYPTION_KEY_FILE"`
+
+	// Listener, if set, is served instead of HTTPAddr. It has no variable.
+	Listener net.Listener
+}
+
+// Validate reports what cannot be used. Files are looked at here, so that a wrong one stops the process
+// before anything starts.
+func (c *Config) Validate() error {
+	var errs []error
+	if _, _, err := net.SplitHostPort(c.HTTPAddr); err != nil && c.Listener == nil {
+		errs = append(errs, fmt.Errorf("HTTP_ADDR: %q is not host:port; give an address such as :8080 or 127.0.0.1:8080", c.HTTPAddr))
+	}
+	if _, err := c.tokens(); err != nil {
+		errs = append(errs, err)
+	}
+	if c.APITokens == "" && c.APITokensFile == "" && c.JWTJWKSURL == "" && c.JWTHMACSecret == "" {
+		errs = append(errs, errors.New("API_TOKENS: nobody could use the API; set it, API_TOKENS_FILE, JWT_JWKS_URL or JWT_HMAC_SECRET"))
+	}
+	errs = append(errs, auth.CheckJWT(c.JWTJWKSURL, c.JWTHMACSecret))
+	if _, err := event.KnownNames(c.EventNames...); err != nil {
+		errs = append(errs, fmt.Errorf("EVENT_NAMES: %w", err))
+	}
+	if _, err := egress.New(c.Egress); err != nil {
+		errs = append(errs, err)
+	}
+	if client, err := suspension.Open(c.RedisURL); err != nil {
+		errs = append(errs, err)
+	} else {
+		_ = client.Close()
+	}
+	if _, _, err := seal.Load(c.EncryptionKeyFile); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// tokens reads API_TOKENS and API_TOKENS_FILE.
+func (c *Config) tokens() (*auth.Tokens, error) {
+	t := auth.NewTokens()
+	errs := []error{t.Add("API_TOKENS", c.APITokens)}
+	if c.APITokensFile != "" {
+		text, err := os.ReadFile(c.APITokensFile)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("API_TOKENS_FILE: %w", err))
+		} else {
+			errs = append(errs, t.Add("API_TOKENS_FILE", string(text)))
+		}
+	}
+	return t, errors.Join(errs...)
+}

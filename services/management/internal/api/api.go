@@ -1,0 +1,352 @@
+// Package api is the JSON API: RD Station CRM's shape of requests and answers (API v2), extended. It turns
+// requests into calls of the packages beside it and their results into answers, and decides nothing else.
+//
+// Every request passes the same gates in this order: a known path and method (404, 405), a good token (401,
+// 429), the right account and access (400, 403), a body of the right size, type and form (413, 415, 400, 422).
+// Requests are strict: what cannot be understood in exactly one way is refused. The OpenAPI document is made
+// from the same table as the routes.
+package api
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"path"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"gancho/services/management/internal/auth"
+	"gancho/services/management/internal/ingest"
+	"gancho/services/management/internal/notifications"
+	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/webhooks"
+)
+
+// Prefix of all paths.
+const Prefix = "/crm/v2"
+
+// requestTimeout bounds the work for one request.
+const requestTimeout = 20 * time.Second
+
+// Options of an API; all are required.
+type Options struct {
+	Gate          *auth.Gate
+	Webhooks      *webhooks.Service
+	Notifications *notifications.Service
+	Ingest        *ingest.Service
+	// EventMaxBytes is the largest event that ingest takes.
+	EventMaxBytes int
+	Log           *zap.Logger
+	Metrics       prometheus.Registerer
+}
+
+// API serves everything under Prefix. It is safe for concurrent use.
+type API struct {
+	Options
+
+	mux      *http.ServeMux
+	document []byte // OpenAPI
+	duration *prometheus.HistogramVec
+	panics   prometheus.Counter
+}
+
+// New returns the API.
+func New(o Options) (*API, error) {
+	a := &API{
+		Options: o, mux: http.NewServeMux(),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "gancho_http_request_duration_seconds", Help: "Duration of requests to the API, by route, method and status.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}, []string{"route", "method", "status"}),
+		panics: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "gancho_http_panics_total", Help: "Panics while handling a request to the API.",
+		}),
+	}
+	a.Log = o.Log.Named("api")
+	o.Metrics.MustRegister(a.duration, a.panics)
+	routes := a.routes()
+	var err error
+	if a.document, err = document(routes); err != nil {
+		return nil, err
+	}
+	byPath := map[string]map[string]*route{}
+	for i := range routes {
+		r := &routes[i]
+		if byPath[r.path] == nil {
+			byPath[r.path] = map[string]*route{}
+		}
+		byPath[r.path][r.method] = r
+	}
+	for p, methods := range byPath {
+		a.mux.HandleFunc(Prefix+p, func(w http.ResponseWriter, r *http.Request) { a.dispatch(w, r, methods) })
+	}
+	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		a.serve(w, r, &route{path: "unknown", public: true, handle: func(*call) (*answer, error) {
+			return nil, problem.New(http.StatusNotFound, "no_such_path", "there is nothing at this path; see "+Prefix+"/openapi.json")
+		}})
+	})
+	return a, nil
+}
+
+// ServeHTTP serves one request.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// The mux would redirect a path with dot segments; nothing of ours has any.
+	if clean := path.Clean(r.URL.Path); clean != r.URL.Path {
+		r.URL.Path, r.URL.RawPath = "/", ""
+	}
+	a.mux.ServeHTTP(w, r)
+}
+
+func (a *API) dispatch(w http.ResponseWriter, r *http.Request, methods map[string]*route) {
+	method := r.Method
+	if method == http.MethodHead {
+		method = http.MethodGet
+	}
+	if found := methods[method]; found != nil {
+		a.serve(w, r, found)
+		return
+	}
+	allowed := make([]string, 0, len(methods))
+	for m := range methods {
+		allowed = append(allowed, m)
+	}
+	slices.Sort(allowed)
+	allow := strings.Join(allowed, ", ")
+	a.serve(w, r, &route{path: "unknown", public: true, handle: func(c *call) (*answer, error) {
+		c.w.Header().Set("Allow", allow)
+		return nil, problem.New(http.StatusMethodNotAllowed, "method_not_allowed", "this path takes "+allow)
+	}})
+}
+
+// route is one row of the table that makes both the routes and the OpenAPI document.
+type route struct {
+	method, path string
+	id           string // operationId
+	summary      string
+	about        string
+	tag          string
+	public       bool // needs no token
+	write        bool // needs a token that may change things
+	query        []parameter
+	headers      []parameter
+	body         any // the type of data, nil for none
+	rawBody      bool
+	action       bool     // takes an empty body or {"data":{}}
+	results      []result // on success
+	fails        []int    // statuses besides those every route may have
+	stream       bool     // writes its answer itself, for as long as it likes
+	handle       func(*call) (*answer, error)
+}
+
+type parameter struct {
+	name, about string
+	kind        string // string or integer
+	format      string
+	enum        []string
+}
+
+type result struct {
+	status int
+	about  string
+	data   any // the type of data, nil for an answer without a body
+	list   bool
+	media  string // "" for JSON
+	etag   bool
+}
+
+// call is one request on its way through a handler.
+type call struct {
+	ctx    context.Context //nolint:containedctx // of the request, with the handler's time limit
+	w      http.ResponseWriter
+	r      *http.Request
+	caller auth.Caller
+	fields []zap.Field // more for the log line
+}
+
+// answer is what a handler answers. Body is encoded as JSON when it is not nil.
+type answer struct {
+	status int
+	body   any
+	etag   uint64
+}
+
+// data is an answer with one resource.
+func data(status int, v any) *answer { return &answer{status: status, body: map[string]any{"data": v}} }
+
+// list is one page of resources.
+type list struct {
+	Data  any `json:"data"`
+	Links struct {
+		Next *string `json:"next"`
+	} `json:"links"`
+	HasMore bool `json:"has_more"`
+	Partial bool `json:"partial,omitempty"`
+}
+
+// recorder notes the status and size of an answer.
+type recorder struct {
+	http.ResponseWriter
+
+	status int
+	bytes  int64
+}
+
+func (r *recorder) WriteHeader(status int) {
+	if r.status == 0 {
+		r.status = status
+	}
+	r.ResponseWriter.WriteHeader(status)
+}
+
+func (r *recorder) Write(b []byte) (int, error) {
+	if r.status == 0 {
+		r.status = http.StatusOK
+	}
+	n, err := r.ResponseWriter.Write(b)
+	r.bytes += int64(n)
+	return n, err
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
+
+// serve answers one request and writes its log line.
+func (a *API) serve(w http.ResponseWriter, r *http.Request, rt *route) {
+	began := time.Now()
+	rec := &recorder{ResponseWriter: w}
+	id := requestID(r)
+	h := w.Header()
+	h.Set("X-Request-Id", id)
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", "no-store")
+	c := &call{ctx: r.Context(), w: rec, r: r}
+	if !rt.stream {
+		var cancel context.CancelFunc
+		c.ctx, cancel = context.WithTimeout(r.Context(), requestTimeout)
+		defer cancel()
+	}
+	var failure *problem.Error
+	func() {
+		defer func() {
+			if cause := recover(); cause != nil {
+				if cause == http.ErrAbortHandler { //nolint:errorlint // the value itself is thrown
+					panic(cause)
+				}
+				a.panics.Inc()
+				a.Log.Error("handling a request panicked", zap.String("request_id", id), zap.Any("panic", cause), zap.ByteString("stack", debug.Stack()))
+				failure = problem.Of(errors.New("panic"))
+			}
+		}()
+		failure = a.answer(c, rt)
+	}()
+	if failure != nil && rec.status == 0 {
+		writeProblem(rec, failure)
+	}
+	took := time.Since(began)
+	a.duration.WithLabelValues(rt.path, methodLabel(r.Method), strconv.Itoa(rec.status)).Observe(took.Seconds())
+	fields := append([]zap.Field{
+		zap.String("request_id", id), zap.String("method", methodLabel(r.Method)), zap.String("route", rt.path), zap.Int("http_status", rec.status),
+		zap.Float64("duration_ms", float64(took.Microseconds())/1000), zap.Int64("response_bytes", rec.bytes),
+		zap.String("account_id", c.caller.Account), zap.String("token", c.caller.Name), zap.String("remote_addr", r.RemoteAddr),
+	}, c.fields...)
+	level := zap.InfoLevel
+	if failure != nil {
+		fields = append(fields, zap.String("code", failure.Code()))
+		if failure.Cause != nil {
+			fields = append(fields, zap.Error(failure.Cause))
+		}
+		if failure.Status >= http.StatusInternalServerError {
+			level = zap.ErrorLevel
+		}
+	}
+	a.Log.Log(level, "request", fields...)
+}
+
+// answer runs the gates and the handler, and writes what it answers.
+func (a *API) answer(c *call, rt *route) *problem.Error {
+	if !rt.public {
+		var err error
+		if c.caller, err = a.Gate.Check(c.r, rt.write); err != nil {
+			return problem.Of(err)
+		}
+	}
+	ans, err := rt.handle(c)
+	if err != nil {
+		return problem.Of(err)
+	}
+	if ans == nil { // the handler wrote it
+		return nil
+	}
+	if ans.etag > 0 {
+		c.w.Header().Set("ETag", `"`+strconv.FormatUint(ans.etag, 10)+`"`)
+	}
+	if ans.body == nil {
+		c.w.WriteHeader(ans.status)
+		return nil
+	}
+	if err := writeJSON(c.w, ans.status, ans.body); err != nil {
+		return problem.Of(err)
+	}
+	return nil
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) error {
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	var b strings.Builder
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte(b.String())) // the client may be gone
+	return nil
+}
+
+// WriteProblem answers with an error.
+func WriteProblem(w http.ResponseWriter, e *problem.Error) {
+	w.Header().Set("Cache-Control", "no-store")
+	writeProblem(w, e)
+}
+
+func writeProblem(w http.ResponseWriter, e *problem.Error) {
+	if e.RetryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int((e.RetryAfter+time.Second-1)/time.Second)))
+	}
+	if e.Status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="gancho"`)
+	}
+	_ = writeJSON(w, e.Status, map[string]any{"errors": e.Problems})
+}
+
+// requestID is the client's X-Request-Id when it is harmless, else a new one.
+func requestID(r *http.Request) string {
+	id := r.Header.Get("X-Request-Id")
+	ok := id != "" && len(id) <= 64
+	for i := 0; ok && i < len(id); i++ {
+		c := id[i]
+		ok = 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_' || c == '.'
+	}
+	if ok {
+		return id
+	}
+	return rand.Text()
+}
+
+// methodLabel bounds what a client can put into labels and logs.
+func methodLabel(method string) string {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch, http.MethodOptions:
+		return method
+	}
+	return "other"
+}

@@ -1,0 +1,106 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"reflect"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/webhooks"
+)
+
+// maxBodyBytes limits the bodies of all calls but ingest.
+const maxBodyBytes = 1 << 20
+
+// readBody returns the request's body of at most limit bytes. A body needs Content-Type: application/json.
+func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return nil, problem.New(http.StatusRequestEntityTooLarge, "too_large", fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit))
+	}
+	if err != nil {
+		return nil, &problem.Error{Status: http.StatusBadRequest, Cause: err, Problems: []problem.Problem{{
+			Code: "bad_body", Detail: "the body could not be read to its end",
+		}}}
+	}
+	if len(body) == 0 {
+		return nil, nil
+	}
+	media, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if charset := params["charset"]; err != nil || media != "application/json" || charset != "" && !strings.EqualFold(charset, "utf-8") {
+		return nil, problem.New(http.StatusUnsupportedMediaType, "unsupported_media_type", "send the body as Content-Type: application/json, in UTF-8")
+	}
+	if enc := r.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
+		return nil, problem.New(http.StatusUnsupportedMediaType, "unsupported_encoding", "send the body without Content-Encoding")
+	}
+	return body, nil
+}
+
+// decode reads {"data": ...} into v. JSON that is broken or ambiguous (unknown members, names that differ in
+// case, the same member twice, anything after the value, bytes that are not UTF-8) is 400; a value of the
+// wrong type is 422.
+func decode[T any](body []byte, v *T) error {
+	if len(body) == 0 {
+		return problem.New(http.StatusBadRequest, "empty_body", `the body is empty; send {"data": {...}}`)
+	}
+	var envelope struct {
+		Data webhooks.Field[T] `json:"data"`
+	}
+	if err := json.Unmarshal(body, &envelope, json.RejectUnknownMembers(true)); err != nil {
+		return badJSON(err)
+	}
+	if !envelope.Data.Present || envelope.Data.Null {
+		return problem.At(http.StatusUnprocessableEntity, "/data", "required", `data is missing; send {"data": {...}}`)
+	}
+	*v = envelope.Data.Value
+	return nil
+}
+
+func badJSON(err error) error {
+	if semantic, ok := errors.AsType[*json.SemanticError](err); ok {
+		pointer := string(semantic.JSONPointer)
+		if errors.Is(err, json.ErrUnknownName) {
+			return problem.At(http.StatusBadRequest, pointer, "unknown_member", "this member is unknown or cannot be set; names are case-sensitive")
+		}
+		return problem.At(http.StatusUnprocessableEntity, pointer, "wrong_type", "this value has the wrong type; give "+wanted(semantic.GoType))
+	}
+	pointer, code, detail := "", "bad_json", "the body is not one well-formed JSON value in UTF-8"
+	if syntactic, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+		pointer = string(syntactic.JSONPointer)
+		detail += fmt.Sprintf(" (at byte %d)", syntactic.ByteOffset)
+		if errors.Is(err, jsontext.ErrDuplicateName) {
+			code, detail = "duplicate_member", "this member stands more than once in its object"
+		}
+	}
+	return problem.At(http.StatusBadRequest, pointer, code, detail)
+}
+
+// wanted names a Go type in the words of JSON.
+func wanted(t reflect.Type) string {
+	if t == nil {
+		return "another one"
+	}
+	switch t.Kind() {
+	case reflect.String:
+		return "a string"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Struct, reflect.Map:
+		return "an object"
+	case reflect.Slice, reflect.Array:
+		return "an array"
+	case reflect.Int, reflect.Int64, reflect.Uint64:
+		return "a whole number"
+	case reflect.Float64:
+		return "a number"
+	default:
+		return "another one"
+	}
+}

@@ -1,0 +1,177 @@
+package api
+
+import (
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"go.uber.org/zap"
+
+	"gancho/pkg/webhook"
+	"gancho/services/management/internal/ingest"
+	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/webhooks"
+)
+
+func shown(status int, v webhooks.View) *answer {
+	a := data(status, v)
+	a.etag = v.Revision
+	return a
+}
+
+func (c *call) id() string { return c.r.PathValue("id") }
+
+func (a *API) createWebhook(c *call) (*answer, error) {
+	var in webhooks.Input
+	if err := input(c, &in); err != nil {
+		return nil, err
+	}
+	v, secret, err := a.Webhooks.Create(c.ctx, c.caller.Account, in)
+	if err != nil {
+		return nil, err
+	}
+	c.fields = append(c.fields, zap.String("webhook_id", v.ID), zap.String("url_host", webhook.URLHost(v.URL)))
+	v.SigningSecret = secret
+	c.w.Header().Set("Location", Prefix+"/webhooks/"+v.ID)
+	return shown(http.StatusCreated, v), nil
+}
+
+func (a *API) listWebhooks(c *call) (*answer, error) {
+	number, size, err := c.page()
+	if err != nil {
+		return nil, err
+	}
+	views, total := a.Webhooks.List(c.ctx, c.caller.Account, min(number-1, 1<<20)*size, size)
+	page := list{Data: views, HasMore: number*size < total}
+	if page.HasMore {
+		next := Prefix + "/webhooks?" + url.Values{"page[number]": {strconv.Itoa(number + 1)}, "page[size]": {strconv.Itoa(size)}}.Encode()
+		page.Links.Next = &next
+	}
+	return &answer{status: http.StatusOK, body: page}, nil
+}
+
+func (a *API) getWebhook(c *call) (*answer, error) {
+	v, err := a.Webhooks.Show(c.ctx, c.caller.Account, c.id())
+	if err != nil {
+		return nil, err
+	}
+	return shown(http.StatusOK, v), nil
+}
+
+func (a *API) updateWebhook(c *call) (*answer, error) {
+	match, err := c.match()
+	if err != nil {
+		return nil, err
+	}
+	var in webhooks.Input
+	if err := input(c, &in); err != nil {
+		return nil, err
+	}
+	v, settled, err := a.Webhooks.Update(c.ctx, c.caller.Account, c.id(), in, match, c.caller.Name)
+	if err != nil {
+		return nil, err
+	}
+	return shown(done(settled), v), nil
+}
+
+// done is the status of an action: 202 when its effect is not seen yet.
+func done(settled bool) int {
+	if settled {
+		return http.StatusOK
+	}
+	return http.StatusAccepted
+}
+
+func (a *API) deleteWebhook(c *call) (*answer, error) {
+	match, err := c.match()
+	if err != nil {
+		return nil, err
+	}
+	if err := a.Webhooks.Delete(c.ctx, c.caller.Account, c.id(), match); err != nil {
+		return nil, err
+	}
+	return &answer{status: http.StatusNoContent}, nil
+}
+
+func (a *API) suspendWebhook(c *call) (*answer, error) {
+	if err := c.noInput(); err != nil {
+		return nil, err
+	}
+	v, settled, err := a.Webhooks.Suspend(c.ctx, c.caller.Account, c.id(), c.caller.Name)
+	if err != nil {
+		return nil, err
+	}
+	return shown(done(settled), v), nil
+}
+
+func (a *API) resumeWebhook(c *call) (*answer, error) {
+	if err := c.noInput(); err != nil {
+		return nil, err
+	}
+	v, settled, err := a.Webhooks.Resume(c.ctx, c.caller.Account, c.id(), c.caller.Name)
+	if err != nil {
+		return nil, err
+	}
+	return shown(done(settled), v), nil
+}
+
+func (a *API) rotateSecret(c *call) (*answer, error) {
+	if err := c.noInput(); err != nil {
+		return nil, err
+	}
+	v, secret, err := a.Webhooks.RotateSecret(c.ctx, c.caller.Account, c.id())
+	if err != nil {
+		return nil, err
+	}
+	v.SigningSecret = secret
+	return shown(http.StatusOK, v), nil
+}
+
+func (a *API) testWebhook(c *call) (*answer, error) {
+	if err := c.noInput(); err != nil {
+		return nil, err
+	}
+	n, err := a.Notifications.Test(c.ctx, c.caller.Account, c.id())
+	if err != nil {
+		return nil, err
+	}
+	c.fields = append(c.fields, zap.String("notification_id", n.ID))
+	return data(http.StatusAccepted, a.Notifications.View(n)), nil
+}
+
+func (a *API) getNotification(c *call) (*answer, error) {
+	n, err := a.Notifications.Get(c.ctx, c.caller.Account, c.id())
+	if err != nil {
+		return nil, err
+	}
+	return data(http.StatusOK, a.Notifications.View(n)), nil
+}
+
+func (a *API) resendNotification(c *call) (*answer, error) {
+	if err := c.noInput(); err != nil {
+		return nil, err
+	}
+	n, err := a.Notifications.Resend(c.ctx, c.caller.Account, c.id())
+	if err != nil {
+		return nil, err
+	}
+	return data(http.StatusAccepted, a.Notifications.View(n)), nil
+}
+
+func (a *API) ingestEvent(c *call) (*answer, error) {
+	body, err := readBody(c.w, c.r, int64(a.EventMaxBytes))
+	if err != nil {
+		return nil, err
+	}
+	if len(body) == 0 {
+		return nil, problem.New(http.StatusBadRequest, "empty_body", "the body is empty; send the event as a JSON object")
+	}
+	accepted, err := a.Ingest.Accept(c.ctx, ingest.Event{
+		Account: c.caller.Account, Name: c.r.PathValue("event_name"), Body: body, Header: c.r.Header.Get,
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.fields = append(c.fields, zap.String("event_id", accepted.EventID))
+	return data(http.StatusAccepted, accepted), nil
+}

@@ -1,0 +1,177 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"gancho/pkg/service"
+	"gancho/services/management/internal/notifications"
+	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/webhooks"
+)
+
+var pathParameter = regexp.MustCompile(`\{([a-z_]+)\}`)
+
+// schemaName names types whose Go names say too little outside their package.
+func schemaName(t reflect.Type, hint string) string {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch t {
+	case reflect.TypeFor[webhooks.View]():
+		return "Webhook"
+	case reflect.TypeFor[notifications.View]():
+		return "Notification"
+	case reflect.TypeFor[problem.Problem]():
+		return "Error"
+	}
+	return huma.DefaultSchemaNamer(t, hint)
+}
+
+// document makes the OpenAPI document from the routes. Schemas come from the Go types that are encoded.
+func document(routes []route) ([]byte, error) {
+	registry := huma.NewMapRegistry("#/components/schemas/", schemaName)
+	ref := func(v any) *huma.Schema { return registry.Schema(reflect.TypeOf(v), true, "") }
+	failure := &huma.Response{
+		Description: "what is wrong",
+		Content: map[string]*huma.MediaType{"application/json": {Schema: &huma.Schema{
+			Type: huma.TypeObject, Required: []string{"errors"},
+			Properties: map[string]*huma.Schema{"errors": {Type: huma.TypeArray, Items: ref(problem.Problem{})}},
+		}}},
+	}
+	doc := &huma.OpenAPI{
+		OpenAPI: "3.1.0",
+		Info: &huma.Info{
+			Title: "Gancho", Version: service.Version,
+			Description: "Webhooks of a CRM: registrations, notifications, resends and replays. The shape is that of RD Station CRM's API v2.",
+		},
+		Tags: []*huma.Tag{{Name: "webhooks"}, {Name: "notifications"}, {Name: "replays"}, {Name: "events"}, {Name: "meta"}},
+		Components: &huma.Components{
+			Schemas:         registry,
+			Responses:       map[string]*huma.Response{"Error": failure},
+			SecuritySchemes: map[string]*huma.SecurityScheme{"token": {Type: "http", Scheme: "bearer", Description: "a token of one account; an operator's also needs X-Account-Id"}},
+		},
+		Security: []map[string][]string{{"token": {}}},
+		Paths:    map[string]*huma.PathItem{},
+	}
+	for _, r := range routes {
+		op := operation(r, ref)
+		item := doc.Paths[Prefix+r.path]
+		if item == nil {
+			item = &huma.PathItem{}
+			doc.Paths[Prefix+r.path] = item
+		}
+		switch r.method {
+		case http.MethodGet:
+			item.Get = op
+		case http.MethodPost:
+			item.Post = op
+		case http.MethodPut:
+			item.Put = op
+		case http.MethodDelete:
+			item.Delete = op
+		default:
+			return nil, fmt.Errorf("openapi: %s is not expected", r.method)
+		}
+	}
+	out, err := json.MarshalIndent(doc, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("openapi: %w", err)
+	}
+	return append(out, '\n'), nil
+}
+
+func operation(r route, ref func(any) *huma.Schema) *huma.Operation {
+	op := &huma.Operation{
+		OperationID: r.id, Summary: r.summary, Description: r.about, Tags: []string{r.tag}, Responses: map[string]*huma.Response{},
+	}
+	for _, m := range pathParameter.FindAllStringSubmatch(r.path, -1) {
+		s := &huma.Schema{Type: huma.TypeString}
+		if m[1] == "id" {
+			s.Format = "uuid"
+		}
+		op.Parameters = append(op.Parameters, &huma.Param{Name: m[1], In: "path", Required: true, Schema: s})
+	}
+	add := func(in string, params []parameter) {
+		for _, p := range params {
+			s := &huma.Schema{Type: p.kind, Format: p.format}
+			for _, e := range p.enum {
+				s.Enum = append(s.Enum, e)
+			}
+			op.Parameters = append(op.Parameters, &huma.Param{Name: p.name, In: in, Description: p.about, Schema: s})
+		}
+	}
+	add("query", r.query)
+	add("header", r.headers)
+	wrap := func(s *huma.Schema) *huma.Schema {
+		return &huma.Schema{Type: huma.TypeObject, Required: []string{"data"}, Properties: map[string]*huma.Schema{"data": s}}
+	}
+	switch {
+	case r.body != nil:
+		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": {Schema: wrap(ref(r.body))}}}
+	case r.rawBody:
+		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": {Schema: &huma.Schema{Type: huma.TypeObject}}}}
+	case r.action:
+		op.RequestBody = &huma.RequestBody{Content: map[string]*huma.MediaType{"application/json": {Schema: wrap(&huma.Schema{Type: huma.TypeObject})}}}
+	}
+	for _, res := range r.results {
+		op.Responses[strconv.Itoa(res.status)] = response(res, ref, wrap)
+	}
+	fails := slices.Clone(r.fails)
+	if !r.public {
+		op.Parameters = append(op.Parameters, &huma.Param{
+			Name: "X-Account-Id", In: "header", Description: "for an operator's token: the account to act for", Schema: &huma.Schema{Type: huma.TypeString},
+		})
+		fails = append(fails, 400, 401, 403, 429, 500, 503)
+		if r.body != nil || r.rawBody || r.action {
+			fails = append(fails, 413, 415, 422)
+		}
+	} else {
+		op.Security = []map[string][]string{}
+	}
+	for _, status := range fails {
+		op.Responses[strconv.Itoa(status)] = &huma.Response{Ref: "#/components/responses/Error"}
+	}
+	return op
+}
+
+func response(res result, ref func(any) *huma.Schema, wrap func(*huma.Schema) *huma.Schema) *huma.Response {
+	out := &huma.Response{Description: res.about}
+	if res.etag {
+		out.Headers = map[string]*huma.Param{"ETag": {Description: "the revision of the registration, for If-Match", Schema: &huma.Schema{Type: huma.TypeString}}}
+	}
+	if res.data == nil {
+		return out
+	}
+	var s *huma.Schema
+	switch {
+	case res.media != "":
+		s = &huma.Schema{Type: huma.TypeString}
+	case res.list:
+		s = &huma.Schema{Type: huma.TypeObject, Required: []string{"data", "links", "has_more"}, Properties: map[string]*huma.Schema{
+			"data": {Type: huma.TypeArray, Items: ref(res.data)},
+			"links": {Type: huma.TypeObject, Properties: map[string]*huma.Schema{
+				"next": {Type: huma.TypeString, Nullable: true, Description: "the next page; null on the last one"},
+			}},
+			"has_more": {Type: huma.TypeBoolean},
+			"partial":  {Type: huma.TypeBoolean, Description: "true while the index is being rebuilt: some are missing"},
+		}}
+	case reflect.TypeOf(res.data).Kind() == reflect.Map:
+		s = &huma.Schema{Type: huma.TypeObject}
+	default:
+		s = wrap(ref(res.data))
+	}
+	media := res.media
+	if media == "" {
+		media = "application/json"
+	}
+	out.Content = map[string]*huma.MediaType{media: {Schema: s}}
+	return out
+}

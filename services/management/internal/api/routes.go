@@ -1,0 +1,208 @@
+package api
+
+import (
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"gancho/services/management/internal/ingest"
+	"gancho/services/management/internal/notifications"
+	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/webhooks"
+)
+
+// Pages of a list.
+const (
+	defaultPageSize = 25
+	maxPageSize     = 200
+)
+
+var pages = []parameter{
+	{name: "page[number]", about: "from 1", kind: "integer"},
+	{name: "page[size]", about: "1 to 200, 25 by default", kind: "integer"},
+}
+
+var ifMatch = []parameter{{name: "If-Match", about: "the ETag that the change is meant for; without it the change goes on top of the newest state", kind: "string"}}
+
+func (a *API) routes() []route {
+	return []route{
+		{
+			method: http.MethodPost, path: "/webhooks", id: "createWebhook", tag: "webhooks", write: true,
+			summary: "Register a webhook",
+			about:   "The answer carries signing_secret this once. The webhook counts for events published after the answer, within milliseconds.",
+			body:    webhookCreate{}, results: []result{{http.StatusCreated, "registered", webhooks.View{}, false, "", true}},
+			fails: []int{409}, handle: a.createWebhook,
+		},
+		{
+			method: http.MethodGet, path: "/webhooks", id: "listWebhooks", tag: "webhooks", summary: "List the webhooks, oldest first",
+			query: pages, results: []result{{http.StatusOK, "one page", webhooks.View{}, true, "", false}}, fails: []int{422}, handle: a.listWebhooks,
+		},
+		{
+			method: http.MethodGet, path: "/webhooks/{id}", id: "getWebhook", tag: "webhooks", summary: "Show a webhook",
+			results: []result{{http.StatusOK, "the webhook", webhooks.View{}, false, "", true}}, fails: []int{404}, handle: a.getWebhook,
+		},
+		{
+			method: http.MethodPut, path: "/webhooks/{id}", id: "updateWebhook", tag: "webhooks", write: true,
+			summary: "Change a webhook",
+			about: "Takes any subset of the members. A change lifts the suspension of the URL the webhook had; what was parked follows a changed URL. " +
+				"202: the change is stored, the suspension will be lifted. null removes auth_header and auth_key.",
+			headers: ifMatch, body: webhookUpdate{},
+			results: []result{{http.StatusOK, "changed", webhooks.View{}, false, "", true}, {http.StatusAccepted, "changed; the suspension is being lifted", webhooks.View{}, false, "", true}},
+			fails:   []int{404, 409, 412}, handle: a.updateWebhook,
+		},
+		{
+			method: http.MethodDelete, path: "/webhooks/{id}", id: "deleteWebhook", tag: "webhooks", write: true,
+			summary: "Delete a webhook", about: "What waits for it is cancelled. An attempt in flight may end; none follows.",
+			headers: ifMatch, results: []result{{status: http.StatusNoContent, about: "deleted"}}, fails: []int{404, 412}, handle: a.deleteWebhook,
+		},
+		{
+			method: http.MethodPost, path: "/webhooks/{id}/test", id: "testWebhook", tag: "webhooks", write: true, action: true,
+			summary: "Send a sample of the webhook's event to it, through the real path",
+			results: []result{{http.StatusAccepted, "on its way", notifications.View{}, false, "", false}}, fails: []int{404}, handle: a.testWebhook,
+		},
+		{
+			method: http.MethodPost, path: "/webhooks/{id}/suspend", id: "suspendWebhook", tag: "webhooks", write: true, action: true,
+			summary: "Suspend the webhook's URL by hand", about: "Until it is resumed by hand or the URL is changed; no probes are made. All webhooks of the account with this URL are suspended.",
+			results: byHand, fails: []int{404}, handle: a.suspendWebhook,
+		},
+		{
+			method: http.MethodPost, path: "/webhooks/{id}/resume", id: "resumeWebhook", tag: "webhooks", write: true, action: true,
+			summary: "Lift the suspension of the webhook's URL at once", about: "Does nothing when it is not suspended.",
+			results: byHand, fails: []int{404}, handle: a.resumeWebhook,
+		},
+		{
+			method: http.MethodPost, path: "/webhooks/{id}/rotate_secret", id: "rotateSecret", tag: "webhooks", write: true, action: true,
+			summary: "Make a new signing secret", about: "The answer carries it this once. The old one signs along for 24 hours.",
+			results: []result{{http.StatusOK, "rotated", webhooks.View{}, false, "", true}}, fails: []int{404}, handle: a.rotateSecret,
+		},
+		{
+			method: http.MethodGet, path: "/notifications/{id}", id: "getNotification", tag: "notifications",
+			summary: "Show a notification with its attempts, and why it is in its state",
+			results: []result{{http.StatusOK, "the notification", notifications.View{}, false, "", false}}, fails: []int{404}, handle: a.getNotification,
+		},
+		{
+			method: http.MethodPost, path: "/notifications/{id}/resend", id: "resendNotification", tag: "notifications", write: true, action: true,
+			summary: "Send a notification again that was delivered or permanently failed",
+			results: []result{{http.StatusAccepted, "a new send", notifications.View{}, false, "", false}}, fails: []int{404, 409}, handle: a.resendNotification,
+		},
+		{
+			method: http.MethodPost, path: "/events/{event_name}", id: "ingestEvent", tag: "events", write: true, rawBody: true,
+			summary: "Take in an event",
+			about:   "The body is the event as the CRM writes it, at most EVENT_MAX_BYTES; it is passed on byte for byte. Answered after the broker stored it.",
+			results: []result{{http.StatusAccepted, "stored", ingest.Accepted{}, false, "", false}}, handle: a.ingestEvent,
+		},
+		{
+			method: http.MethodGet, path: "/openapi.json", id: "getOpenAPI", tag: "meta", public: true, summary: "This document",
+			results: []result{{http.StatusOK, "OpenAPI 3.1", map[string]any{}, false, "", false}},
+			handle: func(c *call) (*answer, error) {
+				c.w.Header().Set("Content-Type", "application/json; charset=utf-8")
+				_, _ = c.w.Write(a.document) // the client may be gone
+				return nil, nil
+			},
+		},
+	}
+}
+
+var byHand = []result{
+	{http.StatusOK, "done", webhooks.View{}, false, "", true},
+	{http.StatusAccepted, "on its way: the suspension-monitor has not answered within 2 s", webhooks.View{}, false, "", true},
+}
+
+// webhookCreate and webhookUpdate describe webhooks.Input in the OpenAPI document.
+type webhookCreate struct {
+	Name       string `json:"name" minLength:"1" maxLength:"255"`
+	EventName  string `json:"event_name" doc:"a known event, or a pattern with one *: crm_deal_*, crm_*_deleted, *" example:"crm_deal_created"`
+	Method     string `json:"http_method,omitempty" enum:"POST,PUT,PATCH,GET,DELETE" default:"POST"`
+	URL        string `json:"url" format:"uri" maxLength:"2048" example:"https://example.com/hooks/deals"`
+	AuthHeader string `json:"auth_header,omitempty" doc:"name of a header sent with every request; needs auth_key" example:"Authorization"`
+	AuthKey    string `json:"auth_key,omitempty" doc:"its value; never returned" writeOnly:"true"`
+	Status     string `json:"status,omitempty" enum:"active,disabled" default:"active"`
+}
+
+type webhookUpdate struct {
+	Name       string  `json:"name,omitempty" minLength:"1" maxLength:"255"`
+	EventName  string  `json:"event_name,omitempty"`
+	Method     string  `json:"http_method,omitempty" enum:"POST,PUT,PATCH,GET,DELETE"`
+	URL        string  `json:"url,omitempty" format:"uri" maxLength:"2048"`
+	AuthHeader *string `json:"auth_header,omitempty" nullable:"true" doc:"null removes it, together with auth_key"`
+	AuthKey    *string `json:"auth_key,omitempty" nullable:"true" writeOnly:"true"`
+	Status     string  `json:"status,omitempty" enum:"active,disabled" doc:"disabled: new events are not matched, and what waits is parked until it is active again"`
+}
+
+// input reads the body of a call that takes {"data": {...}}.
+func input[T any](c *call, v *T) error {
+	body, err := readBody(c.w, c.r, maxBodyBytes)
+	if err != nil {
+		return err
+	}
+	return decode(body, v)
+}
+
+// noInput accepts an empty body or {"data":{}}.
+func (c *call) noInput() error {
+	body, err := readBody(c.w, c.r, maxBodyBytes)
+	if err != nil || len(body) == 0 {
+		return err
+	}
+	var nothing struct{}
+	return decode(body, &nothing)
+}
+
+// page reads page[number] and page[size].
+func (c *call) page() (number, size int, err error) {
+	query, err := url.ParseQuery(c.r.URL.RawQuery)
+	if err != nil {
+		return 0, 0, problem.New(http.StatusBadRequest, "bad_query", "the query string cannot be read")
+	}
+	var problems problem.List
+	number = intParameter(query, "page[number]", 1, 1, 1<<30, &problems)
+	size = intParameter(query, "page[size]", defaultPageSize, 1, maxPageSize, &problems)
+	return number, size, problems.Err()
+}
+
+func intParameter(query url.Values, name string, fallback, low, high int, problems *problem.List) int {
+	values, given := query[name]
+	if !given {
+		return fallback
+	}
+	n, err := strconv.Atoi(values[0])
+	if err != nil || len(values) > 1 || n < low || n > high || strings.HasPrefix(values[0], "+") {
+		problems.Add("?"+name, "bad_parameter", name+" must be one whole number from "+strconv.Itoa(low)+" to "+strconv.Itoa(high))
+		return fallback
+	}
+	return n
+}
+
+// match reads If-Match (RFC 9110, section 13.1.1). Weak tags never match.
+func (c *call) match() (webhooks.Match, error) {
+	values := c.r.Header.Values("If-Match")
+	if len(values) == 0 {
+		return nil, nil
+	}
+	field := strings.TrimSpace(strings.Join(values, ","))
+	if field == "*" {
+		return nil, nil
+	}
+	var revisions []uint64
+	for tag := range strings.SplitSeq(field, ",") {
+		tag = strings.TrimSpace(tag)
+		weak := strings.HasPrefix(tag, "W/")
+		inner, opened := strings.CutPrefix(strings.TrimPrefix(tag, "W/"), `"`)
+		inner, closed := strings.CutSuffix(inner, `"`)
+		if !opened || !closed {
+			return nil, problem.New(http.StatusBadRequest, "bad_if_match", `If-Match must hold an ETag in double quotes, as it came, or *`)
+		}
+		if n, err := strconv.ParseUint(inner, 10, 64); err == nil && !weak {
+			revisions = append(revisions, n)
+		}
+	}
+	return func(revision uint64) bool {
+		for _, r := range revisions {
+			if r == revision {
+				return true
+			}
+		}
+		return false
+	}, nil
+}

@@ -1,0 +1,119 @@
+package auth
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+
+	"gancho/pkg/event"
+)
+
+// Operator is the account name of a token that may act for every account.
+const Operator = "*"
+
+// Grant is what a token may do.
+type Grant struct {
+	Account  string // Operator for all
+	ReadOnly bool
+	// Name tells grants apart in logs and evidence. It reveals nothing of the token.
+	Name string
+}
+
+// Tokens are the configured ones. They are kept only as keyed hashes.
+type Tokens struct {
+	key    [32]byte // random, of this process
+	grants map[[sha256.Size]byte]Grant
+}
+
+// NewTokens returns an empty set.
+func NewTokens() *Tokens {
+	t := &Tokens{grants: map[[sha256.Size]byte]Grant{}}
+	_, _ = rand.Read(t.key[:]) // never fails: the program ends when the system has no randomness
+	return t
+}
+
+// Add reads <account_id>:<token>[:read], separated by commas or line breaks; account * is an operator; lines
+// that begin with # are comments. The error names every bad entry by its place, never by its token, and
+// begins each line with the variable's name. Add must not be called once the set is in use.
+func (t *Tokens) Add(variable, text string) error {
+	var problems []error
+	n := 0
+	for line := range strings.SplitSeq(text, "\n") {
+		if strings.HasPrefix(strings.TrimSpace(line), "#") {
+			continue
+		}
+		for entry := range strings.SplitSeq(line, ",") {
+			if entry = strings.TrimSpace(entry); entry == "" {
+				continue
+			}
+			n++
+			if err := t.addOne(entry); err != nil {
+				problems = append(problems, fmt.Errorf("%s: entry %d %w", variable, n, err))
+			}
+		}
+	}
+	return errors.Join(problems...)
+}
+
+func (t *Tokens) addOne(entry string) error {
+	account, token, _ := strings.Cut(entry, ":")
+	token, access, restricted := strings.Cut(token, ":")
+	switch {
+	case account != Operator && !event.ValidAccount(account):
+		return errors.New("does not begin with an account id; write <account_id>:<token>, <account_id>:<token>:read, or *:<token> for an operator")
+	case token == "":
+		return errors.New("has no token; write <account_id>:<token>")
+	case !wellFormed(token):
+		return errors.New("has a token with characters that cannot be sent; use letters, digits and -._~+/=")
+	case restricted && access != "read":
+		return errors.New("ends in something else than :read, the only restriction there is")
+	}
+	h := t.hash(token)
+	if _, twice := t.grants[h]; twice {
+		return errors.New("has the token of another entry; every token belongs to one account")
+	}
+	t.grants[h] = Grant{account, restricted, "token:" + fingerprint(token)}
+	return nil
+}
+
+// wellFormed accepts the characters of a Bearer token (RFC 6750, section 2.1).
+func wellFormed(token string) bool {
+	if token == "" || len(token) > 8192 {
+		return false
+	}
+	for i := range len(token) {
+		c := token[i]
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-._~+/=", c) >= 0) {
+			return false
+		}
+	}
+	return true
+}
+
+// fingerprint is short enough to say nothing about a token that somebody has not got already.
+func fingerprint(token string) string {
+	sum := sha256.Sum256([]byte("gancho token name\x00" + token))
+	return hex.EncodeToString(sum[:4])
+}
+
+// hash is keyed with a secret of this process, so the time a look-up takes tells nothing about tokens.
+func (t *Tokens) hash(token string) (out [sha256.Size]byte) {
+	mac := hmac.New(sha256.New, t.key[:])
+	mac.Write([]byte(token))
+	mac.Sum(out[:0])
+	return out
+}
+
+// find returns the token's grant. The look-up compares keyed hashes, whose bits a client cannot choose, so
+// its duration is the same for a near miss as for a far one, however many tokens there are.
+func (t *Tokens) find(token string) (Grant, bool) {
+	g, ok := t.grants[t.hash(token)]
+	return g, ok
+}
+
+// Len is the number of tokens.
+func (t *Tokens) Len() int { return len(t.grants) }

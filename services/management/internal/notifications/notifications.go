@@ -1,0 +1,295 @@
+// Package notifications shows what became of notifications, and sends one again: a resend of one that ended,
+// or a test.
+//
+// The journal decides (see gancho/pkg/notification): the newest record of a notification holds its state, the
+// ones before it are its history. A notification with a message on NOTIFICATIONS that is newer than its
+// journal is pending.
+package notifications
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/event"
+	"gancho/pkg/event/samples"
+	"gancho/pkg/notification"
+	"gancho/pkg/webhook"
+	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/webhooks"
+)
+
+// maxRecords bounds how far back the history of one notification is read.
+const maxRecords = 200
+
+// Service is safe for concurrent use.
+type Service struct {
+	bus      *bus.Bus
+	webhooks *webhooks.Service
+	log      *zap.Logger
+}
+
+// New returns a service.
+func New(b *bus.Bus, w *webhooks.Service, log *zap.Logger) *Service {
+	return &Service{bus: b, webhooks: w, log: log.Named("notifications")}
+}
+
+// Notification is what is known of one.
+type Notification struct {
+	Account, ID, WebhookID string
+	EventID, EventName     string
+	EventSequence          uint64 // in CRM_EVENTS; 0 for a test
+	State                  notification.State
+	Reason                 string // of a failure or of being parked
+	Sends                  int
+	AttemptsDone           int // of the current send
+	NextAttemptAt          time.Time
+	CreatedAt, UpdatedAt   time.Time // the first and the last thing known of it
+	Replay                 string
+	// History is what the journal tells, oldest first.
+	History []*notification.Record
+	// Truncated says that older records are not shown: they have aged out, or there are very many.
+	Truncated bool
+	// Webhook is nil when it was deleted.
+	Webhook *webhook.Webhook
+
+	last    uint64 // sequence of the newest record
+	pending *notification.Notification
+}
+
+// Get returns the account's notification with its history.
+func (s *Service) Get(ctx context.Context, account, id string) (*Notification, error) {
+	n, err := s.look(ctx, account, id)
+	if err != nil {
+		return nil, err
+	}
+	return n, s.readHistory(ctx, n)
+}
+
+// Summary returns the account's notification with its newest record only.
+func (s *Service) Summary(ctx context.Context, account, id string) (*Notification, error) {
+	return s.look(ctx, account, id)
+}
+
+// look reads the newest record and the newest message.
+func (s *Service) look(ctx context.Context, account, id string) (*Notification, error) {
+	if uuid.Validate(id) != nil || len(id) != 36 || !event.ValidAccount(account) {
+		return nil, problem.NotFound("notification")
+	}
+	var (
+		last    *bus.Recorded
+		pending *notification.Notification
+	)
+	group, readCtx := errgroup.WithContext(ctx)
+	group.Go(func() (err error) {
+		if last, err = s.bus.LastRecord(readCtx, account, id); errors.Is(err, bus.ErrNotFound) {
+			err = nil
+		}
+		return err
+	})
+	group.Go(func() (err error) {
+		if pending, err = s.bus.PendingNotification(readCtx, account, id); errors.Is(err, bus.ErrNotFound) {
+			err = nil
+		}
+		return err
+	})
+	if err := group.Wait(); err != nil {
+		return nil, problem.Broker(err)
+	}
+	n := &Notification{Account: account, ID: id, pending: pending}
+	switch {
+	case last == nil && pending == nil:
+		return nil, problem.NotFound("notification")
+	case last == nil:
+		n.follow(pending)
+	default:
+		r := last.Record
+		n.WebhookID, n.EventID, n.EventName, n.EventSequence = r.WebhookID, r.EventID, r.EventName, r.EventSequence
+		n.State, n.Reason, n.Sends, n.AttemptsDone = r.State, r.Reason, r.Send, r.AttemptsDone
+		n.NextAttemptAt, n.Replay, n.last = r.NextAttemptAt, r.Replay, r.Sequence
+		n.CreatedAt, n.UpdatedAt, n.Truncated = r.At, r.At, r.Previous > 0
+		n.History = []*notification.Record{&r}
+		if pending != nil && pending.Send > r.Send {
+			n.follow(pending)
+		}
+	}
+	w, err := s.webhooks.Get(ctx, account, n.WebhookID)
+	switch {
+	case err == nil:
+		n.Webhook = w
+	case problem.Of(err).Status != http.StatusNotFound:
+		return nil, err
+	case !n.State.Terminal():
+		n.State, n.Reason, n.NextAttemptAt = notification.Cancelled, "", time.Time{}
+	}
+	return n, nil
+}
+
+// follow takes over a message whose send has not been recorded yet.
+func (n *Notification) follow(m *notification.Notification) {
+	n.WebhookID, n.EventID, n.EventName, n.EventSequence = m.WebhookID, m.EventID, m.EventName, m.EventSequence
+	n.State, n.Reason, n.Sends, n.AttemptsDone = notification.Pending, "", m.Send, m.AttemptsDone
+	n.NextAttemptAt, n.Replay = time.Time{}, m.Replay
+	if n.CreatedAt.IsZero() {
+		n.CreatedAt, n.UpdatedAt = m.EventTime.UTC(), m.EventTime.UTC()
+	}
+}
+
+// readHistory completes n.History.
+func (s *Service) readHistory(ctx context.Context, n *Notification) error {
+	if len(n.History) == 0 {
+		return nil
+	}
+	n.Truncated = false
+	for previous := n.History[0].Previous; previous > 0; {
+		if len(n.History) == maxRecords {
+			n.Truncated = true
+			break
+		}
+		r, err := s.bus.RecordAt(ctx, previous)
+		if errors.Is(err, bus.ErrNotFound) {
+			n.Truncated = true
+			break
+		}
+		if err != nil {
+			return problem.Broker(err)
+		}
+		n.History = append(n.History, &r.Record)
+		n.CreatedAt, previous = r.At, r.Previous
+	}
+	slices.Reverse(n.History)
+	return nil
+}
+
+// Payload returns the event's bytes; an error of 409 event_expired when they are not kept any more.
+func (s *Service) Payload(ctx context.Context, n *Notification) ([]byte, error) {
+	m, err := s.message(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	return m.Body, nil
+}
+
+var errExpired = problem.New(http.StatusConflict, "event_expired", "the event is not kept any more (EVENTS_MAX_AGE; permanent failures: LOG_MAX_AGE), so it cannot be sent again")
+
+// message finds the event of a notification again: on NOTIFICATIONS while it is there, on FAILED after a
+// permanent failure, else in CRM_EVENTS.
+func (s *Service) message(ctx context.Context, n *Notification) (*notification.Notification, error) {
+	if n.pending != nil {
+		return n.pending, nil
+	}
+	failed, err := s.bus.FailedNotification(ctx, n.Account, n.WebhookID, n.ID)
+	if err == nil {
+		return failed, nil
+	}
+	if !errors.Is(err, bus.ErrNotFound) {
+		return nil, problem.Broker(err)
+	}
+	if n.EventSequence == 0 {
+		return nil, errExpired
+	}
+	m, storedAt, err := s.bus.EventAt(ctx, n.EventSequence)
+	if errors.Is(err, bus.ErrNotFound) {
+		return nil, errExpired
+	}
+	if err != nil {
+		return nil, problem.Broker(err)
+	}
+	ev, rejected := event.Parse(m)
+	if rejected != nil || ev.ID != n.EventID { // the stream was made anew
+		return nil, errExpired
+	}
+	return &notification.Notification{
+		Account: n.Account, ID: n.ID, WebhookID: n.WebhookID, EventID: ev.ID, EventName: ev.Name,
+		EventSequence: ev.Sequence, EventTime: storedAt, Traceparent: ev.Traceparent, Body: ev.Body,
+	}, nil
+}
+
+// Resend opens a new send of a notification that was delivered or has permanently failed. Two resends at
+// once are one.
+func (s *Service) Resend(ctx context.Context, account, id string) (*Notification, error) {
+	n, err := s.look(ctx, account, id)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case n.Webhook == nil:
+		return nil, problem.New(http.StatusConflict, "webhook_deleted", "its webhook was deleted, so there is nowhere to send it")
+	case !n.State.Terminal():
+		return nil, problem.New(http.StatusConflict, "still_on_its_way", "the notification is still on its way ("+string(n.State)+"); it can be sent again once it ended")
+	}
+	if err := s.SendAgain(ctx, n, ""); err != nil {
+		return nil, err
+	}
+	return s.Get(ctx, account, id)
+}
+
+// SendAgain opens the next send of n, which must have ended. replay is the id of the replay that asks for it.
+func (s *Service) SendAgain(ctx context.Context, n *Notification, replay string) error {
+	m, err := s.message(ctx, n)
+	if err != nil {
+		return err
+	}
+	again := notification.Notification{
+		Account: n.Account, ID: n.ID, WebhookID: n.WebhookID, EventID: n.EventID, EventName: n.EventName,
+		EventSequence: n.EventSequence, EventTime: m.EventTime, Send: n.Sends + 1, Journal: n.last, Replay: replay,
+		Traceparent: m.Traceparent, Body: m.Body,
+	}
+	return problem.Broker(s.bus.Notify(&again).Wait(ctx))
+}
+
+// Test sends a sample of the webhook's event through the real path, to this webhook only, and returns the
+// notification. A pattern gets a sample of the first known name it matches.
+func (s *Service) Test(ctx context.Context, account, webhookID string) (*Notification, error) {
+	w, err := s.webhooks.Get(ctx, account, webhookID)
+	if err != nil {
+		return nil, err
+	}
+	name := sampleName(w.EventName, s.webhooks.Names())
+	now, transaction := time.Now().UTC(), uuid.NewString()
+	eventID := event.ID(account, name, transaction)
+	id, err := uuid.Parse(w.ID)
+	if err != nil {
+		return nil, err
+	}
+	m := notification.Notification{
+		Account: account, ID: event.NotificationID(eventID, id), WebhookID: w.ID, EventID: eventID, EventName: name,
+		EventTime: now, Send: 1, Body: samples.Event(name, transaction, now),
+	}
+	if err := s.bus.Notify(&m).Wait(ctx); err != nil {
+		return nil, problem.Broker(err)
+	}
+	n := &Notification{Account: account, ID: m.ID, Webhook: w}
+	n.follow(&m)
+	return n, nil
+}
+
+func sampleName(p webhook.Pattern, known []string) string {
+	if p.Exact() {
+		return string(p)
+	}
+	if p.Matches("crm_deal_created") {
+		return "crm_deal_created"
+	}
+	for _, name := range known {
+		if p.Matches(name) {
+			return name
+		}
+	}
+	// No known name matches, as with crm_visit_*: make one up that does.
+	before, after, _ := strings.Cut(string(p), "*")
+	for _, middle := range []string{"created", "sample_created", "x"} {
+		if name := before + middle + after; event.ValidName(name) && p.Matches(name) {
+			return name
+		}
+	}
+	return "crm_deal_created"
+}

@@ -1,0 +1,86 @@
+package notifications
+
+import (
+	"time"
+
+	"gancho/pkg/notification"
+)
+
+// View is a notification as its owner sees it.
+type View struct {
+	ID            string      `json:"id" format:"uuid" doc:"also the webhook-id header of every request of it"`
+	WebhookID     string      `json:"webhook_id" format:"uuid"`
+	EventID       string      `json:"event_id" format:"uuid"`
+	EventName     string      `json:"event_name"`
+	State         string      `json:"state" enum:"pending,retrying,parked,delivered,permanently_failed,cancelled"`
+	Reason        *string     `json:"reason" nullable:"true" doc:"of the last failure, or why it is parked"`
+	Sends         int         `json:"sends" doc:"1, and one more for each resend or replay"`
+	AttemptsMade  int         `json:"attempts_made" doc:"of the current send, at most 6"`
+	NextAttemptAt *time.Time  `json:"next_attempt_at"`
+	ReplayID      *string     `json:"replay_id" nullable:"true" doc:"the replay that opened the current send"`
+	CreatedAt     time.Time   `json:"created_at"`
+	UpdatedAt     time.Time   `json:"updated_at"`
+	Attempts      []Attempt   `json:"attempts" doc:"of all sends, oldest first"`
+	Explain       Explanation `json:"explain"`
+	Partial       bool        `json:"partial,omitempty" doc:"older attempts are not shown: they have aged out, or there are very many"`
+}
+
+// Attempt is one HTTP request. Secrets in its headers are masked.
+type Attempt struct {
+	Number          int                   `json:"number" minimum:"1" maximum:"6"`
+	Send            int                   `json:"send"`
+	StartedAt       time.Time             `json:"started_at"`
+	Outcome         string                `json:"outcome" enum:"delivered,failed"`
+	Reason          *string               `json:"reason" nullable:"true"`
+	HTTPStatus      *int                  `json:"http_status" nullable:"true"`
+	DurationMS      float64               `json:"duration_ms"`
+	Phases          notification.PhasesMS `json:"phases_ms"`
+	RequestHeaders  map[string]string     `json:"request_headers"`
+	ResponseHeaders map[string]string     `json:"response_headers"`
+	ResponseBody    string                `json:"response_body" doc:"the first 4 KiB, as text"`
+	ResponseBase64  []byte                `json:"response_body_base64,omitempty" doc:"instead of response_body when that is not UTF-8"`
+}
+
+// View returns n as its owner sees it.
+func (s *Service) View(n *Notification) View {
+	v := View{
+		ID: n.ID, WebhookID: n.WebhookID, EventID: n.EventID, EventName: n.EventName, State: string(n.State),
+		Reason: optional(n.Reason), Sends: n.Sends, AttemptsMade: n.AttemptsDone, ReplayID: optional(n.Replay),
+		CreatedAt: n.CreatedAt, UpdatedAt: n.UpdatedAt, Attempts: []Attempt{}, Explain: s.Explain(n), Partial: n.Truncated,
+	}
+	if n.State == notification.Retrying && !n.NextAttemptAt.IsZero() {
+		v.NextAttemptAt = &n.NextAttemptAt
+	}
+	for _, r := range n.History {
+		if r.Attempt != nil {
+			v.Attempts = append(v.Attempts, ShowAttempt(r.Attempt))
+		}
+	}
+	return v
+}
+
+// ShowAttempt returns a as its owner sees it.
+func ShowAttempt(a *notification.Attempt) Attempt {
+	v := Attempt{
+		Number: a.Number, Send: a.Send, StartedAt: a.StartedAt, Outcome: a.Outcome, Reason: optional(string(a.Reason)),
+		DurationMS: a.DurationMS, Phases: a.Phases, RequestHeaders: a.RequestHeaders, ResponseHeaders: a.ResponseHeaders,
+		ResponseBody: a.ResponseBody, ResponseBase64: a.ResponseBase64,
+	}
+	if a.HTTPStatus > 0 {
+		v.HTTPStatus = &a.HTTPStatus
+	}
+	if v.RequestHeaders == nil {
+		v.RequestHeaders = map[string]string{}
+	}
+	if v.ResponseHeaders == nil {
+		v.ResponseHeaders = map[string]string{}
+	}
+	return v
+}
+
+func optional(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}

@@ -1,0 +1,147 @@
+package webhooks
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/suspension"
+	"gancho/pkg/webhook"
+)
+
+// View is a webhook as its owner sees it. Keys and secrets are never part of it.
+type View struct {
+	ID         string      `json:"id" format:"uuid"`
+	Name       string      `json:"name"`
+	EventName  string      `json:"event_name"`
+	Method     string      `json:"http_method"`
+	URL        string      `json:"url" format:"uri" doc:"in its normalised form"`
+	AuthHeader *string     `json:"auth_header" nullable:"true" doc:"name of the header that carries auth_key, which is never returned"`
+	Status     string      `json:"status" enum:"active,suspended,disabled"`
+	Suspension *Suspension `json:"suspension" doc:"why its URL is set aside; null when it is not"`
+	CreatedAt  time.Time   `json:"created_at"`
+	UpdatedAt  time.Time   `json:"updated_at"`
+	// SigningSecret is set only in the answer that made it.
+	SigningSecret string `json:"signing_secret,omitempty" doc:"whsec_...; only in the answer that made it"`
+
+	// Revision is the webhook's ETag.
+	Revision uint64 `json:"-"`
+}
+
+// The states of a webhook in the API.
+const (
+	StatusActive    = "active"
+	StatusSuspended = "suspended"
+	StatusDisabled  = "disabled"
+)
+
+// Suspension is why the URL of a webhook is set aside, and for how long.
+type Suspension struct {
+	Since    time.Time           `json:"since"`
+	Until    *time.Time          `json:"until" doc:"when the next probe is due; null: only a resume or a changed URL ends it"`
+	Reason   string              `json:"reason" doc:"always_failing or by_hand"`
+	Evidence suspension.Evidence `json:"evidence"`
+	// Parked is null when the number is not known at the moment.
+	Parked         *uint64    `json:"parked" doc:"notifications of this webhook that wait; null when that is not known at the moment"`
+	OldestParkedAt *time.Time `json:"oldest_parked_at"`
+}
+
+// Show returns the account's webhook.
+func (s *Service) Show(ctx context.Context, account, id string) (View, error) {
+	w, err := s.Get(ctx, account, id)
+	if err != nil {
+		return View{}, err
+	}
+	return s.view(ctx, w), nil
+}
+
+// List returns the account's webhooks from offset on, at most limit, oldest first, and how many there are.
+func (s *Service) List(ctx context.Context, account string, offset, limit int) ([]View, int) {
+	all := s.registry.Account(account)
+	page := all[min(offset, len(all)):]
+	page = page[:min(limit, len(page))]
+	return s.views(ctx, account, page), len(all)
+}
+
+func (s *Service) view(ctx context.Context, w *webhook.Webhook) View {
+	return s.views(ctx, w.Account, []*webhook.Webhook{w})[0]
+}
+
+// Status is the state of a webhook: what its owner set, else whether its URL is suspended.
+func (s *Service) Status(w *webhook.Webhook) (string, *suspension.Flag) {
+	flag, suspended := s.flags.Get(w.Account, w.URLKey)
+	switch {
+	case w.Status == webhook.Disabled && suspended:
+		return StatusDisabled, &flag
+	case w.Status == webhook.Disabled:
+		return StatusDisabled, nil
+	case suspended:
+		return StatusSuspended, &flag
+	}
+	return StatusActive, nil
+}
+
+func (s *Service) views(ctx context.Context, account string, page []*webhook.Webhook) []View {
+	views := make([]View, 0, len(page))
+	suspended := false
+	for _, w := range page {
+		v := View{
+			ID: w.ID, Name: w.Name, EventName: string(w.EventName), Method: w.Method, URL: w.URL,
+			CreatedAt: w.CreatedAt, UpdatedAt: w.UpdatedAt, Revision: w.Revision,
+		}
+		if w.AuthHeader != "" {
+			v.AuthHeader = &w.AuthHeader
+		}
+		status, flag := s.Status(w)
+		v.Status = status
+		if flag != nil {
+			suspended = true
+			v.Suspension = &Suspension{Since: flag.Since, Reason: flag.Reason, Evidence: flag.Evidence}
+			if v.Suspension.Evidence.Statuses == nil {
+				v.Suspension.Evidence.Statuses = []string{}
+			}
+			if !flag.Until.IsZero() {
+				v.Suspension.Until = &flag.Until
+			}
+		}
+		views = append(views, v)
+	}
+	if suspended {
+		s.addParked(ctx, account, page, views)
+	}
+	return views
+}
+
+// addParked counts what waits for the suspended ones. A broker that is slow costs the numbers, not the answer.
+func (s *Service) addParked(ctx context.Context, account string, page []*webhook.Webhook, views []View) {
+	ctx, cancel := context.WithTimeout(ctx, effectWithin)
+	defer cancel()
+	backlogs, err := s.bus.Backlogs(ctx, account)
+	if err != nil {
+		s.log.Warn("parked notifications not counted", zap.Error(err))
+		return
+	}
+	for i, w := range page {
+		if views[i].Suspension == nil {
+			continue
+		}
+		n := uint64(0)
+		if at := slices.IndexFunc(backlogs, func(b bus.Backlog) bool { return b.WebhookID == w.ID && b.Lane == w.URLKey }); at >= 0 {
+			n = backlogs[at].Messages
+		}
+		views[i].Suspension.Parked = &n
+		if n == 0 {
+			continue
+		}
+		oldest, err := s.bus.OldestParked(ctx, account, w.URLKey, w.ID)
+		if err == nil {
+			views[i].Suspension.OldestParkedAt = &oldest
+		} else if !errors.Is(err, bus.ErrNotFound) {
+			s.log.Warn("oldest parked notification not read", zap.Error(err))
+		}
+	}
+}

@@ -1,0 +1,161 @@
+package management
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/egress"
+	"gancho/pkg/event"
+	"gancho/pkg/seal"
+	"gancho/pkg/service"
+	"gancho/services/management/internal/api"
+	"gancho/services/management/internal/auth"
+	"gancho/services/management/internal/flags"
+	"gancho/services/management/internal/ingest"
+	"gancho/services/management/internal/notifications"
+	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/webhooks"
+)
+
+// Run serves until ctx ends; requests under way are then finished first.
+func Run(ctx context.Context, cfg Config, proc *service.Process) error {
+	keys, warnings, err := seal.Load(cfg.EncryptionKeyFile)
+	if err != nil {
+		return err
+	}
+	for _, w := range warnings {
+		proc.Log.Warn(w)
+	}
+	policy, err := egress.New(cfg.Egress)
+	if err != nil {
+		return err
+	}
+	names, err := event.KnownNames(cfg.EventNames...)
+	if err != nil {
+		return fmt.Errorf("EVENT_NAMES: %w", err)
+	}
+	tokens, err := cfg.tokens()
+	if err != nil {
+		return err
+	}
+	gate, err := auth.New(ctx, auth.Config{
+		Tokens: tokens, JWKSURL: cfg.JWTJWKSURL, HMACSecret: cfg.JWTHMACSecret, PerSecond: cfg.APIRateLimit,
+	}, proc.Log, proc.Metrics)
+	if err != nil {
+		return err
+	}
+	listener := cfg.Listener
+	if listener == nil {
+		if listener, err = net.Listen("tcp", cfg.HTTPAddr); err != nil {
+			return fmt.Errorf("HTTP_ADDR: %w", err)
+		}
+	}
+	b, err := bus.Connect(cfg.Bus, proc.Name, proc.Log, proc.Metrics)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	defer b.Close()
+	proc.Health.Require("nats", b.State)
+
+	// The door is open from the start, so that a client of a service that waits for the broker is told.
+	front := &door{state: proc.Health.State}
+	group, ctx := errgroup.WithContext(ctx)
+	// The copies are kept up to date until the last request has ended.
+	watch, stopWatch := context.WithCancel(context.WithoutCancel(ctx))
+	group.Go(func() error {
+		defer stopWatch()
+		return serve(ctx, listener, front, cfg.Service.ShutdownTimeout, proc.Log)
+	})
+	group.Go(func() error {
+		if err := b.Own(ctx, bus.Management, cfg.Limits); err != nil {
+			return ended(ctx, err)
+		}
+		registry, err := b.Registry(ctx)
+		if err != nil {
+			return ended(ctx, err)
+		}
+		claims, err := b.Bucket(ctx, bus.BucketClaims)
+		if err != nil {
+			return ended(ctx, err)
+		}
+		proc.Health.Require("webhooks", registry.State)
+		suspended := flags.New(proc.Log)
+		proc.Health.Want("suspensions", suspended.State)
+		hooks := webhooks.New(webhooks.Options{
+			Bus: b, Registry: registry, Claims: claims, Flags: suspended, Keys: keys, Policy: policy, Names: names, Log: proc.Log,
+		})
+		handler, err := api.New(api.Options{
+			Gate: gate, Webhooks: hooks, Notifications: notifications.New(b, hooks, proc.Log), Ingest: ingest.New(b),
+			EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
+		})
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return suspended.Run(watch, b) })
+		return registry.Run(watch, func() { front.open(handler) }, hooks.Changed)
+	})
+	return group.Wait()
+}
+
+// ended turns the error of a start that a stop cut off into none.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// serve runs the HTTP server until ctx ends, then lets requests under way finish.
+func serve(ctx context.Context, l net.Listener, h http.Handler, shutdown time.Duration, log *zap.Logger) error {
+	stdlog, err := zap.NewStdLogAt(log.Named("http"), zap.DebugLevel)
+	if err != nil {
+		return err
+	}
+	server := &http.Server{
+		Handler: h, ErrorLog: stdlog, MaxHeaderBytes: 64 << 10,
+		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: 40 * time.Second, IdleTimeout: 75 * time.Second,
+		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
+	}
+	log.Info("serving", zap.String("http_addr", l.Addr().String()))
+	stopped := make(chan error, 1)
+	go func() { stopped <- server.Serve(l) }()
+	select {
+	case err := <-stopped:
+		return fmt.Errorf("serve HTTP: %w", err)
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(shutdown-2*time.Second, time.Second))
+	defer cancel()
+	if err := server.Shutdown(grace); err != nil {
+		_ = server.Close()
+		log.Warn("requests were cut off by the stop", zap.Error(err))
+	}
+	<-stopped
+	return nil
+}
+
+// door answers 503 until what is behind it is ready.
+type door struct {
+	behind atomic.Pointer[http.Handler]
+	state  func() service.State
+}
+
+func (d *door) open(h http.Handler) { d.behind.Store(&h) }
+
+func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h := d.behind.Load(); h != nil {
+		(*h).ServeHTTP(w, r)
+		return
+	}
+	api.WriteProblem(w, problem.Unavailable("starting", "the service is starting and waits: "+strings.Join(d.state().Reasons, "; "), nil))
+}

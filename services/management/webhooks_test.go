@@ -1,0 +1,116 @@
+package management_test
+
+import (
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+
+	"gancho/pkg/delivery"
+)
+
+func TestWebhookLife(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+
+	created := s.do(acme, "POST", "/crm/v2/webhooks", hook("HTTPS://Hooks.Example.com./deals", "auth_header", "X-Api-Key", "auth_key", "s3cret")).want(http.StatusCreated)
+	w := created.data()
+	if w["url"] != "https://hooks.example.com/deals" || w["status"] != "active" || w["auth_header"] != "X-Api-Key" || w["suspension"] != nil {
+		t.Errorf("created = %s", created.raw)
+	}
+	if _, err := delivery.ParseSecret(w["signing_secret"].(string)); err != nil {
+		t.Errorf("signing_secret: %v", err)
+	}
+	id, etag := created.id(), created.header.Get("ETag")
+
+	got := s.do(acme, "GET", "/crm/v2/webhooks/"+id, nil).want(http.StatusOK)
+	for _, hidden := range []string{"s3cret", "auth_key", "signing_secret", "whsec_", "sealed"} {
+		if strings.Contains(string(got.raw), hidden) {
+			t.Errorf("the answer holds %q: %s", hidden, got.raw)
+		}
+	}
+	if got.header.Get("ETag") != etag || etag == "" {
+		t.Errorf("ETag = %q after %q", got.header.Get("ETag"), etag)
+	}
+
+	changed := s.do(acme, "PUT", "/crm/v2/webhooks/"+id, map[string]any{"name": "Novo nome"}, "If-Match", etag).want(http.StatusOK)
+	if changed.data()["name"] != "Novo nome" || changed.data()["url"] != w["url"] {
+		t.Errorf("changed = %s", changed.raw)
+	}
+	s.do(acme, "PUT", "/crm/v2/webhooks/"+id, map[string]any{"name": "Outro"}, "If-Match", etag).refused(412, "changed_meanwhile", "")
+	s.do(acme, "PUT", "/crm/v2/webhooks/"+id, map[string]any{"auth_header": nil, "auth_key": nil}).want(http.StatusOK)
+	if r := s.do(acme, "PUT", "/crm/v2/webhooks/"+id, map[string]any{"status": "disabled"}).want(http.StatusOK); r.data()["status"] != "disabled" || r.data()["auth_header"] != nil {
+		t.Errorf("disabled = %s", r.raw)
+	}
+	rotated := s.do(acme, "POST", "/crm/v2/webhooks/"+id+"/rotate_secret", nil).want(http.StatusOK)
+	if rotated.data()["signing_secret"] == w["signing_secret"] {
+		t.Error("the secret was not rotated")
+	}
+
+	s.do(other, "GET", "/crm/v2/webhooks/"+id, nil).refused(404, "not_found", "")
+	s.do(other, "DELETE", "/crm/v2/webhooks/"+id, nil).refused(404, "not_found", "")
+	s.do(acme, "DELETE", "/crm/v2/webhooks/"+id, nil).want(http.StatusNoContent)
+	s.do(acme, "GET", "/crm/v2/webhooks/"+id, nil).refused(404, "not_found", "")
+	s.do(acme, "DELETE", "/crm/v2/webhooks/"+id, nil).refused(404, "not_found", "")
+	s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/deals")).want(http.StatusCreated)
+}
+
+func TestSameDestinationTwice(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	second := s.run()
+	var (
+		wg       sync.WaitGroup
+		mu       sync.Mutex
+		statuses = map[int]int{}
+	)
+	for i := range 20 {
+		wg.Go(func() {
+			base := []string{s.url, second}[i%2]
+			r := s.at(base, acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/same"))
+			mu.Lock()
+			defer mu.Unlock()
+			statuses[r.status]++
+		})
+	}
+	wg.Wait()
+	if statuses[201] != 1 || statuses[409] != 19 {
+		t.Errorf("20 equal registrations on two replicas: %v, want one 201 and 19 409", statuses)
+	}
+	a := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/a")).want(201).id()
+	s.do(acme, "PUT", "/crm/v2/webhooks/"+a, map[string]any{"url": "https://hooks.example.com/same#x"}).refused(409, "webhook_exists", "")
+	s.do(acme, "PUT", "/crm/v2/webhooks/"+a, map[string]any{"url": "https://hooks.example.com/b"}).want(200)
+	s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/a")).want(201)
+	s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/b")).refused(409, "webhook_exists", "")
+	s.do(other, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/same")).want(201)
+	s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/same", "event_name", "crm_deal_*")).want(201)
+}
+
+func TestConcurrentChangesMerge(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	r := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201)
+	id, etag := r.id(), r.header.Get("ETag")
+	var (
+		wg   sync.WaitGroup
+		mu   sync.Mutex
+		wins int
+	)
+	for i := range 20 {
+		wg.Go(func() {
+			if i%2 == 0 {
+				s.do(acme, "PUT", "/crm/v2/webhooks/"+id, map[string]any{"http_method": []string{"PUT", "PATCH"}[i/2%2]}).want(200)
+				return
+			}
+			if s.do(acme, "PUT", "/crm/v2/webhooks/"+id, map[string]any{"name": strings.Repeat("n", i)}, "If-Match", etag).status == 200 {
+				mu.Lock()
+				defer mu.Unlock()
+				wins++
+			}
+		})
+	}
+	wg.Wait()
+	if wins > 1 {
+		t.Errorf("%d changes with the same If-Match won, want at most one", wins)
+	}
+}
