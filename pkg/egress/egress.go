@@ -276,12 +276,22 @@ func (p *Policy) DialContext(ctx context.Context, network, addr string) (net.Con
 			return p.control(network, address, toProxy)
 		},
 	}
-	if host, port, err := net.SplitHostPort(addr); err == nil && !toProxy && host != "" && !strings.HasSuffix(host, ".") {
-		if _, err := netip.ParseAddr(host); err != nil {
-			addr = net.JoinHostPort(host+".", port)
-		}
+	if !toProxy {
+		addr = qualified(addr)
 	}
 	return d.DialContext(ctx, network, addr)
+}
+
+// qualified adds the dot to a host name that tells the resolver it is whole.
+func qualified(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || host == "" || strings.HasSuffix(host, ".") {
+		return addr
+	}
+	if _, err := netip.ParseAddr(host); err == nil {
+		return addr
+	}
+	return net.JoinHostPort(host+".", port)
 }
 
 // control is called by the dialer for each candidate, on a socket that is not
