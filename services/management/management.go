@@ -102,7 +102,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 			return err
 		}
 		group.Go(func() error { return suspended.Run(watch, b) })
-		return registry.Run(watch, func() { front.open(handler) }, hooks.Changed)
+		return registry.Run(watch, func() { front.open(handler); proc.Up() }, hooks.Changed)
 	})
 	return group.Wait()
 }

@@ -65,7 +65,7 @@ func decode[T any](body []byte, v *T) error {
 
 func badJSON(err error) error {
 	if semantic, ok := errors.AsType[*json.SemanticError](err); ok {
-		pointer := string(semantic.JSONPointer)
+		pointer := bounded(semantic.JSONPointer)
 		if errors.Is(err, json.ErrUnknownName) {
 			return problem.At(http.StatusBadRequest, pointer, "unknown_member", "this member is unknown or cannot be set; names are case-sensitive")
 		}
@@ -73,13 +73,24 @@ func badJSON(err error) error {
 	}
 	pointer, code, detail := "", "bad_json", "the body is not one well-formed JSON value in UTF-8"
 	if syntactic, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
-		pointer = string(syntactic.JSONPointer)
+		pointer = bounded(syntactic.JSONPointer)
 		detail += fmt.Sprintf(" (at byte %d)", syntactic.ByteOffset)
 		if errors.Is(err, jsontext.ErrDuplicateName) {
 			code, detail = "duplicate_member", "this member stands more than once in its object"
 		}
 	}
 	return problem.At(http.StatusBadRequest, pointer, code, detail)
+}
+
+// maxPointerBytes bounds what of a client's own names an answer repeats.
+const maxPointerBytes = 128
+
+// bounded returns the pointer, or the innermost of its parents that is short enough.
+func bounded(p jsontext.Pointer) string {
+	for len(p) > maxPointerBytes {
+		p = p.Parent()
+	}
+	return string(p)
 }
 
 // wanted names a Go type in the words of JSON.

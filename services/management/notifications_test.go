@@ -1,0 +1,188 @@
+package management_test
+
+import (
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"gancho/pkg/delivery"
+	"gancho/pkg/event"
+	"gancho/pkg/notification"
+)
+
+// matched stores an event and its notification for the webhook, as the publisher would.
+func (s *site) matched(account, webhookID, body string) *notification.Notification {
+	s.t.Helper()
+	const name = "crm_deal_created"
+	at, err := s.bus.PublishEvent(s.t.Context(), event.Subject(account, name), uuid.NewString(), "", []byte(body))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	m, stored, err := s.bus.EventAt(s.t.Context(), at.Sequence)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ev, rejected := event.Parse(m)
+	if rejected != nil {
+		s.t.Fatal(rejected)
+	}
+	n := &notification.Notification{
+		Account: account, ID: event.NotificationID(ev.ID, uuid.MustParse(webhookID)), WebhookID: webhookID,
+		EventID: ev.ID, EventName: name, EventSequence: at.Sequence, EventTime: stored, Send: 1, Body: ev.Body,
+	}
+	if err := s.bus.Notify(n).Wait(s.t.Context()); err != nil {
+		s.t.Fatal(err)
+	}
+	return n
+}
+
+// attempted records an attempt on top of the journal, as a dispatcher would. reason "" means delivered.
+func (s *site) attempted(n *notification.Notification, reason delivery.Reason) *notification.Record {
+	s.t.Helper()
+	r := &notification.Record{
+		Kind: notification.KindAttempt, At: time.Now().UTC(), Account: n.Account, WebhookID: n.WebhookID, NotificationID: n.ID,
+		EventID: n.EventID, EventName: n.EventName, EventSequence: n.EventSequence, URLKey: "k", URLHost: "hooks.example.com",
+		Send: n.Send, AttemptsDone: n.AttemptsDone + 1, Previous: n.Journal, Replay: n.Replay,
+		Attempt: &notification.Attempt{
+			Number: n.AttemptsDone + 1, Send: n.Send, StartedAt: time.Now().UTC(), DurationMS: 12.5,
+			RequestHeaders: map[string]string{"X-Api-Key": "***"}, ResponseHeaders: map[string]string{"Server": "x"}, ResponseBody: "ok",
+		},
+	}
+	switch {
+	case reason == "":
+		r.State, r.Attempt.Outcome, r.Attempt.HTTPStatus = notification.Delivered, notification.OutcomeDelivered, 200
+	default:
+		r.State, r.Reason = notification.Retrying, string(reason)
+		r.Attempt.Outcome, r.Attempt.Reason, r.Attempt.HTTPStatus = notification.OutcomeFailed, reason, 500
+		r.NextAttemptAt = time.Now().Add(time.Minute).UTC()
+		if r.AttemptsDone == notification.MaxAttempts {
+			r.State, r.NextAttemptAt = notification.PermanentlyFailed, time.Time{}
+		}
+	}
+	seq, err := s.bus.Record(s.t.Context(), r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	n.AttemptsDone, n.Journal = r.AttemptsDone, seq
+	if r.State == notification.PermanentlyFailed {
+		if err := s.bus.Fail(s.t.Context(), n, "[]"); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	return r
+}
+
+func TestNotificationStates(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	hookID := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()
+	n := s.matched("acme", hookID, `{"event_name":"crm_deal_created","transaction_uuid":"t-1"}`)
+	path := "/crm/v2/notifications/" + n.ID
+
+	show := func(state, reason string, attempts int) map[string]any {
+		t.Helper()
+		d := s.do(acme, "GET", path, nil).want(200).data()
+		explain := d["explain"].(map[string]any)
+		if d["state"] != state || explain["reason"] != reason || len(d["attempts"].([]any)) != attempts || explain["next"] == "" {
+			t.Fatalf("state %v, explain %v, %d attempts; want %s, %s, %d", d["state"], explain, len(d["attempts"].([]any)), state, reason, attempts)
+		}
+		return d
+	}
+	show("pending", "waiting_for_first_attempt", 0)
+	s.do(other, "GET", path, nil).refused(404, "not_found", "")
+	s.do(acme, "POST", path+"/resend", nil).refused(409, "still_on_its_way", "")
+	for i := range 5 {
+		s.attempted(n, delivery.Status5xx)
+		if d := show("retrying", "attempt_failed", i+1); d["next_attempt_at"] == nil || d["reason"] != "status_5xx" {
+			t.Errorf("retrying = %v", d)
+		}
+	}
+	s.do(acme, "POST", path+"/resend", nil).refused(409, "still_on_its_way", "")
+	s.attempted(n, delivery.Timeout)
+	show("permanently_failed", "retries_exhausted", 6)
+
+	// A resend opens the next send, once, and carries the same bytes.
+	if d := s.do(acme, "POST", path+"/resend", nil).want(http.StatusAccepted).data(); d["state"] != "pending" || d["sends"] != 2.0 {
+		t.Errorf("resend = %v", d)
+	}
+	s.do(acme, "POST", path+"/resend", `{"data":{}}`).refused(409, "still_on_its_way", "")
+	again, err := s.bus.PendingNotification(t.Context(), "acme", n.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.Send != 2 || again.AttemptsDone != 0 || again.Journal != n.Journal || string(again.Body) != string(n.Body) {
+		t.Errorf("sent again: %+v", again)
+	}
+	s.attempted(again, "")
+	if d := show("delivered", "delivered", 7); d["sends"] != 2.0 || d["attempts_made"] != 1.0 {
+		t.Errorf("delivered = %v", d)
+	}
+	// A delivered one is read back from the events.
+	s.do(acme, "POST", path+"/resend", nil).want(202)
+	again, err = s.bus.PendingNotification(t.Context(), "acme", n.ID)
+	if err != nil || again.Send != 3 || string(again.Body) != string(n.Body) {
+		t.Fatalf("third send: %+v, %v", again, err)
+	}
+	// Its webhook goes while it is on its way.
+	s.do(acme, "DELETE", "/crm/v2/webhooks/"+hookID, nil).want(204)
+	show("cancelled", "webhook_deleted", 7)
+	s.do(acme, "POST", path+"/resend", nil).refused(409, "webhook_deleted", "")
+}
+
+func TestSendTest(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	for pattern, sample := range map[string]string{
+		"crm_task_updated": "crm_task_updated", "*": "crm_deal_created", "crm_*_deleted": "crm_campaign_deleted", "crm_visit_*": "crm_visit_created",
+	} {
+		hookID := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x", "event_name", pattern)).want(201).id()
+		d := s.do(acme, "POST", "/crm/v2/webhooks/"+hookID+"/test", nil).want(202).data()
+		if d["state"] != "pending" || d["event_name"] != sample || d["webhook_id"] != hookID {
+			t.Errorf("test of %s: %v", pattern, d)
+		}
+		m, err := s.bus.PendingNotification(t.Context(), "acme", d["id"].(string))
+		if err != nil || m.EventSequence != 0 || m.Send != 1 {
+			t.Errorf("message: %+v, %v", m, err)
+		}
+		s.do(acme, "GET", "/crm/v2/notifications/"+d["id"].(string), nil).want(200)
+	}
+}
+
+func TestIngest(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	const path, body = "/crm/v2/events/crm_deal_updated", " {\"event_name\":\"crm_deal_updated\", \"transaction_uuid\":\"tx-9\",\"n\":1.50}\n"
+	first := s.do(acme, "POST", path, body).want(202).data()
+	if first["duplicate"] != false || first["stream"] != "CRM_EVENTS" || first["event_id"] != event.ID("acme", "crm_deal_updated", "tx-9") {
+		t.Errorf("first = %v", first)
+	}
+	m, _, err := s.bus.EventAt(t.Context(), uint64(first["sequence"].(float64)))
+	if err != nil || string(m.Body) != body || m.Subject != "crm.events.acme.crm_deal_updated" {
+		t.Errorf("stored %q on %s, %v", m.Body, m.Subject, err)
+	}
+	if again := s.do(acme, "POST", path, body).want(202).data(); again["duplicate"] != true || again["sequence"] != first["sequence"] {
+		t.Errorf("again = %v", again)
+	}
+	if elsewhere := s.do(operator, "POST", path, body, "X-Account-Id", "globex").want(202).data(); elsewhere["duplicate"] != false {
+		t.Errorf("another account's event was swallowed: %v", elsewhere)
+	}
+	// What the API says the id is, is what the publisher will make of the stored message.
+	for name, headers := range map[string][]string{"no id at all": nil, "ce-id": {"ce-id", "abc"}} {
+		d := s.do(acme, "POST", path, `{"a":1}`, headers...).want(202).data()
+		stored, _, err := s.bus.EventAt(t.Context(), uint64(d["sequence"].(float64)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ev, rejected := event.Parse(stored); rejected != nil || ev.ID != d["event_id"] {
+			t.Errorf("%s: event_id %v, the publisher says %s (%v)", name, d["event_id"], ev.ID, rejected)
+		}
+	}
+	s.do(acme, "POST", path, `{"event_name":"crm_deal_created"}`).refused(422, "event_name_mismatch", "/event_name")
+	s.do(acme, "POST", path, `{"transaction_uuid":7}`).refused(422, "bad_transaction_uuid", "/transaction_uuid")
+	s.do(acme, "POST", path, `{"a":`).refused(400, "bad_json", "")
+	s.do(acme, "POST", path, `[1]`).refused(400, "not_object", "")
+	s.do(acme, "POST", "/crm/v2/events/Deal", `{}`).refused(422, "bad_event_name", "")
+	s.do(acme, "POST", path, `{}`, "ce-type", "crm_deal_created").refused(422, "event_name_mismatch", "/event_name")
+}
