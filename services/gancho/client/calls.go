@@ -1,0 +1,196 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"iter"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+)
+
+// pageSize is the most that the API puts on a page.
+const pageSize = 200
+
+// post makes a call with {"data": data}.
+func post[T any](ctx context.Context, c *Client, method, path string, data any) (Result[T], error) {
+	body, err := json.Marshal(map[string]any{"data": data})
+	if err != nil {
+		return Result[T]{}, fmt.Errorf("encode the request: %w", err)
+	}
+	return do[T](ctx, c, call{method: method, path: path, body: body})
+}
+
+func get[T any](ctx context.Context, c *Client, path string) (Result[T], error) {
+	return do[T](ctx, c, call{method: http.MethodGet, path: path})
+}
+
+// act makes an action call.
+func act[T any](ctx context.Context, c *Client, path string) (Result[T], error) {
+	return do[T](ctx, c, call{method: http.MethodPost, path: path})
+}
+
+func webhookPath(id string) string      { return "/webhooks/" + url.PathEscape(id) }
+func notificationPath(id string) string { return "/notifications/" + url.PathEscape(id) }
+func replayPath(id string) string       { return "/replays/" + url.PathEscape(id) }
+
+// list reads a list page by page, following links.next. Of that link only the query is used.
+func list[T any](ctx context.Context, c *Client, path string, query url.Values) iter.Seq2[Result[T], error] {
+	return func(yield func(Result[T], error) bool) {
+		for {
+			first := call{method: http.MethodGet, path: path, query: query}
+			e, err := c.send(ctx, first)
+			if err != nil {
+				yield(Result[T]{}, err)
+				return
+			}
+			var page []json.RawMessage
+			if err := json.Unmarshal(e.Data, &page); err != nil {
+				yield(Result[T]{}, &Unexpected{Call: c.name(first), What: "an answer that is not a list"})
+				return
+			}
+			for _, raw := range page {
+				r := Result[T]{Raw: raw}
+				if err := json.Unmarshal(raw, &r.Value); err != nil {
+					yield(r, &Unexpected{Call: c.name(first), What: "an answer of another form: " + err.Error()})
+					return
+				}
+				if !yield(r, nil) {
+					return
+				}
+			}
+			if !e.HasMore || len(page) == 0 || e.Links.Next == "" {
+				return
+			}
+			next, err := url.Parse(e.Links.Next)
+			if err != nil || next.RawQuery == query.Encode() {
+				yield(Result[T]{}, &Unexpected{Call: c.name(first), What: "a list whose next page is the same again"})
+				return
+			}
+			query = next.Query()
+		}
+	}
+}
+
+// Webhooks lists the account's webhooks, oldest first.
+func (c *Client) Webhooks(ctx context.Context) iter.Seq2[Result[Webhook], error] {
+	return list[Webhook](ctx, c, "/webhooks", url.Values{"page[size]": {strconv.Itoa(pageSize)}})
+}
+
+// Webhook returns one.
+func (c *Client) Webhook(ctx context.Context, id string) (Result[Webhook], error) {
+	return get[Webhook](ctx, c, webhookPath(id))
+}
+
+// CreateWebhook registers one; the result carries its signing secret.
+func (c *Client) CreateWebhook(ctx context.Context, change Change) (Result[Webhook], error) {
+	return post[Webhook](ctx, c, http.MethodPost, "/webhooks", change.data())
+}
+
+// UpdateWebhook changes one.
+func (c *Client) UpdateWebhook(ctx context.Context, id string, change Change) (Result[Webhook], error) {
+	return post[Webhook](ctx, c, http.MethodPut, webhookPath(id), change.data())
+}
+
+// DeleteWebhook deletes one; what waits for it is cancelled.
+func (c *Client) DeleteWebhook(ctx context.Context, id string) error {
+	_, err := c.send(ctx, call{method: http.MethodDelete, path: webhookPath(id)})
+	return err
+}
+
+// TestWebhook sends it a sample of its event through the real path.
+func (c *Client) TestWebhook(ctx context.Context, id string) (Result[Notification], error) {
+	return act[Notification](ctx, c, webhookPath(id)+"/test")
+}
+
+// SuspendWebhook suspends its URL by hand.
+func (c *Client) SuspendWebhook(ctx context.Context, id string) (Result[Webhook], error) {
+	return act[Webhook](ctx, c, webhookPath(id)+"/suspend")
+}
+
+// ResumeWebhook lifts the suspension of its URL.
+func (c *Client) ResumeWebhook(ctx context.Context, id string) (Result[Webhook], error) {
+	return act[Webhook](ctx, c, webhookPath(id)+"/resume")
+}
+
+// RotateSecret makes a new signing secret, which the result carries.
+func (c *Client) RotateSecret(ctx context.Context, id string) (Result[Webhook], error) {
+	return act[Webhook](ctx, c, webhookPath(id)+"/rotate_secret")
+}
+
+// Range selects notifications or events. Zero values select everything.
+type Range struct {
+	State    string
+	From, To time.Time
+}
+
+// Notifications lists those of a webhook, newest first.
+func (c *Client) Notifications(ctx context.Context, webhookID string, r Range) iter.Seq2[Result[Notification], error] {
+	query := url.Values{"page[size]": {strconv.Itoa(pageSize)}}
+	if r.State != "" {
+		query.Set("state", r.State)
+	}
+	if !r.From.IsZero() {
+		query.Set("from", r.From.UTC().Format(time.RFC3339Nano))
+	}
+	if !r.To.IsZero() {
+		query.Set("to", r.To.UTC().Format(time.RFC3339Nano))
+	}
+	return list[Notification](ctx, c, webhookPath(webhookID)+"/notifications", query)
+}
+
+// Notification returns one with its attempts.
+func (c *Client) Notification(ctx context.Context, id string) (Result[Notification], error) {
+	return get[Notification](ctx, c, notificationPath(id))
+}
+
+// Resend opens a new send of a notification that ended.
+func (c *Client) Resend(ctx context.Context, id string) (Result[Notification], error) {
+	return act[Notification](ctx, c, notificationPath(id)+"/resend")
+}
+
+// CreateReplay makes a replay of the webhook's events; nothing is sent before StartReplay. rate is per
+// second, 0 for the server's default.
+func (c *Client) CreateReplay(ctx context.Context, webhookID string, r Range, rate int) (Result[Replay], error) {
+	data := map[string]any{"from": r.From.UTC(), "to": r.To.UTC()}
+	if r.State != "" {
+		data["state"] = r.State
+	}
+	if rate > 0 {
+		data["rate"] = rate
+	}
+	return post[Replay](ctx, c, http.MethodPost, webhookPath(webhookID)+"/replays", data)
+}
+
+// Replay returns one.
+func (c *Client) Replay(ctx context.Context, id string) (Result[Replay], error) {
+	return get[Replay](ctx, c, replayPath(id))
+}
+
+// StartReplay starts one that is a preview.
+func (c *Client) StartReplay(ctx context.Context, id string) (Result[Replay], error) {
+	return act[Replay](ctx, c, replayPath(id)+"/start")
+}
+
+// PauseReplay pauses one that runs.
+func (c *Client) PauseReplay(ctx context.Context, id string) (Result[Replay], error) {
+	return act[Replay](ctx, c, replayPath(id)+"/pause")
+}
+
+// ResumeReplay goes on with one that is paused.
+func (c *Client) ResumeReplay(ctx context.Context, id string) (Result[Replay], error) {
+	return act[Replay](ctx, c, replayPath(id)+"/resume")
+}
+
+// CancelReplay ends one. What it has sent stays sent.
+func (c *Client) CancelReplay(ctx context.Context, id string) error {
+	_, err := c.send(ctx, call{method: http.MethodDelete, path: replayPath(id)})
+	return err
+}
+
+// SendEvent publishes an event and returns after the broker stored it. body goes out byte for byte.
+func (c *Client) SendEvent(ctx context.Context, eventName string, body []byte) (Result[Accepted], error) {
+	return do[Accepted](ctx, c, call{method: http.MethodPost, path: "/events/" + url.PathEscape(eventName), body: body})
+}

@@ -1,0 +1,196 @@
+package client
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+)
+
+// The times of a tail.
+const (
+	// silentFor is how long a stream may bring nothing, not even a comment that keeps it alive, before it
+	// counts as dead.
+	silentFor = time.Minute
+	// firstPause and longestPause bound the wait before a new connection; it doubles, and starts anew once
+	// something came.
+	firstPause, longestPause = time.Second, 30 * time.Second
+	// maxEvent limits one event of a stream, in bytes.
+	maxEvent = 1 << 20
+)
+
+// Watch selects attempts for a tail. Empty members select all.
+type Watch struct {
+	WebhookID string
+	Outcome   string // delivered or failed
+}
+
+// Tail hands each attempt to show as it is made, until ctx ends (it then returns nil) or the API refuses
+// (its *Error). A connection that is lost is made anew, and lost is told why; attempts made meanwhile are
+// not shown unless the server knows where the stream ended.
+func (c *Client) Tail(ctx context.Context, w Watch, show func(Result[Attempt]) error, lost func(error)) error {
+	query := url.Values{}
+	if w.WebhookID != "" {
+		query.Set("webhook_id", w.WebhookID)
+	}
+	if w.Outcome != "" {
+		query.Set("outcome", w.Outcome)
+	}
+	s := &stream{client: c, call: call{method: http.MethodGet, path: "/tail", query: query}, pause: firstPause, show: show}
+	for {
+		err := s.follow(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		pause := s.pause
+		if refused, ok := errors.AsType[*Error](err); ok {
+			switch {
+			case refused.Status == http.StatusTooManyRequests || refused.Status >= http.StatusInternalServerError:
+				pause = max(pause, min(refused.RetryAfter, maxWait))
+			default:
+				return err
+			}
+		}
+		if stop, ok := errors.AsType[*stopped](err); ok {
+			return stop.error
+		}
+		lost(err)
+		if !sleep(ctx, pause) {
+			return nil
+		}
+		s.pause = min(2*s.pause, longestPause)
+	}
+}
+
+// stopped is an error of the function that shows attempts.
+type stopped struct{ error }
+
+// stream is a server-sent stream of events (WHATWG HTML, section 9.2) over its connections.
+type stream struct {
+	client *Client
+	call   call
+	show   func(Result[Attempt]) error
+	lastID string
+	pause  time.Duration
+}
+
+// follow reads one connection until it ends.
+func (s *stream) follow(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silence := time.AfterFunc(silentFor, func() { cancel(errSilent) })
+	defer silence.Stop()
+	header := http.Header{"Accept": {"text/event-stream"}}
+	if s.lastID != "" {
+		header.Set("Last-Event-ID", s.lastID)
+	}
+	resp, err := s.client.roundTrip(ctx, s.call, header)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+		if err != nil {
+			return &NoAnswer{Call: s.client.name(s.call), URL: s.client.URL(), Cause: err}
+		}
+		if err := s.client.judge(s.call, resp, body); err != nil {
+			return err
+		}
+	}
+	if kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); kind != "text/event-stream" {
+		return &Error{Call: s.client.name(s.call), Status: resp.StatusCode, Problems: []Problem{{Detail: "something else than a stream of attempts answered"}}}
+	}
+	err = s.read(resp.Body, func() { silence.Reset(silentFor) })
+	if _, ok := errors.AsType[*stopped](err); ok {
+		return err
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	return &NoAnswer{Call: s.client.name(s.call), URL: s.client.URL(), Cause: err}
+}
+
+var errSilent = errors.New("nothing came for a minute")
+
+var errTooLong = errors.New("an event is longer than 1 MiB")
+
+// read reads events until the body ends. alive is called for every line.
+func (s *stream) read(body io.Reader, alive func()) error {
+	lines := bufio.NewReaderSize(body, 64<<10)
+	var data []byte
+	id := s.lastID
+	for {
+		line, err := readLine(lines)
+		if err != nil {
+			return err
+		}
+		alive()
+		if len(line) == 0 {
+			s.lastID = id
+			if len(data) > 0 {
+				if err := s.dispatch(data); err != nil {
+					return err
+				}
+				s.pause = firstPause
+			}
+			data = nil
+			continue
+		}
+		field, value, _ := bytes.Cut(line, []byte(":"))
+		value = bytes.TrimPrefix(value, []byte(" "))
+		switch string(field) {
+		case "data":
+			if data != nil {
+				data = append(data, '\n')
+			}
+			if data = append(data, value...); len(data) > maxEvent {
+				return errTooLong
+			}
+		case "id":
+			id = string(value)
+		case "retry":
+			if ms, err := strconv.Atoi(string(value)); err == nil && ms > 0 {
+				s.pause = min(time.Duration(ms)*time.Millisecond, longestPause)
+			}
+		}
+	}
+}
+
+// dispatch shows one event. What is no attempt is passed over: a newer server may send other events too.
+func (s *stream) dispatch(data []byte) error {
+	r := Result[Attempt]{Raw: bytes.Clone(data)}
+	if json.Unmarshal(data, &r.Value) != nil || r.Value.Outcome == "" {
+		return nil
+	}
+	if err := s.show(r); err != nil {
+		return &stopped{err}
+	}
+	return nil
+}
+
+func readLine(r *bufio.Reader) ([]byte, error) {
+	var line []byte
+	for {
+		part, err := r.ReadSlice('\n')
+		line = append(line, part...)
+		switch {
+		case len(line) > maxEvent:
+			return nil, errTooLong
+		case errors.Is(err, bufio.ErrBufferFull):
+			continue
+		case errors.Is(err, io.EOF):
+			return nil, io.ErrUnexpectedEOF
+		case err != nil:
+			return nil, err
+		}
+		return bytes.TrimRight(line, "\r\n"), nil
+	}
+}

@@ -1,0 +1,130 @@
+package client
+
+import "time"
+
+// Webhook is one registration.
+type Webhook struct {
+	ID            string      `json:"id"`
+	Name          string      `json:"name"`
+	EventName     string      `json:"event_name"`
+	Method        string      `json:"http_method"`
+	URL           string      `json:"url"`
+	AuthHeader    string      `json:"auth_header"`
+	Status        string      `json:"status"` // active, suspended or disabled
+	Suspension    *Suspension `json:"suspension"`
+	CreatedAt     time.Time   `json:"created_at"`
+	UpdatedAt     time.Time   `json:"updated_at"`
+	SigningSecret string      `json:"signing_secret"` // only in the answer that made it
+}
+
+// Suspension is why a webhook's URL is set aside.
+type Suspension struct {
+	Since    time.Time  `json:"since"`
+	Until    *time.Time `json:"until"` // when the next probe is due; nil: by hand
+	Reason   string     `json:"reason"`
+	Evidence struct {
+		Failures int       `json:"failures"`
+		FirstAt  time.Time `json:"first_at"`
+		LastAt   time.Time `json:"last_at"`
+		Statuses []string  `json:"statuses"`
+	} `json:"evidence"`
+	Parked         *uint64    `json:"parked"` // nil: not known at the moment
+	OldestParkedAt *time.Time `json:"oldest_parked_at"`
+}
+
+// Change is what can be set of a webhook. A nil member stays as it is; AuthHeader and AuthKey are removed by
+// RemoveAuth.
+type Change struct {
+	Name, EventName, Method, URL, AuthHeader, AuthKey, Status *string
+	RemoveAuth                                                bool
+}
+
+func (c Change) data() map[string]any {
+	d := map[string]any{}
+	for name, v := range map[string]*string{
+		"name": c.Name, "event_name": c.EventName, "http_method": c.Method, "url": c.URL,
+		"auth_header": c.AuthHeader, "auth_key": c.AuthKey, "status": c.Status,
+	} {
+		if v != nil {
+			d[name] = *v
+		}
+	}
+	if c.RemoveAuth {
+		d["auth_header"], d["auth_key"] = nil, nil
+	}
+	return d
+}
+
+// Notification is the duty to tell one webhook about one event, and what became of it.
+type Notification struct {
+	ID            string      `json:"id"`
+	WebhookID     string      `json:"webhook_id"`
+	EventID       string      `json:"event_id"`
+	EventName     string      `json:"event_name"`
+	State         string      `json:"state"`
+	Reason        string      `json:"reason"`
+	Sends         int         `json:"sends"`
+	AttemptsMade  int         `json:"attempts_made"` // of the current send
+	NextAttemptAt *time.Time  `json:"next_attempt_at"`
+	ReplayID      string      `json:"replay_id"`
+	CreatedAt     time.Time   `json:"created_at"`
+	UpdatedAt     time.Time   `json:"updated_at"`
+	Attempts      []Attempt   `json:"attempts"`
+	Explain       Explanation `json:"explain"`
+	Partial       bool        `json:"partial"`
+}
+
+// Ended reports whether nothing more happens by itself.
+func (n *Notification) Ended() bool {
+	return n.State == "delivered" || n.State == "permanently_failed" || n.State == "cancelled"
+}
+
+// Explanation says why a notification is in its state and what happens when.
+type Explanation struct {
+	Reason string `json:"reason"`
+	Text   string `json:"text"`
+	Next   string `json:"next"`
+}
+
+// Attempt is one HTTP request to a receiver. WebhookID and NotificationID are set in a tail.
+type Attempt struct {
+	WebhookID      string    `json:"webhook_id"`
+	NotificationID string    `json:"notification_id"`
+	Number         int       `json:"number"`
+	Send           int       `json:"send"`
+	StartedAt      time.Time `json:"started_at"`
+	Outcome        string    `json:"outcome"` // delivered or failed
+	Reason         string    `json:"reason"`
+	HTTPStatus     int       `json:"http_status"`
+	DurationMS     float64   `json:"duration_ms"`
+	Phases         struct {
+		DNS       float64 `json:"dns"`
+		Connect   float64 `json:"connect"`
+		TLS       float64 `json:"tls"`
+		FirstByte float64 `json:"first_byte"`
+	} `json:"phases_ms"`
+	ResponseBody string `json:"response_body"`
+}
+
+// Replay is a job that sends a range of past events to one webhook again.
+type Replay struct {
+	ID               string    `json:"id"`
+	WebhookID        string    `json:"webhook_id"`
+	State            string    `json:"state"` // preview, running, paused, done or cancelled
+	From             time.Time `json:"from"`
+	To               time.Time `json:"to"`
+	Events           uint64    `json:"events"`
+	Bytes            uint64    `json:"bytes"`
+	EstimatedSeconds float64   `json:"estimated_seconds"`
+	Rate             float64   `json:"rate"` // per second
+	Sent             uint64    `json:"sent"`
+	Total            uint64    `json:"total"`
+}
+
+// Accepted is where an event was stored.
+type Accepted struct {
+	EventID   string `json:"event_id"`
+	Stream    string `json:"stream"`
+	Sequence  uint64 `json:"sequence"`
+	Duplicate bool   `json:"duplicate"`
+}

@@ -1,0 +1,262 @@
+// Package cli is the command line of gancho: the grammar, the commands that call the API, and how results and
+// errors are shown to people and to scripts.
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"gancho/pkg/service"
+	"gancho/services/gancho/client"
+)
+
+// Exit codes. They are part of the command line's interface.
+const (
+	exitOK       = 0
+	exitError    = 1 // the API refused or could not be reached
+	exitUsage    = 2 // wrong usage or settings; nothing was asked
+	exitNotFound = 3
+	exitDenied   = 4 // the token is not good, or not for this
+	exitConflict = 5 // the state of things does not allow it
+)
+
+// Program is what the command line needs from its process. All members are required.
+type Program struct {
+	Args, Environ  []string // without the program's name; NAME=value
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	Serve, Demo    func(environ []string, stdout, stderr io.Writer) int
+	Setup          func(dir string, stdout io.Writer) error
+}
+
+// grammar is the whole command line.
+type grammar struct {
+	Serve       serveCmd       `cmd:"" group:"run" help:"Run all services in one process, state in DATA_DIR (./data)."`
+	Demo        demoCmd        `cmd:"" group:"run" help:"Show everything at work in under a minute, check the books, and end."`
+	Setup       setupCmd       `cmd:"" group:"run" help:"Make an encryption key and a first operator token where they are missing."`
+	Healthcheck healthcheckCmd `cmd:"" group:"run" help:"Ask the process at OPS_ADDR whether it is ready; the exit code says."`
+
+	Version versionCmd `cmd:"" group:"more" help:"Print the version."`
+}
+
+const about = `Gancho delivers a CRM's events to the webhooks its customers registered.
+
+The API's commands read GANCHO_URL (` + client.DefaultURL + `), GANCHO_TOKEN and, for an operator's token,
+GANCHO_ACCOUNT. serve and demo read the variables listed in the documentation.
+
+Exit codes: 0 done; 1 the API refused or could not be reached; 2 wrong usage or settings; 3 not found;
+4 the token is not good, or not for this; 5 the state of things does not allow it.`
+
+// app is what commands run with.
+type app struct {
+	Program
+
+	ctx    context.Context //nolint:containedctx // of the command, ends with an interrupt
+	now    time.Time
+	kong   *kong.Kong
+	client *client.Client
+	output string // table or json
+	code   int    // of a command that ran something else
+}
+
+// Run runs one command line and returns the exit code.
+func Run(p Program) int {
+	a := &app{Program: p, now: time.Now()}
+	helped := false
+	var err error
+	a.kong, err = kong.New(&grammar{},
+		kong.Name("gancho"), kong.Description(about), kong.Writers(p.Stdout, p.Stderr),
+		kong.Exit(func(int) { helped = true }), // it goes on, and the result is not used
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
+		kong.ExplicitGroups([]kong.Group{
+			{Key: "run", Title: "Run Gancho:"}, {Key: "api", Title: "Use the API:"}, {Key: "more", Title: "More:"},
+			{Key: "where", Title: "The API:"},
+		}),
+		kong.Bind(a),
+	)
+	if err != nil {
+		fmt.Fprintln(p.Stderr, "gancho:", err)
+		return exitError
+	}
+	args := p.Args
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	selected, err := a.kong.Parse(args)
+	switch {
+	case helped:
+		return exitOK
+	case err != nil:
+		return a.fail(&usageError{err.Error()})
+	}
+	if err := selected.Run(a); err != nil {
+		return a.fail(err)
+	}
+	return a.code
+}
+
+// usageError says that the command line or a setting makes no sense.
+type usageError struct{ text string }
+
+func (e *usageError) Error() string { return e.text }
+
+func usage(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
+
+// fail says on stderr what is wrong, where, and what to do, and returns the exit code.
+func (a *app) fail(err error) int {
+	code, hint := advise(err)
+	fmt.Fprintln(a.Stderr, "gancho:", clean(err.Error()))
+	if hint != "" {
+		fmt.Fprintln(a.Stderr, "       ", hint)
+	}
+	return code
+}
+
+// advise returns the exit code of an error and what to do about it.
+func advise(err error) (code int, hint string) {
+	if _, ok := errors.AsType[*usageError](err); ok {
+		return exitUsage, "gancho --help and gancho <command> --help show how it is used."
+	}
+	if refused, ok := errors.AsType[*client.Error](err); ok {
+		return adviseRefused(refused)
+	}
+	if e, ok := errors.AsType[*client.NoAnswer](err); ok {
+		return exitError, "Is Gancho running there, and is " + e.URL + " its address (GANCHO_URL)? What was asked for may have happened."
+	}
+	if _, ok := errors.AsType[*client.Unexpected](err); ok {
+		return exitError, "Is GANCHO_URL the address of Gancho's API, and is it as new as this program?"
+	}
+	return exitError, ""
+}
+
+func adviseRefused(e *client.Error) (code int, hint string) {
+	switch {
+	case e.Has("account_required"):
+		return exitUsage, "Give --account ACCOUNT or set GANCHO_ACCOUNT."
+	case e.Status == 401:
+		return exitDenied, "Set GANCHO_TOKEN to a token of this installation."
+	case e.Status == 403:
+		return exitDenied, ""
+	case e.Status == 404:
+		return exitNotFound, ""
+	case e.Status == 409, e.Status == 412:
+		return exitConflict, ""
+	case e.Status == 429:
+		return exitError, "The token makes more requests than it may; try again later."
+	case e.Status >= 500 && e.RequestID != "":
+		return exitError, "The service's log has the reason under the request id " + e.RequestID + "."
+	}
+	return exitError, ""
+}
+
+// apiFlags are the flags of every command that calls the API.
+type apiFlags struct {
+	URL     string `group:"where" name:"url" placeholder:"URL" help:"Address of the API (GANCHO_URL, ${default_url})."`
+	Token   string `group:"where" placeholder:"TOKEN" help:"API token; better set GANCHO_TOKEN, which no list of processes shows."`
+	Account string `group:"where" placeholder:"ACCOUNT" help:"Account to act for, with an operator's token (GANCHO_ACCOUNT)."`
+	Output  string `short:"o" enum:"table,json" default:"table" help:"table for people, json for programs."`
+}
+
+// Vars fills in the help texts.
+func (f apiFlags) Vars() kong.Vars { return kong.Vars{"default_url": client.DefaultURL} }
+
+// connect makes the client.
+func (f apiFlags) connect(a *app) (err error) {
+	vars := map[string]string{}
+	for _, e := range a.Environ {
+		name, value, _ := strings.Cut(e, "=")
+		vars[name] = value
+	}
+	token := cmp.Or(f.Token, vars["GANCHO_TOKEN"])
+	if token == "" {
+		return usage("there is no API token: set GANCHO_TOKEN (gancho serve and gancho setup print the first one)")
+	}
+	a.client, err = client.New(client.Config{
+		URL: cmp.Or(f.URL, vars["GANCHO_URL"]), Token: token, Account: cmp.Or(f.Account, vars["GANCHO_ACCOUNT"]),
+		UserAgent: "gancho-cli/" + service.Version,
+		Waiting: func(d time.Duration) {
+			fmt.Fprintf(a.Stderr, "gancho: the API asks to slow down; waiting %v\n", d)
+		},
+	})
+	if err != nil {
+		return usage("%s (GANCHO_URL, GANCHO_TOKEN)", err)
+	}
+	a.output = f.Output
+	return nil
+}
+
+// interruptible ends the command's context with an interrupt. The commands that run services do not use it:
+// they stop in their own way.
+func (a *app) interruptible() (stop func()) {
+	a.ctx, stop = signal.NotifyContext(context.Background(), os.Interrupt)
+	return stop
+}
+
+type serveCmd struct{}
+
+// Help has more about the command.
+func (serveCmd) Help() string {
+	return `It runs publisher, dispatcher, suspension-monitor and management on an embedded NATS server and, unless REDIS_URL is set, an embedded Redis. All settings are environment variables. It makes its own encryption key and a first API token, which it prints once.
+
+Examples:
+
+	gancho serve
+	HTTP_ADDR=127.0.0.1:8081 DATA_DIR=/var/lib/gancho gancho serve`
+}
+
+// Run runs the command.
+func (serveCmd) Run(a *app) error {
+	a.code = a.Serve(a.Environ, a.Stdout, a.Stderr)
+	return nil
+}
+
+type demoCmd struct{}
+
+// Run runs the command.
+func (demoCmd) Run(a *app) error {
+	a.code = a.Demo(a.Environ, a.Stdout, a.Stderr)
+	return nil
+}
+
+type setupCmd struct {
+	Dir string `required:"" placeholder:"DIR" help:"Folder for encryption/keys and tokens/api."`
+}
+
+// Help has more about the command.
+func (setupCmd) Help() string {
+	return `It makes DIR/encryption/keys (ENCRYPTION_KEY_FILE) and DIR/tokens/api (API_TOKENS_FILE), and leaves alone what is there. The token is printed when it is made, and only then.
+
+Example:
+
+	gancho setup --dir ./secrets`
+}
+
+// Run runs the command.
+func (c setupCmd) Run(a *app) error { return a.Setup(c.Dir, a.Stdout) }
+
+type healthcheckCmd struct{}
+
+// Run runs the command.
+func (healthcheckCmd) Run(a *app) error {
+	var cfg struct{ Service service.Config }
+	service.Load(&cfg, a.Environ) // what else is wrong is for the process that is asked to say
+	a.code = service.Healthcheck(cfg.Service.OpsAddr, a.Stderr)
+	return nil
+}
+
+type versionCmd struct{}
+
+// Run runs the command.
+func (versionCmd) Run(a *app) error {
+	_, err := fmt.Fprintln(a.Stdout, "gancho", service.Version)
+	return err
+}
