@@ -1,0 +1,108 @@
+package main
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"gancho/pkg/service"
+	"gancho/services/gancho"
+)
+
+// root is the repository, seen from this package.
+const root = "../../.."
+
+var update = flag.Bool("update", false, "write the pages")
+
+func TestPagesAreUpToDate(t *testing.T) {
+	t.Parallel()
+	pages, err := render(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range pages {
+		path := filepath.Join(root, p.path)
+		if *update {
+			if err := os.WriteFile(path, p.text, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		have, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(strings.Split(string(p.text), "\n"), strings.Split(string(have), "\n")); diff != "" {
+			t.Errorf("%s does not say what the code does; run: go run ./services/internal/docs\n(-code +page)\n%s", p.path, diff)
+		}
+	}
+}
+
+func TestEveryVariableIsInTheTable(t *testing.T) {
+	t.Parallel()
+	table, err := configuration(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	configs := []any{&gancho.Config{}}
+	for _, p := range programs() {
+		configs = append(configs, p.config)
+	}
+	for _, c := range configs {
+		for _, f := range service.Fields(c) {
+			if !strings.Contains(table, "| `"+f.Var+"` |") {
+				t.Errorf("%s is missing", f.Var)
+			}
+		}
+	}
+}
+
+func TestEveryWordIsExplained(t *testing.T) {
+	t.Parallel()
+	for _, l := range lists() {
+		var have []string
+		for _, w := range l.words {
+			have = append(have, w.name)
+			if w.meaning == "" || strings.Contains(w.meaning+w.action, "\n") || strings.Contains(strings.ReplaceAll(w.meaning+w.action, `\|`, ""), "|") {
+				t.Errorf("%s: %s: the text does not fit into the table", l.title, w.name)
+			}
+		}
+		if !slices.Equal(have, l.closed) {
+			t.Errorf("%s: explained are %v, the code has %v", l.title, have, l.closed)
+		}
+	}
+}
+
+func TestSentence(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ field, comment, want string }{
+		"is":      {"OpsAddr", "OpsAddr is where metrics are.", "Where metrics are."},
+		"verb":    {"CAFile", "CAFile adds an\nauthority. Default none.", "Adds an authority."},
+		"of":      {"Replicas", "Replicas of every stream.", "Replicas of every stream."},
+		"default": {"Window", "Window is how far back. 1s to 24h; default 10m.", "How far back. 1s to 24h."},
+		"listed":  {"Ports", "Ports are open. Default 443,8443. Or not.", "Open. Or not."},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if got := sentence(tc.field, tc.comment); got != tc.want {
+				t.Errorf("got %q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestBetween(t *testing.T) {
+	t.Parallel()
+	got, err := between([]byte("a\n<!-- x:begin, note -->\nold\n<!-- x:end -->\nb\n"), "x", "new\n")
+	if want := "a\n<!-- x:begin, note -->\nnew\n<!-- x:end -->\nb\n"; err != nil || string(got) != want {
+		t.Errorf("got %q, %v; want %q", got, err, want)
+	}
+	if _, err := between([]byte("a"), "x", ""); err == nil {
+		t.Error("missing marks must be an error")
+	}
+}

@@ -1,0 +1,94 @@
+// Docs writes the parts of the documentation that follow from the code: the table of configuration variables
+// in the README and the page of closed lists of words. Run it from anywhere in the repository:
+//
+//	go run ./services/internal/docs
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "docs:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	root, err := findRoot()
+	if err != nil {
+		return err
+	}
+	pages, err := render(root)
+	if err != nil {
+		return err
+	}
+	for _, p := range pages {
+		path := filepath.Join(root, p.path)
+		if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, p.text) {
+			continue
+		}
+		if err := os.WriteFile(path, p.text, 0o644); err != nil { //nolint:gosec // a page for everybody
+			return err
+		}
+		fmt.Println("written:", p.path) //nolint:forbidigo // a command for developers
+	}
+	return nil
+}
+
+// page is one file as it should be.
+type page struct {
+	path string // from the root, with slashes
+	text []byte
+}
+
+// render returns all pages. What is not generated of a page is taken from the file.
+func render(root string) ([]page, error) {
+	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
+	if err != nil {
+		return nil, err
+	}
+	table, err := configuration(root)
+	if err != nil {
+		return nil, err
+	}
+	readme, err = between(readme, "configuration", table)
+	if err != nil {
+		return nil, fmt.Errorf("README.md: %w", err)
+	}
+	return []page{{"README.md", readme}, {"deploy/docs/reasons.md", []byte(reasons())}}, nil
+}
+
+// between replaces what stands between <!-- name:begin --> and <!-- name:end -->.
+func between(text []byte, name, with string) ([]byte, error) {
+	begin, end := []byte("<!-- "+name+":begin"), []byte("<!-- "+name+":end -->")
+	before, rest, ok := bytes.Cut(text, begin)
+	comment, rest, closed := bytes.Cut(rest, []byte("-->\n"))
+	_, after, ended := bytes.Cut(rest, end)
+	if !ok || !closed || !ended {
+		return nil, fmt.Errorf("the marks %s ... --> and %s are missing", begin, end)
+	}
+	return bytes.Join([][]byte{before, begin, comment, []byte("-->\n" + with), end, after}, nil), nil
+}
+
+// findRoot returns the repository's folder, seen from the working directory.
+func findRoot() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.work")); err == nil {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", errors.New("no go.work here or above: run it in the repository")
+		}
+		dir = filepath.Dir(dir)
+	}
+}
