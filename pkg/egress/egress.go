@@ -39,11 +39,11 @@ type Config struct {
 	// beside the system's. Default none.
 	CAFile string `env:"EGRESS_CA_FILE"`
 	// ProxyURL is an http:// or https:// proxy for all connections. The check
-	// of addresses then covers the proxy only; see the package comment.
-	// Default none.
+	// of addresses then covers the proxy only, so use one that filters
+	// addresses itself. Default none.
 	ProxyURL string `env:"EGRESS_PROXY_URL"`
-	// DNSServer (ip:port) is asked instead of the servers in /etc/resolv.conf.
-	// For tests and special networks. Default none.
+	// DNSServer is the name server (ip:port) to ask instead of those in
+	// /etc/resolv.conf. For tests and special networks. Default none.
 	DNSServer string `env:"EGRESS_DNS_SERVER"`
 }
 
