@@ -163,21 +163,44 @@ func split(err error) []error {
 	return []error{err}
 }
 
-// families are the first words of our variables: one that begins so but is unknown is probably misspelt.
-var families = []string{"GANCHO_", "SUSPENSION_", "EGRESS_", "RETRY_", "MAX_IN_FLIGHT", "MAX_RETRY", "PARKED_", "ATTEMPT_", "EVENTS_", "STREAM_", "API_TOKENS", "ENCRYPTION_"}
-
-// WarnUnknown logs variables that look like ours but are not read by cfg. The other services' variables
-// count as unknown only when no service has them, so known lists more structs.
-func WarnUnknown(log *zap.Logger, cfg any, environ []string, known ...any) {
+// WarnUnknown logs variables that are not read by cfg but are nearly named like one that is. (A variable
+// of another service is no mistake: services often share an environment.)
+func WarnUnknown(log *zap.Logger, cfg any, environ []string) {
+	fields := Fields(cfg)
 	read := map[string]bool{}
-	for _, c := range append(known, cfg) {
-		for _, f := range Fields(c) {
-			read[f.Var] = true
-		}
+	for _, f := range fields {
+		read[f.Var] = true
 	}
 	for name := range env.ToMap(environ) {
-		if !read[name] && slices.ContainsFunc(families, func(p string) bool { return strings.HasPrefix(name, p) }) {
-			log.Warn("unknown variable ignored; is it misspelt, or another service's?", zap.String("variable", name))
+		if read[name] {
+			continue
+		}
+		for _, f := range fields {
+			if strings.Contains(f.Var, "_") && distance(name, f.Var) <= 2 {
+				log.Warn("unknown variable ignored; is it misspelt?", zap.String("variable", name), zap.String("meant", f.Var))
+				break
+			}
 		}
 	}
+}
+
+// distance is how many letters must be changed, added or dropped to make a into b.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
 }

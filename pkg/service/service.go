@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -44,7 +45,12 @@ type Process struct {
 	Log     *zap.Logger
 	Metrics prometheus.Registerer // adds the label service
 	Health  *Health
+
+	up atomic.Bool
 }
+
+// Up says that the service has started all it consists of. Until then it is not ready.
+func (p *Process) Up() { p.up.Store(true) }
 
 // Shell is one operating-system process: a logger, a metrics registry and the health of all it runs.
 type Shell struct {
@@ -84,10 +90,17 @@ func goVersion() string {
 
 // Process returns the part of the shell for one service.
 func (s *Shell) Process(name string) *Process {
-	return &Process{
+	p := &Process{
 		Name: name, Log: s.Log.With(zap.String("service", name)), Health: s.Health,
 		Metrics: prometheus.WrapRegistererWith(prometheus.Labels{"service": name}, s.Registry),
 	}
+	s.Health.Require(name, func() string {
+		if p.up.Load() {
+			return ""
+		}
+		return "starting"
+	})
+	return p
 }
 
 // Main runs one service as a program and returns its exit code. Arguments: none to run, healthcheck to ask

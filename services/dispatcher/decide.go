@@ -125,12 +125,12 @@ type position struct {
 	journal uint64
 }
 
-// position trusts the message when the broker delivers it for the first time. Otherwise, and for what was
-// parked, it asks the journal, finishes what a crash cut off, and returns errSettled when nothing is left
+// position trusts the message when the broker delivers it for the first time. Otherwise it asks the
+// journal, finishes what a crash cut off, and returns errSettled when nothing is left
 // to do. A delivery that a crash burnt is put right here: the notification is published anew with the
 // recorded count, so the broker's limit of deliveries never ends one that has attempts left.
 func (d *Dispatcher) position(ctx context.Context, m *bus.Delivery) (position, error) {
-	if m.NumDelivered == 1 && m.Lane != bus.LaneParked {
+	if m.NumDelivered == 1 {
 		return position{m.AttemptsDone, m.Journal}, nil
 	}
 	if m.NumDelivered > maxCrashes && m.Lane != bus.LaneRetry {
@@ -158,10 +158,10 @@ func (d *Dispatcher) position(ctx context.Context, m *bus.Delivery) (position, e
 		d.fail(ctx, m)
 	case last.State.Terminal():
 		m.Ack()
-	case last.State == notification.Parked && m.Lane == bus.LaneParked && last.Hop < m.Hop:
+	case last.State == notification.Parked && last.Hop < m.Hop: // and this is the message that was parked
 		return p, nil
 	case last.State == notification.Parked:
-		m.Ack() // it was parked from this very message
+		d.setAside(ctx, m, &last.Record, last.Sequence)
 	case m.Lane != bus.LaneRetry && last.Hop == m.Hop:
 		d.reschedule(ctx, m, last.AttemptsDone, last.Sequence, last.NextAttemptAt)
 	case last.AttemptsDone < expected, time.Until(last.NextAttemptAt) > earlyBy:
@@ -187,27 +187,35 @@ func (d *Dispatcher) reschedule(ctx context.Context, m *bus.Delivery, done int, 
 	m.Ack()
 }
 
-// park moves the notification to PARKED with its used attempts, then records it, then acks. Nothing of it is used up.
+// park records that the notification is set aside, moves it to PARKED with its used attempts, then acks.
+// Nothing of it is used up. The record comes first: it has the lane, so a move that a crash cut off is
+// repeated from it, and whoever takes the message out again finds it recorded.
 func (d *Dispatcher) park(ctx context.Context, m *bus.Delivery, w *target, last position, reason string) {
+	r := d.record(m, w, last, notification.KindParked)
+	r.State, r.Reason = notification.Parked, reason
+	sequence, err := d.bus.Record(ctx, r)
+	if err != nil {
+		d.giveBack(m, err)
+		return
+	}
+	d.metrics.parked.WithLabelValues(reason).Inc()
+	d.setAside(ctx, m, r, sequence)
+}
+
+// setAside moves the notification to the lane of PARKED that its record names, then acks.
+func (d *Dispatcher) setAside(ctx context.Context, m *bus.Delivery, r *notification.Record, sequence uint64) {
 	n := m.Notification
-	n.Hop, n.AttemptsDone, n.Journal = m.Hop+1, last.done, last.journal
-	lane := w.URLKey
-	if reason == notification.Disabled {
+	n.Hop, n.AttemptsDone, n.Journal = m.Hop+1, r.AttemptsDone, sequence
+	lane := r.URLKey
+	if r.Reason == notification.Disabled {
 		lane = bus.LaneDisabled
 	}
 	if err := d.bus.Park(ctx, &n, lane); err != nil {
 		d.giveBack(m, err)
 		return
 	}
-	r := d.record(m, w, last, notification.KindParked)
-	r.State, r.Reason = notification.Parked, reason
-	if _, err := d.bus.Record(ctx, r); err != nil && !errors.Is(err, bus.ErrConflict) {
-		d.giveBack(m, err) // comes again, and parking it again changes nothing
-		return
-	}
 	m.Ack()
-	d.metrics.parked.WithLabelValues(reason).Inc()
-	if reason == notification.Saturated {
+	if r.Reason == notification.Saturated {
 		d.drains.wake(laneKey{m.Account, lane})
 	}
 }

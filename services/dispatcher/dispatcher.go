@@ -161,10 +161,10 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		return err
 	}
 	d.drains = newDrains(d, suspensions, leases)
-	return d.run(ctx, suspensions)
+	return d.run(ctx, suspensions, proc.Up)
 }
 
-func (d *Dispatcher) run(ctx context.Context, suspensions *bus.Bucket) error {
+func (d *Dispatcher) run(ctx context.Context, suspensions *bus.Bucket, up func()) error {
 	first, err := d.bus.First(ctx, d.cfg.ackWait())
 	if err != nil {
 		return err
@@ -193,6 +193,7 @@ func (d *Dispatcher) run(ctx context.Context, suspensions *bus.Bucket) error {
 		case <-known:
 		}
 	}
+	up()
 	group.Go(func() error { d.pull(ctx, first, d.cfg.MaxInFlight/2); return nil })
 	group.Go(func() error { d.pull(ctx, retries, d.cfg.MaxInFlight/4); return nil })
 	group.Go(func() error { d.drains.run(ctx); return nil })

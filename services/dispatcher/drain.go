@@ -390,7 +390,7 @@ func (x *drains) expire(ctx context.Context, k laneKey) error {
 				young = true
 				return
 			}
-			last, err := x.d.position(work, m)
+			last, err := x.d.position(work, m) // finds what happened to it meanwhile
 			if err != nil {
 				x.d.giveBack(m, err)
 				return

@@ -81,7 +81,7 @@ func checkSix(t *testing.T, s *system, rc *receiver, notifications []string, kil
 
 func TestKillDispatcherUnderFailingNotifications(t *testing.T) {
 	t.Parallel()
-	s := newSystem(t)
+	s := newSystem(t, "ATTEMPT_TIMEOUT=500ms") // and with it the ack wait, so that the test is short
 	rc := newReceiver(t, slowly(10*time.Millisecond, fail))
 	h := s.register(dealCreated, rc.URL)
 	notifications := ids(dealCreated, h, s.publishMany(200))

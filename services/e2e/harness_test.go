@@ -67,7 +67,7 @@ func newSystem(t *testing.T, env ...string) *system {
 	}
 	s := &system{t: t, redis: redistest.Start(t)}
 	s.System = lab.New(t, lab.Options{Bin: dir, Dir: t.TempDir(), RedisURL: s.redis.URL(), Env: append([]string{
-		"RETRY_DELAYS=400ms,400ms,400ms,400ms,400ms", "RETRY_JITTER=0", "ATTEMPT_TIMEOUT=500ms", "SUSPENSION_MIN_FAILURES=1000000",
+		"RETRY_DELAYS=400ms,400ms,400ms,400ms,400ms", "RETRY_JITTER=0", "SUSPENSION_MIN_FAILURES=1000000",
 	}, env...)})
 	t.Cleanup(func() {
 		if t.Failed() {

@@ -18,9 +18,12 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
+	"gancho/pkg/suspension"
+	"gancho/pkg/webhook"
 	"gancho/services/management/internal/api"
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/flags"
+	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
@@ -67,6 +70,14 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	defer b.Close()
 	proc.Health.Require("nats", b.State)
 
+	redis, err := suspension.Open(cfg.RedisURL)
+	if err != nil {
+		return err
+	}
+	defer redis.Close() //nolint:errcheck // nothing of it is lost
+	recent := index.New(index.Config{MaxEntries: cfg.IndexMaxEntries, MaxAge: cfg.Limits.LogMaxAge}, redis, b, proc.Log)
+	proc.Health.Want("redis", recent.State)
+
 	// The door is open from the start, so that a client of a service that waits for the broker is told.
 	front := &door{state: proc.Health.State}
 	group, ctx := errgroup.WithContext(ctx)
@@ -95,14 +106,20 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 			Bus: b, Registry: registry, Claims: claims, Flags: suspended, Keys: keys, Policy: policy, Names: names, Log: proc.Log,
 		})
 		handler, err := api.New(api.Options{
-			Gate: gate, Webhooks: hooks, Notifications: notifications.New(b, hooks, proc.Log), Ingest: ingest.New(b),
+			Gate: gate, Webhooks: hooks, Notifications: notifications.New(b, hooks, recent), Ingest: ingest.New(b),
 			EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {
 			return err
 		}
 		group.Go(func() error { return suspended.Run(watch, b) })
-		return registry.Run(watch, func() { front.open(handler); proc.Up() }, hooks.Changed)
+		group.Go(func() error { return recent.Run(ctx) })
+		return registry.Run(watch, func() { front.open(handler); proc.Up() }, func(before, after *webhook.Webhook) {
+			hooks.Changed(before, after)
+			if after == nil && before != nil {
+				group.Go(func() error { _ = recent.Forget(ctx, before.ID); return nil }) // else it ages out
+			}
+		})
 	})
 	return group.Wait()
 }

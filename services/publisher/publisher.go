@@ -100,6 +100,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		select {
 		case <-ctx.Done():
 		case <-loaded: // matching before would miss webhooks
+			proc.Up()
 			p.consume(ctx, events)
 		}
 		return nil

@@ -128,7 +128,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	if m.suspensions, err = b.Bucket(ctx, bus.BucketSuspensions); err != nil {
 		return err
 	}
-	return m.run(ctx)
+	return m.run(ctx, proc.Up)
 }
 
 func (m *Monitor) redisState() string {
@@ -138,7 +138,7 @@ func (m *Monitor) redisState() string {
 	return ""
 }
 
-func (m *Monitor) run(ctx context.Context) error {
+func (m *Monitor) run(ctx context.Context, up func()) error {
 	journal, err := m.bus.Journal(ctx, bus.ConsumerMonitor)
 	if err != nil {
 		return err
@@ -162,6 +162,7 @@ func (m *Monitor) run(ctx context.Context) error {
 			case <-known:
 			}
 		}
+		up()
 		group.Go(func() error { m.readJournal(ctx, journal); return nil })
 		group.Go(func() error { m.obey(ctx, commands); return nil })
 		group.Go(func() error { m.watchProbes(ctx, probes); return nil })

@@ -190,7 +190,7 @@ func (p *Process) Output() string {
 	}
 	p.out.mu.Lock()
 	defer p.out.mu.Unlock()
-	return strings.Join(p.out.lines[max(0, len(p.out.lines)-40):], "\n")
+	return strings.Join(p.out.lines[max(0, len(p.out.lines)-5):], "\n")
 }
 
 // CPU returns the processor time of the process, earlier lives included.
