@@ -1,5 +1,216 @@
 package bus
 
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+
+	"gancho/pkg/notification"
+)
+
 // BucketClaims holds who has a destination: which webhook of an account has one combination of event name
 // and URL. Creating a key there is what keeps two replicas from registering the same webhook twice.
 const BucketClaims = "WEBHOOK_CLAIMS"
+
+// Position returns the sequences of the oldest and the newest journal record; both are 0 when there never
+// was one.
+func (b *Bus) Position(ctx context.Context) (first, last uint64, err error) {
+	s, err := b.stream(ctx, Attempts)
+	if err != nil {
+		return 0, 0, err
+	}
+	info, err := s.Info(ctx)
+	if err != nil {
+		return 0, 0, fmt.Errorf("look at ATTEMPTS: %w", err)
+	}
+	return info.State.FirstSeq, info.State.LastSeq, nil
+}
+
+// Records hands the journal records with sequences from first to last, both included, to handle in order.
+// It returns an error when it could not read to the end.
+func (b *Bus) Records(ctx context.Context, first, last uint64, handle func(*notification.Record)) error {
+	return b.read(ctx, Attempts, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(first, 1)},
+		func(m jetstream.Msg, sequence, pending uint64) (bool, error) {
+			if sequence > last {
+				return false, nil
+			}
+			r, err := decodeRecord(m.Data(), sequence)
+			if err != nil {
+				b.log.Error("an unreadable journal record is skipped", zap.Error(err))
+			} else {
+				handle(&r.Record)
+			}
+			return sequence < last && pending > 0, nil
+		})
+}
+
+// read hands the messages of a stream to handle in order, until handle returns false, an error, nothing is
+// left, or ctx ends. pending is how many the broker says follow.
+func (b *Bus) read(ctx context.Context, stream string, cfg jetstream.OrderedConsumerConfig, handle func(m jetstream.Msg, sequence, pending uint64) (bool, error)) error {
+	s, err := b.stream(ctx, stream)
+	if err != nil {
+		return err
+	}
+	cfg.InactiveThreshold = time.Minute
+	c, err := s.OrderedConsumer(ctx, cfg)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", stream, err)
+	}
+	info, err := c.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", stream, err)
+	}
+	if info.NumPending == 0 && info.Delivered.Consumer == 0 {
+		return nil
+	}
+	messages, err := c.Messages(jetstream.PullMaxMessages(500), jetstream.PullHeartbeat(5*time.Second), jetstream.PullExpiry(15*time.Second))
+	if err != nil {
+		return fmt.Errorf("read %s: %w", stream, err)
+	}
+	defer messages.Stop()
+	for {
+		m, err := messages.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return fmt.Errorf("read %s: %w", stream, err)
+		}
+		meta, err := m.Metadata()
+		if err != nil {
+			return fmt.Errorf("read %s: %w", stream, err)
+		}
+		more, err := handle(m, meta.Sequence.Stream, meta.NumPending)
+		if err != nil || !more {
+			return err
+		}
+		if meta.NumPending == 0 {
+			return nil
+		}
+	}
+}
+
+// Arrival is a message on NOTIFICATIONS, without its body.
+type Arrival struct {
+	notification.Notification
+
+	StoredAt time.Time
+}
+
+// ArrivalBatch is arrivals read in order, to be acknowledged together.
+type ArrivalBatch struct {
+	Arrivals []Arrival
+	msgs     []jetstream.Msg
+}
+
+// Ack settles all of the batch. A lost ack means that arrivals come again.
+func (a *ArrivalBatch) Ack() {
+	for _, m := range a.msgs {
+		_ = m.Ack()
+	}
+}
+
+// ArrivalConsumer reads the headers of NOTIFICATIONS.
+type ArrivalConsumer struct{ *Consumer }
+
+// Arrivals returns the durable reader of what is put on NOTIFICATIONS, shared by all that use its name.
+func (b *Bus) Arrivals(ctx context.Context, durable string) (*ArrivalConsumer, error) {
+	c, err := b.consumer(ctx, Notifications, jetstream.ConsumerConfig{
+		Durable: durable, AckWait: 30 * time.Second, MaxAckPending: 20_000, MaxDeliver: -1, HeadersOnly: true,
+	})
+	return &ArrivalConsumer{c}, err
+}
+
+// Pull returns at most n arrivals; it waits for the first about a second, and for more at most linger.
+func (c *ArrivalConsumer) Pull(ctx context.Context, n int, linger time.Duration) (*ArrivalBatch, error) {
+	var batch ArrivalBatch
+	add := func(m jetstream.Msg) {
+		meta, err := m.Metadata()
+		if err != nil {
+			return
+		}
+		d, err := decode(m.Headers(), nil)
+		if err != nil {
+			_ = m.Ack() // the dispatcher deals with it
+			return
+		}
+		batch.Arrivals = append(batch.Arrivals, Arrival{d, meta.Timestamp})
+		batch.msgs = append(batch.msgs, m)
+	}
+	got, err := c.fetch(ctx, 1, add)
+	if err != nil || got == 0 || n == 1 {
+		return &batch, err
+	}
+	rest, err := c.c.Fetch(n-1, jetstream.FetchMaxWait(max(linger, 10*time.Millisecond)))
+	if err != nil {
+		return &batch, nil //nolint:nilerr // what came first is worth handling; the next Pull meets the error again
+	}
+	for m := range rest.Messages() {
+		add(m)
+	}
+	return &batch, nil
+}
+
+// Follow hands the account's journal records to handle as they are written, beginning now, until ctx ends.
+// began is called once it listens. Every caller gets all of them.
+func (b *Bus) Follow(ctx context.Context, account string, began func(), handle func(*notification.Record)) error {
+	s, err := b.stream(ctx, Attempts)
+	if err != nil {
+		return err
+	}
+	c, err := s.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverNewPolicy, FilterSubjects: []string{subjectAttempts(account, "*")}, InactiveThreshold: time.Minute,
+	})
+	if err != nil {
+		return fmt.Errorf("follow ATTEMPTS: %w", err)
+	}
+	messages, err := c.Messages(jetstream.PullMaxMessages(500))
+	if err != nil {
+		return fmt.Errorf("follow ATTEMPTS: %w", err)
+	}
+	defer messages.Stop()
+	began()
+	for {
+		m, err := messages.Next(jetstream.NextContext(ctx))
+		if ctx.Err() != nil {
+			return nil
+		}
+		if errors.Is(err, jetstream.ErrMsgIteratorClosed) {
+			return fmt.Errorf("follow ATTEMPTS: %w", err)
+		}
+		if err != nil {
+			b.log.Debug("follow interrupted; it goes on", zap.Error(err))
+			continue
+		}
+		meta, err := m.Metadata()
+		if err != nil {
+			continue
+		}
+		if r, err := decodeRecord(m.Data(), meta.Sequence.Stream); err == nil {
+			handle(&r.Record)
+		}
+	}
+}
+
+// EventSubjects returns the subjects on which the account has events now, those whose name is wanted.
+func (b *Bus) EventSubjects(ctx context.Context, account string, wanted func(eventName string) bool) ([]string, error) {
+	s, err := b.stream(ctx, Events)
+	if err != nil {
+		return nil, err
+	}
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter("crm.events."+account+".>"))
+	if err != nil {
+		return nil, fmt.Errorf("list CRM_EVENTS: %w", err)
+	}
+	var out []string
+	for subject := range info.State.Subjects {
+		if name := subject[strings.LastIndexByte(subject, '.')+1:]; wanted(name) {
+			out = append(out, subject)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}

@@ -9,6 +9,7 @@ import (
 
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/ingest"
+	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/webhooks"
 )
@@ -137,6 +138,32 @@ func (a *API) testWebhook(c *call) (*answer, error) {
 	}
 	c.fields = append(c.fields, zap.String("notification_id", n.ID))
 	return data(http.StatusAccepted, a.Notifications.View(n)), nil
+}
+
+func (a *API) listNotifications(c *call) (*answer, error) {
+	f, err := c.filter()
+	if err != nil {
+		return nil, err
+	}
+	found, err := a.Notifications.List(c.ctx, c.caller.Account, c.id(), f)
+	if err != nil {
+		return nil, err
+	}
+	rows := make([]notifications.Listed, 0, len(found.Notifications))
+	for _, n := range found.Notifications {
+		rows = append(rows, a.Notifications.Listed(n))
+	}
+	page := list{Data: rows, HasMore: !found.Next.IsZero(), Partial: found.Partial}
+	if page.HasMore {
+		query, err := c.query()
+		if err != nil {
+			return nil, err
+		}
+		query.Set("page[after]", found.Next.String())
+		next := c.r.URL.Path + "?" + query.Encode()
+		page.Links.Next = &next
+	}
+	return &answer{status: http.StatusOK, body: page}, nil
 }
 
 func (a *API) getNotification(c *call) (*answer, error) {

@@ -3,9 +3,12 @@ package api
 import (
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
+	"gancho/pkg/notification"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
@@ -77,6 +80,19 @@ func (a *API) routes() []route {
 			results: []result{{http.StatusOK, "rotated", webhooks.View{}, false, "", true}}, fails: []int{404}, handle: a.rotateSecret,
 		},
 		{
+			method: http.MethodGet, path: "/webhooks/{id}/notifications", id: "listNotifications", tag: "notifications",
+			summary: "List the recent notifications of a webhook, newest first",
+			about:   "At most the newest 1,000. Pages follow links.next, a place that new notifications do not move. Answers 503 while the index is away.",
+			query: []parameter{
+				{name: "state", kind: "string", about: "only those in this state now", enum: stateNames()},
+				{name: "from", kind: "string", format: "date-time", about: "created at this time or later"},
+				{name: "to", kind: "string", format: "date-time", about: "created before this time"},
+				{name: "page[size]", kind: "integer", about: "1 to 200, 25 by default"},
+				{name: "page[after]", kind: "string", about: "part of links.next"},
+			},
+			results: []result{{http.StatusOK, "one page", notifications.Listed{}, true, "", false}}, fails: []int{404, 422}, handle: a.listNotifications,
+		},
+		{
 			method: http.MethodGet, path: "/notifications/{id}", id: "getNotification", tag: "notifications",
 			summary: "Show a notification with its attempts, and why it is in its state",
 			results: []result{{http.StatusOK, "the notification", notifications.View{}, false, "", false}}, fails: []int{404}, handle: a.getNotification,
@@ -107,6 +123,14 @@ func (a *API) routes() []route {
 var byHand = []result{
 	{http.StatusOK, "done", webhooks.View{}, false, "", true},
 	{http.StatusAccepted, "on its way: the suspension-monitor has not answered within 2 s", webhooks.View{}, false, "", true},
+}
+
+func stateNames() []string {
+	var names []string
+	for _, s := range notification.States() {
+		names = append(names, string(s))
+	}
+	return names
 }
 
 // webhookCreate and webhookUpdate describe webhooks.Input in the OpenAPI document.
@@ -149,11 +173,20 @@ func (c *call) noInput() error {
 	return decode(body, &nothing)
 }
 
-// page reads page[number] and page[size].
-func (c *call) page() (number, size int, err error) {
+// query reads the query string.
+func (c *call) query() (url.Values, error) {
 	query, err := url.ParseQuery(c.r.URL.RawQuery)
 	if err != nil {
-		return 0, 0, problem.New(http.StatusBadRequest, "bad_query", "the query string cannot be read")
+		return nil, problem.New(http.StatusBadRequest, "bad_query", "the query string cannot be read")
+	}
+	return query, nil
+}
+
+// page reads page[number] and page[size].
+func (c *call) page() (number, size int, err error) {
+	query, err := c.query()
+	if err != nil {
+		return 0, 0, err
 	}
 	var problems problem.List
 	number = intParameter(query, "page[number]", 1, 1, 1<<30, &problems)
@@ -172,6 +205,44 @@ func intParameter(query url.Values, name string, fallback, low, high int, proble
 		return fallback
 	}
 	return n
+}
+
+// filter reads the parameters of a list of notifications.
+func (c *call) filter() (notifications.Filter, error) {
+	query, err := c.query()
+	if err != nil {
+		return notifications.Filter{}, err
+	}
+	var problems problem.List
+	f := notifications.Filter{
+		Limit: intParameter(query, "page[size]", defaultPageSize, 1, maxPageSize, &problems),
+		State: notification.State(query.Get("state")),
+		From:  timeParameter(query, "from", &problems), To: timeParameter(query, "to", &problems),
+	}
+	if query.Has("state") && !slices.Contains(notification.States(), f.State) {
+		problems.Add("?state", "bad_parameter", "state must be one of "+strings.Join(stateNames(), ", "))
+	}
+	if query.Has("page[after]") {
+		var ok bool
+		if f.After, ok = notifications.ParseCursor(query.Get("page[after]")); !ok {
+			problems.Add("?page[after]", "bad_parameter", "page[after] is not one that links.next gave")
+		}
+	}
+	if !f.From.IsZero() && !f.To.IsZero() && !f.From.Before(f.To) {
+		problems.Add("?to", "bad_parameter", "to must be later than from")
+	}
+	return f, problems.Err()
+}
+
+func timeParameter(query url.Values, name string, problems *problem.List) time.Time {
+	if !query.Has(name) {
+		return time.Time{}
+	}
+	t, err := time.Parse(time.RFC3339, query.Get(name))
+	if err != nil {
+		problems.Add("?"+name, "bad_parameter", name+" must be a time such as 2026-11-20T15:04:05Z (a + in it written as %2B)")
+	}
+	return t
 }
 
 // match reads If-Match (RFC 9110, section 13.1.1). Weak tags never match.

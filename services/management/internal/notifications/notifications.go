@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"gancho/pkg/bus"
@@ -23,6 +22,7 @@ import (
 	"gancho/pkg/event/samples"
 	"gancho/pkg/notification"
 	"gancho/pkg/webhook"
+	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/webhooks"
 )
@@ -34,12 +34,12 @@ const maxRecords = 200
 type Service struct {
 	bus      *bus.Bus
 	webhooks *webhooks.Service
-	log      *zap.Logger
+	index    *index.Index
 }
 
 // New returns a service.
-func New(b *bus.Bus, w *webhooks.Service, log *zap.Logger) *Service {
-	return &Service{bus: b, webhooks: w, log: log.Named("notifications")}
+func New(b *bus.Bus, w *webhooks.Service, x *index.Index) *Service {
+	return &Service{bus: b, webhooks: w, index: x}
 }
 
 // Notification is what is known of one.
