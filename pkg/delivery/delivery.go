@@ -125,7 +125,7 @@ func New(cfg Config, policy *egress.Policy, userAgent string) (*Sender, error) {
 		// A new TLS connection costs 15 times the CPU of a kept one. Receivers
 		// usually close idle connections after 60 s or more: be first.
 		MaxIdleConns:        4096,
-		MaxIdleConnsPerHost: 128,
+		MaxIdleConnsPerHost: 2048,
 		IdleConnTimeout:     50 * time.Second,
 
 		HTTP2: &http.HTTP2Config{

@@ -509,6 +509,28 @@ func TestBodyText(t *testing.T) {
 	}
 }
 
+// TestBodyLimit: rows 107, no more than 64 KiB are read however much there is.
+func TestBodyLimit(t *testing.T) {
+	t.Parallel()
+	s := newSender(t, nil, time.Second)
+	for _, secrets := range []echo{nil, echoes("a-key-of-an-owner"), echoes(strings.Repeat("k", 8192))} {
+		r := &endless{}
+		if kept := s.read(r, secrets); len(kept) != keptBodyBytes {
+			t.Errorf("kept %d bytes, want %d", len(kept), keptBodyBytes)
+		}
+		if r.n != maxBodyBytes {
+			t.Errorf("read %d bytes, want %d", r.n, maxBodyBytes)
+		}
+	}
+}
+
+type endless struct{ n int }
+
+func (r *endless) Read(b []byte) (int, error) {
+	r.n += len(b)
+	return copy(b, bytes.Repeat([]byte("x"), len(b))), nil
+}
+
 func tail(s string) string { return s[max(0, len(s)-8):] }
 
 // TestStateless: row 110, nothing a receiver sends changes the next attempt.
@@ -625,7 +647,9 @@ func TestCertificates(t *testing.T) {
 	}{
 		{"112 good", ca.server(t), "delivered"},
 		{"112 expired", changed(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), "tls"},
-		{"112 not yet valid", changed(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }), "tls"},
+		{"112 not yet valid", changed(func(c *x509.Certificate) {
+			c.NotBefore, c.NotAfter = time.Now().Add(time.Hour), time.Now().Add(2*time.Hour)
+		}), "tls"},
 		{"112 self-signed", with(self()), "tls"},
 		{"112 unknown authority", with(other.leaf(t, nil)), "tls"},
 		{"112 another name", changed(func(c *x509.Certificate) { c.IPAddresses = nil }), "tls"},
