@@ -9,6 +9,12 @@ import (
 	"testing"
 
 	"go.yaml.in/yaml/v3"
+
+	"gancho/pkg/service"
+	"gancho/services/dispatcher"
+	"gancho/services/management"
+	"gancho/services/publisher"
+	monitor "gancho/services/suspension-monitor"
 )
 
 // compose is what the tests look at of docker-compose.yml, anchors and merges resolved.
@@ -233,6 +239,35 @@ func TestComposeSecrets(t *testing.T) {
 				if _, ok := c.Services[service].Environment[name]; !ok && name != "NATS_PASSWORD" && name != "REDIS_PASSWORD" {
 					t.Errorf("%s names %s, which docker-compose.yml does not give to %s", file, name, service)
 				}
+			}
+		}
+	}
+}
+
+// TestComposePassesSettings: every variable of a service can be set from .env, and no container gets one
+// that its service does not read.
+func TestComposePassesSettings(t *testing.T) {
+	t.Parallel()
+	// These name files: they need a mount of their own beside the variable.
+	files := []string{"NATS_CREDS_FILE", "NATS_CA_FILE", "EGRESS_CA_FILE"}
+	// API_TOKENS_FILE says the same without showing the tokens to docker inspect.
+	left := append(files, "API_TOKENS")
+	// The Go runtime and OpenTelemetry read these by themselves.
+	foreign := []string{"GOMEMLIMIT", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS"}
+	c := readCompose(t)
+	for name, config := range map[string]any{
+		"publisher": publisher.Config{}, "dispatcher": dispatcher.Config{}, "suspension-monitor": monitor.Config{}, "management": management.Config{},
+	} {
+		var known []string
+		for _, f := range service.Fields(config) {
+			known = append(known, f.Var)
+			if _, passed := c.Services[name].Environment[f.Var]; !passed && !slices.Contains(left, f.Var) {
+				t.Errorf("%s: %s is a setting of the service, but docker-compose.yml does not pass it on", name, f.Var)
+			}
+		}
+		for variable := range c.Services[name].Environment {
+			if !slices.Contains(known, variable) && !slices.Contains(foreign, variable) {
+				t.Errorf("%s: gets %s, which it does not read", name, variable)
 			}
 		}
 	}
