@@ -27,6 +27,7 @@ import (
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/tail"
 	"gancho/services/management/internal/webhooks"
 )
 
@@ -106,7 +107,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 			Bus: b, Registry: registry, Claims: claims, Flags: suspended, Keys: keys, Policy: policy, Names: names, Log: proc.Log,
 		})
 		handler, err := api.New(api.Options{
-			Gate: gate, Webhooks: hooks, Notifications: notifications.New(b, hooks, recent), Ingest: ingest.New(b),
+			Gate: gate, Webhooks: hooks, Notifications: notifications.New(b, hooks, recent), Ingest: ingest.New(b), Tail: tail.New(b), Stopping: ctx.Done(),
 			EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {

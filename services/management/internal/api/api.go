@@ -28,6 +28,7 @@ import (
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/tail"
 	"gancho/services/management/internal/webhooks"
 )
 
@@ -43,6 +44,9 @@ type Options struct {
 	Webhooks      *webhooks.Service
 	Notifications *notifications.Service
 	Ingest        *ingest.Service
+	Tail          *tail.Service
+	// Stopping is closed when the process stops: streams end.
+	Stopping <-chan struct{}
 	// EventMaxBytes is the largest event that ingest takes.
 	EventMaxBytes int
 	Log           *zap.Logger

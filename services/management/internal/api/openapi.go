@@ -14,6 +14,7 @@ import (
 	"gancho/pkg/service"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/tail"
 	"gancho/services/management/internal/webhooks"
 )
 
@@ -29,6 +30,8 @@ func schemaName(t reflect.Type, hint string) string {
 		return "Webhook"
 	case reflect.TypeFor[notifications.View]():
 		return "Notification"
+	case reflect.TypeFor[tail.Attempt]():
+		return "TailAttempt"
 	case reflect.TypeFor[problem.Problem]():
 		return "Error"
 	}
@@ -153,7 +156,8 @@ func response(res result, ref func(any) *huma.Schema, wrap func(*huma.Schema) *h
 	var s *huma.Schema
 	switch {
 	case res.media != "":
-		s = &huma.Schema{Type: huma.TypeString}
+		s = &huma.Schema{Type: huma.TypeString, Description: "data of each event: see the schema " + schemaName(reflect.TypeOf(res.data), "")}
+		ref(res.data)
 	case res.list:
 		s = &huma.Schema{Type: huma.TypeObject, Required: []string{"data", "links", "has_more"}, Properties: map[string]*huma.Schema{
 			"data": {Type: huma.TypeArray, Items: ref(res.data)},

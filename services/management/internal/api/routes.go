@@ -12,6 +12,7 @@ import (
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/tail"
 	"gancho/services/management/internal/webhooks"
 )
 
@@ -107,6 +108,16 @@ func (a *API) routes() []route {
 			summary: "Take in an event",
 			about:   "The body is the event as the CRM writes it, at most EVENT_MAX_BYTES; it is passed on byte for byte. Answered after the broker stored it.",
 			results: []result{{http.StatusAccepted, "stored", ingest.Accepted{}, false, "", false}}, handle: a.ingestEvent,
+		},
+		{
+			method: http.MethodGet, path: "/tail", id: "tailAttempts", tag: "notifications", stream: true,
+			summary: "Watch attempts as they happen",
+			about:   "Server-sent events named attempt; their data is an attempt with webhook_id and notification_id. A comment comes every 15 s. A reader that is too slow is cut off with an event named end.",
+			query: []parameter{
+				{name: "webhook_id", kind: "string", format: "uuid", about: "only of this webhook"},
+				{name: "outcome", kind: "string", enum: outcomes},
+			},
+			results: []result{{http.StatusOK, "a stream", tail.Attempt{}, false, "text/event-stream", false}}, fails: []int{404, 422}, handle: a.tail,
 		},
 		{
 			method: http.MethodGet, path: "/openapi.json", id: "getOpenAPI", tag: "meta", public: true, summary: "This document",

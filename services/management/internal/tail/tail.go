@@ -1,0 +1,136 @@
+// Package tail shows an account's attempts as they happen.
+//
+// Each tail is its own reader of the journal with a bounded buffer. A reader that is slower than its account's
+// attempts is cut off, so that it costs neither memory nor anyone else's speed.
+package tail
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/notification"
+	"gancho/services/management/internal/notifications"
+	"gancho/services/management/internal/problem"
+)
+
+const (
+	// buffer is how many attempts a reader may be behind.
+	buffer = 512
+	// maxTails is how many tails one process serves at once.
+	maxTails = 200
+)
+
+// Attempt is one attempt with what it belongs to.
+type Attempt struct {
+	notifications.Attempt
+
+	WebhookID      string     `json:"webhook_id" format:"uuid"`
+	NotificationID string     `json:"notification_id" format:"uuid"`
+	EventID        string     `json:"event_id" format:"uuid"`
+	EventName      string     `json:"event_name"`
+	State          string     `json:"state" doc:"of the notification, after the attempt"`
+	NextAttemptAt  *time.Time `json:"next_attempt_at"`
+
+	// Sequence is the attempt's place in the journal.
+	Sequence uint64 `json:"-"`
+}
+
+// Filter says which attempts are wanted; "" is any.
+type Filter struct {
+	WebhookID string
+	Outcome   string
+}
+
+func (f Filter) wants(r *notification.Record) bool {
+	return r.Attempt != nil && (f.WebhookID == "" || f.WebhookID == r.WebhookID) && (f.Outcome == "" || f.Outcome == r.Attempt.Outcome)
+}
+
+// Service opens tails. It is safe for concurrent use.
+type Service struct {
+	bus  *bus.Bus
+	open atomic.Int64
+}
+
+// New returns a service.
+func New(b *bus.Bus) *Service { return &Service{bus: b} }
+
+// End says why a tail ended.
+type End string
+
+// The ends of a tail.
+const (
+	EndTooSlow End = "too_slow" // the reader was slower than the attempts came
+	EndLost    End = "lost"     // the journal could not be read any more
+)
+
+// Tail is a running tail.
+type Tail struct {
+	// Began is closed once attempts are seen, or the tail ended before that.
+	Began <-chan struct{}
+	// Attempts is closed when the tail ended.
+	Attempts <-chan Attempt
+
+	end atomic.Pointer[End]
+}
+
+// End returns why the tail ended, "" when ctx did it. It is known when Attempts is closed.
+func (t *Tail) End() End {
+	if e := t.end.Load(); e != nil {
+		return *e
+	}
+	return ""
+}
+
+// Open starts a tail of the account's attempts that ends with ctx. It is an error of 503 when there are too
+// many already.
+func (s *Service) Open(ctx context.Context, account string, f Filter) (*Tail, error) {
+	if s.open.Add(1) > maxTails {
+		s.open.Add(-1)
+		return nil, &problem.Error{
+			Status: http.StatusServiceUnavailable, RetryAfter: 10 * time.Second,
+			Problems: []problem.Problem{{Code: "too_many_tails", Detail: "this process serves as many live tails as it may; close one, or try again later"}},
+		}
+	}
+	began, attempts := make(chan struct{}), make(chan Attempt, buffer)
+	t := &Tail{Began: began, Attempts: attempts}
+	ctx, cut := context.WithCancel(ctx)
+	go func() {
+		defer s.open.Add(-1)
+		defer close(attempts)
+		defer cut()
+		start := sync.OnceFunc(func() { close(began) })
+		defer start()
+		err := s.bus.Follow(ctx, account, start, func(r *notification.Record) {
+			if !f.wants(r) || ctx.Err() != nil {
+				return
+			}
+			select {
+			case attempts <- show(r):
+			default:
+				t.ended(EndTooSlow)
+				cut()
+			}
+		})
+		if err != nil {
+			t.ended(EndLost)
+		}
+	}()
+	return t, nil
+}
+
+func (t *Tail) ended(why End) { t.end.CompareAndSwap(nil, &why) }
+
+func show(r *notification.Record) Attempt {
+	a := Attempt{
+		Attempt: notifications.ShowAttempt(r.Attempt), WebhookID: r.WebhookID, NotificationID: r.NotificationID,
+		EventID: r.EventID, EventName: r.EventName, State: string(r.State), Sequence: r.Sequence,
+	}
+	if !r.NextAttemptAt.IsZero() {
+		a.NextAttemptAt = &r.NextAttemptAt
+	}
+	return a
+}
