@@ -513,8 +513,17 @@ func TestBrokerRefusesTheRest(t *testing.T) {
 	}
 }
 
-// startRedis runs Redis as docker-compose.yml does, on a socket file instead of a port.
-func startRedis(t *testing.T) (connect func(user, password string) *redis.Client) {
+// redisServer is Redis as docker-compose.yml runs it, on a socket file instead of a port, with one more
+// user that sees what was refused.
+type redisServer struct {
+	t      *testing.T
+	socket string
+}
+
+// The passwords of the users of deploy/redis/users.acl.
+var redisPasswords = map[string]string{"monitor": "for the monitor", "management": "for management", "health": "any", "test": "any"}
+
+func startRedis(t *testing.T) *redisServer {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("-short: starts redis-server, which may not be installed")
@@ -522,44 +531,57 @@ func startRedis(t *testing.T) (connect func(user, password string) *redis.Client
 	dir, err := os.MkdirTemp("", "gancho") //nolint:usetesting // a socket's path must be short
 	must(t, "folder for Redis", err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	script, err := filepath.Abs(filepath.Join("..", "..", "deploy", "redis", "start.sh"))
-	must(t, "start.sh", err)
-	socket := filepath.Join(dir, "redis.sock")
+	must(t, "copy deploy/redis", os.CopyFS(filepath.Join(dir, "conf"), os.DirFS(root("deploy", "redis"))))
+	users, err := os.OpenFile(filepath.Join(dir, "conf", "users.acl"), os.O_APPEND|os.O_WRONLY, 0)
+	must(t, "open users.acl", err)
+	_, err = users.WriteString("user test on nopass ~* &* +@all\n")
+	must(t, "add a user", errors.Join(err, users.Close()))
+
+	s := &redisServer{t, filepath.Join(dir, "redis.sock")}
 	var output bytes.Buffer
-	cmd := exec.Command("/bin/sh", script, "--port", "0", "--unixsocket", socket)
+	cmd := exec.Command("/bin/sh", filepath.Join(dir, "conf", "start.sh"), "--port", "0", "--unixsocket", s.socket)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &output, &output
-	cmd.Env = append(os.Environ(), "REDIS_PASSWORD_MONITOR=for the monitor", "REDIS_PASSWORD_MANAGEMENT=for management", "TMPDIR="+dir)
+	cmd.Env = append(os.Environ(), "REDIS_PASSWORD_MONITOR="+redisPasswords["monitor"], "REDIS_PASSWORD_MANAGEMENT="+redisPasswords["management"], "TMPDIR="+dir)
 	must(t, "start Redis (make test installs redis-server)", cmd.Start())
-	t.Cleanup(func() {
+	end := sync.OnceFunc(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	connect = func(user, password string) *redis.Client {
-		c := redis.NewClient(&redis.Options{Network: "unix", Addr: socket, Username: user, Password: password, MaxRetries: -1})
-		t.Cleanup(func() { _ = c.Close() })
-		return c
-	}
-	health := connect("health", "any")
+	t.Cleanup(end)
+	health := s.as("health")
 	for deadline := time.Now().Add(20 * time.Second); ; {
 		err := health.Ping(t.Context()).Err()
 		if err == nil {
-			return connect
+			return s
 		}
 		if time.Now().After(deadline) {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
+			end()
 			t.Fatalf("Redis does not answer: %v\n%s", err, output.String())
 		}
 		<-time.After(20 * time.Millisecond)
 	}
 }
 
+// as connects as one of its users.
+func (s *redisServer) as(user string) *redis.Client { return s.login(user, redisPasswords[user]) }
+
+func (s *redisServer) login(user, password string) *redis.Client {
+	c := redis.NewClient(&redis.Options{Network: "unix", Addr: s.socket, Username: user, Password: password, MaxRetries: -1})
+	s.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// url is REDIS_URL for one of its users.
+func (s *redisServer) url(user string) string {
+	u := url.URL{Scheme: "unix", User: url.UserPassword(user, redisPasswords[user]), Path: s.socket}
+	return u.String()
+}
+
 // TestRedisUsers checks deploy/redis/users.acl on a real server: each service does its work, and nothing else.
 func TestRedisUsers(t *testing.T) {
 	t.Parallel()
-	connect := startRedis(t)
-	monitor := connect("monitor", "for the monitor")
-	management := connect("management", "for management")
+	server := startRedis(t)
+	monitor, management, health := server.as("monitor"), server.as("management"), server.as("health")
 	ctx := t.Context()
 
 	store, err := suspension.NewStore(monitor, suspension.DefaultRules())
@@ -580,7 +602,7 @@ func TestRedisUsers(t *testing.T) {
 	}())
 
 	window, flag := "gancho:window:{acme:1}", "gancho:suspension:{acme:1}"
-	index, log := "gancho:index:acme", "gancho:log:webhook"
+	log := "gancho:log:webhook"
 	script := "return redis.call('SET', KEYS[1], 'x')"
 	for _, c := range []struct {
 		name    string
@@ -590,21 +612,21 @@ func TestRedisUsers(t *testing.T) {
 	}{
 		{"monitor writes a window", monitor, []any{"SET", window, "x"}, true},
 		{"monitor writes a flag by script", monitor, []any{"EVAL", script, 1, flag}, true},
-		{"monitor writes the index", monitor, []any{"SET", index, "x"}, false},
+		{"monitor writes the log", monitor, []any{"SET", log, "x"}, false},
 		{"monitor reads the log", monitor, []any{"ZRANGE", log, 0, -1}, false},
 		{"monitor writes a key of nobody", monitor, []any{"SET", "gancho:other", "x"}, false},
-		{"monitor writes the index by script", monitor, []any{"EVAL", script, 1, index}, false},
-		{"monitor hides a key in a script", monitor, []any{"EVAL", "return redis.call('SET', '" + index + "', 'x')", 0}, false},
+		{"monitor writes the log by script", monitor, []any{"EVAL", script, 1, log}, false},
+		{"monitor hides a key in a script", monitor, []any{"EVAL", "return redis.call('SET', '" + log + "', 'x')", 0}, false},
 		{"monitor runs FLUSHALL in a script", monitor, []any{"EVAL", "return redis.call('FLUSHALL')", 0}, false},
 		{"management writes the log", management, []any{"ZADD", log, 1, "x"}, true},
-		{"management writes the index by script", management, []any{"EVAL", script, 1, index}, true},
-		{"management reads a flag", management, []any{"GET", flag}, true},
+		{"management writes the log by script", management, []any{"EVAL", script, 1, log}, true},
+		{"management reads a flag", management, []any{"GET", flag}, false},
 		{"management writes a flag", management, []any{"SET", flag, "x"}, false},
 		{"management deletes a flag", management, []any{"DEL", flag}, false},
-		{"management renames a flag", management, []any{"RENAME", flag, index}, false},
+		{"management renames a flag", management, []any{"RENAME", flag, log}, false},
 		{"management writes a flag by script", management, []any{"EVAL", script, 1, flag}, false},
-		{"health writes", connect("health", "any"), []any{"SET", log, "x"}, false},
-		{"health reads", connect("health", "any"), []any{"GET", flag}, false},
+		{"health writes", health, []any{"SET", log, "x"}, false},
+		{"health reads", health, []any{"GET", flag}, false},
 	} {
 		err := c.client.Do(ctx, c.args...).Err()
 		if refused := err != nil && (strings.Contains(err.Error(), "NOPERM") || strings.Contains(err.Error(), "The user executing the script can't")); refused == c.allowed || (c.allowed && err != nil) {
@@ -629,11 +651,11 @@ func TestRedisUsers(t *testing.T) {
 		}
 	}
 	for name, client := range map[string]*redis.Client{
-		"no name":         connect("", ""),
-		"default":         connect("default", "x"),
-		"wrong password":  connect("monitor", "for management"),
-		"no password":     connect("management", ""),
-		"the placeholder": connect("monitor", "{REDIS_PASSWORD_MONITOR}"),
+		"no name":         server.login("", ""),
+		"default":         server.login("default", "x"),
+		"wrong password":  server.login("monitor", "for management"),
+		"no password":     server.login("management", ""),
+		"the placeholder": server.login("monitor", "{REDIS_PASSWORD_MONITOR}"),
 	} {
 		if err := client.Ping(ctx).Err(); err == nil {
 			t.Errorf("%s: Redis let it in", name)
