@@ -69,6 +69,29 @@ func (c *Consumer) fetch(ctx context.Context, n int, handle func(jetstream.Msg))
 	return got, fmt.Errorf("fetch from %s: %w", c.stream, err)
 }
 
+// gather hands at most n messages to add; it waits for the first like fetch, and for more at most linger.
+func (c *Consumer) gather(ctx context.Context, n int, linger time.Duration, add func(jetstream.Msg)) error {
+	got, err := c.fetch(ctx, 1, add)
+	if err != nil || got == 0 || n == 1 {
+		return err
+	}
+	rest, err := c.c.Fetch(n-1, jetstream.FetchMaxWait(max(linger, 10*time.Millisecond)))
+	if err != nil {
+		return nil //nolint:nilerr // what came first is worth handling; the next call meets the error again
+	}
+	for m := range rest.Messages() {
+		add(m)
+	}
+	return nil
+}
+
+// settle acks messages that were handled together. A lost ack means that one comes again.
+func settle(msgs []jetstream.Msg) {
+	for _, m := range msgs {
+		_ = m.Ack()
+	}
+}
+
 // Lane is one of the three ways a notification comes to a dispatcher.
 type Lane string
 

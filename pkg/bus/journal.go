@@ -28,6 +28,7 @@ func (b *Bus) Record(ctx context.Context, r *notification.Record) (uint64, error
 		return 0, fmt.Errorf("encode journal record: %w", err)
 	}
 	m := message(subjectAttempts(r.Account, r.NotificationID), "", body)
+	m.Header[headerSummary] = []string{summarize(r)}
 	expectLast(m, r.Previous)
 	ack, err := b.publish(ctx, Attempts, m)
 	if err != nil {
@@ -131,61 +132,6 @@ func (b *Bus) readNotification(ctx context.Context, stream, subject string) (*no
 		return nil, fmt.Errorf("read from %s: %w", stream, err)
 	}
 	return &n, nil
-}
-
-// RecordBatch is journal records read in order, to be acknowledged together.
-type RecordBatch struct {
-	Records []*notification.Record
-	msgs    []jetstream.Msg
-}
-
-// Ack settles all of the batch. A lost ack means that records come again.
-func (r *RecordBatch) Ack() {
-	for _, m := range r.msgs {
-		_ = m.Ack()
-	}
-}
-
-// JournalConsumer reads the journal.
-type JournalConsumer struct{ *Consumer }
-
-// Journal returns a durable reader of the journal from its beginning, shared by all that use its name.
-func (b *Bus) Journal(ctx context.Context, durable string) (*JournalConsumer, error) {
-	c, err := b.consumer(ctx, Attempts, jetstream.ConsumerConfig{
-		Durable: durable, AckWait: 30 * time.Second, MaxAckPending: 20_000, MaxDeliver: -1,
-	})
-	return &JournalConsumer{c}, err
-}
-
-// Pull returns at most n records; it waits for the first about a second, and for more at most linger.
-func (c *JournalConsumer) Pull(ctx context.Context, n int, linger time.Duration) (*RecordBatch, error) {
-	var batch RecordBatch
-	add := func(m jetstream.Msg) {
-		meta, err := m.Metadata()
-		if err != nil {
-			return
-		}
-		r, err := decodeRecord(m.Data(), meta.Sequence.Stream)
-		if err != nil {
-			c.b.log.Error("an unreadable journal record is skipped", zap.Error(err))
-			_ = m.Ack()
-			return
-		}
-		batch.Records = append(batch.Records, &r.Record)
-		batch.msgs = append(batch.msgs, m)
-	}
-	got, err := c.fetch(ctx, 1, add)
-	if err != nil || got == 0 || n == 1 {
-		return &batch, err
-	}
-	rest, err := c.c.Fetch(n-1, jetstream.FetchMaxWait(max(linger, 10*time.Millisecond)))
-	if err != nil {
-		return &batch, nil //nolint:nilerr // what came first is worth handling; the next Pull meets the error again
-	}
-	for m := range rest.Messages() {
-		add(m)
-	}
-	return &batch, nil
 }
 
 // Exhausted is a message on RETRIES that the broker will not deliver again because its deliveries are used up.

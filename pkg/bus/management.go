@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
+	"gancho/pkg/event"
 	"gancho/pkg/notification"
 )
 
@@ -107,11 +109,7 @@ type ArrivalBatch struct {
 }
 
 // Ack settles all of the batch. A lost ack means that arrivals come again.
-func (a *ArrivalBatch) Ack() {
-	for _, m := range a.msgs {
-		_ = m.Ack()
-	}
-}
+func (a *ArrivalBatch) Ack() { settle(a.msgs) }
 
 // ArrivalConsumer reads the headers of NOTIFICATIONS.
 type ArrivalConsumer struct{ *Consumer }
@@ -140,18 +138,7 @@ func (c *ArrivalConsumer) Pull(ctx context.Context, n int, linger time.Duration)
 		batch.Arrivals = append(batch.Arrivals, Arrival{d, meta.Timestamp})
 		batch.msgs = append(batch.msgs, m)
 	}
-	got, err := c.fetch(ctx, 1, add)
-	if err != nil || got == 0 || n == 1 {
-		return &batch, err
-	}
-	rest, err := c.c.Fetch(n-1, jetstream.FetchMaxWait(max(linger, 10*time.Millisecond)))
-	if err != nil {
-		return &batch, nil //nolint:nilerr // what came first is worth handling; the next Pull meets the error again
-	}
-	for m := range rest.Messages() {
-		add(m)
-	}
-	return &batch, nil
+	return &batch, c.gather(ctx, n, linger, add)
 }
 
 // Follow hands the account's journal records to handle as they are written, beginning now, until ctx ends.
@@ -213,4 +200,77 @@ func (b *Bus) EventSubjects(ctx context.Context, account string, wanted func(eve
 	}
 	slices.Sort(out)
 	return out, nil
+}
+
+// StoredEvent is a message of CRM_EVENTS. Size is that of its body, which is nil when only headers were read.
+type StoredEvent struct {
+	event.Message
+
+	StoredAt time.Time
+	Size     int
+}
+
+// EventRange says which events are read: on these subjects (at least one), stored from From on, or with
+// sequences above After when that is not 0, and before To.
+type EventRange struct {
+	Subjects []string
+	From, To time.Time
+	After    uint64
+}
+
+func (r EventRange) config() jetstream.OrderedConsumerConfig {
+	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: r.Subjects, DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &r.From}
+	if r.After > 0 {
+		cfg.DeliverPolicy, cfg.OptStartSeq, cfg.OptStartTime = jetstream.DeliverByStartSequencePolicy, r.After+1, nil
+	}
+	return cfg
+}
+
+// CountEvents returns how many events are in the range, without reading them.
+func (b *Bus) CountEvents(ctx context.Context, r EventRange) (uint64, error) {
+	s, err := b.stream(ctx, Events)
+	if err != nil {
+		return 0, err
+	}
+	from := func(r EventRange) (uint64, error) {
+		c, err := s.OrderedConsumer(ctx, r.config())
+		if err != nil {
+			return 0, fmt.Errorf("count CRM_EVENTS: %w", err)
+		}
+		info := c.CachedInfo()
+		if err := s.DeleteConsumer(ctx, info.Name); err != nil {
+			b.log.Debug("a consumer is left to time out", zap.Error(err))
+		}
+		return info.NumPending, nil
+	}
+	all, err := from(r)
+	if err != nil || all == 0 {
+		return 0, err
+	}
+	after, err := from(EventRange{Subjects: r.Subjects, From: r.To})
+	return all - min(after, all), err
+}
+
+// ReadEvents hands the events in the range to handle in order until it returns false or an error.
+func (b *Bus) ReadEvents(ctx context.Context, r EventRange, headersOnly bool, handle func(*StoredEvent) (bool, error)) error {
+	cfg := r.config()
+	cfg.HeadersOnly = headersOnly
+	return b.read(ctx, Events, cfg, func(m jetstream.Msg, sequence, _ uint64) (bool, error) {
+		meta, err := m.Metadata()
+		if err != nil {
+			return false, fmt.Errorf("read CRM_EVENTS: %w", err)
+		}
+		if !meta.Timestamp.Before(r.To) {
+			return false, nil
+		}
+		e := &StoredEvent{
+			Message:  event.Message{Subject: m.Subject(), Header: m.Headers().Get, Body: m.Data(), Sequence: sequence},
+			StoredAt: meta.Timestamp, Size: len(m.Data()),
+		}
+		if headersOnly {
+			e.Body = nil
+			e.Size, _ = strconv.Atoi(m.Headers().Get("Nats-Msg-Size"))
+		}
+		return handle(e)
+	})
 }

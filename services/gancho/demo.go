@@ -115,6 +115,7 @@ func (d *demo) run(environ []string) error {
 	if err != nil {
 		return err
 	}
+	defer shell.Close()
 	var cfg Config
 	if problems := service.Load(&cfg, environ); len(problems) > 0 {
 		return errors.New(strings.Join(problems, "\n"))

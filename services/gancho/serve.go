@@ -77,6 +77,7 @@ func Serve(environ []string, stdout, stderr io.Writer) int {
 	if err != nil || len(problems) > 0 {
 		return refuse(stderr, problems)
 	}
+	defer shell.Close()
 	all, problems, err := prepare(&cfg, environ, stdout)
 	if err != nil {
 		fmt.Fprintln(stderr, err)

@@ -139,7 +139,7 @@ func (m *Monitor) redisState() string {
 }
 
 func (m *Monitor) run(ctx context.Context, up func()) error {
-	journal, err := m.bus.Journal(ctx, bus.ConsumerMonitor)
+	journal, err := m.bus.Summaries(ctx, bus.ConsumerMonitor)
 	if err != nil {
 		return err
 	}
@@ -264,34 +264,34 @@ func (m *Monitor) restore(ctx context.Context) error {
 }
 
 // readJournal folds the journal until ctx ends.
-func (m *Monitor) readJournal(ctx context.Context, journal *bus.JournalConsumer) {
+func (m *Monitor) readJournal(ctx context.Context, journal *bus.SummaryConsumer) {
 	for ctx.Err() == nil {
 		records, err := journal.Pull(ctx, batch, linger)
 		if err != nil && ctx.Err() == nil {
 			m.log.Warn("the journal cannot be read; trying again", zap.Error(err))
 		}
-		if len(records.Records) == 0 {
+		if len(records.Summaries) == 0 {
 			continue
 		}
 		// What was begun is finished: a stop between deciding and telling would leave it to a restart.
-		if m.fold(context.WithoutCancel(ctx), ctx, records.Records) {
+		if m.fold(context.WithoutCancel(ctx), ctx, records.Summaries) {
 			records.Ack()
 		}
 	}
 }
 
 // fold takes in records, mirrors and tells what they change, and reports whether all of it is stored.
-func (m *Monitor) fold(ctx, stop context.Context, records []*notification.Record) bool {
+func (m *Monitor) fold(ctx, stop context.Context, records []bus.Summary) bool {
 	observations := make([]suspension.Observation, 0, len(records))
 	for _, r := range records {
-		if r.Attempt == nil || r.URLKey == "" {
+		if r.Outcome == "" || r.URLKey == "" {
 			continue
 		}
 		observations = append(observations, suspension.Observation{
 			Key: suspension.Key{Account: r.Account, URLKey: r.URLKey}, URLHost: r.URLHost, Seq: r.Sequence,
 			Result: suspension.Result{
-				At: r.At, Delivered: r.Attempt.Outcome == notification.OutcomeDelivered, Reason: string(r.Attempt.Reason),
-				Status: r.Attempt.HTTPStatus, Probe: r.Probe, Trip: r.Trip,
+				At: r.At, Delivered: r.Outcome == notification.OutcomeDelivered, Reason: string(r.FailureReason),
+				Status: r.HTTPStatus, Probe: r.Probe, Trip: r.Trip,
 				ID: r.NotificationID + ":" + strconv.Itoa(r.Send) + ":" + strconv.Itoa(r.AttemptsDone),
 			},
 		})
@@ -400,7 +400,7 @@ func (m *Monitor) webhooks(key suspension.Key) []*webhook.Webhook {
 }
 
 // tellFailures tells permanent failures, one event for each webhook and minute.
-func (m *Monitor) tellFailures(ctx context.Context, records []*notification.Record) error {
+func (m *Monitor) tellFailures(ctx context.Context, records []bus.Summary) error {
 	type minute struct {
 		webhook string
 		minute  int64

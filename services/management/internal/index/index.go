@@ -120,7 +120,7 @@ func (x *Index) Run(ctx context.Context) error {
 // live writes journal records as they come. A batch is settled only when it is in Redis; while that is away
 // the records wait in the stream.
 func (x *Index) live(ctx context.Context) error {
-	journal, err := x.bus.Journal(ctx, bus.ConsumerIndex)
+	journal, err := x.bus.Summaries(ctx, bus.ConsumerIndex)
 	if err != nil {
 		return ended(ctx, err)
 	}
@@ -129,12 +129,12 @@ func (x *Index) live(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			x.log.Warn("the journal cannot be read; trying again", zap.Error(err))
 		}
-		if len(batch.Records) == 0 {
+		if len(batch.Summaries) == 0 {
 			continue
 		}
 		w := newWrites()
-		for _, r := range batch.Records {
-			w.record(r)
+		for _, r := range batch.Summaries {
+			w.record(&notification.Record{Sequence: r.Sequence, NotificationID: r.NotificationID, WebhookID: r.WebhookID, At: r.At, State: r.State, Send: r.Send})
 		}
 		x.recent.add(w)
 		for x.write(ctx, w) != nil {
