@@ -126,9 +126,13 @@ type Range struct {
 	From, To time.Time
 }
 
-// Notifications lists those of a webhook, newest first.
-func (c *Client) Notifications(ctx context.Context, webhookID string, r Range) iter.Seq2[Result[Notification], error] {
-	query := url.Values{"page[size]": {strconv.Itoa(pageSize)}}
+// Notifications lists those of a webhook, newest first. atOnce is how many to ask for at a time, 0 for as
+// many as the API gives.
+func (c *Client) Notifications(ctx context.Context, webhookID string, r Range, atOnce int) iter.Seq2[Result[Notification], error] {
+	if atOnce <= 0 || atOnce > pageSize {
+		atOnce = pageSize
+	}
+	query := url.Values{"page[size]": {strconv.Itoa(atOnce)}}
 	if r.State != "" {
 		query.Set("state", r.State)
 	}

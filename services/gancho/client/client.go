@@ -24,9 +24,9 @@ const (
 	callWithin    = 60 * time.Second
 	maxAnswer     = 32 << 20 // bytes
 
-	maxTries    = 6 // of a call that is refused with 429
-	maxWait     = time.Minute
-	defaultWait = time.Second // when 429 comes without Retry-After
+	maxTries = 6 // of a call that is refused with 429
+	maxWait  = time.Minute
+	minWait  = time.Second // also when 429 comes without Retry-After
 )
 
 // DefaultURL is where gancho serve listens.
@@ -134,7 +134,7 @@ func (c *Client) send(ctx context.Context, call call) (envelope, error) {
 		if !ok || refused.Status != http.StatusTooManyRequests || try == maxTries {
 			return e, err
 		}
-		wait := cmp.Or(refused.RetryAfter, defaultWait)
+		wait := max(refused.RetryAfter, minWait)
 		if wait > maxWait {
 			return e, err
 		}

@@ -168,8 +168,7 @@ type sibling struct {
 // siblings are the other fields of f's struct, as comments mention them.
 func (c *comments) siblings(f service.Field) []sibling {
 	var out []sibling
-	for i := range f.Struct.NumField() {
-		other := f.Struct.Field(i)
+	for other := range f.Struct.Fields() {
 		name, _, _ := strings.Cut(other.Tag.Get("env"), ",")
 		if name == "" || other.Name == f.Name || strings.ToUpper(other.Name) == other.Name {
 			continue

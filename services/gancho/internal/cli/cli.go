@@ -45,13 +45,20 @@ type grammar struct {
 	Setup       setupCmd       `cmd:"" group:"run" help:"Make an encryption key and a first operator token where they are missing."`
 	Healthcheck healthcheckCmd `cmd:"" group:"run" help:"Ask the process at OPS_ADDR whether it is ready; the exit code says."`
 
-	Version versionCmd `cmd:"" group:"more" help:"Print the version."`
+	Webhooks      webhooksCmd      `cmd:"" group:"api" help:"Register, show, change, test, suspend and resume webhooks."`
+	Notifications notificationsCmd `cmd:"" group:"api" help:"See what became of notifications, and why; send one again."`
+	Replays       replaysCmd       `cmd:"" group:"api" help:"Send a range of past events to a webhook again."`
+	Events        eventsCmd        `cmd:"" group:"api" help:"Publish an event."`
+	Tail          tailCmd          `cmd:"" group:"api" help:"Watch attempts as they are made."`
+
+	Completion completionCmd `cmd:"" group:"more" help:"Print a completion script for bash, zsh or fish."`
+	Version    versionCmd    `cmd:"" group:"more" help:"Print the version."`
 }
 
 const about = `Gancho delivers a CRM's events to the webhooks its customers registered.
 
 The API's commands read GANCHO_URL (` + client.DefaultURL + `), GANCHO_TOKEN and, for an operator's token,
-GANCHO_ACCOUNT. serve and demo read the variables listed in the documentation.
+GANCHO_ACCOUNT. serve and demo read the variables that the README lists.
 
 Exit codes: 0 done; 1 the API refused or could not be reached; 2 wrong usage or settings; 3 not found;
 4 the token is not good, or not for this; 5 the state of things does not allow it.`
@@ -78,10 +85,12 @@ func Run(p Program) int {
 		kong.Exit(func(int) { helped = true }), // it goes on, and the result is not used
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
 		kong.ExplicitGroups([]kong.Group{
-			{Key: "run", Title: "Run Gancho:"}, {Key: "api", Title: "Use the API:"}, {Key: "more", Title: "More:"},
+			{Key: "run", Title: "Run Gancho:"},
+			{Key: "api", Title: "Use the API:"},
+			{Key: "more", Title: "More:"},
 			{Key: "where", Title: "The API:"},
 		}),
-		kong.Bind(a),
+		kong.Vars{"default_url": client.DefaultURL}, kong.Bind(a),
 	)
 	if err != nil {
 		fmt.Fprintln(p.Stderr, "gancho:", err)
@@ -160,14 +169,11 @@ func adviseRefused(e *client.Error) (code int, hint string) {
 
 // apiFlags are the flags of every command that calls the API.
 type apiFlags struct {
-	URL     string `group:"where" name:"url" placeholder:"URL" help:"Address of the API (GANCHO_URL, ${default_url})."`
+	API     string `group:"where" name:"api" placeholder:"URL" help:"Address of the API (GANCHO_URL; ${default_url})."`
 	Token   string `group:"where" placeholder:"TOKEN" help:"API token; better set GANCHO_TOKEN, which no list of processes shows."`
 	Account string `group:"where" placeholder:"ACCOUNT" help:"Account to act for, with an operator's token (GANCHO_ACCOUNT)."`
 	Output  string `short:"o" enum:"table,json" default:"table" help:"table for people, json for programs."`
 }
-
-// Vars fills in the help texts.
-func (f apiFlags) Vars() kong.Vars { return kong.Vars{"default_url": client.DefaultURL} }
 
 // connect makes the client.
 func (f apiFlags) connect(a *app) (err error) {
@@ -181,7 +187,7 @@ func (f apiFlags) connect(a *app) (err error) {
 		return usage("there is no API token: set GANCHO_TOKEN (gancho serve and gancho setup print the first one)")
 	}
 	a.client, err = client.New(client.Config{
-		URL: cmp.Or(f.URL, vars["GANCHO_URL"]), Token: token, Account: cmp.Or(f.Account, vars["GANCHO_ACCOUNT"]),
+		URL: cmp.Or(f.API, vars["GANCHO_URL"]), Token: token, Account: cmp.Or(f.Account, vars["GANCHO_ACCOUNT"]),
 		UserAgent: "gancho-cli/" + service.Version,
 		Waiting: func(d time.Duration) {
 			fmt.Fprintf(a.Stderr, "gancho: the API asks to slow down; waiting %v\n", d)

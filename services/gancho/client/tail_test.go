@@ -1,0 +1,118 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func attempt(id string) string {
+	return "id: " + id + "\nevent: attempt\ndata: {\"notification_id\":\"" + id + "\",\ndata: \"outcome\":\"delivered\"}\n\n"
+}
+
+func streamOf(text string) *http.Response {
+	return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"text/event-stream; charset=utf-8"}}, Body: io.NopCloser(strings.NewReader(text))}
+}
+
+func TestTail(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		var asked []string
+		began := time.Now()
+		c := newClient(t, func(r *http.Request) (*http.Response, error) {
+			asked = append(asked, time.Since(began).String()+" "+r.URL.RawQuery+" "+r.Header.Get("Last-Event-ID"))
+			switch len(asked) {
+			case 1: // two attempts, with comments and lines that a newer server may send
+				return streamOf(": welcome\n\n" + attempt("a") + "event: note\r\ndata: {\"other\":1}\r\n\r\nfuture: 1\nretry: 500\n\n" + strings.ReplaceAll(attempt("b"), "\n", "\r\n")), nil
+			case 2:
+				return nil, errors.New("connection refused")
+			case 3:
+				return answer(503, slowDown, "Retry-After", "5"), nil
+			case 4: // goes silent
+				r2 := streamOf("")
+				r2.Body = silence{r.Context()}
+				return r2, nil
+			case 5:
+				return streamOf(attempt("c") + "data: {\"notification_id\":\"cut off\""), nil
+			}
+			stop()
+			return nil, ctx.Err()
+		})
+		var got, lost []string
+		err := c.Tail(ctx, Watch{WebhookID: "w", Outcome: "failed"}, func(r Result[Attempt]) error {
+			got = append(got, r.Value.NotificationID)
+			return nil
+		}, func(err error) { lost = append(lost, err.Error()) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]string{"a", "b", "c"}, got); diff != "" {
+			t.Error(diff)
+		}
+		want := []string{
+			"0s outcome=failed&webhook_id=w ",
+			"1s outcome=failed&webhook_id=w b", // an attempt came after the server's wish
+			"3s outcome=failed&webhook_id=w b",
+			"8s outcome=failed&webhook_id=w b",
+			"1m16s outcome=failed&webhook_id=w b",
+			"1m17s outcome=failed&webhook_id=w c",
+		}
+		if diff := cmp.Diff(want, asked); diff != "" {
+			t.Error(diff)
+		}
+		if len(lost) != 5 || !strings.Contains(lost[3], "nothing came for a minute") {
+			t.Errorf("lost: %q", lost)
+		}
+	})
+}
+
+func TestTailEnds(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		answer func() *http.Response
+		show   error
+		want   string
+	}{
+		"refused": {func() *http.Response {
+			return answer(401, `{"errors":[{"code":"bad_token","detail":"the token is not good"}]}`)
+		}, nil, "the token is not good"},
+		"unknown": {func() *http.Response {
+			return answer(404, `{"errors":[{"code":"not_found","detail":"no such webhook"}]}`)
+		}, nil, "no such webhook"},
+		"not a stream": {func() *http.Response { return answer(200, `{}`) }, nil, "something else than a stream"},
+		"nobody reads": {func() *http.Response { return streamOf(attempt("a")) }, io.ErrClosedPipe, io.ErrClosedPipe.Error()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newClient(t, func(*http.Request) (*http.Response, error) { return tc.answer(), nil })
+			err := c.Tail(t.Context(), Watch{}, func(Result[Attempt]) error { return tc.show }, func(err error) { t.Error("lost:", err) })
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want %q", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestTailRefusesEndlessLines(t *testing.T) {
+	t.Parallel()
+	for name, text := range map[string]string{
+		"one line":   "data: " + strings.Repeat("x", maxEvent) + "\n\n",
+		"many lines": strings.Repeat("data: "+strings.Repeat("x", 1000)+"\n", 2000) + "\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &stream{show: func(Result[Attempt]) error { t.Error("shown"); return nil }}
+			if err := s.read(strings.NewReader(text), func() {}); !errors.Is(err, errTooLong) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}

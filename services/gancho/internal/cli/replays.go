@@ -1,0 +1,183 @@
+package cli
+
+import (
+	"fmt"
+
+	"gancho/services/gancho/client"
+)
+
+type replaysCmd struct {
+	Create replaysCreate `cmd:"" help:"Prepare a replay and show how much it would send; nothing is sent yet."`
+	Get    replaysGet    `cmd:"" help:"Show a replay."`
+	Start  replaysStart  `cmd:"" help:"Start a replay that is a preview."`
+	Pause  replaysPause  `cmd:"" help:"Pause a replay that runs."`
+	Resume replaysResume `cmd:"" help:"Go on with a replay that is paused."`
+	Cancel replaysCancel `cmd:"" help:"End a replay. What it has sent stays sent."`
+}
+
+type replaysCreate struct {
+	Webhook string `arg:"" help:"Id of the webhook."`
+	From    when   `required:"" placeholder:"TIME" help:"Events from this time on: a time, a day, or how long ago (2h, 3d)."`
+	To      when   `placeholder:"TIME" help:"Events before this time; now, if not given."`
+	State   string `placeholder:"STATE" help:"Only those whose notification is in this state, such as permanently_failed."`
+	Rate    int    `placeholder:"N" help:"At most so many a second."`
+	apiFlags
+}
+
+// Help has more about the command.
+func (replaysCreate) Help() string {
+	return `Examples:
+
+	gancho replays create WEBHOOK --from 2026-01-21T18:00:00Z --to 2026-01-21T20:00:00Z
+	gancho replays create WEBHOOK --from 2d --state permanently_failed --rate 20
+	gancho replays start REPLAY`
+}
+
+// Run runs the command.
+func (c replaysCreate) Run(a *app) error {
+	selected, err := rangeFlags{c.State, c.From, c.To}.selected(a.now)
+	if err != nil {
+		return err
+	}
+	if selected.To.IsZero() {
+		selected.To = a.now
+	}
+	if !selected.From.Before(selected.To) {
+		return usage("--from must be before --to")
+	}
+	if c.Rate < 0 {
+		return usage("--rate must be above 0")
+	}
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	defer a.interruptible()()
+	return a.showReplay(a.client.CreateReplay(a.ctx, c.Webhook, selected, c.Rate))
+}
+
+func (a *app) showReplay(r client.Result[client.Replay], err error) error {
+	if err != nil {
+		return err
+	}
+	if a.output == "json" {
+		return a.asJSON(r.Raw)
+	}
+	j := r.Value
+	events, rate, next := "", "", ""
+	if j.State == "preview" {
+		events = fmt.Sprintf("%d (%s), about %s", j.Events, size(j.Bytes), duration(j.EstimatedSeconds))
+		next = "gancho replays start " + j.ID
+	}
+	if j.Rate > 0 {
+		rate = fmt.Sprintf("%g a second", j.Rate)
+	}
+	return a.pairs(
+		pair{"id", j.ID},
+		pair{"webhook", j.WebhookID},
+		pair{"state", j.State},
+		pair{"events from", stamp(j.From)},
+		pair{"to", stamp(j.To)},
+		pair{"would send", events},
+		pair{"rate", rate},
+		pair{"sent", fmt.Sprintf("%d of %d", j.Sent, j.Total)},
+		pair{"next", next},
+	)
+}
+
+func size(bytes uint64) string {
+	switch {
+	case bytes < 10<<10:
+		return fmt.Sprintf("%d bytes", bytes)
+	case bytes < 10<<20:
+		return fmt.Sprintf("%d KiB", bytes>>10)
+	}
+	return fmt.Sprintf("%d MiB", bytes>>20)
+}
+
+func duration(seconds float64) string {
+	switch {
+	case seconds < 120:
+		return fmt.Sprintf("%.0f s", seconds)
+	case seconds < 2*3600:
+		return fmt.Sprintf("%.0f min", seconds/60)
+	}
+	return fmt.Sprintf("%.1f h", seconds/3600)
+}
+
+// replayArg names the replay of a command.
+type replayArg struct {
+	ID string `arg:"" help:"Id of the replay."`
+}
+
+type replaysGet struct {
+	replayArg
+	apiFlags
+}
+
+// Run runs the command.
+func (c replaysGet) Run(a *app) error {
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	defer a.interruptible()()
+	return a.showReplay(a.client.Replay(a.ctx, c.ID))
+}
+
+type replaysStart struct {
+	replayArg
+	apiFlags
+}
+
+// Run runs the command.
+func (c replaysStart) Run(a *app) error {
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	defer a.interruptible()()
+	return a.showReplay(a.client.StartReplay(a.ctx, c.ID))
+}
+
+type replaysPause struct {
+	replayArg
+	apiFlags
+}
+
+// Run runs the command.
+func (c replaysPause) Run(a *app) error {
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	defer a.interruptible()()
+	return a.showReplay(a.client.PauseReplay(a.ctx, c.ID))
+}
+
+type replaysResume struct {
+	replayArg
+	apiFlags
+}
+
+// Run runs the command.
+func (c replaysResume) Run(a *app) error {
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	defer a.interruptible()()
+	return a.showReplay(a.client.ResumeReplay(a.ctx, c.ID))
+}
+
+type replaysCancel struct {
+	replayArg
+	apiFlags
+}
+
+// Run runs the command.
+func (c replaysCancel) Run(a *app) error {
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	defer a.interruptible()()
+	if err := a.client.CancelReplay(a.ctx, c.ID); err != nil {
+		return err
+	}
+	return a.done("cancelled", c.ID)
+}

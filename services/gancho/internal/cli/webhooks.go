@@ -1,0 +1,350 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"gancho/services/gancho/client"
+)
+
+type webhooksCmd struct {
+	List         webhooksList         `cmd:"" help:"List the webhooks, oldest first."`
+	Get          webhooksGet          `cmd:"" help:"Show a webhook and, when it is suspended, why."`
+	Create       webhooksCreate       `cmd:"" help:"Register a webhook and show its signing secret, this once."`
+	Update       webhooksUpdate       `cmd:"" help:"Change a webhook; this also lifts a suspension of its URL."`
+	Delete       webhooksDelete       `cmd:"" help:"Delete a webhook. What waits for it is cancelled."`
+	Test         webhooksTest         `cmd:"" help:"Send it a sample of its event through the real path."`
+	Suspend      webhooksSuspend      `cmd:"" help:"Suspend its URL until it is resumed by hand or changed."`
+	Resume       webhooksResume       `cmd:"" help:"Lift the suspension of its URL at once."`
+	RotateSecret webhooksRotateSecret `cmd:"" help:"Make a new signing secret; the old one signs along for 24 hours."`
+}
+
+// webhookArg names the webhook of a command.
+type webhookArg struct {
+	ID string `arg:"" help:"Id of the webhook."`
+}
+
+type webhooksList struct{ apiFlags }
+
+// Help has more about the command.
+func (webhooksList) Help() string {
+	return `Examples:
+
+	gancho webhooks list
+	gancho webhooks list -o json | jq -r '.[] | select(.status == "suspended") | .id'`
+}
+
+// Run runs the command.
+func (c webhooksList) Run(a *app) error {
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	defer a.interruptible()()
+	rows := [][]string{{"ID", "STATUS", "EVENT", "METHOD", "URL", "NAME"}}
+	var all []json.RawMessage
+	for r, err := range a.client.Webhooks(a.ctx) {
+		if err != nil {
+			return err
+		}
+		w := r.Value
+		all, rows = append(all, r.Raw), append(rows, []string{w.ID, w.Status, w.EventName, w.Method, w.URL, w.Name})
+	}
+	if a.output == "json" {
+		return a.allAsJSON(all)
+	}
+	return a.rows(rows)
+}
+
+type webhooksGet struct {
+	webhookArg
+	apiFlags
+}
+
+// Run runs the command.
+func (c webhooksGet) Run(a *app) error {
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	defer a.interruptible()()
+	return a.showWebhook(a.client.Webhook(a.ctx, c.ID))
+}
+
+func (a *app) showWebhook(r client.Result[client.Webhook], err error) error {
+	if err != nil {
+		return err
+	}
+	if a.output == "json" {
+		return a.asJSON(r.Raw)
+	}
+	w := r.Value
+	pairs := []pair{
+		{"id", w.ID},
+		{"name", w.Name},
+		{"event", w.EventName},
+		{"request", w.Method + " " + w.URL},
+		{"auth header", w.AuthHeader},
+		{"status", w.Status},
+	}
+	if s := w.Suspension; s != nil {
+		pairs = append(pairs, suspensionPairs(s)...)
+	}
+	pairs = append(pairs, pair{"created", stamp(w.CreatedAt)}, pair{"updated", stamp(w.UpdatedAt)})
+	if w.SigningSecret != "" {
+		pairs = append(pairs, pair{"signing secret", w.SigningSecret + "  (shown this once)"})
+	}
+	return a.pairs(pairs...)
+}
+
+func suspensionPairs(s *client.Suspension) []pair {
+	why := "by hand"
+	if s.Reason != "by_hand" {
+		why = fmt.Sprintf("%s: %d failures from %s to %s, last %s", s.Reason, s.Evidence.Failures,
+			stamp(s.Evidence.FirstAt), stamp(s.Evidence.LastAt), strings.Join(s.Evidence.Statuses, ", "))
+	}
+	next := "resume it by hand, or change the webhook"
+	if s.Until != nil {
+		next = "tried again at " + stamp(*s.Until)
+	}
+	parked := "not known at the moment"
+	if s.Parked != nil {
+		if parked = fmt.Sprint(*s.Parked); s.OldestParkedAt != nil {
+			parked += ", the oldest since " + stamp(*s.OldestParkedAt)
+		}
+	}
+	return []pair{{"suspended", "since " + stamp(s.Since) + ", " + why}, {"next", next}, {"parked", parked}}
+}
+
+// webhookFields are what can be set of a webhook.
+type webhookFields struct {
+	Method      *string `placeholder:"METHOD" help:"POST (the default), PUT, PATCH, GET or DELETE."`
+	AuthHeader  *string `placeholder:"NAME" help:"Header to send with every request, such as Authorization."`
+	AuthKey     *string `placeholder:"VALUE" xor:"key" help:"Its value. Better give --auth-key-file, which no list of processes shows."`
+	AuthKeyFile string  `placeholder:"FILE" xor:"key" help:"File that holds the value; - is standard input."`
+}
+
+// change returns what was given, with the key read from its file.
+func (f webhookFields) change(a *app) (client.Change, error) {
+	c := client.Change{Method: f.Method, AuthHeader: f.AuthHeader, AuthKey: f.AuthKey}
+	if f.AuthKeyFile != "" {
+		text, err := a.read(f.AuthKeyFile)
+		if err != nil {
+			return c, err
+		}
+		key := strings.TrimRight(string(text), "\r\n")
+		c.AuthKey = &key
+	}
+	return c, nil
+}
+
+// maxFile limits files given on the command line, in bytes: the largest event that can be configured.
+const maxFile = 64 << 20
+
+// read returns the content of a file; - is standard input.
+func (a *app) read(file string) ([]byte, error) {
+	in := a.Stdin
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, usage("%v", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	text, err := io.ReadAll(io.LimitReader(in, maxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", file, err)
+	}
+	if len(text) > maxFile {
+		return nil, usage("%s is larger than 64 MiB, more than any event may be", file)
+	}
+	return text, nil
+}
+
+type webhooksCreate struct {
+	Name  string `required:"" help:"What people call it."`
+	Event string `required:"" help:"Event name, or a pattern with one *: crm_deal_created, crm_deal_*, crm_*_deleted, *."`
+	URL   string `required:"" name:"url" placeholder:"URL" help:"Where to send notifications: https://..."`
+	webhookFields
+	apiFlags
+}
+
+// Help has more about the command.
+func (webhooksCreate) Help() string {
+	return `Examples:
+
+	gancho webhooks create --name Deals --event 'crm_deal_*' --url https://example.com/hooks/deals
+	pass show erp | gancho webhooks create --name ERP --event crm_deal_updated --url https://erp.example.com/in --auth-header Authorization --auth-key-file -`
+}
+
+// Run runs the command.
+func (c webhooksCreate) Run(a *app) error {
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	change, err := c.change(a)
+	if err != nil {
+		return err
+	}
+	change.Name, change.EventName, change.URL = &c.Name, &c.Event, &c.URL
+	defer a.interruptible()()
+	return a.showWebhook(a.client.CreateWebhook(a.ctx, change))
+}
+
+type webhooksUpdate struct {
+	webhookArg
+	Name   *string `help:"What people call it."`
+	Event  *string `help:"Event name, or a pattern with one *."`
+	URL    *string `name:"url" placeholder:"URL" help:"Where to send notifications. What is parked follows."`
+	Status *string `enum:"active,disabled" help:"active or disabled: no new events are matched, and what waits is parked."`
+	webhookFields
+	NoAuth bool `help:"Send no auth header any more."`
+	apiFlags
+}
+
+// Help has more about the command.
+func (webhooksUpdate) Help() string {
+	return `What is not given stays as it is. Examples:
+
+	gancho webhooks update ID --url https://example.com/hooks/v2
+	gancho webhooks update ID --status disabled`
+}
+
+// Run runs the command.
+func (c webhooksUpdate) Run(a *app) error {
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	change, err := c.change(a)
+	if err != nil {
+		return err
+	}
+	change.Name, change.EventName, change.URL, change.Status, change.RemoveAuth = c.Name, c.Event, c.URL, c.Status, c.NoAuth
+	if change == (client.Change{}) {
+		return usage("nothing to change was given")
+	}
+	if c.NoAuth && (change.AuthHeader != nil || change.AuthKey != nil) {
+		return usage("--no-auth removes the auth header; leave out --auth-header and --auth-key")
+	}
+	defer a.interruptible()()
+	return a.showWebhook(a.client.UpdateWebhook(a.ctx, c.ID, change))
+}
+
+type webhooksDelete struct {
+	webhookArg
+	apiFlags
+}
+
+// Run runs the command.
+func (c webhooksDelete) Run(a *app) error {
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	defer a.interruptible()()
+	if err := a.client.DeleteWebhook(a.ctx, c.ID); err != nil {
+		return err
+	}
+	return a.done("deleted", c.ID)
+}
+
+// done says that something without an answer was done.
+func (a *app) done(what, id string) error {
+	if a.output == "json" {
+		raw, err := json.Marshal(map[string]string{"id": id, "state": what})
+		return errors.Join(err, a.asJSON(raw))
+	}
+	_, err := fmt.Fprintln(a.Stdout, what, clean(id))
+	return err
+}
+
+type webhooksTest struct {
+	webhookArg
+	Wait bool `help:"Wait until the first attempt was made, and show it. The exit code is 0 only when it was delivered."`
+	apiFlags
+}
+
+// Help has more about the command.
+func (webhooksTest) Help() string {
+	return `Example:
+
+	gancho webhooks test ID --wait`
+}
+
+// How a test waits: looking each testEvery, for at most testFor.
+const (
+	testEvery = 300 * time.Millisecond
+	testFor   = 90 * time.Second
+)
+
+// Run runs the command.
+func (c webhooksTest) Run(a *app) error {
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	defer a.interruptible()()
+	r, err := a.client.TestWebhook(a.ctx, c.ID)
+	if err != nil || !c.Wait {
+		return a.showNotification(r, err)
+	}
+	for until := a.now.Add(testFor); r.Value.State == "pending"; {
+		if time.Now().After(until) {
+			return fmt.Errorf("no attempt of notification %s was made within %v; see gancho notifications explain", r.Value.ID, testFor)
+		}
+		if !sleep(a.ctx, testEvery) {
+			return a.ctx.Err()
+		}
+		if r, err = a.client.Notification(a.ctx, r.Value.ID); err != nil {
+			return err
+		}
+	}
+	if r.Value.State != "delivered" {
+		a.code = exitError
+	}
+	return a.showNotification(r, nil)
+}
+
+type webhooksSuspend struct {
+	webhookArg
+	apiFlags
+}
+
+// Run runs the command.
+func (c webhooksSuspend) Run(a *app) error {
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	defer a.interruptible()()
+	return a.showWebhook(a.client.SuspendWebhook(a.ctx, c.ID))
+}
+
+type webhooksResume struct {
+	webhookArg
+	apiFlags
+}
+
+// Run runs the command.
+func (c webhooksResume) Run(a *app) error {
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	defer a.interruptible()()
+	return a.showWebhook(a.client.ResumeWebhook(a.ctx, c.ID))
+}
+
+type webhooksRotateSecret struct {
+	webhookArg
+	apiFlags
+}
+
+// Run runs the command.
+func (c webhooksRotateSecret) Run(a *app) error {
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	defer a.interruptible()()
+	return a.showWebhook(a.client.RotateSecret(a.ctx, c.ID))
+}
