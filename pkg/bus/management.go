@@ -71,13 +71,26 @@ func (b *Bus) read(ctx context.Context, stream string, cfg jetstream.OrderedCons
 	if info.NumPending == 0 && info.Delivered.Consumer == 0 {
 		return nil
 	}
-	messages, err := c.Messages(jetstream.PullMaxMessages(500), jetstream.PullHeartbeat(5*time.Second), jetstream.PullExpiry(15*time.Second))
+	prefetch := 500
+	if stream == Events && !cfg.HeadersOnly {
+		prefetch = 32 // bodies may be large
+	}
+	messages, err := c.Messages(jetstream.PullMaxMessages(prefetch))
 	if err != nil {
 		return fmt.Errorf("read %s: %w", stream, err)
 	}
 	defer messages.Stop()
 	for {
-		m, err := messages.Next(jetstream.NextContext(ctx))
+		wait, cancel := context.WithTimeout(ctx, 5*time.Second)
+		m, err := messages.Next(jetstream.NextContext(wait))
+		cancel()
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			// Nothing came although something was there: it may have aged out meanwhile.
+			if info, infoErr := c.Info(ctx); infoErr == nil && info.NumPending == 0 {
+				return nil
+			}
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("read %s: %w", stream, err)
 		}

@@ -27,6 +27,7 @@ import (
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/replays"
 	"gancho/services/management/internal/tail"
 	"gancho/services/management/internal/webhooks"
 )
@@ -106,8 +107,14 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		hooks := webhooks.New(webhooks.Options{
 			Bus: b, Registry: registry, Claims: claims, Flags: suspended, Keys: keys, Policy: policy, Names: names, Log: proc.Log,
 		})
+		told := notifications.New(b, hooks, recent)
+		jobs, err := b.Bucket(ctx, bus.BucketReplays)
+		if err != nil {
+			return ended(ctx, err)
+		}
+		again := replays.New(b, jobs, hooks, told, proc.Log)
 		handler, err := api.New(api.Options{
-			Gate: gate, Webhooks: hooks, Notifications: notifications.New(b, hooks, recent), Ingest: ingest.New(b), Tail: tail.New(b), Stopping: ctx.Done(),
+			Gate: gate, Webhooks: hooks, Notifications: told, Ingest: ingest.New(b), Tail: tail.New(b), Replays: again, Stopping: ctx.Done(),
 			EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {
@@ -115,6 +122,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		}
 		group.Go(func() error { return suspended.Run(watch, b) })
 		group.Go(func() error { return recent.Run(ctx) })
+		group.Go(func() error { return again.Run(ctx) })
 		return registry.Run(watch, func() { front.open(handler); proc.Up() }, func(before, after *webhook.Webhook) {
 			hooks.Changed(before, after)
 			if after == nil && before != nil {

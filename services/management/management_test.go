@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"gancho/pkg/bus"
@@ -63,8 +65,22 @@ func start(t *testing.T, change func(*management.Config)) *site {
 	return s
 }
 
-// run starts one replica and returns its address.
+// run starts one replica for the rest of the test and returns its address.
 func (s *site) run() string {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	url, done := s.runUntil(ctx)
+	s.t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			s.t.Errorf("Run: %v", err)
+		}
+	})
+	return url
+}
+
+// runUntil starts one replica that stops with ctx. done gives what Run returned.
+func (s *site) runUntil(ctx context.Context) (url string, done <-chan error) {
 	s.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -72,20 +88,13 @@ func (s *site) run() string {
 	}
 	cfg := s.cfg
 	cfg.Listener = l
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
+	result := make(chan error, 1)
 	go func() {
-		done <- management.Run(ctx, cfg, &service.Process{
+		result <- management.Run(ctx, cfg, &service.Process{
 			Name: "management", Log: bustest.Logger(s.t), Metrics: prometheus.NewRegistry(), Health: service.NewHealth(),
 		})
 	}()
-	s.t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			s.t.Errorf("Run: %v", err)
-		}
-	})
-	url := "http://" + l.Addr().String()
+	url = "http://" + l.Addr().String()
 	s.until("it serves", func() bool {
 		resp, err := http.Get(url + "/crm/v2/openapi.json")
 		if err != nil {
@@ -94,7 +103,25 @@ func (s *site) run() string {
 		defer resp.Body.Close()
 		return resp.StatusCode == http.StatusOK
 	})
-	return url
+	return url, result
+}
+
+// arrived counts the messages on NOTIFICATIONS.
+func (s *site) arrived() (uint64, error) {
+	nc, err := nats.Connect(s.nats.URL())
+	if err != nil {
+		return 0, err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return 0, err
+	}
+	stream, err := js.Stream(s.t.Context(), bus.Notifications)
+	if err != nil {
+		return 0, err
+	}
+	return stream.CachedInfo().State.Msgs, nil
 }
 
 // until waits for a condition.

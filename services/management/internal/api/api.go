@@ -28,6 +28,7 @@ import (
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/replays"
 	"gancho/services/management/internal/tail"
 	"gancho/services/management/internal/webhooks"
 )
@@ -45,6 +46,7 @@ type Options struct {
 	Notifications *notifications.Service
 	Ingest        *ingest.Service
 	Tail          *tail.Service
+	Replays       *replays.Service
 	// Stopping is closed when the process stops: streams end.
 	Stopping <-chan struct{}
 	// EventMaxBytes is the largest event that ingest takes.

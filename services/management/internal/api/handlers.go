@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/replays"
 	"gancho/services/management/internal/webhooks"
 )
 
@@ -43,12 +45,7 @@ func (a *API) listWebhooks(c *call) (*answer, error) {
 		return nil, err
 	}
 	views, total := a.Webhooks.List(c.ctx, c.caller.Account, min(number-1, 1<<20)*size, size)
-	page := list{Data: views, HasMore: number*size < total}
-	if page.HasMore {
-		next := Prefix + "/webhooks?" + url.Values{"page[number]": {strconv.Itoa(number + 1)}, "page[size]": {strconv.Itoa(size)}}.Encode()
-		page.Links.Next = &next
-	}
-	return &answer{status: http.StatusOK, body: page}, nil
+	return pageOf(c.r.URL.Path, views, number, size, total), nil
 }
 
 func (a *API) getWebhook(c *call) (*answer, error) {
@@ -201,4 +198,75 @@ func (a *API) ingestEvent(c *call) (*answer, error) {
 	}
 	c.fields = append(c.fields, zap.String("event_id", accepted.EventID))
 	return data(http.StatusAccepted, accepted), nil
+}
+
+func (a *API) createReplay(c *call) (*answer, error) {
+	var in replays.Input
+	if err := input(c, &in); err != nil {
+		return nil, err
+	}
+	v, err := a.Replays.Create(c.ctx, c.caller.Account, c.id(), in, c.caller.Name)
+	if err != nil {
+		return nil, err
+	}
+	c.w.Header().Set("Location", Prefix+"/replays/"+v.ID)
+	return data(http.StatusCreated, v), nil
+}
+
+func (a *API) listReplays(c *call) (*answer, error) {
+	number, size, err := c.page()
+	if err != nil {
+		return nil, err
+	}
+	views, err := a.Replays.List(c.ctx, c.caller.Account, c.id())
+	if err != nil {
+		return nil, err
+	}
+	return paged(c.r.URL.Path, views, number, size), nil
+}
+
+// paged is one page of all.
+func paged[T any](path string, all []T, number, size int) *answer {
+	begin := min(min(number-1, 1<<20)*size, len(all))
+	end := min(begin+size, len(all))
+	return pageOf(path, all[begin:end], number, size, len(all))
+}
+
+// pageOf is the page with that number of total rows.
+func pageOf[T any](path string, rows []T, number, size, total int) *answer {
+	page := list{Data: rows, HasMore: number*size < total}
+	if page.HasMore {
+		next := path + "?" + url.Values{"page[number]": {strconv.Itoa(number + 1)}, "page[size]": {strconv.Itoa(size)}}.Encode()
+		page.Links.Next = &next
+	}
+	return &answer{status: http.StatusOK, body: page}
+}
+
+func (a *API) getReplay(c *call) (*answer, error) {
+	v, err := a.Replays.Get(c.ctx, c.caller.Account, c.id())
+	if err != nil {
+		return nil, err
+	}
+	return data(http.StatusOK, v), nil
+}
+
+// moveReplay answers a call that changes a replay's state.
+func (a *API) moveReplay(move func(*replays.Service, context.Context, string, string) (replays.View, error)) func(*call) (*answer, error) {
+	return func(c *call) (*answer, error) {
+		if err := c.noInput(); err != nil {
+			return nil, err
+		}
+		v, err := move(a.Replays, c.ctx, c.caller.Account, c.id())
+		if err != nil {
+			return nil, err
+		}
+		return data(http.StatusOK, v), nil
+	}
+}
+
+func (a *API) cancelReplay(c *call) (*answer, error) {
+	if _, err := a.Replays.Cancel(c.ctx, c.caller.Account, c.id()); err != nil {
+		return nil, err
+	}
+	return &answer{status: http.StatusNoContent}, nil
 }

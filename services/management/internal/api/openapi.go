@@ -14,6 +14,7 @@ import (
 	"gancho/pkg/service"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/replays"
 	"gancho/services/management/internal/tail"
 	"gancho/services/management/internal/webhooks"
 )
@@ -30,6 +31,8 @@ func schemaName(t reflect.Type, hint string) string {
 		return "Webhook"
 	case reflect.TypeFor[notifications.View]():
 		return "Notification"
+	case reflect.TypeFor[replays.View]():
+		return "Replay"
 	case reflect.TypeFor[tail.Attempt]():
 		return "TailAttempt"
 	case reflect.TypeFor[problem.Problem]():

@@ -12,6 +12,7 @@ import (
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/replays"
 	"gancho/services/management/internal/tail"
 	"gancho/services/management/internal/webhooks"
 )
@@ -104,6 +105,36 @@ func (a *API) routes() []route {
 			results: []result{{http.StatusAccepted, "a new send", notifications.View{}, false, "", false}}, fails: []int{404, 409}, handle: a.resendNotification,
 		},
 		{
+			method: http.MethodPost, path: "/webhooks/{id}/replays", id: "createReplay", tag: "replays", write: true,
+			summary: "Prepare to send a range of past events to a webhook again",
+			about:   "Makes a job in state preview, which says how much it is about. Nothing is sent before it is started.",
+			body:    replayCreate{}, results: []result{{http.StatusCreated, "the preview", replays.View{}, false, "", false}}, fails: []int{404, 409}, handle: a.createReplay,
+		},
+		{
+			method: http.MethodGet, path: "/webhooks/{id}/replays", id: "listReplays", tag: "replays", summary: "List the replays of a webhook, newest first",
+			query: pages, results: []result{{http.StatusOK, "one page", replays.View{}, true, "", false}}, fails: []int{404, 422}, handle: a.listReplays,
+		},
+		{
+			method: http.MethodGet, path: "/replays/{id}", id: "getReplay", tag: "replays", summary: "Show a replay and its progress",
+			results: []result{{http.StatusOK, "the replay", replays.View{}, false, "", false}}, fails: []int{404}, handle: a.getReplay,
+		},
+		{
+			method: http.MethodPost, path: "/replays/{id}/start", id: "startReplay", tag: "replays", write: true, action: true, summary: "Start a replay that is a preview",
+			results: moved, fails: []int{404, 409}, handle: a.moveReplay((*replays.Service).Start),
+		},
+		{
+			method: http.MethodPost, path: "/replays/{id}/pause", id: "pauseReplay", tag: "replays", write: true, action: true, summary: "Pause a running replay",
+			results: moved, fails: []int{404, 409}, handle: a.moveReplay((*replays.Service).Pause),
+		},
+		{
+			method: http.MethodPost, path: "/replays/{id}/resume", id: "resumeReplay", tag: "replays", write: true, action: true, summary: "Go on with a paused replay",
+			results: moved, fails: []int{404, 409}, handle: a.moveReplay((*replays.Service).Resume),
+		},
+		{
+			method: http.MethodDelete, path: "/replays/{id}", id: "cancelReplay", tag: "replays", write: true, summary: "Cancel a replay",
+			about: "What it sent stays sent.", results: []result{{status: http.StatusNoContent, about: "cancelled"}}, fails: []int{404, 409}, handle: a.cancelReplay,
+		},
+		{
 			method: http.MethodPost, path: "/events/{event_name}", id: "ingestEvent", tag: "events", write: true, rawBody: true,
 			summary: "Take in an event",
 			about:   "The body is the event as the CRM writes it, at most EVENT_MAX_BYTES; it is passed on byte for byte. Answered after the broker stored it.",
@@ -134,6 +165,16 @@ func (a *API) routes() []route {
 var byHand = []result{
 	{http.StatusOK, "done", webhooks.View{}, false, "", true},
 	{http.StatusAccepted, "on its way: the suspension-monitor has not answered within 2 s", webhooks.View{}, false, "", true},
+}
+
+var moved = []result{{http.StatusOK, "done; a running one takes note within about a second", replays.View{}, false, "", false}}
+
+// replayCreate describes replays.Input in the OpenAPI document.
+type replayCreate struct {
+	From  string `json:"from" format:"date-time" doc:"events stored from this time on"`
+	To    string `json:"to,omitempty" format:"date-time" doc:"and before this time; now by default"`
+	State string `json:"state,omitempty" enum:"delivered,permanently_failed" doc:"only notifications in this state; all that have ended by default, and events the webhook was never told"`
+	Rate  int    `json:"rate,omitempty" minimum:"1" maximum:"1000" default:"50" doc:"notifications a second"`
 }
 
 func stateNames() []string {

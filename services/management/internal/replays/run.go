@@ -1,0 +1,221 @@
+package replays
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
+
+	"gancho/pkg/bus"
+	"gancho/services/management/internal/problem"
+)
+
+const (
+	// noteEvery is how often a runner notes its progress, and so how soon it learns of a pause.
+	noteEvery = time.Second
+	// takeOverAfter is how long a runner may be silent until another takes its job.
+	takeOverAfter = 10 * time.Second
+	// maxRunning is how many jobs one process runs at once.
+	maxRunning = 8
+	// forgetAfter is how long ended replays, and previews that were never started, are kept.
+	forgetAfter = 30 * 24 * time.Hour
+)
+
+// Run runs the jobs that nobody else does until ctx ends; their progress is then noted.
+func (s *Service) Run(ctx context.Context) error {
+	var jobs sync.WaitGroup
+	defer jobs.Wait()
+	jobs.Go(func() { _ = s.bucket.Watch(ctx, s.apply, nil) })
+	for ctx.Err() == nil {
+		for _, j := range s.idle() {
+			jobs.Go(func() { s.try(ctx, j) })
+		}
+		wait, cancel := context.WithTimeout(ctx, noteEvery)
+		s.changes.Wait(wait, func() bool { return len(s.ready()) > 0 })
+		cancel()
+		s.forget(ctx)
+	}
+	return nil
+}
+
+func (s *Service) apply(e bus.Entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.Value == nil {
+		delete(s.jobs, e.Key)
+		return
+	}
+	j, err := decode(e)
+	if err != nil {
+		s.log.Error("an unreadable replay is ignored", zap.Error(err))
+		return
+	}
+	s.jobs[e.Key] = j
+	s.changes.Post()
+}
+
+// ready are the jobs that should run and that nobody runs.
+func (s *Service) ready() []*job {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []*job
+	for key, j := range s.jobs {
+		if j.State == Running && !s.running[key] && (j.Runner == "" || time.Since(j.BeatAt) > takeOverAfter) && len(s.running)+len(out) < maxRunning {
+			out = append(out, j)
+		}
+	}
+	return out
+}
+
+// idle marks the ready jobs as running here.
+func (s *Service) idle() []*job {
+	out := s.ready()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, j := range out {
+		s.running[j.key()] = true
+	}
+	return out
+}
+
+// try takes the job, unless another replica was faster, and runs it.
+func (s *Service) try(ctx context.Context, seen *job) {
+	defer func() {
+		s.mu.Lock()
+		delete(s.running, seen.key())
+		s.mu.Unlock()
+		s.changes.Post()
+	}()
+	j := *seen
+	j.Runner, j.BeatAt = s.name, time.Now().UTC()
+	if err := s.store(ctx, &j); err != nil {
+		return // the watch or the next round tells
+	}
+	log := s.log.With(zap.String("account_id", j.Account), zap.String("replay_id", j.ID), zap.String("webhook_id", j.WebhookID))
+	log.Info("replay runs", zap.Uint64("position", j.Position), zap.Uint64("sent", j.Sent))
+	r := &run{s: s, job: &j, noted: time.Now()}
+	err := r.run(ctx)
+	if err != nil && ctx.Err() == nil && !errors.Is(err, errTaken) {
+		log.Warn("replay interrupted; it goes on", zap.Error(err))
+	}
+	// What was done is noted even when the process stops.
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	r.job.Runner = ""
+	if !errors.Is(err, errTaken) {
+		if err := r.note(last); err != nil {
+			log.Warn("progress of a replay not noted", zap.Error(err))
+		}
+	}
+	log.Info("replay leaves off", zap.String("state", string(r.job.State)), zap.Uint64("sent", r.job.Sent), zap.Uint64("skipped", r.job.Skipped))
+}
+
+// errTaken says that the job is another runner's now.
+var errTaken = errors.New("another runner has the replay")
+
+// run is a job in this process's hands.
+type run struct {
+	s     *Service
+	job   *job
+	noted time.Time
+	// ended says that the run itself came to an end, which no pause or cancellation can undo.
+	ended bool
+}
+
+func (r *run) end(state State, why string) { r.job.State, r.job.Problem, r.ended = state, why, true }
+
+// run sends until the range is through, the job is no longer to run, or ctx ends.
+func (r *run) run(ctx context.Context) error {
+	w, err := r.s.webhooks.Get(ctx, r.job.Account, r.job.WebhookID)
+	if err != nil {
+		if problem.Of(err).Status == http.StatusNotFound {
+			r.end(Cancelled, "its webhook was deleted")
+			return nil
+		}
+		return err
+	}
+	span, err := r.s.events(ctx, r.job, w)
+	if err != nil {
+		return err
+	}
+	if len(span.Subjects) == 0 {
+		r.end(Done, "")
+		return nil
+	}
+	limiter := rate.NewLimiter(rate.Limit(r.job.Rate), max(1, r.job.Rate/10))
+	err = r.s.batches(ctx, span, func(batch []*bus.StoredEvent) (bool, error) {
+		// As many at once as a fifth of a second may bring, so that a slow replay stops soon when it is told.
+		for step := max(1, min(len(batch), r.job.Rate/5)); len(batch) > 0; {
+			part := batch[:min(step, len(batch))]
+			batch = batch[len(part):]
+			sent, skipped, err := r.s.notifications.Replay(ctx, w, part, r.job.Only, r.job.ID, limiter)
+			if err != nil {
+				return false, err
+			}
+			r.job.Sent += sent
+			r.job.Skipped += skipped
+			r.job.Position = part[len(part)-1].Sequence
+			if time.Since(r.noted) < noteEvery {
+				continue
+			}
+			if err := r.note(ctx); err != nil {
+				return false, err
+			}
+			if r.job.State != Running {
+				return false, nil
+			}
+			if w, err = r.s.webhooks.Get(ctx, r.job.Account, r.job.WebhookID); err != nil {
+				return false, err // the next run finds out what to do
+			}
+		}
+		return true, nil
+	})
+	if err == nil && r.job.State == Running {
+		r.end(Done, "")
+	}
+	return err
+}
+
+// note stores the progress. When the owner paused or cancelled the job meanwhile, that stands.
+func (r *run) note(ctx context.Context) error {
+	r.noted = time.Now()
+	r.job.BeatAt = r.noted.UTC()
+	for {
+		err := r.s.store(ctx, r.job)
+		if !errors.Is(err, bus.ErrConflict) {
+			return err
+		}
+		newest, err := r.s.fetch(ctx, r.job.Account, r.job.ID)
+		if err != nil {
+			return err
+		}
+		if newest.Runner != r.s.name {
+			return errTaken
+		}
+		r.job.revision = newest.revision
+		if !r.ended {
+			r.job.State, r.job.Problem = newest.State, newest.Problem
+		}
+	}
+}
+
+// forget deletes what ended long ago.
+func (s *Service) forget(ctx context.Context) {
+	s.mu.Lock()
+	var old []*job
+	for _, j := range s.jobs {
+		if (j.State.Ended() || j.State == Preview) && time.Since(j.UpdatedAt) > forgetAfter {
+			old = append(old, j)
+		}
+	}
+	s.mu.Unlock()
+	for _, j := range old {
+		if err := s.bucket.Delete(ctx, j.key(), j.revision); err != nil && ctx.Err() == nil && !errors.Is(err, bus.ErrConflict) {
+			s.log.Warn("an old replay is not deleted; trying again", zap.Error(err))
+		}
+	}
+}

@@ -1,0 +1,173 @@
+package management_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"gancho/pkg/delivery"
+	"gancho/pkg/event"
+	"gancho/pkg/notification"
+)
+
+func TestReplay(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	hookID := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()
+	began := time.Now().UTC().Format(time.RFC3339)
+	delivered := s.matched("acme", hookID, `{"transaction_uuid":"d"}`)
+	s.attempted(delivered, "")
+	failed := s.matched("acme", hookID, `{"transaction_uuid":"f"}`)
+	for range 6 {
+		s.attempted(failed, delivery.Status5xx)
+	}
+	retrying := s.matched("acme", hookID, `{"transaction_uuid":"r"}`)
+	s.attempted(retrying, delivery.Timeout)
+	pending := s.matched("acme", hookID, `{"transaction_uuid":"p"}`)
+	// An event from before the webhook, and one that is none of its business.
+	for _, subject := range []string{event.Subject("acme", "crm_deal_created"), event.Subject("acme", "crm_task_created"), event.Subject("globex", "crm_deal_created")} {
+		if _, err := s.bus.PublishEvent(t.Context(), subject, uuid.NewString(), "", []byte(`{"transaction_uuid":"n"}`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	never := event.NotificationID(event.ID("acme", "crm_deal_created", "n"), uuid.MustParse(hookID))
+
+	run := func(more map[string]any) (id string, job map[string]any) {
+		t.Helper()
+		more["from"] = began
+		d := s.do(acme, "POST", "/crm/v2/webhooks/"+hookID+"/replays", more).want(201).data()
+		if d["state"] != "preview" || d["sent"] != 0.0 {
+			t.Fatalf("preview = %v", d)
+		}
+		id = d["id"].(string)
+		s.do(acme, "POST", "/crm/v2/replays/"+id+"/pause", nil).refused(409, "wrong_state", "")
+		s.do(acme, "POST", "/crm/v2/replays/"+id+"/start", nil).want(200)
+		s.until("the replay is done", func() bool {
+			job = s.do(acme, "GET", "/crm/v2/replays/"+id, nil).want(200).data()
+			return job["state"] == "done"
+		})
+		return id, job
+	}
+	newest := func(id string) *notification.Notification {
+		t.Helper()
+		m, err := s.bus.PendingNotification(t.Context(), "acme", id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+
+	id, job := run(map[string]any{"state": "permanently_failed"})
+	if job["total"] != 1.0 || job["sent"] != 1.0 || job["skipped"] != 4.0 {
+		t.Errorf("only the failed one: %v", job)
+	}
+	if m := newest(failed.ID); m.Send != 2 || m.Replay != id || m.Journal != failed.Journal || string(m.Body) != string(failed.Body) {
+		t.Errorf("sent again: %+v", m)
+	}
+	if d := s.do(acme, "GET", "/crm/v2/notifications/"+failed.ID, nil).want(200).data(); d["state"] != "pending" || d["replay_id"] != id {
+		t.Errorf("failed one = %v", d)
+	}
+
+	_, job = run(map[string]any{"rate": 1000})
+	if job["events"] != 5.0 || job["sent"] != 2.0 || job["skipped"] != 3.0 { // the failed one is on its way again
+		t.Errorf("all: %v", job)
+	}
+	if m := newest(delivered.ID); m.Send != 2 {
+		t.Errorf("delivered one: %+v", m)
+	}
+	if m := newest(never); m.Send != 1 || m.Journal != 0 {
+		t.Errorf("the one that was never sent: %+v", m)
+	}
+	for name, n := range map[string]*notification.Notification{"retrying": retrying, "pending": pending} {
+		if m := newest(n.ID); m.Send != 1 {
+			t.Errorf("the %s one was sent again: %+v", name, m)
+		}
+	}
+	s.do(other, "GET", "/crm/v2/replays/"+id, nil).refused(404, "not_found", "")
+	if r := s.do(acme, "GET", "/crm/v2/webhooks/"+hookID+"/replays", nil).want(200); len(r.json["data"].([]any)) != 2 {
+		t.Errorf("list = %s", r.raw)
+	}
+}
+
+func TestReplayRefuses(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	hookID := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()
+	path := "/crm/v2/webhooks/" + hookID + "/replays"
+	ago := time.Now().Add(-time.Hour).UTC().Format(time.RFC3339)
+	s.do(acme, "POST", path, map[string]any{}).refused(422, "required", "/data/from")
+	s.do(acme, "POST", path, map[string]any{"from": "yesterday"}).refused(422, "bad_time", "/data/from")
+	s.do(acme, "POST", path, map[string]any{"from": "2999-01-01T00:00:00Z"}).refused(422, "bad_range", "/data/from")
+	s.do(acme, "POST", path, map[string]any{"from": ago, "to": ago}).refused(422, "bad_range", "/data/from")
+	s.do(acme, "POST", path, map[string]any{"from": ago, "state": "retrying"}).refused(422, "bad_state", "/data/state")
+	s.do(acme, "POST", path, map[string]any{"from": ago, "rate": 0}).refused(422, "bad_rate", "/data/rate")
+	s.do(acme, "POST", path, map[string]any{"from": ago, "rate": 1.5}).refused(422, "wrong_type", "/data/rate")
+	s.do(acme, "POST", "/crm/v2/webhooks/"+uuid.NewString()+"/replays", map[string]any{"from": ago}).refused(404, "not_found", "")
+
+	// Nothing in the range: a preview of nothing that is done at once.
+	id := s.do(acme, "POST", path, map[string]any{"from": ago}).want(201).id()
+	s.do(acme, "POST", "/crm/v2/replays/"+id+"/start", nil).want(200)
+	s.until("done", func() bool {
+		return s.do(acme, "GET", "/crm/v2/replays/"+id, nil).want(200).data()["state"] == "done"
+	})
+	s.do(acme, "DELETE", "/crm/v2/replays/"+id, nil).refused(409, "wrong_state", "")
+	for range 20 {
+		id = s.do(acme, "POST", path, map[string]any{"from": ago}).want(201).id()
+	}
+	s.until("twenty are enough", func() bool { return s.do(acme, "POST", path, map[string]any{"from": ago}).status == 409 })
+	s.do(acme, "DELETE", "/crm/v2/replays/"+id, nil).want(204)
+	s.do(acme, "DELETE", "/crm/v2/replays/"+id, nil).want(204)
+	s.do(acme, "POST", "/crm/v2/replays/"+id+"/start", nil).refused(409, "wrong_state", "")
+}
+
+// TestReplaySurvives pauses a replay, goes on, stops its runner in the middle and has another finish it.
+func TestReplaySurvives(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	hookID := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()
+	const events = 300
+	began := time.Now().Add(-time.Second).UTC().Format(time.RFC3339)
+	for i := range events {
+		if _, err := s.bus.PublishEvent(t.Context(), event.Subject("acme", "crm_deal_created"), uuid.NewString(), "", fmt.Appendf(nil, `{"transaction_uuid":"n-%d"}`, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	first, stopped := s.runUntil(ctx)
+	id := s.at(first, acme, "POST", "/crm/v2/webhooks/"+hookID+"/replays", map[string]any{"from": began, "rate": 100}).want(201).id()
+	path := "/crm/v2/replays/" + id
+	progress := func() (string, float64) {
+		d := s.do(acme, "GET", path, nil).want(200).data()
+		return d["state"].(string), d["sent"].(float64)
+	}
+	s.at(first, acme, "POST", path+"/start", nil).want(200)
+	s.until("some are sent", func() bool { _, sent := progress(); return sent > 0 })
+	s.at(first, acme, "POST", path+"/pause", nil).want(200)
+	s.at(first, acme, "POST", path+"/pause", nil).want(200)
+	paused := 0.0
+	s.until("it stands still", func() bool {
+		before := paused
+		_, paused = progress()
+		count, err := s.arrived()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return before == paused && paused == float64(count)
+	})
+	s.at(first, acme, "POST", path+"/resume", nil).want(200)
+	s.until("more are sent", func() bool { _, sent := progress(); return sent > paused })
+	stop()
+	if err := <-stopped; err != nil {
+		t.Fatal(err)
+	}
+	s.until("another replica finishes it", func() bool { state, _ := progress(); return state == "done" })
+	if _, sent := progress(); sent != events {
+		t.Errorf("sent = %v, want %d", sent, events)
+	}
+	if n, err := s.arrived(); err != nil || n != events {
+		t.Errorf("%d notifications arrived (%v), want each of %d once", n, err, events)
+	}
+}
