@@ -290,7 +290,7 @@ func TestDrainsDoNotOverlap(t *testing.T) {
 	n := example(1)
 	for i := range 5 {
 		n.Hop = i
-		if err := b.Park(t.Context(), n, "lane"); err != nil {
+		if err := b.Park(n, "lane").Wait(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}

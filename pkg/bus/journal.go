@@ -20,24 +20,44 @@ import (
 var ErrNotFound = errors.New("not found")
 
 // Record writes r on top of the notification's record with the sequence r.Previous (0: none) and returns
-// its sequence. ErrConflict means that another record came first: read Last and follow it.
+// its sequence. ErrConflict means that another record came first: read LastRecord and follow it.
 func (b *Bus) Record(ctx context.Context, r *notification.Record) (uint64, error) {
+	return b.StartRecord(r).Wait(ctx)
+}
+
+// StartedRecord is a record on its way.
+type StartedRecord struct {
+	r   *notification.Record
+	p   *pending
+	err error
+}
+
+// StartRecord starts writing r as Record does. r must not be changed before Wait returns.
+func (b *Bus) StartRecord(r *notification.Record) *StartedRecord {
 	r.Schema = notification.Schema
 	body, err := json.Marshal(r)
 	if err != nil {
-		return 0, fmt.Errorf("encode journal record: %w", err)
+		return &StartedRecord{err: fmt.Errorf("encode journal record: %w", err)}
 	}
 	m := message(subjectAttempts(r.Account, r.NotificationID), "", body)
 	m.Header[headerSummary] = []string{summarize(r)}
 	expectLast(m, r.Previous)
-	ack, err := b.publish(ctx, Attempts, m)
-	if err != nil {
-		if errors.Is(err, ErrConflict) {
-			// Our own record, stored while its answer was lost, conflicts with its repetition.
-			if last, lookErr := b.LastRecord(ctx, r.Account, r.NotificationID); lookErr == nil && last.sameAs(r) {
-				return last.Sequence, nil
-			}
+	return &StartedRecord{r: r, p: b.start(Attempts, m)}
+}
+
+// Wait returns what Record does.
+func (s *StartedRecord) Wait(ctx context.Context) (uint64, error) {
+	if s.err != nil {
+		return 0, s.err
+	}
+	ack, err := s.p.wait(ctx)
+	if errors.Is(err, ErrConflict) {
+		// Our own record, stored while its answer was lost, conflicts with its repetition.
+		if last, lookErr := s.p.b.LastRecord(ctx, s.r.Account, s.r.NotificationID); lookErr == nil && last.sameAs(s.r) {
+			return last.Sequence, nil
 		}
+	}
+	if err != nil {
 		return 0, err
 	}
 	return ack.Sequence, nil

@@ -138,10 +138,10 @@ func (b *Bus) ScheduleRetry(ctx context.Context, n *notification.Notification, a
 	return err
 }
 
-// Park stores n on PARKED in a lane: the key of its URL, or LaneDisabled. n.Hop as in ScheduleRetry.
-func (b *Bus) Park(ctx context.Context, n *notification.Notification, lane string) error {
-	_, err := b.publish(ctx, Parked, encode(n, subjectParked(n.Account, lane, n.WebhookID), hopID(n)))
-	return err
+// Park starts storing n on PARKED in a lane: the key of its URL, or LaneDisabled. n.Hop as in
+// ScheduleRetry. What is started in order is stored in order.
+func (b *Bus) Park(n *notification.Notification, lane string) Started {
+	return Started{b.start(Parked, encode(n, subjectParked(n.Account, lane, n.WebhookID), hopID(n)))}
 }
 
 // Fail stores the payload of a notification that ended permanently failed, with a summary of its attempts

@@ -26,6 +26,33 @@ type ticket struct {
 	probe  *flagged // the suspension this attempt probes
 }
 
+// arrive takes a delivery in the order in which it came and returns what is left to do, which may run beside
+// others. It does not wait: what must be parked is on its way to PARKED when it returns, so the
+// notifications of a URL keep their order there.
+func (d *Dispatcher) arrive(ctx context.Context, m *bus.Delivery) func() {
+	t := ticket{key: urlKey{account: m.Account}}
+	if w := d.registry.Get(m.Account, m.WebhookID); w != nil && m.NumDelivered == 1 {
+		t.key.url = w.URLKey
+		last, reason := position{m.AttemptsDone, m.Journal}, ""
+		switch {
+		case w.Status == webhook.Disabled:
+			reason = notification.Disabled
+		case d.suspended(t.key):
+			reason = notification.Suspended
+		default:
+			var refused bool
+			if t.placed, refused = d.shares.try(t.key); refused {
+				reason = notification.Saturated
+			}
+		}
+		if reason != "" {
+			parking := d.startParking(m, &target{w}, last, reason)
+			return func() { d.finishParking(ctx, m, parking) }
+		}
+	}
+	return func() { d.handle(ctx, m, t) }
+}
+
 // handle decides one notification and settles its delivery. It reports whether a request was made.
 //
 // The order is what keeps a notification from being lost or told twice by a crash: first the request, then
@@ -49,9 +76,9 @@ func (d *Dispatcher) handle(ctx context.Context, m *bus.Delivery, t ticket) (att
 		return false
 	}
 	key := urlKey{m.Account, w.urlKey()}
-	if t.placed && t.key != key { // its URL was changed while it was parked
+	if t.placed && t.key != key { // its URL was changed meanwhile
 		d.shares.leave(t.key, 1)
-		t = ticket{}
+		t.placed = false
 	}
 	switch {
 	case w == nil:
@@ -102,7 +129,7 @@ func (d *Dispatcher) conclude(ctx context.Context, m *bus.Delivery, w *target, l
 		r.State, r.Reason = notification.Retrying, string(o.Reason)
 		r.NextAttemptAt = r.At.Add(d.schedule.delay(r.AttemptsDone, o.RetryAfter))
 	}
-	sequence, err := d.bus.Record(ctx, r)
+	sequence, err := d.recordAttempt(ctx, r)
 	d.observe(m, w, r, o)
 	switch {
 	case err != nil:
@@ -125,12 +152,12 @@ type position struct {
 	journal uint64
 }
 
-// position trusts the message when the broker delivers it for the first time. Otherwise it asks the
-// journal, finishes what a crash cut off, and returns errSettled when nothing is left
+// position trusts the message when the broker delivers it for the first time. Otherwise, and for what was
+// parked, it asks the journal, finishes what a crash cut off, and returns errSettled when nothing is left
 // to do. A delivery that a crash burnt is put right here: the notification is published anew with the
 // recorded count, so the broker's limit of deliveries never ends one that has attempts left.
 func (d *Dispatcher) position(ctx context.Context, m *bus.Delivery) (position, error) {
-	if m.NumDelivered == 1 {
+	if m.NumDelivered == 1 && m.Lane != bus.LaneParked {
 		return position{m.AttemptsDone, m.Journal}, nil
 	}
 	if m.NumDelivered > maxCrashes && m.Lane != bus.LaneRetry {
@@ -160,8 +187,8 @@ func (d *Dispatcher) position(ctx context.Context, m *bus.Delivery) (position, e
 		m.Ack()
 	case last.State == notification.Parked && last.Hop < m.Hop: // and this is the message that was parked
 		return p, nil
-	case last.State == notification.Parked:
-		d.setAside(ctx, m, &last.Record, last.Sequence)
+	case last.State == notification.Parked: // from this very message, and perhaps not moved
+		d.moveAgain(ctx, m, last)
 	case m.Lane != bus.LaneRetry && last.Hop == m.Hop:
 		d.reschedule(ctx, m, last.AttemptsDone, last.Sequence, last.NextAttemptAt)
 	case last.AttemptsDone < expected, time.Until(last.NextAttemptAt) > earlyBy:
@@ -187,37 +214,76 @@ func (d *Dispatcher) reschedule(ctx context.Context, m *bus.Delivery, done int, 
 	m.Ack()
 }
 
-// park records that the notification is set aside, moves it to PARKED with its used attempts, then acks.
-// Nothing of it is used up. The record comes first: it has the lane, so a move that a crash cut off is
-// repeated from it, and whoever takes the message out again finds it recorded.
-func (d *Dispatcher) park(ctx context.Context, m *bus.Delivery, w *target, last position, reason string) {
-	r := d.record(m, w, last, notification.KindParked)
-	r.State, r.Reason = notification.Parked, reason
+// recordAttempt writes the record of an attempt. What was taken out of PARKED very soon may have missed
+// the record of its being parked; that one is no conflict.
+func (d *Dispatcher) recordAttempt(ctx context.Context, r *notification.Record) (uint64, error) {
 	sequence, err := d.bus.Record(ctx, r)
-	if err != nil {
-		d.giveBack(m, err)
-		return
+	if !errors.Is(err, bus.ErrConflict) {
+		return sequence, err
 	}
-	d.metrics.parked.WithLabelValues(reason).Inc()
-	d.setAside(ctx, m, r, sequence)
+	last, lookErr := d.bus.LastRecord(ctx, r.Account, r.NotificationID)
+	if lookErr != nil || last.Kind != notification.KindParked || last.Send != r.Send || last.Hop >= r.Hop || last.AttemptsDone != r.AttemptsDone-1 {
+		return 0, err
+	}
+	r.Previous = last.Sequence
+	return d.bus.Record(ctx, r)
 }
 
-// setAside moves the notification to the lane of PARKED that its record names, then acks.
-func (d *Dispatcher) setAside(ctx context.Context, m *bus.Delivery, r *notification.Record, sequence uint64) {
+// parking is a notification on its way to PARKED, and its record.
+type parking struct {
+	record *bus.StartedRecord
+	move   bus.Started
+	lane   laneKey
+	reason string
+}
+
+// park sets the notification aside with its used attempts; nothing of it is used up.
+func (d *Dispatcher) park(ctx context.Context, m *bus.Delivery, w *target, last position, reason string) {
+	d.finishParking(ctx, m, d.startParking(m, w, last, reason))
+}
+
+func (d *Dispatcher) startParking(m *bus.Delivery, w *target, last position, reason string) parking {
+	r := d.record(m, w, last, notification.KindParked)
+	r.State, r.Reason = notification.Parked, reason
 	n := m.Notification
-	n.Hop, n.AttemptsDone, n.Journal = m.Hop+1, r.AttemptsDone, sequence
-	lane := r.URLKey
-	if r.Reason == notification.Disabled {
-		lane = bus.LaneDisabled
+	n.Hop, n.AttemptsDone, n.Journal = m.Hop+1, last.done, 0 // whoever takes it out asks the journal
+	p := parking{record: d.bus.StartRecord(r), lane: laneKey{m.Account, w.URLKey}, reason: reason}
+	if reason == notification.Disabled {
+		p.lane.lane = bus.LaneDisabled
 	}
-	if err := d.bus.Park(ctx, &n, lane); err != nil {
+	p.move = d.bus.Park(&n, p.lane.lane)
+	return p
+}
+
+// finishParking acks once both the move and its record are stored. Cut off before, both are repeated: the
+// move is recognised by its message id.
+func (d *Dispatcher) finishParking(ctx context.Context, m *bus.Delivery, p parking) {
+	err := p.move.Wait(ctx)
+	_, recordErr := p.record.Wait(ctx)
+	if err = errors.Join(err, recordErr); err != nil {
 		d.giveBack(m, err)
 		return
 	}
 	m.Ack()
-	if r.Reason == notification.Saturated {
-		d.drains.wake(laneKey{m.Account, lane})
+	d.metrics.parked.WithLabelValues(p.reason).Inc()
+	if p.reason == notification.Saturated {
+		d.drains.wake(p.lane)
 	}
+}
+
+// moveAgain completes a move to PARKED of which only the record is certain, then acks.
+func (d *Dispatcher) moveAgain(ctx context.Context, m *bus.Delivery, last *bus.Recorded) {
+	n := m.Notification
+	n.Hop, n.AttemptsDone, n.Journal = m.Hop+1, last.AttemptsDone, 0
+	lane := last.URLKey
+	if last.Reason == notification.Disabled {
+		lane = bus.LaneDisabled
+	}
+	if err := d.bus.Park(&n, lane).Wait(ctx); err != nil {
+		d.giveBack(m, err)
+		return
+	}
+	m.Ack()
 }
 
 // end records a terminal state that no attempt led to, and settles the delivery.

@@ -214,9 +214,10 @@ func (d *Dispatcher) pull(ctx context.Context, lane *bus.Puller, budget int) {
 			return
 		}
 		handed, err := lane.Pull(ctx, n, func(m *bus.Delivery) {
+			rest := d.arrive(work, m)
 			inFlight.Go(func() {
 				defer places.give(1)
-				d.handle(work, m, ticket{})
+				rest()
 			})
 		})
 		places.give(n - handed)

@@ -62,6 +62,18 @@ func (u *share) live() int {
 	return u.limit
 }
 
+// try takes a place for live traffic if one is free. refused says that waiting for one is not worth it.
+func (s *shares) try(k urlKey) (placed, refused bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u := s.get(k)
+	if u.inFlight < u.live() && len(u.waiting) == 0 {
+		u.inFlight++
+		return true, false
+	}
+	return false, !u.worthWaiting()
+}
+
 // enter takes a place for live traffic, waiting for it at most about maxWait. False: the URL is over its share.
 func (s *shares) enter(k urlKey) bool {
 	s.mu.Lock()
