@@ -34,6 +34,8 @@ type Config struct {
 	APITokensFile string `env:"API_TOKENS_FILE"`
 	// APIRateLimit is how many requests each token may make a second, in bursts of as many.
 	APIRateLimit int `env:"API_RATE_LIMIT" envDefault:"50" range:"1..1000000"`
+	// APIBadTokensPerMinute is how many bad tokens an address may try before unknown ones from there are refused unseen. Clients behind one proxy share its address.
+	APIBadTokensPerMinute int `env:"API_BAD_TOKENS_PER_MINUTE" envDefault:"20" range:"1..1000000"`
 	// JWTJWKSURL is where the keys of an issuer of JWTs are; the claim account_id says whose they are.
 	JWTJWKSURL string `env:"JWT_JWKS_URL"`
 	// JWTHMACSecret verifies JWTs signed with HS256 instead; at least 32 bytes.

@@ -54,7 +54,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		return err
 	}
 	gate, err := auth.New(ctx, auth.Config{
-		Tokens: tokens, JWKSURL: cfg.JWTJWKSURL, HMACSecret: cfg.JWTHMACSecret, PerSecond: cfg.APIRateLimit,
+		Tokens: tokens, JWKSURL: cfg.JWTJWKSURL, HMACSecret: cfg.JWTHMACSecret, PerSecond: cfg.APIRateLimit, BadPerMinute: cfg.APIBadTokensPerMinute,
 	}, proc.Log, proc.Metrics)
 	if err != nil {
 		return err

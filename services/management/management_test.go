@@ -190,7 +190,7 @@ func (s *site) at(base, token, method, path string, body any, headers ...string)
 	if r.raw, err = io.ReadAll(resp.Body); err != nil {
 		s.t.Fatal(err)
 	}
-	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") {
+	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") && method != http.MethodHead {
 		if err := json.Unmarshal(r.raw, &r.json); err != nil {
 			s.t.Fatalf("%s %s: not JSON: %v\n%s", method, path, err, r.raw)
 		}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
@@ -169,5 +170,47 @@ func TestReplaySurvives(t *testing.T) {
 	}
 	if n, err := s.arrived(); err != nil || n != events {
 		t.Errorf("%d notifications arrived (%v), want each of %d once", n, err, events)
+	}
+}
+
+// TestReplayOfADeadRunner takes up a job whose runner went without a word, after its last note.
+func TestReplayOfADeadRunner(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	hookID := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()
+	id, key := uuid.NewString(), ""
+	var at [3]uint64
+	for i := range at {
+		p, err := s.bus.PublishEvent(t.Context(), event.Subject("acme", "crm_deal_created"), uuid.NewString(), "", fmt.Appendf(nil, `{"transaction_uuid":"n-%d"}`, i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		at[i] = p.Sequence
+	}
+	// The first is noted, the second was sent after the note, the third was not sent.
+	eventID := event.ID("acme", "crm_deal_created", "n-1")
+	if err := s.bus.Notify(&notification.Notification{
+		Account: "acme", ID: event.NotificationID(eventID, uuid.MustParse(hookID)), WebhookID: hookID, EventID: eventID,
+		EventName: "crm_deal_created", EventSequence: at[1], EventTime: time.Now(), Send: 1, Replay: id, Body: []byte(`{}`),
+	}).Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	bucket, err := s.bus.Bucket(t.Context(), bus.BucketReplays)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key = "acme." + id
+	job := fmt.Appendf(nil, `{"id":%q,"account_id":"acme","webhook_id":%q,"from":"2026-01-01T00:00:00Z","to":"2999-01-01T00:00:00Z","rate":50,"state":"running",
+		"events":3,"sent":1,"position":%d,"runner":"gone","beat_at":%q}`, id, hookID, at[0], time.Now().Add(-time.Minute).Format(time.RFC3339))
+	if _, err := bucket.Create(t.Context(), key, job); err != nil {
+		t.Fatal(err)
+	}
+	var d map[string]any
+	s.until("it is done", func() bool {
+		d = s.do(acme, "GET", "/crm/v2/replays/"+id, nil).want(200).data()
+		return d["state"] == "done"
+	})
+	if n, err := s.arrived(); d["sent"] != 3.0 || err != nil || n != 2 {
+		t.Errorf("job = %v, %d messages (%v); want 3 sent, 2 of them stored in this test", d, n, err)
 	}
 }

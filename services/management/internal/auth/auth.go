@@ -8,7 +8,7 @@
 //	400  an operator's account-scoped request without X-Account-Id
 //	429  more requests than the token may make, or the client's address tried too many bad tokens
 //
-// Guessing: after guessesPerMinute bad tokens from one address (IPv6: one /64), tokens that were not good
+// Guessing: after Config.BadPerMinute bad tokens from one address (IPv6: one /64), tokens that were not good
 // from there in the last hour are refused without being looked at, until the address has been quiet for a
 // while. Clients that share an address with the guesser, behind a proxy, thus keep working.
 package auth
@@ -28,9 +28,6 @@ import (
 	"gancho/services/management/internal/problem"
 )
 
-// guessesPerMinute is how many bad tokens one address may try.
-const guessesPerMinute = 20
-
 // Config of a Gate.
 type Config struct {
 	Tokens     *Tokens
@@ -38,6 +35,8 @@ type Config struct {
 	HMACSecret string
 	// PerSecond is how many requests each token may make, with a burst of one second's worth.
 	PerSecond int
+	// BadPerMinute is how many bad tokens one address may try before it is locked out for a while.
+	BadPerMinute int
 }
 
 // Gate lets requests in. It is safe for concurrent use.
@@ -59,7 +58,7 @@ func New(ctx context.Context, cfg Config, log *zap.Logger, reg prometheus.Regist
 	g := &Gate{
 		tokens: cfg.Tokens, jwts: jwts,
 		requests: newBuckets(rate.Limit(cfg.PerSecond), cfg.PerSecond),
-		guesses:  newBuckets(rate.Limit(guessesPerMinute)/60, guessesPerMinute),
+		guesses:  newBuckets(rate.Limit(cfg.BadPerMinute)/60, cfg.BadPerMinute),
 		known:    newRecent(time.Hour),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gancho_requests_refused_total", Help: "Requests refused before their handler, by reason.",

@@ -1,0 +1,211 @@
+package management_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"sort"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"gancho/services/management"
+)
+
+// operation is one row of the API, as its OpenAPI document tells.
+type operation struct {
+	method, path string
+	public       bool
+	body         bool
+	responses    map[string]json.RawMessage
+}
+
+func (s *site) operations() []operation {
+	s.t.Helper()
+	var doc struct {
+		Paths map[string]map[string]struct {
+			RequestBody json.RawMessage            `json:"requestBody"`
+			Security    *[]any                     `json:"security"`
+			Responses   map[string]json.RawMessage `json:"responses"`
+		} `json:"paths"`
+	}
+	if err := json.Unmarshal(s.do("", "GET", "/crm/v2/openapi.json", nil).want(200).raw, &doc); err != nil {
+		s.t.Fatal(err)
+	}
+	var ops []operation
+	for path, methods := range doc.Paths {
+		for method, o := range methods {
+			ops = append(ops, operation{strings.ToUpper(method), path, o.Security != nil && len(*o.Security) == 0, o.RequestBody != nil, o.Responses})
+		}
+	}
+	sort.Slice(ops, func(i, j int) bool { return ops[i].path+ops[i].method < ops[j].path+ops[j].method })
+	if len(ops) < 20 {
+		s.t.Fatalf("the document has %d operations", len(ops))
+	}
+	return ops
+}
+
+// TestWalk makes every request of the API with every kind of token and every kind of malformed input. Each
+// must be refused with the right status, in the shape of errors, and documented.
+func TestWalk(t *testing.T) {
+	t.Parallel()
+	s := start(t, func(c *management.Config) { c.Limits.EventMaxBytes, c.APIBadTokensPerMinute = 4096, 100_000 })
+	hookID := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()
+	notificationID := s.matched("acme", hookID, `{"transaction_uuid":"w"}`).ID
+	replayID := s.do(acme, "POST", "/crm/v2/webhooks/"+hookID+"/replays", map[string]any{"from": "2026-01-01T00:00:00Z"}).want(201).id()
+	realID := func(path string) string {
+		switch {
+		case strings.Contains(path, "/notifications/{id}"):
+			return notificationID
+		case strings.Contains(path, "/replays/{id}"):
+			return replayID
+		}
+		return hookID
+	}
+	for _, op := range s.operations() {
+		t.Run(op.method+" "+op.path, func(t *testing.T) {
+			t.Parallel()
+			s := &site{t: t, url: s.url}
+			path := strings.NewReplacer("{id}", realID(op.path), "{event_name}", "crm_deal_created").Replace(op.path)
+			write, scoped := op.method != http.MethodGet, strings.Contains(op.path, "{id}")
+			body := any(nil)
+			if op.body {
+				body = `{"data":{}}`
+			}
+			refused := func(r reply, want ...int) {
+				t.Helper()
+				if !slices.Contains(want, r.status) {
+					t.Errorf("status %d, want one of %v\n%.300s", r.status, want, r.raw)
+				}
+				var e struct {
+					Errors []struct{ Code, Detail string }
+				}
+				if err := json.Unmarshal(r.raw, &e); op.method != http.MethodHead && (err != nil || len(e.Errors) == 0 || e.Errors[0].Code == "" || e.Errors[0].Detail == "") {
+					t.Errorf("not the shape of an error: %.300s", r.raw)
+				}
+				if op.responses[fmt.Sprint(r.status)] == nil {
+					t.Errorf("status %d is not documented", r.status)
+				}
+				if r.header.Get("X-Request-Id") == "" || r.header.Get("X-Content-Type-Options") != "nosniff" {
+					t.Errorf("headers missing: %v", r.header)
+				}
+			}
+			if op.public {
+				s.do("", op.method, path, body).want(200)
+				return
+			}
+			refused(s.do("", op.method, path, body), 401)
+			for _, bad := range []string{"nonsense", "", "a b", acme + "x", strings.ToUpper(acme), "eyJhbGciOiJub25lIn0.eyJhY2NvdW50X2lkIjoiYWNtZSIsImV4cCI6OTk5OTk5OTk5OX0."} {
+				refused(s.do(acme, op.method, path, body, "Authorization", "Bearer "+bad), 401)
+			}
+			refused(s.do(acme, op.method, path, body, "Authorization", "Basic "+acme), 401)
+			refused(s.do(operator, op.method, path, body), 400)
+			refused(s.do(operator, op.method, path, body, "X-Account-Id", "no.such>account"), 400)
+			refused(s.do(acme, op.method, path, body, "X-Account-Id", "globex"), 403)
+			if write {
+				refused(s.do(acmeRead, op.method, path, body), 403)
+			}
+			if scoped {
+				refused(s.do(other, op.method, path, validBody(op)), 404)
+				refused(s.do(operator, op.method, path, validBody(op), "X-Account-Id", "globex"), 404)
+				for _, id := range []string{
+					"x", "%2e%2e", "..%2f..%2fx", "%00", strings.Repeat("a", 10_000), "*", "%3E", strings.ToUpper(uuid.NewString()) + "0",
+					"{" + hookID + "}", "urn:uuid:" + hookID, strings.ReplaceAll(hookID, "-", ""), uuid.NewString(), "%F0%9F%92%A9",
+				} {
+					malformed := strings.Replace(op.path, "{id}", id, 1)
+					r := s.do(acme, op.method, malformed, validBody(op))
+					if r.status != 404 {
+						t.Errorf("id %.40q: status %d, want 404\n%.300s", id, r.status, r.raw)
+					}
+				}
+			}
+			if op.body {
+				refused(s.do(acme, op.method, path, `{"data":{}}`, "Content-Type", "text/plain"), 415)
+				refused(s.do(acme, op.method, path, `{"data":{}}`, "Content-Type", ""), 415)
+				refused(s.do(acme, op.method, path, `{"data":{}}`, "Content-Type", "application/json; charset=latin1"), 415)
+				refused(s.do(acme, op.method, path, `{"data":{}}`, "Content-Encoding", "gzip"), 415)
+				refused(s.do(acme, op.method, path, `{"data":"`+strings.Repeat("x", 1<<20)+`"}`), 413)
+				refused(s.do(acme, op.method, path, `{"data":`), 400)
+				if !strings.Contains(op.path, "/events/") {
+					refused(s.do(acme, op.method, path, `{"data":{"no_such":1}}`), 400)
+					refused(s.do(acme, op.method, path, `{"data":[]}`), 422)
+					refused(s.do(acme, op.method, path, `"data"`), 422)
+				}
+			}
+		})
+	}
+	t.Run("elsewhere", func(t *testing.T) {
+		t.Parallel()
+		s := &site{t: t, url: s.url}
+		for _, path := range []string{"/.git/config", "/debug/pprof/", "/metrics", "/crm/v2", "/crm/v2/", "/crm/v2/webhooks/", "/crm//v2/webhooks", "/crm/v2/../v2/webhooks", "/crm/v1/webhooks"} {
+			s.do(acme, "GET", path, nil).refused(404, "no_such_path", "")
+		}
+		for _, method := range []string{"TRACE", "PATCH", "OPTIONS", "BREW", "DELETE"} {
+			r := s.do(acme, method, "/crm/v2/webhooks", nil)
+			r.refused(405, "method_not_allowed", "")
+			if r.header.Get("Allow") != "GET, POST" {
+				t.Errorf("Allow = %q", r.header.Get("Allow"))
+			}
+		}
+		s.do(acme, "GET", "/crm/v2/webhooks/"+hookID, nil, "X-HTTP-Method-Override", "DELETE", "X-Forwarded-For", "127.0.0.1", "Host", "evil.example").want(200)
+		s.do(acme, "HEAD", "/crm/v2/webhooks/"+hookID, nil).want(200)
+	})
+}
+
+// validBody is one that an operation accepts, so that what is refused is something else.
+func validBody(op operation) any {
+	switch {
+	case !op.body:
+		return nil
+	case strings.HasSuffix(op.path, "/replays"):
+		return `{"data":{"from":"2026-01-01T00:00:00Z"}}`
+	}
+	return `{"data":{}}`
+}
+
+// TestDocument checks that the OpenAPI document is whole: every reference leads somewhere.
+func TestDocument(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	r := s.do("", "GET", "/crm/v2/openapi.json", nil).want(200)
+	if r.json["openapi"] != "3.1.0" {
+		t.Errorf("openapi = %v", r.json["openapi"])
+	}
+	refs, ids := 0, map[string]bool{}
+	var walk func(v any)
+	walk = func(v any) {
+		switch v := v.(type) {
+		case map[string]any:
+			if ref, ok := v["$ref"].(string); ok {
+				refs++
+				at := any(r.json)
+				for part := range strings.SplitSeq(strings.TrimPrefix(ref, "#/"), "/") {
+					m, _ := at.(map[string]any)
+					at = m[part]
+				}
+				if at == nil {
+					t.Errorf("%s leads nowhere", ref)
+				}
+			}
+			if id, ok := v["operationId"].(string); ok {
+				if ids[id] {
+					t.Errorf("operationId %s stands twice", id)
+				}
+				ids[id] = true
+			}
+			for _, x := range v {
+				walk(x)
+			}
+		case []any:
+			for _, x := range v {
+				walk(x)
+			}
+		}
+	}
+	walk(r.json)
+	if refs < 30 || len(ids) < 20 {
+		t.Errorf("%d references and %d operations", refs, len(ids))
+	}
+}
