@@ -433,7 +433,7 @@ complete_line gancho we; complete_line gancho webhooks r; complete_line gancho w
 complete_line gancho completion ''; complete_line gancho webhooks list --output json notifications`},
 		"fish": {"fish", `complete -C 'gancho we' | cut -f1 | string join ' '; complete -C 'gancho webhooks r' | cut -f1 | string join ' '
 complete -C 'gancho webhooks list -o ' | cut -f1 | string join ' '; complete -C 'gancho webhooks list --o' | cut -f1 | string join ' '
-complete -C 'gancho completion ' | cut -f1 | string join ' '; complete -C 'gancho webhooks list --output json notifications' | cut -f1 | string join ' '`},
+complete -C 'gancho completion ' | cut -f1 | string join ' '; complete -C 'gancho webhooks list --output json notifications' | cut -f1 | string join ' '; echo`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -491,7 +491,6 @@ func TestCompletionZsh(t *testing.T) {
 	}
 	file := filepath.Join(t.TempDir(), "script")
 	ask := `
-compdef() { : }
 _describe() { print -l -- ${found%%:*} }
 _files() { print files }
 at() { words=("$@"); CURRENT=$#; PREFIX=${words[$#]}; _gancho }
@@ -499,7 +498,7 @@ at gancho webhooks r | grep -c .
 at gancho webhooks list --
 at gancho events send x
 `
-	if err := os.WriteFile(file, []byte(got.stdout+ask), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("compdef() { : }\n"+got.stdout+ask), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	out, err := exec.CommandContext(t.Context(), path, "-f", file).CombinedOutput()

@@ -34,6 +34,7 @@ type place struct {
 	commands   []candidate
 	flags      []candidate
 	values     []string // of the first argument
+	file       bool     // the first argument is one
 }
 
 // candidate is a word that can come next. A flag with values needs one of them.
@@ -58,8 +59,11 @@ func places(node *kong.Node, path, help string) []place {
 			p.flags = append(p.flags, c)
 		}
 	}
-	if len(node.Positional) > 0 && node.Positional[0].Enum != "" {
-		p.values = strings.Split(node.Positional[0].Enum, ",")
+	if len(node.Positional) > 0 {
+		first := node.Positional[0]
+		if p.file = first.Name == "file"; first.Enum != "" {
+			p.values = strings.Split(first.Enum, ",")
+		}
 	}
 	var below []place
 	for _, child := range node.Children {
@@ -192,8 +196,11 @@ func fish(w io.Writer, all []place) error {
 		for _, c := range p.commands {
 			fmt.Fprintf(&b, "%s -f -a %s -d '%s'\n", at, c.word, c.help)
 		}
-		if p.values != nil {
+		switch {
+		case p.values != nil:
 			fmt.Fprintf(&b, "%s -f -a '%s'\n", at, strings.Join(p.values, " "))
+		case !p.file:
+			fmt.Fprintf(&b, "%s -f\n", at)
 		}
 		for _, f := range p.flags {
 			line := at + " -l " + strings.TrimPrefix(f.word, "--")
