@@ -36,8 +36,9 @@ func webhookPath(id string) string      { return "/webhooks/" + url.PathEscape(i
 func notificationPath(id string) string { return "/notifications/" + url.PathEscape(id) }
 func replayPath(id string) string       { return "/replays/" + url.PathEscape(id) }
 
-// list reads a list page by page, following links.next. Of that link only the query is used.
-func list[T any](ctx context.Context, c *Client, path string, query url.Values) iter.Seq2[Result[T], error] {
+// list reads a list page by page, following links.next. Of that link only the query is used. partial, if not
+// nil, is called when a page says that some may be missing.
+func list[T any](ctx context.Context, c *Client, path string, query url.Values, partial func()) iter.Seq2[Result[T], error] {
 	return func(yield func(Result[T], error) bool) {
 		for {
 			first := call{method: http.MethodGet, path: path, query: query}
@@ -45,6 +46,9 @@ func list[T any](ctx context.Context, c *Client, path string, query url.Values) 
 			if err != nil {
 				yield(Result[T]{}, err)
 				return
+			}
+			if e.Partial && partial != nil {
+				partial()
 			}
 			var page []json.RawMessage
 			if err := json.Unmarshal(e.Data, &page); err != nil {
@@ -76,7 +80,7 @@ func list[T any](ctx context.Context, c *Client, path string, query url.Values) 
 
 // Webhooks lists the account's webhooks, oldest first.
 func (c *Client) Webhooks(ctx context.Context) iter.Seq2[Result[Webhook], error] {
-	return list[Webhook](ctx, c, "/webhooks", url.Values{"page[size]": {strconv.Itoa(pageSize)}})
+	return list[Webhook](ctx, c, "/webhooks", url.Values{"page[size]": {strconv.Itoa(pageSize)}}, nil)
 }
 
 // Webhook returns one.
@@ -127,8 +131,9 @@ type Range struct {
 }
 
 // Notifications lists those of a webhook, newest first. atOnce is how many to ask for at a time, 0 for as
-// many as the API gives.
-func (c *Client) Notifications(ctx context.Context, webhookID string, r Range, atOnce int) iter.Seq2[Result[Notification], error] {
+// many as the API gives. partial, if not nil, is called when some may be missing, because the index is being
+// rebuilt.
+func (c *Client) Notifications(ctx context.Context, webhookID string, r Range, atOnce int, partial func()) iter.Seq2[Result[Notification], error] {
 	if atOnce <= 0 || atOnce > pageSize {
 		atOnce = pageSize
 	}
@@ -142,7 +147,7 @@ func (c *Client) Notifications(ctx context.Context, webhookID string, r Range, a
 	if !r.To.IsZero() {
 		query.Set("to", r.To.UTC().Format(time.RFC3339Nano))
 	}
-	return list[Notification](ctx, c, webhookPath(webhookID)+"/notifications", query)
+	return list[Notification](ctx, c, webhookPath(webhookID)+"/notifications", query, partial)
 }
 
 // Notification returns one with its attempts.
@@ -166,6 +171,11 @@ func (c *Client) CreateReplay(ctx context.Context, webhookID string, r Range, ra
 		data["rate"] = rate
 	}
 	return post[Replay](ctx, c, http.MethodPost, webhookPath(webhookID)+"/replays", data)
+}
+
+// Replays lists those of a webhook, newest first.
+func (c *Client) Replays(ctx context.Context, webhookID string) iter.Seq2[Result[Replay], error] {
+	return list[Replay](ctx, c, webhookPath(webhookID)+"/replays", nil, nil)
 }
 
 // Replay returns one.

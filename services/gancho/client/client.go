@@ -101,6 +101,7 @@ type envelope struct {
 	Data    json.RawMessage `json:"data"`
 	Links   links           `json:"links"`
 	HasMore bool            `json:"has_more"`
+	Partial bool            `json:"partial"`
 }
 
 type links struct {

@@ -156,7 +156,7 @@ func TestTokenStays(t *testing.T) {
 		t.Fatal(err)
 	}
 	var ids string
-	for n, err := range c.Notifications(t.Context(), "w", Range{}, 0) {
+	for n, err := range c.Notifications(t.Context(), "w", Range{}, 0, nil) {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net/http"
@@ -43,7 +44,9 @@ func (c *Client) Tail(ctx context.Context, w Watch, show func(Result[Attempt]) e
 	if w.Outcome != "" {
 		query.Set("outcome", w.Outcome)
 	}
-	s := &stream{client: c, call: call{method: http.MethodGet, path: "/tail", query: query}, pause: firstPause, show: show}
+	s := &stream{
+		client: c, call: call{method: http.MethodGet, path: "/tail", query: query}, show: show, first: firstPause, pause: firstPause,
+	}
 	for {
 		err := s.follow(ctx)
 		if ctx.Err() != nil {
@@ -78,7 +81,8 @@ type stream struct {
 	call   call
 	show   func(Result[Attempt]) error
 	lastID string
-	pause  time.Duration
+	first  time.Duration // the server's wish, if it has one
+	pause  time.Duration // before the next connection
 }
 
 // follow reads one connection until it ends.
@@ -126,6 +130,7 @@ var errTooLong = errors.New("an event is longer than 1 MiB")
 func (s *stream) read(body io.Reader, alive func()) error {
 	lines := bufio.NewReaderSize(body, 64<<10)
 	var data []byte
+	var kind string
 	id := s.lastID
 	for {
 		line, err := readLine(lines)
@@ -136,12 +141,12 @@ func (s *stream) read(body io.Reader, alive func()) error {
 		if len(line) == 0 {
 			s.lastID = id
 			if len(data) > 0 {
-				if err := s.dispatch(data); err != nil {
+				if err := s.dispatch(kind, data); err != nil {
 					return err
 				}
-				s.pause = firstPause
+				s.pause = s.first
 			}
-			data = nil
+			data, kind = nil, ""
 			continue
 		}
 		field, value, _ := bytes.Cut(line, []byte(":"))
@@ -154,18 +159,32 @@ func (s *stream) read(body io.Reader, alive func()) error {
 			if data = append(data, value...); len(data) > maxEvent {
 				return errTooLong
 			}
+		case "event":
+			kind = string(value)
 		case "id":
 			id = string(value)
 		case "retry":
 			if ms, err := strconv.Atoi(string(value)); err == nil && ms > 0 {
-				s.pause = min(time.Duration(ms)*time.Millisecond, longestPause)
+				s.first = min(time.Duration(ms)*time.Millisecond, longestPause)
+				s.pause = s.first
 			}
 		}
 	}
 }
 
-// dispatch shows one event. What is no attempt is passed over: a newer server may send other events too.
-func (s *stream) dispatch(data []byte) error {
+// dispatch shows one event. Events of other kinds are passed over: a newer server may send them.
+func (s *stream) dispatch(kind string, data []byte) error {
+	switch kind {
+	case "", "message", "attempt":
+	case "end": // the server says why it ends the stream
+		var end struct {
+			Reason string `json:"reason"`
+		}
+		_ = json.Unmarshal(data, &end) // without a reason it ends as well
+		return fmt.Errorf("the server ended the stream: %s", end.Reason)
+	default:
+		return nil
+	}
 	r := Result[Attempt]{Raw: bytes.Clone(data)}
 	if json.Unmarshal(data, &r.Value) != nil || r.Value.Outcome == "" {
 		return nil

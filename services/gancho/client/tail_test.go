@@ -31,7 +31,7 @@ func TestTail(t *testing.T) {
 			asked = append(asked, time.Since(began).String()+" "+r.URL.RawQuery+" "+r.Header.Get("Last-Event-ID"))
 			switch len(asked) {
 			case 1: // two attempts, with comments and lines that a newer server may send
-				return streamOf(": welcome\n\n" + attempt("a") + "event: note\r\ndata: {\"other\":1}\r\n\r\nfuture: 1\nretry: 500\n\n" + strings.ReplaceAll(attempt("b"), "\n", "\r\n")), nil
+				return streamOf(": welcome\n\n" + attempt("a") + "event: note\r\ndata: {\"outcome\":\"x\"}\r\n\r\nfuture: 1\nretry: 2000\n\n" + strings.ReplaceAll(attempt("b"), "\n", "\r\n")), nil
 			case 2:
 				return nil, errors.New("connection refused")
 			case 3:
@@ -42,6 +42,8 @@ func TestTail(t *testing.T) {
 				return r2, nil
 			case 5:
 				return streamOf(attempt("c") + "data: {\"notification_id\":\"cut off\""), nil
+			case 6:
+				return streamOf("event: end\ndata: {\"reason\":\"too_slow\"}\n\n"), nil
 			}
 			stop()
 			return nil, ctx.Err()
@@ -59,16 +61,17 @@ func TestTail(t *testing.T) {
 		}
 		want := []string{
 			"0s outcome=failed&webhook_id=w ",
-			"1s outcome=failed&webhook_id=w b", // an attempt came after the server's wish
-			"3s outcome=failed&webhook_id=w b",
-			"8s outcome=failed&webhook_id=w b",
-			"1m16s outcome=failed&webhook_id=w b",
-			"1m17s outcome=failed&webhook_id=w c",
+			"2s outcome=failed&webhook_id=w b",    // the server's wish
+			"6s outcome=failed&webhook_id=w b",    // twice that
+			"14s outcome=failed&webhook_id=w b",   // and again: longer than the 5 s it asked for
+			"1m30s outcome=failed&webhook_id=w b", // a minute of silence, and twice that
+			"1m32s outcome=failed&webhook_id=w c", // something came
+			"1m36s outcome=failed&webhook_id=w c",
 		}
 		if diff := cmp.Diff(want, asked); diff != "" {
 			t.Error(diff)
 		}
-		if len(lost) != 5 || !strings.Contains(lost[3], "nothing came for a minute") {
+		if len(lost) != 6 || !strings.Contains(lost[3], "nothing came for a minute") || !strings.Contains(lost[5], "too_slow") {
 			t.Errorf("lost: %q", lost)
 		}
 	})

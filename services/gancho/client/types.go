@@ -71,7 +71,9 @@ type Notification struct {
 	UpdatedAt     time.Time   `json:"updated_at"`
 	Attempts      []Attempt   `json:"attempts"`
 	Explain       Explanation `json:"explain"`
-	Partial       bool        `json:"partial"`
+	Partial       bool        `json:"partial"` // older attempts are not shown
+	// LastAttempt is set in lists, instead of Attempts.
+	LastAttempt *Attempt `json:"last_attempt"`
 }
 
 // Ended reports whether nothing more happens by itself.
@@ -86,10 +88,11 @@ type Explanation struct {
 	Next   string `json:"next"`
 }
 
-// Attempt is one HTTP request to a receiver. WebhookID and NotificationID are set in a tail.
+// Attempt is one HTTP request to a receiver. WebhookID, NotificationID and State are set in a tail.
 type Attempt struct {
 	WebhookID      string    `json:"webhook_id"`
 	NotificationID string    `json:"notification_id"`
+	State          string    `json:"state"` // of the notification, after the attempt
 	Number         int       `json:"number"`
 	Send           int       `json:"send"`
 	StartedAt      time.Time `json:"started_at"`
@@ -110,7 +113,9 @@ type Attempt struct {
 type Replay struct {
 	ID               string    `json:"id"`
 	WebhookID        string    `json:"webhook_id"`
-	State            string    `json:"state"` // preview, running, paused, done or cancelled
+	State            string    `json:"state"`   // preview, running, paused, done or cancelled
+	Problem          string    `json:"problem"` // why it ended or paused by itself
+	Only             string    `json:"notification_state"`
 	From             time.Time `json:"from"`
 	To               time.Time `json:"to"`
 	Events           uint64    `json:"events"`
@@ -118,6 +123,7 @@ type Replay struct {
 	EstimatedSeconds float64   `json:"estimated_seconds"`
 	Rate             float64   `json:"rate"` // per second
 	Sent             uint64    `json:"sent"`
+	Skipped          uint64    `json:"skipped"` // still on their way, or not in the state asked for
 	Total            uint64    `json:"total"`
 }
 

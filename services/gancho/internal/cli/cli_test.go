@@ -131,6 +131,10 @@ const (
 		`{"number":1,"send":2,"started_at":"2026-01-21T10:02:00Z","outcome":"failed","reason":"status_5xx","http_status":500,"duration_ms":12.34,` +
 		`"phases_ms":{"dns":0,"connect":0,"tls":0,"first_byte":12.1},"request_headers":{},"response_headers":{},"response_body":"no\u001b[31m red\nand a text that goes on for much longer than a table has room for it"}],` +
 		`"explain":{"reason":"attempt_failed","text":"Attempt 1 of 6 failed: the receiver answered 500.","next":"Attempt 2 is due at 2026-01-21 10:02:11 UTC."}}`
+	listed = `{"id":"` + notificationID + `","webhook_id":"` + webhookID + `","event_id":"b2fe9543-c69a-5925-9070-c42230f71727",` +
+		`"event_name":"crm_deal_created","state":"permanently_failed","reason":"status_4xx","sends":1,"attempts_made":6,"next_attempt_at":null,"replay_id":null,` +
+		`"created_at":"2026-01-21T10:00:00Z","updated_at":"2026-01-21T10:00:00Z",` +
+		`"last_attempt":{"number":6,"send":1,"started_at":"2026-01-21T10:00:00Z","outcome":"failed","reason":"status_4xx","http_status":404,"duration_ms":3.21}}`
 	delivered = `{"id":"` + notificationID + `","webhook_id":"` + webhookID + `","event_id":"b2fe9543-c69a-5925-9070-c42230f71727",` +
 		`"event_name":"crm_deal_created","state":"delivered","reason":null,"sends":1,"attempts_made":1,"next_attempt_at":null,"replay_id":null,` +
 		`"created_at":"2026-01-21T10:00:00Z","updated_at":"2026-01-21T10:00:00Z","attempts":[` +
@@ -140,7 +144,7 @@ const (
 	preview = `{"id":"` + replayID + `","webhook_id":"` + webhookID + `","state":"preview","from":"2026-01-20T00:00:00Z","to":"2026-01-21T00:00:00Z",` +
 		`"events":5400,"bytes":27000000,"estimated_seconds":270,"rate":20,"sent":0,"total":5400}`
 	running = `{"id":"` + replayID + `","webhook_id":"` + webhookID + `","state":"running","from":"2026-01-20T00:00:00Z","to":"2026-01-21T00:00:00Z",` +
-		`"events":5400,"bytes":27000000,"estimated_seconds":270,"rate":20,"sent":1200,"total":5400}`
+		`"notification_state":"permanently_failed","problem":null,"events":5400,"bytes":27000000,"estimated_seconds":270,"rate":20,"sent":1200,"skipped":3,"total":5400}`
 )
 
 func data(v string) []answer { return []answer{{status: 200, body: `{"data":` + v + `}`}} }
@@ -219,10 +223,13 @@ func TestCommands(t *testing.T) {
 			"GET " + hook + "/notifications": page("c1", retrying, delivered), "GET " + hook + "/notifications?c1": page("", pending),
 		}},
 		"notifications_list_limit": {"notifications list " + webhookID + " --limit 1", "", map[string][]answer{"GET " + hook + "/notifications": page("c1", retrying, delivered)}},
-		"notifications_list_time":  {"notifications list " + webhookID + " --from yesterday", "", nil},
-		"notifications_get":        {"notifications get " + notificationID, "", map[string][]answer{"GET " + notifications: data(retrying)}},
-		"notifications_get_json":   {"notifications get -o json " + notificationID, "", map[string][]answer{"GET " + notifications: data(retrying)}},
-		"notifications_explain":    {"notifications explain " + notificationID, "", map[string][]answer{"GET " + notifications: data(retrying)}},
+		"notifications_list_partial": {"notifications list " + webhookID, "", map[string][]answer{
+			"GET " + hook + "/notifications": {{status: 200, body: `{"data":[` + listed + `],"links":{"next":null},"has_more":false,"partial":true}`}},
+		}},
+		"notifications_list_time": {"notifications list " + webhookID + " --from yesterday", "", nil},
+		"notifications_get":       {"notifications get " + notificationID, "", map[string][]answer{"GET " + notifications: data(retrying)}},
+		"notifications_get_json":  {"notifications get -o json " + notificationID, "", map[string][]answer{"GET " + notifications: data(retrying)}},
+		"notifications_explain":   {"notifications explain " + notificationID, "", map[string][]answer{"GET " + notifications: data(retrying)}},
 		"notifications_explain_json": {"notifications explain -o json " + notificationID, "", map[string][]answer{
 			"GET " + notifications: data(retrying),
 		}},
@@ -234,6 +241,7 @@ func TestCommands(t *testing.T) {
 			"POST " + hook + "/replays": {{status: 201, body: `{"data":` + preview + `}`}},
 		}},
 		"replays_create_backwards": {"replays create " + webhookID + " --from 2026-01-21 --to 2026-01-20", "", nil},
+		"replays_list":             {"replays list " + webhookID, "", map[string][]answer{"GET " + hook + "/replays": page("", running, preview)}},
 		"replays_get":              {"replays get " + replayID, "", map[string][]answer{"GET " + replay: data(running)}},
 		"replays_start":            {"replays start " + replayID, "", map[string][]answer{"POST " + replay + "/start": data(running)}},
 		"replays_pause":            {"replays pause " + replayID + " -o json", "", map[string][]answer{"POST " + replay + "/pause": data(running)}},

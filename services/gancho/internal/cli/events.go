@@ -84,7 +84,7 @@ func (tailCmd) Help() string {
 }
 
 // tailFormat are the columns of a tail: they cannot be aligned afterwards, so they have fixed widths.
-const tailFormat = "%-20s  %-9s  %-6s  %-15s  %8s  %-7s  %-36s  %s\n"
+const tailFormat = "%-20s  %-9s  %-6s  %-15s  %8s  %-7s  %-18s  %-36s  %s\n"
 
 // Run runs the command.
 func (c tailCmd) Run(a *app) error {
@@ -94,7 +94,7 @@ func (c tailCmd) Run(a *app) error {
 	defer a.interruptible()()
 	watch := client.Watch{WebhookID: c.Webhook, Outcome: strings.TrimPrefix(c.Outcome, "all")}
 	if a.output != "json" {
-		if _, err := fmt.Fprintf(a.Stdout, tailFormat, "STARTED", "OUTCOME", "STATUS", "REASON", "MS", "ATTEMPT", "WEBHOOK", "NOTIFICATION"); err != nil {
+		if _, err := fmt.Fprintf(a.Stdout, tailFormat, "STARTED", "OUTCOME", "STATUS", "REASON", "MS", "ATTEMPT", "NOW", "WEBHOOK", "NOTIFICATION"); err != nil {
 			return err
 		}
 	}
@@ -110,7 +110,7 @@ func (c tailCmd) Run(a *app) error {
 		}
 		t := r.Value
 		_, err := fmt.Fprintf(a.Stdout, tailFormat, stamp(t.StartedAt), clean(t.Outcome), status(t.HTTPStatus), clean(dash(t.Reason)),
-			ms(t.DurationMS), fmt.Sprintf("%d/6", t.Number), clean(t.WebhookID), clean(t.NotificationID))
+			ms(t.DurationMS), fmt.Sprintf("%d/6", t.Number), clean(t.State), clean(t.WebhookID), clean(t.NotificationID))
 		return err
 	}, func(err error) {
 		fmt.Fprintln(a.Stderr, "gancho:", clean(err.Error())+"; connecting again")

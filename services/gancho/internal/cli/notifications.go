@@ -54,8 +54,8 @@ func (w when) at(now time.Time) (time.Time, error) {
 // rangeFlags select notifications.
 type rangeFlags struct {
 	State string `placeholder:"STATE" help:"Only those in a state: pending, retrying, parked, delivered, permanently_failed or cancelled."`
-	From  when   `placeholder:"TIME" help:"Only those of events from this time on: a time, a day, or how long ago (2h, 3d)."`
-	To    when   `placeholder:"TIME" help:"Only those of events before this time."`
+	From  when   `placeholder:"TIME" help:"Only those created from this time on: a time, a day, or how long ago (2h, 3d)."`
+	To    when   `placeholder:"TIME" help:"Only those created before this time."`
 }
 
 func (f rangeFlags) selected(now time.Time) (r client.Range, err error) {
@@ -94,18 +94,26 @@ func (c notificationsList) Run(a *app) error {
 		return err
 	}
 	defer a.interruptible()()
-	rows := [][]string{{"ID", "STATE", "REASON", "ATTEMPTS", "EVENT", "CREATED", "NEXT ATTEMPT"}}
+	rows := [][]string{{"ID", "STATE", "REASON", "ATTEMPTS", "STATUS", "EVENT", "CREATED", "NEXT ATTEMPT"}}
 	var all []json.RawMessage
-	for r, err := range a.client.Notifications(a.ctx, c.Webhook, selected, c.Limit) {
+	partial := false
+	for r, err := range a.client.Notifications(a.ctx, c.Webhook, selected, c.Limit, func() { partial = true }) {
 		if err != nil {
 			return err
 		}
 		n := r.Value
+		answered := "-"
+		if n.LastAttempt != nil {
+			answered = status(n.LastAttempt.HTTPStatus)
+		}
 		all = append(all, r.Raw)
-		rows = append(rows, []string{n.ID, n.State, dash(n.Reason), strconv.Itoa(n.AttemptsMade), n.EventName, stamp(n.CreatedAt), dash(stampOf(n.NextAttemptAt))})
+		rows = append(rows, []string{n.ID, n.State, dash(n.Reason), strconv.Itoa(n.AttemptsMade), answered, n.EventName, stamp(n.CreatedAt), dash(stampOf(n.NextAttemptAt))})
 		if len(all) == c.Limit {
 			break
 		}
+	}
+	if partial {
+		fmt.Fprintln(a.Stderr, "gancho: the index is being rebuilt: some notifications may be missing; ask again in a while")
 	}
 	if a.output == "json" {
 		return a.allAsJSON(all)

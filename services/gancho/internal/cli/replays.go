@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"fmt"
 
 	"gancho/services/gancho/client"
@@ -8,6 +9,7 @@ import (
 
 type replaysCmd struct {
 	Create replaysCreate `cmd:"" help:"Prepare a replay and show how much it would send; nothing is sent yet."`
+	List   replaysList   `cmd:"" help:"List the replays of a webhook, newest first."`
 	Get    replaysGet    `cmd:"" help:"Show a replay."`
 	Start  replaysStart  `cmd:"" help:"Start a replay that is a preview."`
 	Pause  replaysPause  `cmd:"" help:"Pause a replay that runs."`
@@ -19,8 +21,8 @@ type replaysCreate struct {
 	Webhook string `arg:"" help:"Id of the webhook."`
 	From    when   `required:"" placeholder:"TIME" help:"Events from this time on: a time, a day, or how long ago (2h, 3d)."`
 	To      when   `placeholder:"TIME" help:"Events before this time; now, if not given."`
-	State   string `placeholder:"STATE" help:"Only those whose notification is in this state, such as permanently_failed."`
-	Rate    int    `placeholder:"N" help:"At most so many a second."`
+	State   string `placeholder:"STATE" help:"Only those whose notification is in this state: delivered or permanently_failed."`
+	Rate    int    `placeholder:"N" help:"At most so many a second; 50, if not given."`
 	apiFlags
 }
 
@@ -77,11 +79,48 @@ func (a *app) showReplay(r client.Result[client.Replay], err error) error {
 		pair{"state", j.State},
 		pair{"events from", stamp(j.From)},
 		pair{"to", stamp(j.To)},
+		pair{"only", j.Only},
 		pair{"would send", events},
 		pair{"rate", rate},
-		pair{"sent", fmt.Sprintf("%d of %d", j.Sent, j.Total)},
+		pair{"sent", progress(j)},
+		pair{"problem", j.Problem},
 		pair{"next", next},
 	)
+}
+
+func progress(j client.Replay) string {
+	text := fmt.Sprintf("%d of %d", j.Sent, j.Total)
+	if j.Skipped > 0 {
+		text += fmt.Sprintf(", %d skipped", j.Skipped)
+	}
+	return text
+}
+
+type replaysList struct {
+	Webhook string `arg:"" help:"Id of the webhook."`
+	apiFlags
+}
+
+// Run runs the command.
+func (c replaysList) Run(a *app) error {
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	defer a.interruptible()()
+	rows := [][]string{{"ID", "STATE", "FROM", "TO", "ONLY", "RATE", "SENT"}}
+	var all []json.RawMessage
+	for r, err := range a.client.Replays(a.ctx, c.Webhook) {
+		if err != nil {
+			return err
+		}
+		j := r.Value
+		all = append(all, r.Raw)
+		rows = append(rows, []string{j.ID, j.State, stamp(j.From), stamp(j.To), dash(j.Only), fmt.Sprint(j.Rate), progress(j)})
+	}
+	if a.output == "json" {
+		return a.allAsJSON(all)
+	}
+	return a.rows(rows)
 }
 
 func size(bytes uint64) string {
