@@ -10,7 +10,7 @@ type urlKey struct{ account, url string }
 
 const (
 	// startShare is what a URL that nothing is known of may have in flight.
-	startShare = 16
+	startShare = 8
 	// maxWait is how long a notification may expect to wait in memory for its URL's share. It is far below
 	// the ack wait and below what a detour over PARKED would cost.
 	maxWait = 250 * time.Millisecond

@@ -180,7 +180,7 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 		_, recordErr := dispatcher.Record(ctx, record)
 		must(t, "dispatcher records", recordErr)
 		must(t, "dispatcher schedules a retry", dispatcher.ScheduleRetry(ctx, &d.Notification, time.Now()))
-		must(t, "dispatcher parks", dispatcher.Park(ctx, &d.Notification, "0123456789abcdef0123456789abcdef"))
+		must(t, "dispatcher parks", dispatcher.Park(&d.Notification, "0123456789abcdef0123456789abcdef").Wait(ctx))
 		must(t, "dispatcher keeps a failure", dispatcher.Fail(ctx, &d.Notification, "status_5xx"))
 		must(t, "dispatcher sets aside", d.SetAside(ctx, "internal_error", "test"))
 		d.Ack()

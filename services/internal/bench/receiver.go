@@ -11,7 +11,9 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gancho/services/internal/lab"
@@ -33,10 +35,27 @@ func receive() {
 		took  []int64
 		times [2]int64
 	)
+	var slow atomic.Int64
 	mux := http.NewServeMux()
-	mux.HandleFunc("/", func(_ http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("/slow-count", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, slow.Swap(0)) })
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		now := time.Now().UnixNano()
+		switch kind, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/"); kind {
+		case "hang":
+			<-r.Context().Done()
+			return
+		case "fail":
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		case "slow":
+			slow.Add(1)
+			select {
+			case <-time.After(4900 * time.Millisecond):
+			case <-r.Context().Done():
+			}
+			return
+		}
 		sent := now
 		if _, rest, ok := bytes.Cut(body, []byte(`"sent":`)); ok {
 			digits, _, _ := bytes.Cut(rest, []byte(","))
@@ -108,7 +127,7 @@ func (b *bench) raw(name string) {
 	for range workers {
 		wg.Go(func() {
 			for range jobs {
-				req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, "http://"+b.target+"/raw", bytes.NewReader(body))
+				req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, "http://"+b.target+"/ok/raw", bytes.NewReader(body))
 				if err != nil {
 					b.f.Fatalf("%v", err)
 				}

@@ -62,7 +62,7 @@ func New(t T, o Options) *System {
 	}
 	s.env = append([]string{
 		"NATS_URL=" + s.NATSURL, "REDIS_URL=" + o.RedisURL, "ENCRYPTION_KEY_FILE=" + keys, "API_TOKENS=" + Account + ":" + Token,
-		"OPS_ADDR=127.0.0.1:0", "HTTP_ADDR=127.0.0.1:0", "API_RATE_LIMIT=100000", "ALLOW_HTTP_URLS=true", "EGRESS_ALLOW_CIDRS=127.0.0.0/8", "EGRESS_ALLOW_PORTS=*",
+		"OPS_ADDR=127.0.0.1:0", "HTTP_ADDR=127.0.0.1:0", "API_RATE_LIMIT=1000000", "ALLOW_HTTP_URLS=true", "EGRESS_ALLOW_CIDRS=127.0.0.0/8", "EGRESS_ALLOW_PORTS=*",
 	}, o.Env...)
 	s.Publisher, s.Monitor, s.Management = s.service("publisher"), s.service("suspension-monitor"), s.service("management")
 	s.Dispatchers = []*Process{s.service("dispatcher")}
