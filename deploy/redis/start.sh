@@ -6,7 +6,6 @@
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
-acl=$(mktemp "${TMPDIR:-/tmp}/users.acl.XXXXXX")
 
 hash_of() {
 	if [ -z "$2" ]; then
@@ -18,6 +17,7 @@ hash_of() {
 
 monitor=$(hash_of REDIS_PASSWORD_MONITOR "${REDIS_PASSWORD_MONITOR:-}")
 management=$(hash_of REDIS_PASSWORD_MANAGEMENT "${REDIS_PASSWORD_MANAGEMENT:-}")
+acl=$(mktemp "${TMPDIR:-/tmp}/users.acl.XXXXXX")
 sed -e '/^#/d' -e '/^$/d' \
 	-e "s/{REDIS_PASSWORD_MONITOR}/$monitor/" \
 	-e "s/{REDIS_PASSWORD_MANAGEMENT}/$management/" \
