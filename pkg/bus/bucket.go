@@ -58,11 +58,22 @@ func (k *Bucket) Watch(ctx context.Context, apply func(Entry), loaded func()) er
 	}
 }
 
+// lookForReconnect is how soon after a reconnection a watch begins anew. Left alone it notices by missing
+// heartbeats, which took 8.5 s: that long a new webhook would not be known.
+const lookForReconnect = 250 * time.Millisecond
+
 func (k *Bucket) drain(ctx context.Context, w jetstream.KeyWatcher, apply func(Entry), loaded *func()) {
+	reconnects := k.b.nc.Stats().Reconnects
+	tick := time.NewTicker(lookForReconnect)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-tick.C:
+			if k.b.nc.Stats().Reconnects != reconnects {
+				return
+			}
 		case e, open := <-w.Updates():
 			switch {
 			case !open:

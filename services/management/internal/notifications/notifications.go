@@ -30,6 +30,9 @@ import (
 // maxRecords bounds how far back the history of one notification is read.
 const maxRecords = 200
 
+// readWithin is how long a read of the journal may take: the bus repeats it while the broker is away.
+const readWithin = 5 * time.Second
+
 // Service is safe for concurrent use.
 type Service struct {
 	bus      *bus.Bus
@@ -88,7 +91,9 @@ func (s *Service) look(ctx context.Context, account, id string) (*Notification, 
 		last    *bus.Recorded
 		pending *notification.Notification
 	)
-	group, readCtx := errgroup.WithContext(ctx)
+	limited, cancel := context.WithTimeout(ctx, readWithin)
+	defer cancel()
+	group, readCtx := errgroup.WithContext(limited)
 	group.Go(func() (err error) {
 		if last, err = s.bus.LastRecord(readCtx, account, id); errors.Is(err, bus.ErrNotFound) {
 			err = nil

@@ -1,0 +1,184 @@
+package management_test
+
+import (
+	"context"
+	"encoding/json"
+	"sync"
+	"testing"
+	"time"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/notification"
+	"gancho/pkg/suspension"
+)
+
+// monitor does with the commands what the suspension-monitor does: sets and removes flags.
+type monitor struct {
+	mu       sync.Mutex
+	commands []bus.Command
+}
+
+func (s *site) monitor(ctx context.Context) *monitor {
+	s.t.Helper()
+	m := &monitor{}
+	commands, err := s.bus.Commands(ctx)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	done := make(chan struct{})
+	ctx, stop := context.WithCancel(ctx)
+	s.t.Cleanup(func() { stop(); <-done })
+	go func() {
+		defer close(done)
+		for ctx.Err() == nil {
+			_ = commands.Pull(ctx, func(c bus.Command, _ uint64) error {
+				defer m.note(c)
+				if c.Verb == bus.CommandResume {
+					s.unflag(c.Account, c.URLKey)
+					return nil
+				}
+				s.flag(suspension.Flag{Account: c.Account, URLKey: c.URLKey, URLHost: c.URLHost, State: suspension.Suspended, ByHand: true, Since: c.At, Reason: suspension.ReasonByHand})
+				return nil
+			})
+		}
+	}()
+	return m
+}
+
+func (m *monitor) note(c bus.Command) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.commands = append(m.commands, c)
+}
+
+func (m *monitor) last() bus.Command {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.commands[len(m.commands)-1]
+}
+
+func (m *monitor) count() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.commands)
+}
+
+func (s *site) flag(f suspension.Flag) {
+	bucket, err := s.bus.Bucket(context.Background(), bus.BucketSuspensions)
+	if err == nil {
+		var body []byte
+		if body, err = json.Marshal(f); err == nil {
+			_, err = bucket.Put(context.Background(), f.Key().String(), body)
+		}
+	}
+	if err != nil {
+		s.t.Error(err)
+	}
+}
+
+func (s *site) unflag(account, urlKey string) {
+	bucket, err := s.bus.Bucket(context.Background(), bus.BucketSuspensions)
+	if err == nil {
+		err = bucket.Delete(context.Background(), account+"."+urlKey, 0)
+	}
+	if err != nil {
+		s.t.Error(err)
+	}
+}
+
+func TestSuspension(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	m := s.monitor(t.Context())
+	create := func(event string) string {
+		return s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x", "event_name", event)).want(201).id()
+	}
+	id, sibling := create("crm_deal_created"), create("crm_deal_updated")
+	path := "/crm/v2/webhooks/" + id
+
+	// By hand: both webhooks of the URL are suspended, with what waits.
+	r := s.do(acme, "POST", path+"/suspend", `{"data":{}}`).want(200)
+	sus := r.data()["suspension"].(map[string]any)
+	if r.data()["status"] != "suspended" || sus["reason"] != "by_hand" || sus["until"] != nil || sus["parked"] != 0.0 {
+		t.Errorf("suspended = %s", r.raw)
+	}
+	c := m.last()
+	if c.Verb != "suspend" || c.Account != "acme" || c.URLHost != "hooks.example.com" || c.WebhookID != id || c.By == "" || c.By == acme {
+		t.Errorf("command = %+v", c)
+	}
+	n := s.matched("acme", id, `{"transaction_uuid":"s"}`)
+	n.Hop = 1
+	if err := s.bus.Park(n, c.URLKey).Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.bus.Record(t.Context(), &notification.Record{
+		Kind: notification.KindParked, At: time.Now().UTC(), Account: "acme", WebhookID: id, NotificationID: n.ID, EventID: n.EventID,
+		EventName: n.EventName, Send: 1, State: notification.Parked, Reason: notification.Suspended,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	sus = s.do(acme, "GET", path, nil).want(200).data()["suspension"].(map[string]any)
+	if sus["parked"] != 1.0 || sus["oldest_parked_at"] == nil {
+		t.Errorf("suspension = %v", sus)
+	}
+	d := s.do(acme, "GET", "/crm/v2/notifications/"+n.ID, nil).want(200).data()
+	if e := d["explain"].(map[string]any); d["state"] != "parked" || e["reason"] != "url_suspended" {
+		t.Errorf("parked = %v", d)
+	}
+	list := s.do(acme, "GET", "/crm/v2/webhooks", nil).want(200).json["data"].([]any)
+	for _, row := range list {
+		w := row.(map[string]any)
+		if parked := w["suspension"].(map[string]any)["parked"]; w["status"] != "suspended" || (parked == 1.0) != (w["id"] == id) {
+			t.Errorf("listed = %v", w)
+		}
+	}
+
+	if r := s.do(acme, "POST", path+"/resume", nil).want(200); r.data()["status"] != "active" || r.data()["suspension"] != nil {
+		t.Errorf("resumed = %s", r.raw)
+	}
+	s.do(acme, "POST", path+"/resume", nil).want(200)
+	s.until("the monitor has read all", func() bool { return m.count() == 3 })
+
+	// A change lifts it too, from the URL it had; a PUT that changes nothing does not.
+	since := time.Now().UTC().Add(-time.Hour)
+	flagged := suspension.Flag{
+		Account: "acme", URLKey: c.URLKey, URLHost: c.URLHost, State: suspension.Suspended, Since: since, Until: time.Now().UTC().Add(time.Hour),
+		Trips: 2, Reason: suspension.ReasonAlwaysFailing, Evidence: suspension.Evidence{Failures: 21, FirstAt: since, LastAt: since, Statuses: []string{"500", "timeout"}},
+	}
+	s.flag(flagged)
+	s.until("the flag is seen", func() bool { return s.do(acme, "GET", path, nil).data()["status"] == "suspended" })
+	commands := m.count()
+	if r := s.do(acme, "PUT", path, hook("https://hooks.example.com/x")).want(200); r.data()["status"] != "suspended" || m.count() != commands {
+		t.Errorf("unchanged = %s", r.raw)
+	}
+	sus = s.do(acme, "GET", path, nil).want(200).data()["suspension"].(map[string]any)
+	if e := sus["evidence"].(map[string]any); sus["reason"] != "always_failing" || sus["until"] == nil || e["failures"] != 21.0 || len(e["statuses"].([]any)) != 2 {
+		t.Errorf("suspension = %v", sus)
+	}
+	if r := s.do(acme, "PUT", path, map[string]any{"url": "https://new.example.com/"}).want(200); r.data()["status"] != "active" {
+		t.Errorf("moved = %s", r.raw)
+	}
+	if got := m.last(); got.Verb != "resume" || got.URLKey != c.URLKey || got.URLHost != "hooks.example.com" {
+		t.Errorf("command = %+v", got)
+	}
+
+	// What the owner set comes before the suspension.
+	s.flag(flagged)
+	if r := s.do(acme, "PUT", "/crm/v2/webhooks/"+sibling, map[string]any{"status": "disabled"}); r.data()["status"] != "disabled" {
+		t.Errorf("disabled = %s", r.raw)
+	}
+	// Another account's webhook with the same URL is its own.
+	foreign := s.do(other, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201)
+	if foreign.data()["status"] != "active" {
+		t.Errorf("foreign = %s", foreign.raw)
+	}
+}
+
+func TestSuspensionWithoutMonitor(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	id := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()
+	if r := s.do(acme, "POST", "/crm/v2/webhooks/"+id+"/suspend", nil).want(202); r.data()["status"] != "active" {
+		t.Errorf("nobody has done it yet: %s", r.raw)
+	}
+}
