@@ -6,10 +6,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
+	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -31,20 +33,45 @@ type Config struct {
 // Validate reports an address that cannot be one.
 func (c Config) Validate() error {
 	var errs []error
-	for s := range strings.SplitSeq(c.URL, ",") {
-		if scheme, _, ok := strings.Cut(strings.TrimSpace(s), "://"); !ok || (scheme != "nats" && scheme != "tls") {
-			errs = append(errs, errors.New("NATS_URL: give addresses that begin with nats:// or tls://, separated by commas"))
+	// An address may hold a password: it is not repeated.
+	for i, s := range strings.Split(c.URL, ",") {
+		u, err := url.Parse(strings.TrimSpace(s))
+		if err != nil || (u.Scheme != "nats" && u.Scheme != "tls") || u.Hostname() == "" {
+			errs = append(errs, fmt.Errorf("NATS_URL: address %d is not usable; give nats://user:password@host:4222 or tls://..., several separated by commas, special characters percent-encoded", i+1))
 		}
 	}
-	for name, file := range map[string]string{"NATS_CREDS_FILE": c.CredsFile, "NATS_CA_FILE": c.CAFile} {
-		if file == "" {
-			continue
+	if c.CredsFile != "" {
+		text, err := os.ReadFile(c.CredsFile)
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("NATS_CREDS_FILE: %w; give a readable file", err))
+		case !strings.Contains(string(text), "NATS USER JWT"):
+			errs = append(errs, fmt.Errorf("NATS_CREDS_FILE: %s is not a credentials file; give one with a user's JWT and seed, as nsc writes it", c.CredsFile))
 		}
-		if _, err := os.Stat(file); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", name, err))
-		}
+	}
+	if _, err := c.roots(); err != nil {
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// roots returns the system's authorities and that of CAFile; nil when there is no CAFile.
+func (c Config) roots() (*x509.CertPool, error) {
+	if c.CAFile == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(c.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("NATS_CA_FILE: %w; give a readable PEM file", err)
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		roots = x509.NewCertPool()
+	}
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("NATS_CA_FILE: %s holds no certificate; give a PEM file with at least one", c.CAFile)
+	}
+	return roots, nil
 }
 
 // Bus is one service's connection to the broker. It is safe for concurrent use.
@@ -54,22 +81,27 @@ type Bus struct {
 	log     *zap.Logger
 	metrics metrics
 
-	mu      sync.Mutex
-	streams map[string]jetstream.Stream
-	problem atomic.Pointer[string] // what is wrong besides the connection
+	mu       sync.Mutex
+	streams  map[string]jetstream.Stream
+	problems map[string]string // what is wrong besides the connection, by what it is about
+
+	keepers sync.WaitGroup
+	closing context.Context //nolint:containedctx // of the keepers, which end with Close
+	end     context.CancelFunc
 }
 
 type metrics struct {
 	publish    *prometheus.HistogramVec
 	retried    *prometheus.CounterVec
 	reconnects prometheus.Counter
+	recreated  *prometheus.CounterVec
 }
 
 // Connect returns at once; the connection comes up when the broker does. name is the service's, it shows
 // in the broker's list of connections and makes the inbox prefix _INBOX_<name>. A wrong configuration is an
 // error.
 func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer) (*Bus, error) {
-	b := &Bus{log: log.Named("bus"), streams: map[string]jetstream.Stream{}, metrics: metrics{
+	b := &Bus{log: log.Named("bus"), streams: map[string]jetstream.Stream{}, problems: map[string]string{}, metrics: metrics{
 		publish: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "gancho_jetstream_publish_seconds", Help: "Time from publishing a message to the broker's acknowledgement.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
@@ -80,13 +112,20 @@ func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 		reconnects: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gancho_nats_reconnects_total", Help: "Reconnections to NATS.",
 		}),
+		recreated: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gancho_jetstream_recreated_total", Help: "Streams and consumers that somebody deleted while the service ran, and that it created anew.",
+		}, []string{"kind"}),
 	}}
-	reg.MustRegister(b.metrics.publish, b.metrics.retried, b.metrics.reconnects)
+	b.metrics.recreated.WithLabelValues("stream")
+	b.metrics.recreated.WithLabelValues("consumer")
+	reg.MustRegister(b.metrics.publish, b.metrics.retried, b.metrics.reconnects, b.metrics.recreated)
+	b.closing, b.end = context.WithCancel(context.Background())
 	opts := []nats.Option{
 		nats.Name("gancho " + name),
 		nats.CustomInboxPrefix("_INBOX_" + name),
 		nats.MaxReconnects(-1),
 		nats.RetryOnFailedConnect(true),
+		nats.IgnoreAuthErrorAbort(), // else a password that is wrong for a moment ends the connection for good
 		nats.ReconnectWait(250 * time.Millisecond),
 		nats.ReconnectJitter(250*time.Millisecond, time.Second),
 		nats.PingInterval(5 * time.Second),
@@ -112,23 +151,15 @@ func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 	if cfg.CredsFile != "" {
 		opts = append(opts, nats.UserCredentials(cfg.CredsFile))
 	}
-	if cfg.CAFile != "" {
-		pem, err := os.ReadFile(cfg.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("NATS_CA_FILE: %w", err)
-		}
-		roots, err := x509.SystemCertPool()
-		if err != nil {
-			roots = x509.NewCertPool()
-		}
-		if !roots.AppendCertsFromPEM(pem) {
-			return nil, errors.New("NATS_CA_FILE: it holds no certificate in PEM form")
-		}
+	roots, err := cfg.roots()
+	if err != nil {
+		return nil, err
+	}
+	if roots != nil {
 		opts = append(opts, nats.Secure(&tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}))
 	}
-	var err error
 	if b.nc, err = nats.Connect(cfg.URL, opts...); err != nil {
-		return nil, fmt.Errorf("NATS_URL: %w", err)
+		return nil, fmt.Errorf("NATS_URL: %w", err) // Validate has parsed it: the error names no password
 	}
 	b.js, err = jetstream.New(b.nc, jetstream.WithPublishAsyncMaxPending(16_384), jetstream.WithPublishAsyncTimeout(publishTimeout))
 	if err != nil {
@@ -139,6 +170,8 @@ func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 
 // Close ends the connection. What was acknowledged is flushed first.
 func (b *Bus) Close() {
+	b.end()
+	b.keepers.Wait()
 	_ = b.nc.FlushTimeout(2 * time.Second)
 	b.nc.Close()
 }
@@ -148,24 +181,30 @@ func (b *Bus) State() string {
 	if !b.nc.IsConnected() {
 		return "not connected to the broker"
 	}
-	if p := b.problem.Load(); p != nil {
-		return *p
-	}
-	return ""
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return strings.Join(slices.Sorted(maps.Values(b.problems)), "; ")
 }
 
-func (b *Bus) setProblem(p string) {
-	if p == "" {
-		b.problem.Store(nil)
-		return
+// setProblem says what is wrong with something, "" that nothing is. It is logged when it changes.
+func (b *Bus) setProblem(what, problem string) {
+	b.mu.Lock()
+	before := b.problems[what]
+	if problem == "" {
+		delete(b.problems, what)
+	} else {
+		b.problems[what] = what + ": " + problem
 	}
-	if old := b.problem.Swap(&p); old == nil || *old != p {
-		b.log.Warn("waiting", zap.String("for", p))
+	after := b.problems[what]
+	b.mu.Unlock()
+	if after != "" && after != before {
+		b.log.Warn("waiting", zap.String("for", after))
 	}
 }
 
 // Own creates the owner's streams and buckets that are missing, waiting for the broker as long as it
-// takes. It leaves those that exist alone.
+// takes. It leaves those that exist alone. Until Close it then watches the streams: one that somebody
+// deleted makes the service unready and is created anew, empty.
 func (b *Bus) Own(ctx context.Context, o Owner, l Limits) error {
 	for _, cfg := range o.Streams(l) {
 		err := b.insist(ctx, "stream "+cfg.Name, func(ctx context.Context) error {
@@ -197,7 +236,37 @@ func (b *Bus) Own(ctx context.Context, o Owner, l Limits) error {
 			return err
 		}
 	}
+	b.keepers.Go(func() { b.keep(o.Streams(l)) })
 	return nil
+}
+
+// keepEvery is how often an owner looks whether its streams exist.
+const keepEvery = 5 * time.Second
+
+// keep creates streams anew that were deleted, until Close.
+func (b *Bus) keep(streams []jetstream.StreamConfig) {
+	tick := time.NewTicker(keepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-b.closing.Done():
+			return
+		case <-tick.C:
+		}
+		for _, cfg := range streams {
+			ctx, cancel := context.WithTimeout(b.closing, keepEvery)
+			_, err := b.js.Stream(ctx, cfg.Name)
+			if errors.Is(err, jetstream.ErrStreamNotFound) {
+				b.metrics.recreated.WithLabelValues("stream").Inc()
+				b.log.Error("a stream was deleted by somebody; it is created anew, empty", zap.String("stream", cfg.Name))
+				b.setProblem("stream "+cfg.Name, "deleted by somebody")
+				if _, err = b.js.CreateStream(ctx, cfg); err == nil || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+					b.setProblem("stream "+cfg.Name, "")
+				}
+			}
+			cancel()
+		}
+	}
 }
 
 // Await returns once the streams of other owners exist.
@@ -233,14 +302,16 @@ func (b *Bus) insist(ctx context.Context, what string, f func(context.Context) e
 		}
 		cancel()
 		if err == nil {
-			b.setProblem("")
+			b.setProblem(what, "")
 			return nil
 		}
 		if ctx.Err() != nil {
+			b.setProblem(what, "")
 			return ctx.Err()
 		}
-		b.setProblem(what + ": " + err.Error())
+		b.setProblem(what, err.Error())
 		if err := pause.wait(ctx); err != nil {
+			b.setProblem(what, "")
 			return err
 		}
 	}
@@ -255,9 +326,21 @@ func (b *Bus) stream(ctx context.Context, name string) (jetstream.Stream, error)
 		return s, nil
 	}
 	err := b.insist(ctx, "stream "+name, func(ctx context.Context) (err error) {
-		s, err = b.js.Stream(ctx, name)
+		s, err = b.known(ctx, name)
 		return err
 	})
+	return s, err
+}
+
+// known returns a handle, ErrStreamNotFound when the stream does not exist.
+func (b *Bus) known(ctx context.Context, name string) (jetstream.Stream, error) {
+	b.mu.Lock()
+	s := b.streams[name]
+	b.mu.Unlock()
+	if s != nil {
+		return s, nil
+	}
+	s, err := b.js.Stream(ctx, name)
 	if err != nil {
 		return nil, err
 	}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
@@ -17,12 +19,26 @@ import (
 const fetchWait = time.Second
 
 // Consumer pulls one durable consumer. It recreates the consumer when somebody deleted it.
+//
+// A consumer that is created anew has forgotten what was acknowledged. It therefore begins after the last
+// acknowledged sequence that this process has seen (at most lookEvery old), and what it hands out is known
+// to be doubtful: see again. It is used by one goroutine; others may ask for its info.
 type Consumer struct {
 	b      *Bus
 	stream string
 	cfg    jetstream.ConsumerConfig
-	c      jetstream.Consumer
+
+	mu      sync.Mutex
+	c       jetstream.Consumer
+	born    time.Time // when the broker's consumer was created
+	origin  time.Time // when its stream was created
+	floor   uint64    // all up to this stream sequence was acknowledged, as far as known
+	looked  time.Time
+	highest uint64 // stream sequence of the latest first delivery
 }
+
+// lookEvery is how often the state of the broker's consumer is read.
+const lookEvery = 5 * time.Second
 
 // consumer returns the durable, created if missing and updated when its limits changed (which keeps its
 // state), waiting for stream and broker.
@@ -36,16 +52,95 @@ func (b *Bus) consumer(ctx context.Context, stream string, cfg jetstream.Consume
 }
 
 func (c *Consumer) open(ctx context.Context) error {
-	return c.b.insist(ctx, "consumer "+c.cfg.Durable, func(ctx context.Context) (err error) {
-		c.c, err = c.b.js.CreateOrUpdateConsumer(ctx, c.stream, c.cfg)
+	return c.b.insist(ctx, "consumer "+c.cfg.Durable, c.create)
+}
+
+// create opens the broker's consumer, or makes it.
+func (c *Consumer) create(ctx context.Context) error {
+	s, err := c.b.js.Stream(ctx, c.stream)
+	if err != nil {
 		return err
-	})
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if made := s.CachedInfo().Created; !made.Equal(c.origin) {
+		c.origin, c.floor, c.highest = made, 0, 0 // another stream, with sequences of its own
+	}
+	cfg := c.cfg
+	there, err := s.Consumer(ctx, cfg.Durable)
+	switch {
+	case err == nil: // where it began cannot be changed
+		have := there.CachedInfo().Config
+		cfg.DeliverPolicy, cfg.OptStartSeq = have.DeliverPolicy, have.OptStartSeq
+	case !errors.Is(err, jetstream.ErrConsumerNotFound):
+		return err
+	case c.floor > 0:
+		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, c.floor+1
+	}
+	made, err := s.CreateOrUpdateConsumer(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	if there == nil && c.c != nil {
+		c.b.metrics.recreated.WithLabelValues("consumer").Inc()
+		c.b.log.Error("a consumer was deleted by somebody; it is created anew",
+			zap.String("consumer", cfg.Durable), zap.String("stream", c.stream), zap.Uint64("after_seq", c.floor))
+	}
+	c.c = made
+	c.note(made.CachedInfo())
+	return nil
+}
+
+// note takes over what the broker says of the consumer. The caller holds mu.
+func (c *Consumer) note(info *jetstream.ConsumerInfo) {
+	c.born, c.looked = info.Created, time.Now()
+	c.floor = max(c.floor, info.AckFloor.Stream)
+}
+
+// look reads the consumer's state when the last look is old.
+func (c *Consumer) look(ctx context.Context) {
+	if time.Since(c.looked) < lookEvery {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if info, err := c.c.Info(ctx); err == nil { // else the next look tells
+		c.mu.Lock()
+		c.note(info)
+		c.mu.Unlock()
+	}
+}
+
+// again reports whether a message may have been handled before although the broker delivers it for the
+// first time: it is older than the consumer, or the consumer went back, as after a broker's crash.
+func (c *Consumer) again(meta *jetstream.MsgMetadata) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if meta.NumDelivered != 1 {
+		return true
+	}
+	back := meta.Sequence.Stream <= c.highest
+	c.highest = max(c.highest, meta.Sequence.Stream)
+	return back || meta.Timestamp.Before(c.born)
+}
+
+// info asks the broker for the consumer's state.
+func (c *Consumer) info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
+	c.mu.Lock()
+	consumer := c.c
+	c.mu.Unlock()
+	info, err := consumer.Info(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("consumer %s: %w", c.cfg.Durable, err)
+	}
+	return info, nil
 }
 
 // fetch asks for at most n messages and hands each to handle as it comes. It returns when n came or
 // fetchWait passed, with how many came. An error means that the broker or the consumer is in trouble; fetch
 // has then paused a little.
 func (c *Consumer) fetch(ctx context.Context, n int, handle func(jetstream.Msg)) (int, error) {
+	c.look(ctx)
 	batch, err := c.c.Fetch(n, jetstream.FetchMaxWait(fetchWait))
 	got := 0
 	if err == nil {
@@ -59,11 +154,13 @@ func (c *Consumer) fetch(ctx context.Context, n int, handle func(jetstream.Msg))
 		return got, nil
 	}
 	pause := newBackoff(200*time.Millisecond, time.Second)
-	if errors.Is(err, jetstream.ErrConsumerDeleted) || errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrNoHeartbeat) {
+	switch {
+	case errors.Is(err, jetstream.ErrConsumerDeleted), errors.Is(err, jetstream.ErrConsumerNotFound), errors.Is(err, jetstream.ErrNoHeartbeat),
+		errors.Is(err, nats.ErrNoResponders): // the consumer was deleted between two pulls
 		if openErr := c.open(ctx); openErr != nil {
 			return got, openErr
 		}
-	} else {
+	default:
 		_ = pause.wait(ctx)
 	}
 	return got, fmt.Errorf("fetch from %s: %w", c.stream, err)
@@ -112,6 +209,7 @@ type Delivery struct {
 
 	Lane         Lane
 	NumDelivered int       // counts from 1
+	Again        bool      // it may have been handled before: NumDelivered is not 1, or the broker forgot
 	StoredAt     time.Time // when the broker stored this message
 	Sequence     uint64    // in its stream
 
@@ -162,7 +260,7 @@ func (b *Bus) Retries(ctx context.Context, ackWait time.Duration) (*Puller, erro
 func (p *Puller) Pull(ctx context.Context, n int, handle func(*Delivery)) (int, error) {
 	handled := 0
 	_, err := p.fetch(ctx, n, func(m jetstream.Msg) {
-		if d := p.b.delivery(ctx, p.lane, m); d != nil {
+		if d := p.b.delivery(ctx, p.lane, m, p.again); d != nil {
 			handled++
 			handle(d)
 		}
@@ -172,21 +270,21 @@ func (p *Puller) Pull(ctx context.Context, n int, handle func(*Delivery)) (int, 
 
 // AckPending returns how many messages are delivered and not settled, waiting retries included.
 func (p *Puller) AckPending(ctx context.Context) (int, error) {
-	info, err := p.c.Info(ctx)
+	info, err := p.info(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("consumer %s: %w", p.cfg.Durable, err)
+		return 0, err
 	}
 	return info.NumAckPending, nil
 }
 
 // delivery decodes m; nil means that it was set aside or waits for a newer version.
-func (b *Bus) delivery(ctx context.Context, lane Lane, m jetstream.Msg) *Delivery {
+func (b *Bus) delivery(ctx context.Context, lane Lane, m jetstream.Msg, again func(*jetstream.MsgMetadata) bool) *Delivery {
 	meta, err := m.Metadata()
 	if err != nil {
 		b.log.Error("a message without JetStream metadata was ignored", zap.Error(err))
 		return nil
 	}
-	d := &Delivery{Lane: lane, NumDelivered: int(meta.NumDelivered), StoredAt: meta.Timestamp, Sequence: meta.Sequence.Stream, msg: m, b: b} //nolint:gosec // a count
+	d := &Delivery{Lane: lane, NumDelivered: int(meta.NumDelivered), Again: again(meta), StoredAt: meta.Timestamp, Sequence: meta.Sequence.Stream, msg: m, b: b} //nolint:gosec // a count
 	d.Notification, err = decode(m.Headers(), m.Data())
 	switch {
 	case errors.Is(err, errNewer):

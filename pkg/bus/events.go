@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -20,6 +21,9 @@ type EventMessage struct {
 
 	StoredAt     time.Time
 	NumDelivered int
+	// Again says that it may have been handled long before, by a consumer that somebody deleted since or that
+	// went back; message ids may be forgotten then.
+	Again bool
 
 	msg jetstream.Msg
 	b   *Bus
@@ -60,7 +64,7 @@ func (c *EventsConsumer) Pull(ctx context.Context, n int, handle func(*EventMess
 		h := m.Headers()
 		handle(&EventMessage{
 			Message:  event.Message{Subject: m.Subject(), Header: h.Get, Body: m.Data(), Sequence: meta.Sequence.Stream},
-			StoredAt: meta.Timestamp, NumDelivered: int(meta.NumDelivered), msg: m, b: c.b, //nolint:gosec // a count
+			StoredAt: meta.Timestamp, NumDelivered: int(meta.NumDelivered), Again: c.again(meta), msg: m, b: c.b, //nolint:gosec // a count
 		})
 	})
 	return err
@@ -147,6 +151,25 @@ func (b *Bus) TrimNotifications(ctx context.Context, keep time.Duration) error {
 			b.log.Warn("trim of NOTIFICATIONS failed; it is tried again", zap.Error(err))
 		}
 	}
+}
+
+// Notified reports whether a notification exists already: its message is on NOTIFICATIONS, or something of it
+// is in the journal. It is for events that may have been handled before the broker's memory of message ids.
+func (b *Bus) Notified(ctx context.Context, account, id string) (bool, error) {
+	for stream, subject := range map[string]string{Notifications: subjectNotification(account, id), Attempts: subjectAttempts(account, id)} {
+		s, err := b.known(ctx, stream)
+		if err == nil {
+			_, err = s.GetLastMsgForSubject(ctx, subject)
+		}
+		switch {
+		case err == nil:
+			return true, nil
+		case errors.Is(err, jetstream.ErrMsgNotFound), errors.Is(err, jetstream.ErrStreamNotFound):
+		default:
+			return false, fmt.Errorf("look for a notification on %s: %w", stream, err)
+		}
+	}
+	return false, nil
 }
 
 // EventAt reads an event back from CRM_EVENTS; ErrNotFound when it has aged out.

@@ -222,9 +222,9 @@ func (b *Bus) Remove(ctx context.Context, x *Exhausted) error {
 // ones are removed from a work queue, so these ran out of deliveries.
 func (b *Bus) LeftBehind(ctx context.Context, retries *Puller) iter.Seq2[*Exhausted, error] {
 	return func(yield func(*Exhausted, error) bool) {
-		info, err := retries.c.Info(ctx)
+		info, err := retries.info(ctx)
 		if err != nil {
-			yield(nil, fmt.Errorf("consumer %s: %w", retries.cfg.Durable, err))
+			yield(nil, err)
 			return
 		}
 		for next := uint64(1); next <= info.AckFloor.Stream; {

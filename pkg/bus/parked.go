@@ -88,7 +88,7 @@ func (d *Drain) Take(ctx context.Context, n int, handle func(*Delivery)) (int, e
 	}
 	got := 0
 	for m := range batch.Messages() {
-		if x := d.b.delivery(ctx, LaneParked, m); x != nil {
+		if x := d.b.delivery(ctx, LaneParked, m, redelivered); x != nil {
 			got++
 			handle(x)
 		}
@@ -98,6 +98,10 @@ func (d *Drain) Take(ctx context.Context, n int, handle func(*Delivery)) (int, e
 	}
 	return got, nil
 }
+
+// redelivered is the rule for lanes: their consumers come and go, and a message leaves the lane when it is
+// handled.
+func redelivered(meta *jetstream.MsgMetadata) bool { return meta.NumDelivered != 1 }
 
 // Close removes the consumer when nothing of it is in flight; what is left stays parked.
 func (d *Drain) Close(ctx context.Context) error {

@@ -60,6 +60,7 @@ func (p *pending) send() {
 // wait returns the broker's answer. What is not answered is sent again until ctx ends; the message id or
 // the expected sequence keeps the repetition from being stored twice.
 func (p *pending) wait(ctx context.Context) (*jetstream.PubAck, error) {
+	defer p.b.answered(p.stream)
 	pause := newBackoff(50*time.Millisecond, 2*time.Second)
 	for {
 		err := p.err
@@ -77,12 +78,27 @@ func (p *pending) wait(ctx context.Context) (*jetstream.PubAck, error) {
 			return nil, fmt.Errorf("publish to %s: %w", p.stream, final)
 		}
 		p.b.metrics.retried.WithLabelValues(p.stream).Inc()
+		p.b.silent(p.stream, err)
 		p.b.log.Debug("publish repeated", zap.String("stream", p.stream), zap.Error(err))
 		if err := pause.wait(ctx); err != nil {
 			return nil, fmt.Errorf("publish to %s: %w", p.stream, err)
 		}
 		p.send()
 	}
+}
+
+// silent says that a stream does not take messages: the service is not ready until one is taken.
+func (b *Bus) silent(stream string, err error) {
+	if b.nc.IsConnected() {
+		b.setProblem("publish to "+stream, err.Error())
+	}
+}
+
+// answered says that a stream takes messages, or that nobody waits for it any more.
+func (b *Bus) answered(stream string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.problems, "publish to "+stream)
 }
 
 // final returns the error that repeating cannot mend, nil if it can.
@@ -95,6 +111,9 @@ func (p *pending) final(err error) error {
 			return ErrConflict
 		case 10054: // the message exceeds the stream's limit
 			return ErrTooLarge
+		}
+		if api.Code == 400 { // the message itself is refused
+			return err
 		}
 	case errors.Is(err, nats.ErrMaxPayload):
 		return ErrTooLarge

@@ -154,7 +154,7 @@ func fields(m *bus.Delivery) []zap.Field {
 }
 
 // observe counts the attempt and writes its one wide log line.
-func (d *Dispatcher) observe(m *bus.Delivery, w *target, r *notification.Record, o delivery.Outcome) {
+func (d *Dispatcher) observe(m *bus.Delivery, r *notification.Record, o delivery.Outcome) {
 	d.metrics.attempts.WithLabelValues(r.Attempt.Outcome, string(o.Reason)).Inc()
 	d.metrics.duration.WithLabelValues(r.Attempt.Outcome).Observe(o.Duration.Seconds())
 	if r.AttemptsDone == 1 && m.Send == 1 {

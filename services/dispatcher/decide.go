@@ -31,7 +31,7 @@ type ticket struct {
 // notifications of a URL keep their order there.
 func (d *Dispatcher) arrive(ctx context.Context, m *bus.Delivery) func() {
 	t := ticket{key: urlKey{account: m.Account}}
-	if w := d.registry.Get(m.Account, m.WebhookID); w != nil && m.NumDelivered == 1 {
+	if w := d.registry.Get(m.Account, m.WebhookID); w != nil && !m.Again {
 		t.key.url = w.URLKey
 		last, reason := position{m.AttemptsDone, m.Journal}, ""
 		switch {
@@ -130,7 +130,7 @@ func (d *Dispatcher) conclude(ctx context.Context, m *bus.Delivery, w *target, l
 		r.NextAttemptAt = r.At.Add(d.schedule.delay(r.AttemptsDone, o.RetryAfter))
 	}
 	sequence, err := d.recordAttempt(ctx, r)
-	d.observe(m, w, r, o)
+	d.observe(m, r, o)
 	switch {
 	case err != nil:
 		d.giveBack(m, err)
@@ -152,12 +152,12 @@ type position struct {
 	journal uint64
 }
 
-// position trusts the message when the broker delivers it for the first time. Otherwise, and for what was
+// position trusts the message when no dispatcher can have had it before. Otherwise, and for what was
 // parked, it asks the journal, finishes what a crash cut off, and returns errSettled when nothing is left
 // to do. A delivery that a crash burnt is put right here: the notification is published anew with the
 // recorded count, so the broker's limit of deliveries never ends one that has attempts left.
 func (d *Dispatcher) position(ctx context.Context, m *bus.Delivery) (position, error) {
-	if m.NumDelivered == 1 && m.Lane != bus.LaneParked {
+	if !m.Again && m.Lane != bus.LaneParked {
 		return position{m.AttemptsDone, m.Journal}, nil
 	}
 	if m.NumDelivered > maxCrashes && m.Lane != bus.LaneRetry {

@@ -3,7 +3,12 @@
 // An event is acknowledged only after all that follows from it is stored: its notifications on
 // NOTIFICATIONS, or its bytes on REJECTED_EVENTS when it cannot be an event. A crash anywhere before makes
 // the broker deliver the event again, and the deterministic message ids keep what was stored already from
-// being stored twice. A webhook registered between the two passes is told as well.
+// being stored twice.
+//
+// The broker's memory of message ids is short. An event that may have been handled longer ago (it comes
+// again, or the consumer was deleted and begins anew) is therefore compared with what exists: a webhook is
+// told only when neither NOTIFICATIONS nor the journal knows the notification, and when it was registered
+// before the event, give or take clockGap.
 package publisher
 
 import (
@@ -156,6 +161,7 @@ type job struct {
 	rejected *event.Rejected
 	webhooks []*webhook.Webhook // those after the first page
 	started  []bus.Started
+	unsure   bool // whether some of webhooks have been told already
 }
 
 func (p *Publisher) start(_ context.Context, m *bus.EventMessage) *job {
@@ -165,6 +171,10 @@ func (p *Publisher) start(_ context.Context, m *bus.EventMessage) *job {
 		return j
 	}
 	matched := p.registry.Match(nil, ev.Account, ev.Name)
+	if m.Again {
+		j.webhooks, j.unsure = matched, true
+		return j
+	}
 	first := matched[:min(page, len(matched))]
 	j.started, j.webhooks = p.notify(m, ev, first), matched[len(first):]
 	return j
@@ -190,6 +200,15 @@ func (p *Publisher) finish(ctx context.Context, m *bus.EventMessage, j *job) {
 		p.reject(ctx, m, j.rejected)
 		return
 	}
+	if j.unsure {
+		untold, err := p.untold(ctx, m, j)
+		if err != nil {
+			p.log.Warn("event not handled; it comes again", zap.String("event_id", j.event.ID), zap.Error(err))
+			return
+		}
+		first := untold[:min(page, len(untold))]
+		j.started, j.webhooks = p.notify(m, j.event, first), untold[len(first):]
+	}
 	result, total := resultUnmatched, 0
 	for len(j.started) > 0 {
 		result, total = resultMatched, total+len(j.started)
@@ -206,6 +225,32 @@ func (p *Publisher) finish(ctx context.Context, m *bus.EventMessage, j *job) {
 	p.metrics.events.WithLabelValues(result).Inc()
 	p.metrics.matched.Add(float64(total))
 	m.Ack()
+}
+
+// clockGap is how far the clocks of broker and management may be apart.
+const clockGap = time.Minute
+
+// untold returns those of the event's webhooks that are still to be told.
+func (p *Publisher) untold(ctx context.Context, m *bus.EventMessage, j *job) ([]*webhook.Webhook, error) {
+	ctx, cancel := context.WithTimeout(ctx, bus.EventsAckWait)
+	defer cancel()
+	var out []*webhook.Webhook
+	for i, w := range j.webhooks {
+		if w.CreatedAt.After(m.StoredAt.Add(clockGap)) {
+			continue
+		}
+		told, err := p.bus.Notified(ctx, j.event.Account, event.NotificationID(j.event.ID, w.UUID))
+		if err != nil {
+			return nil, err
+		}
+		if !told {
+			out = append(out, w)
+		}
+		if i%page == page-1 {
+			m.InProgress()
+		}
+	}
+	return out, nil
 }
 
 func (p *Publisher) reject(ctx context.Context, m *bus.EventMessage, why *event.Rejected) {
