@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -29,6 +28,7 @@ const (
 	BucketSuspensions = "SUSPENSIONS"
 	BucketLeases      = "LEASES"
 	BucketReplays     = "REPLAYS"
+	BucketBooks       = "BOOKS"
 )
 
 // Durable consumers.
@@ -130,7 +130,7 @@ func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 			limits(Quarantine, 30*24*time.Hour, "gancho.quarantine.>"),
 		}
 	case Dispatcher:
-		retries := work(Retries, "gancho.retries.at.*.*", "gancho.retries.due.*.*")
+		retries := work(Retries, "gancho.retries.at.*.*", "gancho.retries.due.*.*.*")
 		retries.AllowMsgSchedules, retries.AllowRollup = true, true
 		parked := work(Parked, "gancho.parked.*.*.*")
 		parked.Discard = jetstream.DiscardNew
@@ -163,7 +163,10 @@ func (o Owner) Buckets(l Limits) []jetstream.KeyValueConfig {
 		leases.TTL = LeaseTTL
 		return []jetstream.KeyValueConfig{leases}
 	case Monitor:
-		return []jetstream.KeyValueConfig{kv(BucketSuspensions, "suspended URLs, as dispatchers see them")}
+		return []jetstream.KeyValueConfig{
+			kv(BucketSuspensions, "suspended URLs, as dispatchers see them"),
+			kv(BucketBooks, "what became of every notification: the books and their latest report"),
+		}
 	case Management:
 		return []jetstream.KeyValueConfig{
 			kv(BucketWebhooks, "registered webhooks"),
@@ -180,8 +183,8 @@ func subjectNotification(account, id string) string {
 	return "gancho.notifications." + account + "." + id
 }
 func subjectRetryAt(account, id string) string { return "gancho.retries.at." + account + "." + id }
-func subjectRetryDue(account, webhook string) string {
-	return "gancho.retries.due." + account + "." + webhook
+func subjectRetryDue(account, webhook, id string) string {
+	return "gancho.retries.due." + account + "." + webhook + "." + id
 }
 func subjectAttempts(account, id string) string { return "gancho.attempts." + account + "." + id }
 func subjectFailed(account, webhook, id string) string {
@@ -189,14 +192,4 @@ func subjectFailed(account, webhook, id string) string {
 }
 func subjectParked(account, lane, webhook string) string {
 	return "gancho.parked." + account + "." + lane + "." + webhook
-}
-
-// stripBrokerHeaders removes what must not travel on a move: Nats-Msg-Id, expectations and schedules
-// belong to the message they came with.
-func stripBrokerHeaders(h nats.Header) {
-	for k := range h {
-		if len(k) >= 5 && k[:5] == "Nats-" {
-			delete(h, k)
-		}
-	}
 }

@@ -128,12 +128,15 @@ func hopID(n *notification.Notification) string {
 	return n.ID + ":" + strconv.Itoa(n.Send) + ":" + strconv.Itoa(n.Hop)
 }
 
-// ScheduleRetry stores n on RETRIES to be delivered at that time. n.Hop must be one more than that of the
+// ScheduleRetry stores n on RETRIES to be delivered at that time, at once when it has passed. n.Hop must be one more than that of the
 // message it comes from.
 func (b *Bus) ScheduleRetry(ctx context.Context, n *notification.Notification, at time.Time) error {
 	m := encode(n, subjectRetryAt(n.Account, n.ID), hopID(n))
+	if now := time.Now(); at.Before(now) {
+		at = now
+	}
 	m.Header["Nats-Schedule"] = []string{"@at " + at.UTC().Format(time.RFC3339Nano)}
-	m.Header["Nats-Schedule-Target"] = []string{subjectRetryDue(n.Account, n.WebhookID)}
+	m.Header["Nats-Schedule-Target"] = []string{subjectRetryDue(n.Account, n.WebhookID, n.ID)}
 	_, err := b.publish(ctx, Retries, m)
 	return err
 }

@@ -40,9 +40,11 @@ type Summary struct {
 	Outcome       string
 	FailureReason delivery.Reason
 	HTTPStatus    int
+	// NextAttemptAt is when the next attempt is due; zero when there is none, and in records of older versions.
+	NextAttemptAt time.Time
 }
 
-// summaryFields is how many values summarize joins. A newer version may append more.
+// summaryFields is how many values every version joins; what was added since comes after them.
 const summaryFields = 17
 
 // summarize writes a record's summary. None of the values holds the separator: ids, hosts, numbers and
@@ -56,10 +58,14 @@ func summarize(r *notification.Record) string {
 	if r.Probe {
 		probe = "probe"
 	}
+	next := ""
+	if !r.NextAttemptAt.IsZero() {
+		next = strconv.FormatInt(r.NextAttemptAt.UnixMilli(), 10)
+	}
 	return strings.Join([]string{
 		string(r.Kind), strconv.FormatInt(r.At.UnixMilli(), 10), r.Account, r.WebhookID, r.NotificationID, r.EventName, r.URLKey, r.URLHost,
 		strconv.Itoa(r.Send), strconv.Itoa(r.AttemptsDone), string(r.State), r.Reason, probe, r.Trip,
-		outcome, failure, strconv.Itoa(status),
+		outcome, failure, strconv.Itoa(status), next,
 	}, "|")
 }
 
@@ -76,10 +82,15 @@ func parseSummary(s string, sequence uint64) (Summary, error) {
 		}
 		return n
 	}
+	var next time.Time
+	if len(f) > summaryFields && f[summaryFields] != "" {
+		next = time.UnixMilli(number(f[summaryFields])).UTC()
+	}
 	return Summary{
 		Kind: notification.Kind(f[0]), At: time.UnixMilli(number(f[1])).UTC(), Account: f[2], WebhookID: f[3], NotificationID: f[4], EventName: f[5],
 		URLKey: f[6], URLHost: f[7], Send: int(number(f[8])), AttemptsDone: int(number(f[9])), State: notification.State(f[10]), Reason: f[11],
 		Probe: f[12] != "", Trip: f[13], Outcome: f[14], FailureReason: delivery.Reason(f[15]), HTTPStatus: int(number(f[16])), Sequence: sequence,
+		NextAttemptAt: next,
 	}, bad
 }
 

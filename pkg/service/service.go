@@ -169,7 +169,7 @@ func (s *Shell) Run(cfg Config, f func(context.Context) error) error {
 	if err != nil {
 		return err
 	}
-	defer ops.Close() //nolint:errcheck // the process ends
+	defer ops.Close()
 	s.Log.Info("started", zap.String("version", Version), zap.String("ops_addr", ops.Addr().String()))
 	done := make(chan error, 1)
 	go func() { done <- f(ctx) }()

@@ -113,13 +113,6 @@ func newMetrics(reg prometheus.Registerer) metrics {
 
 // Run runs a dispatcher until ctx ends; it then pulls nothing new, and attempts in flight finish.
 func Run(ctx context.Context, cfg Config, proc *service.Process) error {
-	keys, warnings, err := seal.Load(cfg.EncryptionKeyFile)
-	if err != nil {
-		return fmt.Errorf("ENCRYPTION_KEY_FILE: %w", err)
-	}
-	for _, w := range warnings {
-		proc.Log.Warn(w)
-	}
 	policy, err := egress.New(cfg.Egress)
 	if err != nil {
 		return err
@@ -129,6 +122,17 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		return err
 	}
 	defer sender.Close()
+	return run(ctx, cfg, proc, sender)
+}
+
+func run(ctx context.Context, cfg Config, proc *service.Process, sender *delivery.Sender) error {
+	keys, warnings, err := seal.Load(cfg.EncryptionKeyFile)
+	if err != nil {
+		return fmt.Errorf("ENCRYPTION_KEY_FILE: %w", err)
+	}
+	for _, w := range warnings {
+		proc.Log.Warn(w)
+	}
 	b, err := bus.Connect(cfg.Bus, proc.Name, proc.Log, proc.Metrics)
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -37,13 +38,14 @@ type rig struct {
 	flags    *bus.Bucket
 	keys     *seal.Keyring
 	cfg      Config
+	run      func(context.Context, Config, *service.Process) error
 	stop     func()
 }
 
 func newRig(t testing.TB, change func(*Config)) *rig {
 	t.Helper()
 	broker := bustest.Start(t)
-	r := &rig{t: t, broker: broker, bus: broker.Topology(bustest.Limits()), keys: seal.New()}
+	r := &rig{t: t, broker: broker, bus: broker.Topology(bustest.Limits()), keys: seal.New(), run: Run}
 	keyFile := filepath.Join(t.TempDir(), "keys")
 	if err := r.keys.Write(keyFile); err != nil {
 		t.Fatal(err)
@@ -74,7 +76,7 @@ func (r *rig) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	proc := &service.Process{Name: "dispatcher", Log: bustest.Logger(r.t), Metrics: prometheus.NewRegistry(), Health: service.NewHealth()}
-	go func() { done <- Run(ctx, r.cfg, proc) }()
+	go func() { done <- r.run(ctx, r.cfg, proc) }()
 	r.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -417,4 +419,87 @@ func TestExpiresWhileSuspended(t *testing.T) {
 		_, err := r.bus.FailedNotification(t.Context(), "acme", w.ID, id)
 		return err == nil
 	})
+}
+
+func TestPanickingNotificationIsQuarantined(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	r.run = func(ctx context.Context, cfg Config, proc *service.Process) error {
+		return run(ctx, cfg, proc, nil) // every attempt dereferences a nil sender
+	}
+	rc := newReceiver(t, ok)
+	w, gone := r.webhook(rc.URL, nil), r.webhook(rc.URL+"/gone", nil)
+	if err := r.webhooks.Delete(t.Context(), gone.Key(), 0); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	id := r.notify(w, 1)
+	last := r.state(id, notification.PermanentlyFailed)
+	if last.Reason != string(delivery.InternalError) || last.AttemptsDone != 0 {
+		t.Errorf("record: got %+v", last)
+	}
+	r.until("its payload is kept", func() bool {
+		_, err := r.bus.FailedNotification(t.Context(), "acme", w.ID, id)
+		return err == nil
+	})
+	r.state(r.notify(gone, 2), notification.Cancelled) // the dispatcher goes on
+}
+
+// TestJournalDecides plays what a crash leaves behind: the notification is delivered again, and the journal
+// tells what was done.
+func TestJournalDecides(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		record notification.Record // what the dispatcher wrote before it died; Send 0: nothing
+		want   notification.State
+		sent   []string // attempts that follow
+	}{
+		"before the attempt":              {want: notification.Delivered, sent: []string{"1"}},
+		"after the record of a success":   {record: notification.Record{State: notification.Delivered, Send: 1, AttemptsDone: 1}, want: notification.Delivered},
+		"after the record of a failure":   {record: notification.Record{State: notification.Retrying, Send: 1, AttemptsDone: 1}, want: notification.Delivered, sent: []string{"2"}},
+		"after the record of the last":    {record: notification.Record{State: notification.PermanentlyFailed, Send: 1, AttemptsDone: 6}, want: notification.PermanentlyFailed},
+		"after the record of parking":     {record: notification.Record{Kind: notification.KindParked, State: notification.Parked, Reason: notification.Saturated, Send: 1}, want: notification.Delivered, sent: []string{"1"}},
+		"of a send that is over":          {record: notification.Record{State: notification.Delivered, Send: 2, AttemptsDone: 1}, want: notification.Delivered},
+		"of a message that has moved on":  {record: notification.Record{State: notification.Retrying, Send: 1, AttemptsDone: 2, Hop: 1}, want: notification.Retrying},
+		"of a send that follows a failed": {record: notification.Record{State: notification.PermanentlyFailed, AttemptsDone: 6}, want: notification.Delivered, sent: []string{"1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, func(c *Config) { c.Delivery.Timeout = 100 * time.Millisecond })
+			rc := newReceiver(t, ok)
+			w := r.webhook(rc.URL, nil)
+			first, err := r.bus.First(t.Context(), r.cfg.ackWait())
+			if err != nil {
+				t.Fatal(err)
+			}
+			id := r.notify(w, 1)
+			var dead *bus.Delivery // it was handed to a dispatcher that died with it
+			for dead == nil {
+				if _, err := first.Pull(t.Context(), 1, func(d *bus.Delivery) { dead = d }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if rec := tc.record; rec.State != "" {
+				rec.Kind = cmp.Or(rec.Kind, notification.KindAttempt)
+				rec.At, rec.Account, rec.WebhookID, rec.NotificationID, rec.URLKey = time.Now(), w.Account, w.ID, id, w.URLKey
+				rec.EventID, rec.EventName = dead.EventID, dead.EventName
+				if _, err := r.bus.Record(t.Context(), &rec); err != nil {
+					t.Fatal(err)
+				}
+			}
+			dead.NakAfter(time.Millisecond) // the ack wait, shortened
+			r.start()
+			if tc.sent != nil {
+				r.until("the attempts that follow", func() bool { return slices.Equal(rc.attempts(id), tc.sent) })
+			}
+			r.until("the broker holds nothing of it any more", func() bool {
+				n, err := first.AckPending(t.Context())
+				return err == nil && n == 0
+			})
+			r.state(id, tc.want)
+			if got := rc.attempts(id); !slices.Equal(got, tc.sent) {
+				t.Errorf("attempts: got %v, want %v", got, tc.sent)
+			}
+		})
+	}
 }

@@ -260,7 +260,7 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, free func
 		if n < 0 {
 			return nil
 		}
-		got, err := 0, error(nil)
+		got := 0
 		if n > 0 {
 			got, err = drain.Take(ctx, n, func(m *bus.Delivery) {
 				inFlight.Go(func() { handle(m) })

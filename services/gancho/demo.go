@@ -110,7 +110,7 @@ func (d *demo) run(environ []string) error {
 	if err != nil {
 		return err
 	}
-	defer logFile.Close() //nolint:errcheck // it is thrown away
+	defer logFile.Close()
 	shell, err := service.NewShell("info", zapcore.AddSync(logFile))
 	if err != nil {
 		return err

@@ -9,21 +9,27 @@
 // The mirror is written by compare-and-set with what Redis holds at that moment, so whichever monitor
 // writes last, the mirror ends as Redis is. While Redis is away the journal waits, known flags stand, and
 // nothing new is suspended. When Redis has forgotten the flags they are put back from the mirror.
+//
+// Beside that the monitors keep the books (see gancho/pkg/books), one of them at a time, and show them and
+// the broker's state as metrics.
 package monitor
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
+	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"gancho/pkg/books"
 	"gancho/pkg/bus"
 	"gancho/pkg/notification"
 	"gancho/pkg/service"
@@ -49,6 +55,8 @@ type Monitor struct {
 	store       *suspension.Store
 	suspensions *bus.Bucket
 	metrics     metrics
+	exporter    *exporter
+	keeper      *books.Keeper
 	redis       atomic.Pointer[string] // what is wrong with it
 
 	mu     sync.Mutex
@@ -67,6 +75,7 @@ type metrics struct {
 	holding     prometheus.Gauge
 	redis       prometheus.Histogram
 	redisErrors prometheus.Counter
+	repaired    *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) metrics {
@@ -89,11 +98,17 @@ func newMetrics(reg prometheus.Registerer) metrics {
 		redisErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gancho_redis_errors_total", Help: "Exchanges with Redis that failed.",
 		}),
+		repaired: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gancho_repairs_total", Help: "Notifications put right after a crash, by kind.",
+		}, []string{"kind"}),
 	}
 	for _, e := range []suspension.Event{suspension.EventAtRisk, suspension.EventSuspended, suspension.EventProbing, suspension.EventResumed} {
 		m.transitions.WithLabelValues(string(e))
 	}
-	reg.MustRegister(m.transitions, m.suspended, m.candidates, m.holding, m.redis, m.redisErrors)
+	for _, k := range books.Kinds() {
+		m.repaired.WithLabelValues(k)
+	}
+	reg.MustRegister(m.transitions, m.suspended, m.candidates, m.holding, m.redis, m.redisErrors, m.repaired)
 	return m
 }
 
@@ -103,7 +118,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	if err != nil {
 		return err
 	}
-	defer client.Close() //nolint:errcheck // the process ends
+	defer client.Close()
 	store, err := suspension.NewStore(client, cfg.Rules)
 	if err != nil {
 		return err
@@ -114,6 +129,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	}
 	defer b.Close()
 	m := &Monitor{log: proc.Log, bus: b, store: store, metrics: newMetrics(proc.Metrics), mirror: map[suspension.Key]mirrored{}}
+	m.exporter = newExporter(proc.Log, b, proc.Metrics)
 	proc.Health.Require("nats", b.State)
 	proc.Health.Want("redis", m.redisState)
 	if err := b.Own(ctx, bus.Monitor, cfg.Limits); err != nil {
@@ -127,6 +143,19 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	}
 	if m.suspensions, err = b.Bucket(ctx, bus.BucketSuspensions); err != nil {
 		return err
+	}
+	leases, err := b.Bucket(ctx, bus.BucketLeases)
+	if err != nil {
+		return err
+	}
+	accounts, err := b.Bucket(ctx, bus.BucketBooks)
+	if err != nil {
+		return err
+	}
+	host, _ := os.Hostname()
+	m.keeper = &books.Keeper{
+		Log: proc.Log, Bus: b, Leases: leases, Bucket: accounts, Name: host + "-" + uuid.NewString()[:8],
+		Repaired: func(kind string) { m.metrics.repaired.WithLabelValues(kind).Inc() },
 	}
 	return m.run(ctx, proc.Up)
 }
@@ -167,6 +196,8 @@ func (m *Monitor) run(ctx context.Context, up func()) error {
 		group.Go(func() error { m.obey(ctx, commands); return nil })
 		group.Go(func() error { m.watchProbes(ctx, probes); return nil })
 		group.Go(func() error { m.keep(ctx); return nil })
+		group.Go(func() error { m.keeper.Run(ctx); return nil })
+		group.Go(func() error { m.exporter.run(ctx, m.keeper.Bucket); return nil })
 		return nil
 	})
 	return group.Wait()

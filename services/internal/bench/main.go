@@ -58,7 +58,7 @@ func main() {
 	if err := lab.Build(dir, false); err != nil {
 		f.Fatalf("%v", err)
 	}
-	for _, sync := range strings.Split(*syncs, ",") {
+	for sync := range strings.SplitSeq(*syncs, ",") {
 		b := newBench(f, dir, sync, strings.Fields(*env))
 		b.profile = *profile
 		b.run(*only)
@@ -271,7 +271,7 @@ func (b *bench) settle() {
 }
 
 func (b *bench) writeProfile() {
-	resp, err := http.Get(b.system.Ops(b.system.Dispatchers[0]) + "/debug/pprof/profile?seconds=5") //nolint:noctx // a benchmark
+	resp, err := http.Get(b.system.Ops(b.system.Dispatchers[0]) + "/debug/pprof/profile?seconds=5")
 	if err != nil {
 		return
 	}

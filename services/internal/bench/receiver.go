@@ -102,7 +102,7 @@ func (b *bench) report() (r report) {
 }
 
 func (b *bench) ask(path string, out any) {
-	resp, err := http.Get("http://" + b.target + path) //nolint:noctx // a benchmark
+	resp, err := http.Get("http://" + b.target + path)
 	if err != nil {
 		b.f.Fatalf("receiver: %v", err)
 	}

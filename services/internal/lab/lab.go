@@ -40,7 +40,7 @@ func Build(dir string, race bool) error {
 		} else if race {
 			args = append(args, "-race")
 		}
-		if out, err := exec.Command("go", append(args, pkg)...).CombinedOutput(); err != nil { //nolint:noctx,gosec // a build of ours
+		if out, err := exec.Command("go", append(args, pkg)...).CombinedOutput(); err != nil { //nolint:gosec // a build of ours
 			return fmt.Errorf("build %s: %w\n%s", name, err, out)
 		}
 	}
@@ -93,7 +93,7 @@ func NewProcess(t T, name string, env []string, args ...string) *Process {
 func (p *Process) Start() {
 	p.t.Helper()
 	p.out = &output{more: make(chan struct{})}
-	cmd := exec.Command(p.Args[0], p.Args[1:]...) //nolint:noctx,gosec // ended by Kill or Term
+	cmd := exec.Command(p.Args[0], p.Args[1:]...) //nolint:gosec // ended by Kill or Term
 	cmd.Env = append(os.Environ(), p.Env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	r, err := cmd.StdoutPipe()

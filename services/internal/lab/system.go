@@ -127,7 +127,7 @@ func (s *System) ready(p *Process) {
 	s.t.Helper()
 	url := s.Ops(p) + "/readyz"
 	s.Until(p.Name+" is ready", func() bool {
-		resp, err := http.Get(url) //nolint:noctx,gosec // a test on loopback
+		resp, err := http.Get(url) //nolint:gosec // a test on loopback
 		if err != nil {
 			return false
 		}

@@ -1,0 +1,277 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Position is how far somebody has read a stream. Created tells one life of the stream from the next: one
+// that was deleted and made anew counts its messages from 1 again.
+type Position struct {
+	Sequence uint64    `json:"sequence"` // everything up to here has been read
+	Created  time.Time `json:"created"`
+}
+
+// Reader reads the headers of a stream in order, each message once, from a position that its user keeps.
+// It leaves nothing behind on the broker and is used by one goroutine.
+type Reader struct {
+	b      *Bus
+	stream string
+	at     Position
+	c      jetstream.Consumer
+	next   uint64 // sequence of the consumer's next delivery
+}
+
+func (b *Bus) newReader(stream string, at Position) *Reader {
+	return &Reader{b: b, stream: stream, at: at}
+}
+
+// At returns how far the reader has read.
+func (r *Reader) At() Position { return r.at }
+
+// tail returns the stream's newest sequence. renewed says that the stream is not the one that was read
+// before, missed how many messages were removed before they were read.
+func (r *Reader) tail(ctx context.Context) (last uint64, renewed bool, missed uint64, err error) {
+	s, err := r.b.stream(ctx, r.stream)
+	if err != nil {
+		return 0, false, 0, err
+	}
+	info, err := s.Info(ctx)
+	if err != nil {
+		return 0, false, 0, fmt.Errorf("look at %s: %w", r.stream, err)
+	}
+	switch {
+	case r.at.Created.IsZero():
+		r.at = Position{Created: info.Created, Sequence: max(info.State.FirstSeq, 1) - 1}
+	case !r.at.Created.Equal(info.Created):
+		r.at, r.c, renewed = Position{Created: info.Created}, nil, true
+	}
+	if first := info.State.FirstSeq; first > r.at.Sequence+1 {
+		missed = first - r.at.Sequence - 1
+		r.at.Sequence = first - 1
+	}
+	return info.State.LastSeq, renewed, missed, nil
+}
+
+// readTo hands every message up to the sequence to handle.
+func (r *Reader) readTo(ctx context.Context, last uint64, handle func(h nats.Header, m *jetstream.MsgMetadata)) error {
+	for r.at.Sequence < last {
+		if err := r.open(ctx); err != nil {
+			return err
+		}
+		left, err := r.fetch(ctx, handle)
+		if err != nil {
+			r.c = nil
+			return fmt.Errorf("read %s: %w", r.stream, err)
+		}
+		if !left { // what is missing up to last has been removed
+			r.at.Sequence = max(r.at.Sequence, last)
+		}
+	}
+	return nil
+}
+
+func (r *Reader) open(ctx context.Context) (err error) {
+	if r.c != nil {
+		return nil
+	}
+	r.next = 1
+	r.c, err = r.b.js.CreateConsumer(ctx, r.stream, jetstream.ConsumerConfig{
+		AckPolicy: jetstream.AckNonePolicy, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: r.at.Sequence + 1,
+		HeadersOnly: true, MemoryStorage: true, Replicas: 1, InactiveThreshold: 5 * time.Minute,
+	})
+	if err != nil {
+		return fmt.Errorf("read %s: %w", r.stream, err)
+	}
+	return nil
+}
+
+// errGap says that a delivery was lost on its way.
+var errGap = errors.New("a delivery was lost")
+
+// fetch hands on what comes at once and reports whether more is left.
+func (r *Reader) fetch(ctx context.Context, handle func(nats.Header, *jetstream.MsgMetadata)) (left bool, err error) {
+	batch, err := r.c.FetchNoWait(5000) // a request that stays open would take what is read for nobody
+	if err != nil {
+		return false, err
+	}
+	for m := range batch.Messages() {
+		meta, err := m.Metadata()
+		if err != nil {
+			return false, err
+		}
+		if meta.Sequence.Consumer != r.next {
+			return false, errGap
+		}
+		r.next++
+		r.at.Sequence = meta.Sequence.Stream
+		handle(m.Headers(), meta)
+		left = meta.NumPending > 0
+	}
+	if err := batch.Error(); err != nil {
+		return false, err
+	}
+	return left, ctx.Err()
+}
+
+// Close ends the reader.
+func (r *Reader) Close(ctx context.Context) {
+	if r.c == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	_ = r.b.js.DeleteConsumer(ctx, r.stream, r.c.CachedInfo().Name) // the broker removes it when it is idle
+	r.c = nil
+}
+
+// Progress says what a reader met beside messages.
+type Progress struct {
+	Renewed bool   // the stream was made anew since the last time
+	Missed  uint64 // messages that were removed before they were read
+}
+
+// NotificationReader reads NOTIFICATIONS.
+type NotificationReader struct{ *Reader }
+
+// ReadNotifications returns a reader of NOTIFICATIONS from a position, from the beginning with a zero one.
+func (b *Bus) ReadNotifications(at Position) *NotificationReader {
+	return &NotificationReader{b.newReader(Notifications, at)}
+}
+
+// Read hands over what is there now, without bodies. Sequence is that in NOTIFICATIONS. What is not one of
+// our messages is left out: the dispatcher sets it aside.
+func (r *NotificationReader) Read(ctx context.Context, began func(Progress), handle func(a Arrival, sequence uint64)) error {
+	last, renewed, missed, err := r.tail(ctx)
+	if err != nil {
+		return err
+	}
+	began(Progress{renewed, missed})
+	return r.readTo(ctx, last, func(h nats.Header, m *jetstream.MsgMetadata) {
+		if n, err := decode(h, nil); err == nil {
+			handle(Arrival{n, m.Timestamp}, m.Sequence.Stream)
+		}
+	})
+}
+
+// JournalReader reads the summaries of ATTEMPTS.
+type JournalReader struct {
+	*Reader
+
+	last uint64
+}
+
+// ReadJournal returns a reader of the journal from a position, from the beginning with a zero one.
+func (b *Bus) ReadJournal(at Position) *JournalReader {
+	return &JournalReader{Reader: b.newReader(Attempts, at)}
+}
+
+// Mark remembers how far the journal goes now; Read reads up to there.
+func (r *JournalReader) Mark(ctx context.Context) (p Progress, err error) {
+	r.last, p.Renewed, p.Missed, err = r.tail(ctx)
+	return p, err
+}
+
+// Read hands over the summaries up to the mark.
+func (r *JournalReader) Read(ctx context.Context, handle func(Summary)) error {
+	return r.readTo(ctx, r.last, func(h nats.Header, m *jetstream.MsgMetadata) {
+		if s, err := parseSummary(h.Get(headerSummary), m.Sequence.Stream); err == nil {
+			handle(s)
+		}
+	})
+}
+
+// FirstAcked returns the sequence of NOTIFICATIONS up to which the dispatchers have settled everything; 0
+// when they never ran.
+func (b *Bus) FirstAcked(ctx context.Context) (uint64, error) {
+	c, err := b.js.Consumer(ctx, Notifications, ConsumerFirst)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("consumer %s: %w", ConsumerFirst, err)
+	}
+	return c.CachedInfo().AckFloor.Stream, nil
+}
+
+// maxListed is how many subjects of RETRIES are listed at once. The broker goes through all of them for
+// each page of 100,000, so more are listed account by account.
+const maxListed = 100_000
+
+// OnRetries shows every notification that has a message on RETRIES, scheduled or due; one can be shown
+// twice. Of a long list only those of the accounts are looked at.
+func (b *Bus) OnRetries(ctx context.Context, accounts func() []string, show func(account string, id uuid.UUID, scheduled bool)) error {
+	s, err := b.stream(ctx, Retries)
+	if err != nil {
+		return err
+	}
+	info, err := s.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("list RETRIES: %w", err)
+	}
+	filters := []string{"gancho.retries.>"}
+	switch {
+	case info.State.Msgs == 0:
+		return nil
+	case info.State.NumSubjects > maxListed:
+		filters = nil
+		for _, a := range accounts() {
+			filters = append(filters, "gancho.retries.*."+a+".>")
+		}
+	}
+	for _, filter := range filters {
+		info, err := s.Info(ctx, jetstream.WithSubjectFilter(filter))
+		if err != nil {
+			return fmt.Errorf("list RETRIES: %w", err)
+		}
+		for subject := range info.State.Subjects {
+			t := strings.Split(subject, ".")
+			if id, err := uuid.Parse(t[len(t)-1]); err == nil && len(t) >= 5 {
+				show(t[3], id, t[2] == "at")
+			}
+		}
+	}
+	return nil
+}
+
+// Scheduled returns the notification's message that waits on RETRIES for its time, ErrNotFound when there is none.
+func (b *Bus) Scheduled(ctx context.Context, account, id string) (*Exhausted, error) {
+	raw, err := b.last(ctx, Retries, subjectRetryAt(account, id))
+	if err != nil {
+		return nil, err
+	}
+	n, err := decode(nats.Header(raw.Header), raw.Data)
+	if err != nil {
+		return nil, fmt.Errorf("read from %s: %w", Retries, err)
+	}
+	return &Exhausted{n, raw.Sequence}, nil
+}
+
+// ParkedOf returns the ids of the webhook's notifications on PARKED, in whatever lane, at most n of them.
+// It reads the messages one by one.
+func (b *Bus) ParkedOf(ctx context.Context, account, webhook string, n int) (map[uuid.UUID]bool, error) {
+	out := map[uuid.UUID]bool{}
+	for next := uint64(1); len(out) < n; {
+		raw, err := b.get(ctx, Parked, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
+			return s.GetMsg(ctx, next, jetstream.WithGetMsgSubject(subjectParked(account, "*", webhook)))
+		})
+		if errors.Is(err, ErrNotFound) {
+			return out, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		next = raw.Sequence + 1
+		if id, err := uuid.Parse(nats.Header(raw.Header).Get(headerNotification)); err == nil {
+			out[id] = true
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,94 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Durable names one durable consumer and its stream.
+type Durable struct{ Stream, Name string }
+
+// AllStreams returns the names of every stream, owner by owner.
+func AllStreams() []string {
+	var out []string
+	for _, o := range Owners() {
+		for _, cfg := range o.Streams(Limits{}) {
+			out = append(out, cfg.Name)
+		}
+	}
+	return out
+}
+
+// Owners returns the closed list, in the order in which the streams are filled.
+func Owners() []Owner { return []Owner{Publisher, Dispatcher, Monitor, Management} }
+
+// Durables returns every consumer that lasts.
+func Durables() []Durable {
+	return []Durable{
+		{Events, ConsumerPublisher},
+		{Notifications, ConsumerFirst},
+		{Notifications, ConsumerIndexPending},
+		{Retries, ConsumerRetries},
+		{MaxDeliveries, ConsumerMaxDeliveries},
+		{Attempts, ConsumerMonitor},
+		{Attempts, ConsumerIndex},
+		{Commands, ConsumerCommands},
+	}
+}
+
+// StreamState is how full a stream is.
+type StreamState struct {
+	Messages, Bytes uint64
+	MaxBytes        int64     // 0: no limit of its own
+	Oldest          time.Time // when the oldest message was stored; zero when it is empty
+}
+
+// StreamState returns the stream's, ErrNotFound when it does not exist.
+func (b *Bus) StreamState(ctx context.Context, stream string) (StreamState, error) {
+	s, err := b.js.Stream(ctx, stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return StreamState{}, ErrNotFound
+	}
+	if err != nil {
+		return StreamState{}, fmt.Errorf("look at %s: %w", stream, err)
+	}
+	info := s.CachedInfo()
+	out := StreamState{Messages: info.State.Msgs, Bytes: info.State.Bytes, MaxBytes: max(info.Config.MaxBytes, 0)}
+	if out.Messages > 0 {
+		out.Oldest = info.State.FirstTime
+	}
+	return out, nil
+}
+
+// ConsumerState is how far behind a consumer is.
+type ConsumerState struct {
+	Pending     uint64 // messages it has not delivered
+	AckPending  int    // delivered and not settled, waiting retries included
+	Redelivered int    // of those, delivered more than once
+}
+
+// ConsumerState returns the consumer's, ErrNotFound when it does not exist.
+func (b *Bus) ConsumerState(ctx context.Context, d Durable) (ConsumerState, error) {
+	c, err := b.js.Consumer(ctx, d.Stream, d.Name)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
+		return ConsumerState{}, ErrNotFound
+	}
+	if err != nil {
+		return ConsumerState{}, fmt.Errorf("consumer %s: %w", d.Name, err)
+	}
+	info := c.CachedInfo()
+	return ConsumerState{info.NumPending, info.NumAckPending, info.NumRedelivered}, nil
+}
+
+// Storage returns how much disk the account's streams use and may use; limit is 0 when the broker names none.
+func (b *Bus) Storage(ctx context.Context) (used uint64, limit int64, err error) {
+	info, err := b.js.AccountInfo(ctx)
+	if err != nil {
+		return 0, 0, fmt.Errorf("look at the account: %w", err)
+	}
+	return info.Store, max(info.Limits.MaxStore, 0), nil
+}
