@@ -8,10 +8,12 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 
 	"gancho/pkg/service"
+	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
@@ -31,6 +33,10 @@ func schemaName(t reflect.Type, hint string) string {
 		return "Webhook"
 	case reflect.TypeFor[notifications.View]():
 		return "Notification"
+	case reflect.TypeFor[notifications.Listed]():
+		return "ListedNotification"
+	case reflect.TypeFor[ingest.Accepted]():
+		return "AcceptedEvent"
 	case reflect.TypeFor[replays.View]():
 		return "Replay"
 	case reflect.TypeFor[tail.Attempt]():
@@ -87,11 +93,36 @@ func document(routes []route) ([]byte, error) {
 			return nil, fmt.Errorf("openapi: %s is not expected", r.method)
 		}
 	}
+	finish(registry, routes)
 	out, err := json.MarshalIndent(doc, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("openapi: %w", err)
 	}
 	return append(out, '\n'), nil
+}
+
+// finish says of the schemas what the generator leaves out: objects that may be null, and that answers may
+// get more members in later versions, while requests may have no others.
+func finish(registry huma.Registry, routes []route) {
+	requests := map[reflect.Type]bool{}
+	for _, r := range routes {
+		if r.body != nil {
+			requests[reflect.TypeOf(r.body)] = true
+		}
+	}
+	for name, schema := range registry.Map() {
+		t := registry.TypeFromRef("#/components/schemas/" + name)
+		if !requests[t] {
+			schema.AdditionalProperties = nil
+		}
+		for i := range t.NumField() {
+			f := t.Field(i)
+			member, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			if p := schema.Properties[member]; p != nil && f.Type.Kind() == reflect.Pointer && p.Ref != "" {
+				schema.Properties[member] = &huma.Schema{Description: p.Description, AnyOf: []*huma.Schema{{Ref: p.Ref}, {Type: "null"}}}
+			}
+		}
+	}
 }
 
 func operation(r route, ref func(any) *huma.Schema) *huma.Operation {

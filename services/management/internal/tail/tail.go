@@ -115,7 +115,7 @@ func (s *Service) Open(ctx context.Context, account string, f Filter) (*Tail, er
 				cut()
 			}
 		})
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			t.ended(EndLost)
 		}
 	}()

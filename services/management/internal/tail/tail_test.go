@@ -1,0 +1,96 @@
+package tail
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/bus/bustest"
+	"gancho/pkg/notification"
+)
+
+func record(t *testing.T, b *bus.Bus, account string) {
+	t.Helper()
+	_, err := b.Record(t.Context(), &notification.Record{
+		Kind: notification.KindAttempt, At: time.Now(), Account: account, NotificationID: uuid.NewString(), Send: 1, State: notification.Delivered,
+		Attempt: &notification.Attempt{Number: 1, Outcome: notification.OutcomeDelivered},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSlowReader is cut off when it is too far behind, while a fast one gets everything.
+func TestSlowReader(t *testing.T) {
+	t.Parallel()
+	b := bustest.Start(t).Topology(bustest.Limits())
+	s := New(b)
+	slow, err := s.Open(t.Context(), "acme", Filter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fast, err := s.Open(t.Context(), "acme", Filter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-slow.Began
+	<-fast.Began
+	const all = buffer + 100
+	got := make(chan int)
+	go func() {
+		n := 0
+		for range fast.Attempts {
+			if n++; n == all {
+				break
+			}
+		}
+		got <- n
+	}()
+	for range all {
+		record(t, b, "acme")
+	}
+	if n := <-got; n != all {
+		t.Errorf("the fast reader got %d, want %d (%q)", n, all, fast.End())
+	}
+	n := 0
+	for range slow.Attempts {
+		n++
+	}
+	if n != buffer || slow.End() != EndTooSlow {
+		t.Errorf("the slow reader got %d and ended %q, want %d and %q", n, slow.End(), buffer, EndTooSlow)
+	}
+}
+
+func TestTailsAreBounded(t *testing.T) {
+	t.Parallel()
+	b := bustest.Start(t).Topology(bustest.Limits())
+	s := New(b)
+	ctx, stop := context.WithCancel(t.Context())
+	var last *Tail
+	for i := range maxTails {
+		var err error
+		if last, err = s.Open(ctx, "acme", Filter{}); err != nil {
+			t.Fatalf("tail %d: %v", i+1, err)
+		}
+	}
+	if _, err := s.Open(ctx, "acme", Filter{}); err == nil {
+		t.Error("one more than there may be was opened")
+	}
+	stop()
+	for range last.Attempts {
+		t.Error("an attempt from nowhere")
+	}
+	if end := last.End(); end != "" {
+		t.Errorf("end = %q, want none: the reader left by itself", end)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for s.open.Load() > 0 {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d tails are still counted", s.open.Load())
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
