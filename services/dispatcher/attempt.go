@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -105,13 +107,36 @@ func describe(o delivery.Outcome, number, send int) *notification.Attempt {
 	return a
 }
 
+// keptHeaderBytes is how much of the headers the journal keeps: a receiver may send 64 KiB with each answer,
+// and a record is kept for a month.
+const keptHeaderBytes = 8 << 10
+
+// cutHeader stands in a record for the headers left out. No header can have this name.
+const cutHeader = "(truncated)"
+
+// flat joins the values of each header and keeps the first keptHeaderBytes, in alphabetical order. What is
+// left out is told by cutHeader.
 func flat(h http.Header) map[string]string {
 	if len(h) == 0 {
 		return nil
 	}
-	out := make(map[string]string, len(h))
-	for k, v := range h {
-		out[k] = strings.Join(v, ", ")
+	out := make(map[string]string, min(len(h), 64))
+	left, cut := keptHeaderBytes, 0
+	for _, k := range slices.Sorted(maps.Keys(h)) {
+		v := strings.Join(h[k], ", ")
+		switch size := len(k) + len(v); {
+		case size <= left:
+			out[k] = v
+			left -= size
+		case len(k) < left: // what fits of this one, and nothing after it
+			out[k] = strings.ToValidUTF8(v[:left-len(k)], "")
+			left, cut = 0, cut+1
+		default:
+			left, cut = 0, cut+1
+		}
+	}
+	if cut > 0 {
+		out[cutHeader] = fmt.Sprintf("%d of %d headers are cut or left out; the first %d bytes are kept", cut, len(h), keptHeaderBytes)
 	}
 	return out
 }
