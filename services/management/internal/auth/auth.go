@@ -133,10 +133,7 @@ func (g *Gate) Grant(token, remoteAddr string) (Grant, error) {
 	if wait, locked := g.guesses.empty(from, now); locked && !g.known.has(trusted, now) {
 		return Grant{}, g.refuse("locked_out", limited("locked_out", "too many bad tokens came from this address; wait as Retry-After says", wait))
 	}
-	grant, ok := g.tokens.find(token)
-	if !ok && g.jwts != nil && looksLikeJWT(token) {
-		grant, ok = g.jwts.verify(token)
-	}
+	grant, ok := g.find(token)
 	if !ok {
 		g.guesses.take(from, now)
 		return Grant{}, g.refuse("bad_token", unauthorized("bad_token", "the token is unknown or has expired"))

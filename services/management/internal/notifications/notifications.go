@@ -225,13 +225,7 @@ func (s *Service) Resend(ctx context.Context, account, id string) (*Notification
 	if err != nil {
 		return nil, err
 	}
-	switch {
-	case n.Webhook == nil:
-		return nil, problem.New(http.StatusConflict, "webhook_deleted", "its webhook was deleted, so there is nowhere to send it")
-	case !n.State.Terminal():
-		return nil, problem.New(http.StatusConflict, "still_on_its_way", "the notification is still on its way ("+string(n.State)+"); it can be sent again once it ended")
-	}
-	if err := s.SendAgain(ctx, n, ""); err != nil {
+	if err := s.again(ctx, n); err != nil {
 		return nil, err
 	}
 	return s.Get(ctx, account, id)
