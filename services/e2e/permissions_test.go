@@ -226,7 +226,7 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	must(t, "dispatcher ends a drain", drain.Close(ctx))
 	leases, err := dispatcher.Bucket(ctx, bus.BucketLeases)
 	must(t, "dispatcher's leases", err)
-	lease, err := leases.Acquire(ctx, "sweep", "one")
+	lease, err := leases.Acquire(ctx, "acme.lane", "one")
 	must(t, "dispatcher takes a lease", err)
 	must(t, "dispatcher renews a lease", lease.Renew(ctx))
 	must(t, "dispatcher gives a lease back", lease.Release(ctx))
@@ -309,7 +309,8 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 type right struct {
 	publish []string            // subjects
 	create  []string            // streams it may create
-	purge   []string            // streams it may purge or delete messages of
+	purge   []string            // streams it may purge
+	remove  []string            // streams it may delete single messages of
 	info    []string            // streams it may look at beside those it creates
 	get     []string            // streams it may read single messages of
 	consume map[string][]string // stream: consumers it may create, pull and delete; "*" for any other name
@@ -332,7 +333,7 @@ func rights() map[string]right {
 		publish: []string{"gancho.notifications.acme.id", "gancho.rejected.bad_json", "gancho.quarantine.CRM_EVENTS.reason"},
 		create:  []string{bus.Events, bus.Rejected, bus.Notifications, bus.Quarantine},
 		purge:   []string{bus.Notifications},
-		info:    watches,
+		info:    append([]string{bus.Attempts}, watches...),
 		get:     watches,
 		consume: anyConsumer(watches...),
 	}
@@ -341,10 +342,11 @@ func rights() map[string]right {
 	dispatcher := right{
 		publish: []string{
 			"gancho.retries.at.acme.id", "gancho.retries.due.acme.webhook", "gancho.parked.acme.lane.webhook", "gancho.attempts.acme.id",
-			"gancho.failed.acme.webhook.id", "gancho.quarantine.RETRIES.reason", "$KV.LEASES.key", "$KV.SUSPENSIONS.key",
+			"gancho.failed.acme.webhook.id", "gancho.quarantine.RETRIES.reason", "$KV.LEASES.acme.lane", "$KV.SUSPENSIONS.key",
 		},
 		create:  []string{bus.Retries, bus.Parked, bus.Attempts, bus.Failed, bus.MaxDeliveries, "KV_LEASES"},
 		purge:   []string{bus.Retries, bus.Parked},
+		remove:  []string{bus.Retries},
 		info:    append([]string{bus.Notifications, bus.Quarantine}, watches...),
 		get:     append([]string{bus.Notifications, bus.Retries, bus.Parked, bus.Attempts, bus.Failed, "KV_LEASES"}, watches...),
 		consume: anyConsumer(append([]string{bus.Parked, "KV_LEASES"}, watches...)...),
@@ -354,14 +356,21 @@ func rights() map[string]right {
 	dispatcher.consume[bus.MaxDeliveries] = []string{bus.ConsumerMaxDeliveries}
 
 	monitor := right{
-		publish: []string{"gancho.webhooks.acme.webhook.suspended", "$KV.SUSPENSIONS.key"},
-		create:  []string{bus.WebhookStatus, bus.Commands, "KV_SUSPENSIONS"},
-		purge:   []string{"KV_SUSPENSIONS"},
-		info:    []string{bus.Attempts, "KV_WEBHOOKS"},
-		get:     append([]string{bus.WebhookStatus}, watches...),
+		publish: []string{
+			"gancho.webhooks.acme.webhook.suspended", "gancho.attempts.acme.id", "gancho.retries.at.acme.id",
+			"$KV.SUSPENSIONS.key", "$KV.BOOKS.key", "$KV.LEASES.books",
+		},
+		create: []string{bus.WebhookStatus, bus.Commands, "KV_SUSPENSIONS", "KV_BOOKS"},
+		purge:  []string{"KV_SUSPENSIONS"},
+		remove: []string{bus.Retries},
+		info:   append(bus.AllStreams(), "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_LEASES"),
+		get: append([]string{
+			bus.WebhookStatus, bus.Events, bus.Notifications, bus.Retries, bus.Parked, bus.Attempts, bus.Failed, "KV_BOOKS", "KV_LEASES",
+		}, watches...),
 		consume: anyConsumer(watches...),
 	}
-	monitor.consume[bus.Attempts] = []string{bus.ConsumerMonitor}
+	monitor.consume[bus.Attempts] = []string{bus.ConsumerMonitor, "books"}
+	monitor.consume[bus.Notifications] = []string{"books"}
 	monitor.consume[bus.Commands] = []string{bus.ConsumerCommands}
 
 	management := right{
@@ -440,7 +449,7 @@ func TestBrokerRefusesTheRest(t *testing.T) {
 			for _, verb := range []string{"UPDATE", "DELETE", "SNAPSHOT", "RESTORE", "MSG.GET", "PEER.REMOVE", "LEADER.STEPDOWN"} {
 				want(false, api+verb+"."+s)
 			}
-			want(s == bus.Retries && user == userDispatcher, api+"MSG.DELETE."+s)
+			want(slices.Contains(r.remove, s), api+"MSG.DELETE."+s)
 			want(slices.Contains(r.get, s), "$JS.API.DIRECT.GET."+s+".some.subject")
 			// Consumers: all durables of the stream, and one of no service.
 			for _, name := range append([]string{"other"}, durables[s]...) {
