@@ -19,8 +19,8 @@ func (s *site) ids(path string) (ids []string, partial bool) {
 	s.t.Helper()
 	for path != "" {
 		r := s.do(acme, "GET", path, nil).want(200)
-		for _, n := range r.json["data"].([]any) {
-			ids = append(ids, n.(map[string]any)["id"].(string))
+		for _, n := range r.rows() {
+			ids = append(ids, text(n, "id"))
 		}
 		if p, _ := r.json["partial"].(bool); p {
 			partial = true

@@ -61,7 +61,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	}
 	listener := cfg.Listener
 	if listener == nil {
-		if listener, err = net.Listen("tcp", cfg.HTTPAddr); err != nil {
+		if listener, err = new(net.ListenConfig).Listen(ctx, "tcp", cfg.HTTPAddr); err != nil {
 			return fmt.Errorf("HTTP_ADDR: %w", err)
 		}
 	}
@@ -76,7 +76,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	if err != nil {
 		return err
 	}
-	defer redis.Close() //nolint:errcheck // nothing of it is lost
+	defer redis.Close()
 	recent := index.New(index.Config{MaxEntries: cfg.IndexMaxEntries, MaxAge: cfg.Limits.LogMaxAge}, redis, b, proc.Log)
 	proc.Health.Want("redis", recent.State)
 
@@ -166,7 +166,9 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, shutdown time.Du
 		_ = server.Close()
 		log.Warn("requests were cut off by the stop", zap.Error(err))
 	}
-	<-stopped
+	if err := <-stopped; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve HTTP: %w", err)
+	}
 	return nil
 }
 

@@ -234,8 +234,27 @@ func (r reply) data() map[string]any {
 
 func (r reply) id() string {
 	r.t.Helper()
-	id, _ := r.data()["id"].(string)
-	return id
+	return text(r.data(), "id")
+}
+
+// rows returns the members of a list.
+func (r reply) rows() (rows []map[string]any) {
+	r.t.Helper()
+	list, ok := r.json["data"].([]any)
+	if !ok {
+		r.t.Fatalf("no list in %s", r.raw)
+	}
+	for _, row := range list {
+		m, _ := row.(map[string]any)
+		rows = append(rows, m)
+	}
+	return rows
+}
+
+// text returns a member that is a string, "" when it is none.
+func text(m map[string]any, name string) string {
+	s, _ := m[name].(string)
+	return s
 }
 
 // hook is a webhook to create.

@@ -50,8 +50,8 @@ func (s *site) attempted(n *notification.Notification, reason delivery.Reason) *
 			RequestHeaders: map[string]string{"X-Api-Key": "***"}, ResponseHeaders: map[string]string{"Server": "x"}, ResponseBody: "ok",
 		},
 	}
-	switch {
-	case reason == "":
+	switch reason {
+	case "":
 		r.State, r.Attempt.Outcome, r.Attempt.HTTPStatus = notification.Delivered, notification.OutcomeDelivered, 200
 	default:
 		r.State, r.Reason = notification.Retrying, string(reason)

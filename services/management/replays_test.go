@@ -178,7 +178,7 @@ func TestReplayOfADeadRunner(t *testing.T) {
 	t.Parallel()
 	s := start(t, nil)
 	hookID := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()
-	id, key := uuid.NewString(), ""
+	id := uuid.NewString()
 	var at [3]uint64
 	for i := range at {
 		p, err := s.bus.PublishEvent(t.Context(), event.Subject("acme", "crm_deal_created"), uuid.NewString(), "", fmt.Appendf(nil, `{"transaction_uuid":"n-%d"}`, i))
@@ -199,10 +199,9 @@ func TestReplayOfADeadRunner(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key = "acme." + id
 	job := fmt.Appendf(nil, `{"id":%q,"account_id":"acme","webhook_id":%q,"from":"2026-01-01T00:00:00Z","to":"2999-01-01T00:00:00Z","rate":50,"state":"running",
 		"events":3,"sent":1,"position":%d,"runner":"gone","beat_at":%q}`, id, hookID, at[0], time.Now().Add(-time.Minute).Format(time.RFC3339))
-	if _, err := bucket.Create(t.Context(), key, job); err != nil {
+	if _, err := bucket.Create(t.Context(), "acme."+id, job); err != nil {
 		t.Fatal(err)
 	}
 	var d map[string]any

@@ -34,10 +34,10 @@ func (s *site) monitor(ctx context.Context) *monitor {
 			_ = commands.Pull(ctx, func(c bus.Command, _ uint64) error {
 				defer m.note(c)
 				if c.Verb == bus.CommandResume {
-					s.unflag(c.Account, c.URLKey)
+					s.unflag(ctx, c.Account, c.URLKey)
 					return nil
 				}
-				s.flag(suspension.Flag{Account: c.Account, URLKey: c.URLKey, URLHost: c.URLHost, State: suspension.Suspended, ByHand: true, Since: c.At, Reason: suspension.ReasonByHand})
+				s.flag(ctx, suspension.Flag{Account: c.Account, URLKey: c.URLKey, URLHost: c.URLHost, State: suspension.Suspended, ByHand: true, Since: c.At, Reason: suspension.ReasonByHand})
 				return nil
 			})
 		}
@@ -63,12 +63,12 @@ func (m *monitor) count() int {
 	return len(m.commands)
 }
 
-func (s *site) flag(f suspension.Flag) {
-	bucket, err := s.bus.Bucket(context.Background(), bus.BucketSuspensions)
+func (s *site) flag(ctx context.Context, f suspension.Flag) {
+	bucket, err := s.bus.Bucket(ctx, bus.BucketSuspensions)
 	if err == nil {
 		var body []byte
 		if body, err = json.Marshal(f); err == nil {
-			_, err = bucket.Put(context.Background(), f.Key().String(), body)
+			_, err = bucket.Put(ctx, f.Key().String(), body)
 		}
 	}
 	if err != nil {
@@ -76,10 +76,10 @@ func (s *site) flag(f suspension.Flag) {
 	}
 }
 
-func (s *site) unflag(account, urlKey string) {
-	bucket, err := s.bus.Bucket(context.Background(), bus.BucketSuspensions)
+func (s *site) unflag(ctx context.Context, account, urlKey string) {
+	bucket, err := s.bus.Bucket(ctx, bus.BucketSuspensions)
 	if err == nil {
-		err = bucket.Delete(context.Background(), account+"."+urlKey, 0)
+		err = bucket.Delete(ctx, account+"."+urlKey, 0)
 	}
 	if err != nil {
 		s.t.Error(err)
@@ -145,7 +145,7 @@ func TestSuspension(t *testing.T) {
 		Account: "acme", URLKey: c.URLKey, URLHost: c.URLHost, State: suspension.Suspended, Since: since, Until: time.Now().UTC().Add(time.Hour),
 		Trips: 2, Reason: suspension.ReasonAlwaysFailing, Evidence: suspension.Evidence{Failures: 21, FirstAt: since, LastAt: since, Statuses: []string{"500", "timeout"}},
 	}
-	s.flag(flagged)
+	s.flag(t.Context(), flagged)
 	s.until("the flag is seen", func() bool { return s.do(acme, "GET", path, nil).data()["status"] == "suspended" })
 	commands := m.count()
 	if r := s.do(acme, "PUT", path, hook("https://hooks.example.com/x")).want(200); r.data()["status"] != "suspended" || m.count() != commands {
@@ -163,7 +163,7 @@ func TestSuspension(t *testing.T) {
 	}
 
 	// What the owner set comes before the suspension.
-	s.flag(flagged)
+	s.flag(t.Context(), flagged)
 	if r := s.do(acme, "PUT", "/crm/v2/webhooks/"+sibling, map[string]any{"status": "disabled"}); r.data()["status"] != "disabled" {
 		t.Errorf("disabled = %s", r.raw)
 	}

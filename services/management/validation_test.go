@@ -90,7 +90,7 @@ func TestRegistrationRefuses(t *testing.T) {
 	}
 	t.Cleanup(func() {
 		for _, w := range []string{acme, other} {
-			req, err := http.NewRequest(http.MethodGet, s.url+"/crm/v2/webhooks", nil) //nolint:noctx // the test's context has ended
+			req, err := http.NewRequest(http.MethodGet, s.url+"/crm/v2/webhooks", nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -115,8 +115,7 @@ func finish(registry huma.Registry, routes []route) {
 		if !requests[t] {
 			schema.AdditionalProperties = nil
 		}
-		for i := range t.NumField() {
-			f := t.Field(i)
+		for f := range t.Fields() {
 			member, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 			if p := schema.Properties[member]; p != nil && f.Type.Kind() == reflect.Pointer && p.Ref != "" {
 				schema.Properties[member] = &huma.Schema{Description: p.Description, AnyOf: []*huma.Schema{{Ref: p.Ref}, {Type: "null"}}}

@@ -320,12 +320,5 @@ func (c *call) match() (webhooks.Match, error) {
 			revisions = append(revisions, n)
 		}
 	}
-	return func(revision uint64) bool {
-		for _, r := range revisions {
-			if r == revision {
-				return true
-			}
-		}
-		return false
-	}, nil
+	return func(revision uint64) bool { return slices.Contains(revisions, revision) }, nil
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -127,9 +128,7 @@ func TestCheck(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := request("", "192.0.2.1:1000")
-			for k, v := range tc.header {
-				r.Header[k] = v
-			}
+			maps.Copy(r.Header, tc.header)
 			c, err := g.Check(r, tc.write)
 			if err != nil {
 				if got := problem.Of(err).Status; got != tc.status {

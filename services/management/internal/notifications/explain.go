@@ -2,7 +2,9 @@ package notifications
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"gancho/pkg/delivery"
@@ -81,7 +83,7 @@ func explainParked(n *Notification, flag *suspension.Flag) Explanation {
 		e.Next = "It is sent after POST /crm/v2/webhooks/{id}/resume or a change of the webhook. It expires if that takes too long (PARKED_MAX_AGE)."
 		return e
 	}
-	e.Text = fmt.Sprintf("Its URL is suspended since %s: %d failures and no success (%s). %s", clock(flag.Since), flag.Evidence.Failures, join(flag.Evidence.Statuses), left)
+	e.Text = fmt.Sprintf("Its URL is suspended since %s: %d failures and no success (%s). %s", clock(flag.Since), flag.Evidence.Failures, details(flag.Evidence.Statuses), left)
 	e.Next = fmt.Sprintf("The URL is tried again at %s with the oldest notification that waits; if that is accepted, the others follow. POST /crm/v2/webhooks/{id}/resume does it at once.", clock(flag.Until))
 	if flag.State == suspension.Probing {
 		e.Next = "The URL is being tried right now with the oldest notification that waits; if that is accepted, the others follow."
@@ -106,8 +108,8 @@ func explainFailed(n *Notification, last *notification.Attempt) Explanation {
 
 // lastAttempt returns the newest attempt of the current send, nil when there is none.
 func lastAttempt(n *Notification) *notification.Attempt {
-	for i := len(n.History) - 1; i >= 0; i-- {
-		if r := n.History[i]; r.Attempt != nil && r.Send == n.Sends {
+	for _, r := range slices.Backward(n.History) {
+		if r.Attempt != nil && r.Send == n.Sends {
 			return r.Attempt
 		}
 	}
@@ -154,16 +156,9 @@ func clock(t time.Time) string {
 	return t.UTC().Format("2006-01-02 15:04:05 UTC")
 }
 
-func join(words []string) string {
-	switch len(words) {
-	case 0:
+func details(words []string) string {
+	if len(words) == 0 {
 		return "no details"
-	case 1:
-		return words[0]
 	}
-	s := words[0]
-	for _, w := range words[1:] {
-		s += ", " + w
-	}
-	return s
+	return strings.Join(words, ", ")
 }

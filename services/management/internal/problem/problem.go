@@ -5,8 +5,9 @@ package problem
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"net/http"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -31,14 +32,15 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	s := fmt.Sprintf("%d", e.Status)
+	var s strings.Builder
+	s.WriteString(strconv.Itoa(e.Status))
 	for _, p := range e.Problems {
-		s += " " + p.Code + ": " + p.Detail
+		s.WriteString(" " + p.Code + ": " + p.Detail)
 	}
 	if e.Cause != nil {
-		s += ": " + e.Cause.Error()
+		s.WriteString(": " + e.Cause.Error())
 	}
-	return s
+	return s.String()
 }
 
 func (e *Error) Unwrap() error { return e.Cause }

@@ -193,8 +193,8 @@ func (in Input) parse(now time.Time) (from, to time.Time, only notification.Stat
 
 // Create makes a replay in state preview: nothing is sent before Start.
 func (s *Service) Create(ctx context.Context, account, webhookID string, in Input, by string) (View, error) {
-	now := time.Now().UTC().Truncate(time.Millisecond)
-	from, to, only, rate, err := in.parse(now)
+	now := time.Now().UTC()
+	from, to, only, rate, err := in.parse(now) // what was stored a moment ago is part of it
 	if err != nil {
 		return View{}, err
 	}
@@ -207,7 +207,7 @@ func (s *Service) Create(ctx context.Context, account, webhookID string, in Inpu
 	}
 	j := &job{
 		ID: uuid.NewString(), Account: account, WebhookID: w.ID, From: from, To: to, Only: only, Rate: rate, State: Preview,
-		CreatedAt: now, UpdatedAt: now, By: by,
+		CreatedAt: now.Truncate(time.Millisecond), UpdatedAt: now.Truncate(time.Millisecond), By: by,
 	}
 	if err := s.measure(ctx, j, w); err != nil {
 		return View{}, problem.Broker(err)
