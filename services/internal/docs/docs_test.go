@@ -4,9 +4,11 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -78,6 +80,13 @@ func TestEveryWordIsExplained(t *testing.T) {
 	}
 }
 
+func TestEveryStreamHasAPurpose(t *testing.T) {
+	t.Parallel()
+	if table := streams(); strings.Contains(table, "|  |") {
+		t.Errorf("a stream is missing in purposes:\n%s", table)
+	}
+}
+
 func TestSentence(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ field, comment, want string }{
@@ -105,4 +114,66 @@ func TestBetween(t *testing.T) {
 	if _, err := between([]byte("a"), "x", ""); err == nil {
 		t.Error("missing marks must be an error")
 	}
+}
+
+var (
+	links    = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	headings = regexp.MustCompile(`(?m)^#+ (.+)$`)
+	fences   = regexp.MustCompile("(?ms)^```.*?^```")
+)
+
+// TestLinks sees that every link inside the repository leads somewhere.
+func TestLinks(t *testing.T) {
+	t.Parallel()
+	var pages []string
+	for _, pattern := range []string{"*.md", ".github/*.md", "deploy/docs/*.md"} {
+		found, err := filepath.Glob(filepath.Join(root, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages = append(pages, found...)
+	}
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, link := range links.FindAllStringSubmatch(string(fences.ReplaceAll(text, nil)), -1) {
+			path, anchor, _ := strings.Cut(link[1], "#")
+			if strings.Contains(path, "://") {
+				continue
+			}
+			target := page
+			if path != "" {
+				target = filepath.Join(filepath.Dir(page), path)
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s: there is no %s", page, link[1])
+				continue
+			}
+			if anchor != "" && !slices.Contains(anchors(t, target), anchor) {
+				t.Errorf("%s: %s has no heading for %s", page, target, link[1])
+			}
+		}
+	}
+}
+
+// anchors returns the places in a page that can be linked to.
+func anchors(t *testing.T, page string) []string {
+	t.Helper()
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, h := range headings.FindAllStringSubmatch(string(fences.ReplaceAll(text, nil)), -1) {
+		kept := strings.Map(func(r rune) rune {
+			if unicode.IsLetter(r) || unicode.IsDigit(r) || r == ' ' || r == '-' || r == '_' {
+				return unicode.ToLower(r)
+			}
+			return -1
+		}, h[1])
+		out = append(out, strings.ReplaceAll(kept, " ", "-"))
+	}
+	return out
 }

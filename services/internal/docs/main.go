@@ -49,19 +49,54 @@ type page struct {
 
 // render returns all pages. What is not generated of a page is taken from the file.
 func render(root string) ([]page, error) {
-	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
-	if err != nil {
-		return nil, err
-	}
 	table, err := configuration(root)
 	if err != nil {
 		return nil, err
 	}
-	readme, err = between(readme, "configuration", table)
+	samples, err := receiverSamples(root)
 	if err != nil {
-		return nil, fmt.Errorf("README.md: %w", err)
+		return nil, err
 	}
-	return []page{{"README.md", readme}, {"deploy/docs/reasons.md", []byte(reasons())}}, nil
+	pages := []page{{"deploy/docs/reasons.md", []byte(reasons())}}
+	for path, parts := range map[string]map[string]string{
+		"README.md":                   {"configuration": table},
+		"deploy/docs/architecture.md": {"streams": streams()},
+		"deploy/docs/delivery.md":     samples,
+	} {
+		text, err := os.ReadFile(filepath.Join(root, path))
+		if err != nil {
+			return nil, err
+		}
+		for name, part := range parts {
+			if text, err = between(text, name, part); err != nil {
+				return nil, fmt.Errorf("%s: %w", path, err)
+			}
+		}
+		pages = append(pages, page{path, text})
+	}
+	return pages, nil
+}
+
+// receiverSamples returns the samples of receivers by their files' names, each as a block of code.
+func receiverSamples(root string) (map[string]string, error) {
+	files, err := filepath.Glob(filepath.Join(root, "deploy/docs/receivers/receiver.*"))
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]string{}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		name := filepath.Base(file)
+		language := map[string]string{".py": "python", ".mjs": "js", ".rb": "ruby"}[filepath.Ext(name)]
+		if language == "" {
+			language = filepath.Ext(name)[1:]
+		}
+		out[name] = "\n```" + language + "\n" + string(text) + "```\n\n"
+	}
+	return out, nil
 }
 
 // between replaces what stands between <!-- name:begin --> and <!-- name:end -->.
