@@ -131,14 +131,19 @@ func hopID(n *notification.Notification) string {
 // ScheduleRetry stores n on RETRIES to be delivered at that time, at once when it has passed. n.Hop must be one more than that of the
 // message it comes from.
 func (b *Bus) ScheduleRetry(ctx context.Context, n *notification.Notification, at time.Time) error {
+	_, err := b.publish(ctx, Retries, scheduled(n, at))
+	return err
+}
+
+// scheduled returns the message of ScheduleRetry.
+func scheduled(n *notification.Notification, at time.Time) *nats.Msg {
 	m := encode(n, subjectRetryAt(n.Account, n.ID), hopID(n))
 	if now := time.Now(); at.Before(now) {
 		at = now
 	}
 	m.Header["Nats-Schedule"] = []string{"@at " + at.UTC().Format(time.RFC3339Nano)}
 	m.Header["Nats-Schedule-Target"] = []string{subjectRetryDue(n.Account, n.WebhookID, n.ID)}
-	_, err := b.publish(ctx, Retries, m)
-	return err
+	return m
 }
 
 // Park starts storing n on PARKED in a lane: the key of its URL, or LaneDisabled. n.Hop as in

@@ -10,6 +10,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"gancho/pkg/notification"
 )
 
 // Position is how far somebody has read a stream. Created tells one life of the stream from the next: one
@@ -20,17 +22,19 @@ type Position struct {
 }
 
 // Reader reads the headers of a stream in order, each message once, from a position that its user keeps.
-// It leaves nothing behind on the broker and is used by one goroutine.
+// Its consumer has a name, so that the broker's rights can name it too: of two readers of a stream with one
+// name each notices that the other came, and goes on from its position. It is used by one goroutine.
 type Reader struct {
 	b      *Bus
 	stream string
+	name   string
 	at     Position
 	c      jetstream.Consumer
 	next   uint64 // sequence of the consumer's next delivery
 }
 
-func (b *Bus) newReader(stream string, at Position) *Reader {
-	return &Reader{b: b, stream: stream, at: at}
+func (b *Bus) newReader(stream, name string, at Position) *Reader {
+	return &Reader{b: b, stream: stream, name: name, at: at}
 }
 
 // At returns how far the reader has read.
@@ -83,8 +87,11 @@ func (r *Reader) open(ctx context.Context) (err error) {
 		return nil
 	}
 	r.next = 1
+	if err := r.b.js.DeleteConsumer(ctx, r.stream, r.name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return fmt.Errorf("read %s: %w", r.stream, err)
+	}
 	r.c, err = r.b.js.CreateConsumer(ctx, r.stream, jetstream.ConsumerConfig{
-		AckPolicy: jetstream.AckNonePolicy, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: r.at.Sequence + 1,
+		Name: r.name, AckPolicy: jetstream.AckNonePolicy, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: r.at.Sequence + 1,
 		HeadersOnly: true, MemoryStorage: true, Replicas: 1, InactiveThreshold: 5 * time.Minute,
 	})
 	if err != nil {
@@ -128,7 +135,7 @@ func (r *Reader) Close(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	_ = r.b.js.DeleteConsumer(ctx, r.stream, r.c.CachedInfo().Name) // the broker removes it when it is idle
+	_ = r.b.js.DeleteConsumer(ctx, r.stream, r.name) // the broker removes it when it is idle
 	r.c = nil
 }
 
@@ -142,8 +149,8 @@ type Progress struct {
 type NotificationReader struct{ *Reader }
 
 // ReadNotifications returns a reader of NOTIFICATIONS from a position, from the beginning with a zero one.
-func (b *Bus) ReadNotifications(at Position) *NotificationReader {
-	return &NotificationReader{b.newReader(Notifications, at)}
+func (b *Bus) ReadNotifications(name string, at Position) *NotificationReader {
+	return &NotificationReader{b.newReader(Notifications, name, at)}
 }
 
 // Read hands over what is there now, without bodies. Sequence is that in NOTIFICATIONS. What is not one of
@@ -169,8 +176,8 @@ type JournalReader struct {
 }
 
 // ReadJournal returns a reader of the journal from a position, from the beginning with a zero one.
-func (b *Bus) ReadJournal(at Position) *JournalReader {
-	return &JournalReader{Reader: b.newReader(Attempts, at)}
+func (b *Bus) ReadJournal(name string, at Position) *JournalReader {
+	return &JournalReader{Reader: b.newReader(Attempts, name, at)}
 }
 
 // Mark remembers how far the journal goes now; Read reads up to there.
@@ -274,4 +281,11 @@ func (b *Bus) ParkedOf(ctx context.Context, account, webhook string, n int) (map
 		}
 	}
 	return out, nil
+}
+
+// Reschedule is ScheduleRetry for a repair: it reports whether the broker stored the message. If it did not,
+// the same move had been stored before.
+func (b *Bus) Reschedule(ctx context.Context, n *notification.Notification, at time.Time) (stored bool, err error) {
+	ack, err := b.publish(ctx, Retries, scheduled(n, at))
+	return err == nil && !ack.Duplicate, err
 }

@@ -1,0 +1,156 @@
+package books
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"gancho/pkg/bus"
+)
+
+const (
+	// leaseKey is that of the bucket LEASES; lanes of parked notifications have a dot in theirs.
+	leaseKey = "books"
+	// period is how often the books are audited, or so seldom that it takes a twentieth of the time.
+	period = 10 * time.Second
+	// storeEvery is how often a checkpoint is stored, with the same restraint.
+	storeEvery = 30 * time.Second
+	// standBy is how often a process looks whether it can take over.
+	standBy = 5 * time.Second
+)
+
+// Keeper keeps the books, one process at a time, and puts right what they show.
+type Keeper struct {
+	Log    *zap.Logger
+	Bus    *bus.Bus
+	Leases *bus.Bucket
+	Bucket *bus.Bucket // BOOKS
+	Name   string      // of this process, unique
+	// Repaired counts a repair of a kind.
+	Repaired func(kind string)
+	// Period overrides how often the books are audited; 0 is 10 s.
+	Period time.Duration
+
+	repairs map[string]uint64
+}
+
+// Run keeps the books whenever nobody else does, until ctx ends.
+func (k *Keeper) Run(ctx context.Context) {
+	if k.Period == 0 {
+		k.Period = period
+	}
+	for ctx.Err() == nil {
+		lease, err := k.Leases.Acquire(ctx, leaseKey, k.Name)
+		if err == nil {
+			k.hold(ctx, lease)
+			continue
+		}
+		if !errors.Is(err, bus.ErrConflict) && ctx.Err() == nil {
+			k.Log.Debug("the lease of the books cannot be taken; trying again", zap.Error(err))
+		}
+		pause(ctx, min(standBy, k.Period))
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// hold keeps the books while the lease is held.
+func (k *Keeper) hold(ctx context.Context, lease *bus.Lease) {
+	work := context.WithoutCancel(ctx)
+	defer func() {
+		ctx, cancel := context.WithTimeout(work, 2*time.Second)
+		defer cancel()
+		_ = lease.Release(ctx) // it runs out by itself otherwise
+	}()
+	held, lost := context.WithCancel(ctx)
+	var renewing sync.WaitGroup
+	defer renewing.Wait()
+	defer lost()
+	renewing.Go(func() {
+		for {
+			pause(held, bus.LeaseTTL/4)
+			if held.Err() != nil {
+				return
+			}
+			if err := lease.Renew(held); errors.Is(err, bus.ErrConflict) || errors.Is(err, bus.ErrNotFound) {
+				lost()
+				return
+			}
+		}
+	})
+	books := New(k.Bus, ReaderKeeper, k.Log)
+	defer func() { books.Close(work) }()
+	for held.Err() == nil {
+		loaded, problem, err := books.Load(held, k.Bucket)
+		if err == nil {
+			if problem != "" {
+				k.Log.Error("the books are made anew from the streams", zap.String("problem", problem))
+			}
+			k.Log.Info("keeping the books", zap.Bool("from_checkpoint", loaded))
+			k.keep(held, books)
+			break
+		}
+		k.Log.Debug("the books cannot be opened; trying again", zap.Error(err))
+		pause(held, time.Second)
+	}
+	if ctx.Err() != nil { // a stop, and the lease is still ours
+		ctx, cancel := context.WithTimeout(work, 5*time.Second)
+		defer cancel()
+		if err := books.Store(ctx, k.Bucket); err != nil {
+			k.Log.Debug("no last checkpoint of the books; the next process reads a little more", zap.Error(err))
+		}
+	}
+}
+
+// keep audits and repairs until ctx ends or somebody else keeps the books.
+func (k *Keeper) keep(ctx context.Context, books *Books) {
+	fix := &reconciler{log: k.Log, bus: k.Bus, done: func(kind string) {
+		if k.repairs == nil {
+			k.repairs = map[string]uint64{}
+		}
+		k.repairs[kind]++
+		if k.Repaired != nil {
+			k.Repaired(kind)
+		}
+	}}
+	var nextStore time.Time
+	for ctx.Err() == nil {
+		began := time.Now()
+		report, found, err := books.Audit(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				k.Log.Debug("the books cannot be audited; trying again", zap.Error(err))
+			}
+			pause(ctx, time.Second)
+			continue
+		}
+		report.By = k.Name
+		fix.repair(ctx, found, books.Orphans)
+		report.Repairs = maps.Clone(k.repairs)
+		err = storeReport(ctx, k.Bucket, report)
+		if err == nil && time.Now().After(nextStore) {
+			storing := time.Now()
+			err = books.Store(ctx, k.Bucket)
+			nextStore = time.Now().Add(max(storeEvery, 20*time.Since(storing)))
+		}
+		if errors.Is(err, bus.ErrConflict) {
+			k.Log.Warn("another process keeps the books now")
+			return
+		}
+		if err != nil && ctx.Err() == nil {
+			k.Log.Debug("the books are not stored; trying again", zap.Error(err))
+		}
+		pause(ctx, max(k.Period, 20*time.Since(began)))
+	}
+}

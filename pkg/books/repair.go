@@ -1,0 +1,182 @@
+package books
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/delivery"
+	"gancho/pkg/event"
+	"gancho/pkg/notification"
+)
+
+// Kinds of repairs.
+const (
+	// RepairLost is a send that nothing carried: it was scheduled anew with the attempts that its journal has.
+	RepairLost = "lost"
+	// RepairEnded is a send that nothing carried and whose event is not kept any more: it was ended as permanently failed.
+	RepairEnded = "ended"
+	// RepairOrphan is a schedule for a send that ended: it was removed.
+	RepairOrphan = "orphaned_schedule"
+)
+
+// Kinds returns the closed list.
+func Kinds() []string { return []string{RepairLost, RepairEnded, RepairOrphan} }
+
+// maxHops bounds the search for a step that the broker does not know yet.
+const maxHops = 100
+
+// errNoPayload says that neither the event nor a copy of it is kept.
+var errNoPayload = errors.New("its event is not kept any more")
+
+// reconciler puts right what the audits find. Everything it does is harmless when it is done twice: a message
+// has the id that the dispatcher would have given it, a record is written on top of the last one.
+type reconciler struct {
+	log  *zap.Logger
+	bus  *bus.Bus
+	done func(kind string)
+}
+
+func (r *reconciler) repair(ctx context.Context, found []Lost, orphans []Orphan) {
+	for _, s := range found {
+		kind, err := r.revive(ctx, s)
+		fields := []zap.Field{
+			zap.String("kind", kind), zap.String("account_id", s.account), zap.String("webhook_id", s.webhook),
+			zap.String("notification_id", s.id.String()), zap.Uint32("send", s.send), zap.String("state", string(states[s.state])),
+		}
+		if err != nil {
+			r.log.Error("a notification that nothing carries cannot be put right", append(fields, zap.Error(err))...)
+			continue
+		}
+		r.done(kind)
+		r.log.Warn("a notification that nothing carried was put right", fields...)
+	}
+	for _, o := range orphans {
+		removed, err := r.remove(ctx, o)
+		if err != nil {
+			r.log.Warn("a schedule of a notification that ended is not removed; it is tried again", zap.String("notification_id", o.NotificationID), zap.Error(err))
+		} else if removed {
+			r.done(RepairOrphan)
+			r.log.Warn("a schedule of a notification that ended was removed", zap.String("account_id", o.Account), zap.String("notification_id", o.NotificationID))
+		}
+	}
+}
+
+// revive schedules a lost send for its next attempt, from its last record.
+func (r *reconciler) revive(ctx context.Context, s Lost) (string, error) {
+	last, err := r.bus.LastRecord(ctx, s.account, s.id.String())
+	if errors.Is(err, bus.ErrNotFound) {
+		last, err = nil, nil
+	}
+	if err != nil {
+		return RepairLost, err
+	}
+	recorded := last != nil && last.Send == int(s.send)
+	n, err := r.message(ctx, s, last)
+	if errors.Is(err, errNoPayload) && last != nil {
+		return RepairEnded, r.end(ctx, s, last, recorded)
+	}
+	if err != nil {
+		return RepairLost, err
+	}
+	at := time.Now()
+	if last != nil {
+		n.Journal = last.Sequence
+	}
+	if recorded {
+		n.AttemptsDone, n.Hop, n.Replay = last.AttemptsDone, last.Hop, last.Replay
+		if last.NextAttemptAt.After(at) {
+			at = last.NextAttemptAt
+		}
+	}
+	// It begins with the id of the move that got lost, so one that is only late is not doubled. Where the broker
+	// knows that id, the move was made and what it stored is gone.
+	for range maxHops {
+		n.Hop++
+		if stored, err := r.bus.Reschedule(ctx, n, at); stored || err != nil {
+			return RepairLost, err
+		}
+	}
+	return RepairLost, errors.New("the broker takes every step of it for one that it has")
+}
+
+// message finds the bytes again: on NOTIFICATIONS, on FAILED (after a resend), or in CRM_EVENTS.
+func (r *reconciler) message(ctx context.Context, s Lost, last *bus.Recorded) (*notification.Notification, error) {
+	find := []func() (*notification.Notification, error){
+		func() (*notification.Notification, error) {
+			return r.bus.PendingNotification(ctx, s.account, s.id.String())
+		},
+		func() (*notification.Notification, error) {
+			return r.bus.FailedNotification(ctx, s.account, s.webhook, s.id.String())
+		},
+	}
+	for _, f := range find {
+		n, err := f()
+		if err == nil {
+			if n.Send != int(s.send) {
+				n.AttemptsDone, n.Hop, n.Replay = 0, 0, ""
+			}
+			n.Send = int(s.send)
+			return n, nil
+		}
+		if !errors.Is(err, bus.ErrNotFound) {
+			return nil, err
+		}
+	}
+	if last == nil || last.EventSequence == 0 {
+		return nil, errNoPayload
+	}
+	m, storedAt, err := r.bus.EventAt(ctx, last.EventSequence)
+	if errors.Is(err, bus.ErrNotFound) {
+		return nil, errNoPayload
+	}
+	if err != nil {
+		return nil, err
+	}
+	ev, rejected := event.Parse(m)
+	if rejected != nil || ev.ID != last.EventID {
+		return nil, errNoPayload
+	}
+	return &notification.Notification{
+		Account: s.account, ID: s.id.String(), WebhookID: s.webhook, EventID: ev.ID, EventName: ev.Name,
+		EventSequence: ev.Sequence, EventTime: storedAt, Send: int(s.send), Traceparent: ev.Traceparent, Body: ev.Body,
+	}, nil
+}
+
+// end records that a send whose event is gone permanently failed.
+func (r *reconciler) end(ctx context.Context, s Lost, last *bus.Recorded, recorded bool) error {
+	rec := last.Record
+	rec.Kind, rec.At, rec.State, rec.Reason = notification.KindFailed, time.Now().UTC(), notification.PermanentlyFailed, string(delivery.InternalError)
+	rec.Previous, rec.Attempt, rec.NextAttemptAt, rec.Probe, rec.Trip = last.Sequence, nil, time.Time{}, false, ""
+	if !recorded {
+		rec.Send, rec.AttemptsDone, rec.Hop = int(s.send), 0, 0
+	}
+	_, err := r.bus.Record(ctx, &rec)
+	return err
+}
+
+// remove deletes a schedule whose notification really ended or lives on elsewhere.
+func (r *reconciler) remove(ctx context.Context, o Orphan) (bool, error) {
+	m, err := r.bus.Scheduled(ctx, o.Account, o.NotificationID)
+	if errors.Is(err, bus.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	last, err := r.bus.LastRecord(ctx, o.Account, o.NotificationID)
+	if err != nil {
+		if errors.Is(err, bus.ErrNotFound) {
+			return false, nil
+		}
+		return false, fmt.Errorf("look at the journal: %w", err)
+	}
+	if last.Send < m.Send || last.Send == m.Send && !last.State.Terminal() {
+		return false, nil
+	}
+	return true, r.bus.Remove(ctx, m)
+}
