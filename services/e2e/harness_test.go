@@ -210,6 +210,9 @@ func (s *system) notification(id string) note {
 	return n
 }
 
+// seenID is the header in which a receiver hands its answer the webhook-id.
+const seenID = "X-Seen"
+
 // receiver is an endpoint that counts what it sees.
 type receiver struct {
 	*httptest.Server
@@ -236,6 +239,7 @@ func newReceiver(t *testing.T, answer func(w http.ResponseWriter, attempt string
 		r.order = append(r.order, id)
 		answer := r.answer
 		r.mu.Unlock()
+		w.Header().Set(seenID, id)
 		answer(w, attempt)
 	}))
 	t.Cleanup(r.Close)

@@ -153,6 +153,14 @@ func (p *Process) Signal(s syscall.Signal) {
 	}
 }
 
+// TrySignal is Signal for a process that may have ended.
+func (p *Process) TrySignal(s syscall.Signal) error {
+	if p.cmd == nil {
+		return nil
+	}
+	return p.cmd.Process.Signal(s)
+}
+
 // Running reports whether the process was started and not ended by the lab.
 func (p *Process) Running() bool { return p.cmd != nil }
 
