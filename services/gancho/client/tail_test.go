@@ -21,6 +21,18 @@ func streamOf(text string) *http.Response {
 	return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"text/event-stream; charset=utf-8"}}, Body: io.NopCloser(strings.NewReader(text))}
 }
 
+// drip is a body that brings a comment every 45 s, so many times.
+type drip struct{ left int }
+
+func (d *drip) Read(b []byte) (int, error) {
+	if d.left == 0 {
+		return 0, io.EOF
+	}
+	d.left--
+	time.Sleep(45 * time.Second) // of the bubble
+	return copy(b, ": still here\n"), nil
+}
+
 func TestTail(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -36,10 +48,10 @@ func TestTail(t *testing.T) {
 				return nil, errors.New("connection refused")
 			case 3:
 				return answer(503, slowDown, "Retry-After", "5"), nil
-			case 4: // goes silent
-				r2 := streamOf("")
-				r2.Body = silence{r.Context()}
-				return r2, nil
+			case 4: // lives on comments for 90 s, then goes silent
+				stream := streamOf("")
+				stream.Body = io.NopCloser(io.MultiReader(&drip{2}, silence{r.Context()}))
+				return stream, nil
 			case 5:
 				return streamOf(attempt("c") + "data: {\"notification_id\":\"cut off\""), nil
 			case 6:
@@ -61,12 +73,12 @@ func TestTail(t *testing.T) {
 		}
 		want := []string{
 			"0s outcome=failed&webhook_id=w ",
-			"2s outcome=failed&webhook_id=w b",    // the server's wish
-			"6s outcome=failed&webhook_id=w b",    // twice that
-			"14s outcome=failed&webhook_id=w b",   // and again: longer than the 5 s it asked for
-			"1m30s outcome=failed&webhook_id=w b", // a minute of silence, and twice that
-			"1m32s outcome=failed&webhook_id=w c", // something came
-			"1m36s outcome=failed&webhook_id=w c",
+			"2s outcome=failed&webhook_id=w b",   // the server's wish
+			"6s outcome=failed&webhook_id=w b",   // twice that
+			"14s outcome=failed&webhook_id=w b",  // and again: longer than the 5 s it asked for
+			"3m0s outcome=failed&webhook_id=w b", // after a minute of silence, and twice that
+			"3m2s outcome=failed&webhook_id=w c", // something came
+			"3m6s outcome=failed&webhook_id=w c",
 		}
 		if diff := cmp.Diff(want, asked); diff != "" {
 			t.Error(diff)
