@@ -27,6 +27,8 @@ const (
 	exitNotFound = 3
 	exitDenied   = 4 // the token is not good, or not for this
 	exitConflict = 5 // the state of things does not allow it
+
+	exitInterrupted = 130 // as shells have it
 )
 
 // Program is what the command line needs from its process. All members are required.
@@ -108,9 +110,21 @@ func Run(p Program) int {
 		return a.fail(&usageError{err.Error()})
 	}
 	if err := selected.Run(a); err != nil {
+		if a.interrupted() {
+			return exitInterrupted
+		}
 		return a.fail(err)
 	}
 	return a.code
+}
+
+// interrupted reports whether a signal ended the command.
+func (a *app) interrupted() bool {
+	if a.ctx == nil {
+		return false
+	}
+	cause := context.Cause(a.ctx)
+	return cause != nil && cause != context.Canceled //nolint:errorlint // itself is the end of every command; a signal only is like it
 }
 
 // usageError says that the command line or a setting makes no sense.

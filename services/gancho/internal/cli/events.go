@@ -36,8 +36,12 @@ func (c eventsSend) Run(a *app) error {
 	if err != nil {
 		return err
 	}
+	from := c.File
+	if from == "-" {
+		from = "standard input"
+	}
 	if len(bytes.TrimSpace(body)) == 0 {
-		return usage("%s is empty; an event is a JSON object", c.File)
+		return usage("%s is empty; an event is a JSON object", from)
 	}
 	name := c.Event
 	if name == "" {
@@ -45,7 +49,7 @@ func (c eventsSend) Run(a *app) error {
 			EventName string `json:"event_name"`
 		}
 		if err := json.Unmarshal(body, &e); err != nil || e.EventName == "" {
-			return usage("%s has no event_name; give --event NAME, such as crm_deal_created", c.File)
+			return usage("%s has no event_name; give --event NAME, such as crm_deal_created", from)
 		}
 		name = e.EventName
 	}
