@@ -207,6 +207,8 @@ func (b *Bus) setProblem(what, problem string) {
 // deleted makes the service unready and is created anew, empty.
 func (b *Bus) Own(ctx context.Context, o Owner, l Limits) error {
 	for _, cfg := range o.Streams(l) {
+		b.metrics.publish.WithLabelValues(cfg.Name)
+		b.metrics.retried.WithLabelValues(cfg.Name)
 		err := b.insist(ctx, "stream "+cfg.Name, func(ctx context.Context) error {
 			_, err := b.js.Stream(ctx, cfg.Name)
 			if errors.Is(err, jetstream.ErrStreamNotFound) {

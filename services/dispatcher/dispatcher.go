@@ -93,6 +93,9 @@ func newMetrics(reg prometheus.Registerer) metrics {
 		}),
 	}
 	m.attempts.WithLabelValues(notification.OutcomeDelivered, "")
+	for _, o := range []string{notification.OutcomeDelivered, notification.OutcomeFailed} {
+		m.duration.WithLabelValues(o)
+	}
 	for _, r := range delivery.Reasons() {
 		m.attempts.WithLabelValues(notification.OutcomeFailed, string(r))
 	}

@@ -1,0 +1,120 @@
+package gancho
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap/zapcore"
+
+	"gancho/pkg/service"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// TestMetrics compares name, type, labels and help of every metric of all services with testdata/metrics.golden.
+// Dashboards and alerts are written against them.
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	_ = l.Close() // management takes it; nobody else asks for this very port
+	var cfg Config
+	environ := []string{"DATA_DIR=" + t.TempDir(), "NATS_LISTEN=127.0.0.1:0", "NATS_SYNC_INTERVAL=1s", "HTTP_ADDR=" + addr, "API_TOKENS=acme:token"}
+	if problems := service.Load(&cfg, environ); len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	all, problems, err := prepare(&cfg, environ, io.Discard)
+	if err != nil || len(problems) > 0 {
+		t.Fatal(problems, err)
+	}
+	shell, err := service.NewShell("error", zapcore.AddSync(io.Discard))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- all.run(ctx, shell, nil) }()
+	defer func() {
+		stop()
+		if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	}()
+	answers := func() bool { // and so there is the duration of a request
+		resp, err := http.Get("http://" + addr + "/crm/v2/webhooks") //nolint:noctx // a test on loopback
+		if err != nil {
+			return false
+		}
+		_ = resp.Body.Close()
+		return shell.Health.State().Ready
+	}
+	for deadline := time.Now().Add(time.Minute); !answers(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("not ready: %+v", shell.Health.State())
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+
+	families, err := shell.Registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for _, f := range families {
+		if !strings.HasPrefix(f.GetName(), "gancho_") {
+			if !strings.HasPrefix(f.GetName(), "go_") && !strings.HasPrefix(f.GetName(), "process_") {
+				t.Errorf("the metric %s does not start with gancho_", f.GetName())
+			}
+			continue
+		}
+		var labels []string
+		values := map[string][]string{}
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				labels = append(labels, l.GetName())
+				values[l.GetName()] = append(values[l.GetName()], l.GetValue())
+			}
+		}
+		slices.Sort(labels)
+		var described []string
+		for _, name := range slices.Compact(labels) {
+			v := values[name]
+			slices.Sort(v)
+			v = slices.Compact(v)
+			switch name {
+			case "version", "go", "route", "status": // not a closed list, or one that the API's routes give
+				v = []string{"..."}
+			}
+			described = append(described, name+"="+strings.Join(v, "|"))
+		}
+		lines = append(lines, f.GetName()+" "+strings.ToLower(f.GetType().String())+"\n  "+f.GetHelp()+"\n  "+strings.Join(described, "\n  ")+"\n")
+	}
+	got := strings.Join(lines, "\n")
+	golden := filepath.Join("testdata", "metrics.golden")
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil { //nolint:gosec // a file of the repository
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("the metrics changed; go test ./services/gancho -run TestMetrics -update writes them anew (-want +got):\n%s", diff)
+	}
+}
