@@ -46,7 +46,7 @@ type Config struct {
 	// Timeout is the time for a whole attempt, from the name look-up to the
 	// answer's headers: 100 ms to 60 s, default 5 s (what RD Station's
 	// documentation promises).
-	Timeout time.Duration `env:"ATTEMPT_TIMEOUT" envDefault:"5s"`
+	Timeout time.Duration `env:"ATTEMPT_TIMEOUT" envDefault:"5s" range:"100ms..60s"`
 }
 
 // Validate reports a timeout out of range.

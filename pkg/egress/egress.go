@@ -47,6 +47,12 @@ type Config struct {
 	DNSServer string `env:"EGRESS_DNS_SERVER"`
 }
 
+// Validate reports every problem, one line each, as New does.
+func (c Config) Validate() error {
+	_, err := New(c)
+	return err
+}
+
 // ownMaxAge is how long the list of the machine's addresses is believed.
 const ownMaxAge = 30 * time.Second
 

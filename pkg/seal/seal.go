@@ -46,7 +46,7 @@ func newKey(id string, raw []byte) (key, error) {
 // or warning repeats key material.
 func Load(path string) (ring *Keyring, warnings []string, err error) {
 	if path == "" {
-		return nil, nil, errors.New("ENCRYPTION_KEY_FILE is not set; give a file with lines <key id>:<base64 of 32 bytes>")
+		return nil, nil, errors.New("ENCRYPTION_KEY_FILE: not set; give a file with lines <key id>:<base64 of 32 bytes>")
 	}
 	info, err := os.Stat(path)
 	if err != nil {

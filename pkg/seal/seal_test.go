@@ -94,7 +94,7 @@ func TestLoad(t *testing.T) {
 
 func TestLoadFile(t *testing.T) {
 	t.Parallel()
-	if _, _, err := Load(""); err == nil || !strings.Contains(err.Error(), "ENCRYPTION_KEY_FILE is not set") {
+	if _, _, err := Load(""); err == nil || !strings.Contains(err.Error(), "ENCRYPTION_KEY_FILE: not set") {
 		t.Errorf("no path: %v", err)
 	}
 	if _, _, err := Load(filepath.Join(t.TempDir(), "none")); err == nil || !strings.Contains(err.Error(), "no such file") {

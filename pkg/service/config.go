@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net"
 	"reflect"
 	"slices"
 	"strconv"
@@ -46,7 +47,7 @@ func Fields(cfg any) []Field {
 }
 
 // Load fills cfg, a pointer to a struct with env tags, from environ ("NAME=value") and returns every
-// problem at once, one line each, naming the variable and what is allowed. A struct in cfg (or cfg itself)
+// problem at once, one line each, which begins with the variable's name and says what is allowed. A struct in cfg (or cfg itself)
 // that has Validate() error is asked too, for rules between values.
 func Load[C any](cfg *C, environ []string) []string {
 	vars := env.ToMap(environ)
@@ -63,12 +64,45 @@ func Load[C any](cfg *C, environ []string) []string {
 		return []string{parseErr.Error()}
 	}
 	for _, err := range validate(reflect.ValueOf(cfg)) {
-		name, _, _ := strings.Cut(err.Error(), ":")
-		if line := err.Error(); !bad[name] && !slices.Contains(problems, line) {
-			problems = append(problems, line)
+		var name string
+		for line := range strings.Lines(err.Error()) { // a wrapped list of problems repeats the name only once
+			line = strings.TrimSpace(line)
+			if n, _, ok := strings.Cut(line, ": "); ok && isVariable(n) {
+				name = n
+			} else if name != "" {
+				line = name + ": " + line
+			}
+			if !mentions(line, bad) && !slices.Contains(problems, line) {
+				problems = append(problems, line)
+			}
 		}
 	}
 	return problems
+}
+
+// mentions reports whether the line is about one of the variables, alone or beside another: what follows
+// from a value that is wrong anyhow is no news.
+func mentions(line string, variables map[string]bool) bool {
+	words := strings.FieldsFunc(line, func(r rune) bool { return r != '_' && !('A' <= r && r <= 'Z') && !('0' <= r && r <= '9') })
+	return slices.ContainsFunc(words, func(w string) bool { return variables[w] })
+}
+
+// isVariable reports whether s is written as the name of a variable.
+func isVariable(s string) bool {
+	return s != "" && strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") == ""
+}
+
+// CheckAddr reports an address, the value of a variable, that is not host:port with a port from 0 (any) to
+// 65535.
+func CheckAddr(variable, addr string) error {
+	_, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %q is not host:port; give an address such as :9090 or 127.0.0.1:9090, with a port from 0 (any) to 65535", variable, addr)
+	}
+	return nil
 }
 
 // problem says what is wrong with the variable alone, "" if nothing is.
@@ -101,6 +135,9 @@ func (f Field) problem(vars map[string]string) string {
 		}
 		if f.Range != "" && !inRange(f.Range, n, func(s string) (float64, error) { return strconv.ParseFloat(s, 64) }) {
 			return fmt.Sprintf("%s: %s is out of range; give a number%s", f.Var, raw, allowed)
+		}
+		if len(f.OneOf) > 0 && !slices.Contains(f.OneOf, raw) {
+			return fmt.Sprintf("%s: %s is out of range; give one of %s", f.Var, raw, strings.Join(f.OneOf, ", "))
 		}
 	case bool:
 		if _, err := strconv.ParseBool(cmp.Or(raw, "false")); err != nil {

@@ -6,6 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log"
+	"net"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -39,6 +42,9 @@ type Config struct {
 	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"25s" range:"1s..10m"`
 }
 
+// Validate reports an address that nothing can listen on.
+func (c Config) Validate() error { return CheckAddr("OPS_ADDR", c.OpsAddr) }
+
 // Process is what the shell hands to the code it runs.
 type Process struct {
 	Name    string
@@ -68,12 +74,15 @@ const logDelay = 100 * time.Millisecond
 // Close writes what is left of the log.
 func (s *Shell) Close() { _ = s.stopLog() }
 
-// NewShell returns a shell that logs JSON lines on out from level up.
+// NewShell returns a shell that logs JSON lines on out from level up. What libraries write with package log
+// is discarded from then on: net/http repeats bytes of receivers there, and a line break in them would be a
+// line of its own among ours.
 func NewShell(level string, out zapcore.WriteSyncer) (*Shell, error) {
 	atom, err := zap.ParseAtomicLevel(level)
 	if err != nil {
 		return nil, fmt.Errorf("LOG_LEVEL: %w", err)
 	}
+	log.SetOutput(io.Discard)
 	enc := zap.NewProductionEncoderConfig()
 	enc.TimeKey, enc.EncodeTime = "time", zapcore.RFC3339NanoTimeEncoder
 	enc.EncodeDuration = zapcore.MillisDurationEncoder
@@ -152,8 +161,18 @@ func Main[C any](name string, common func(*C) *Config, run func(context.Context,
 	defer shell.Close()
 	WarnUnknown(shell.Log, &cfg, os.Environ())
 	err = shell.Run(*common(&cfg), func(ctx context.Context) error { return run(ctx, cfg, shell.Process(name)) })
+	return shell.ExitCode(name, err, os.Stderr)
+}
+
+// ExitCode tells how a process ended whose Run returned err, and logs the error. An address that cannot be
+// listened on is a matter of configuration and told on stderr.
+func (s *Shell) ExitCode(name string, err error, stderr io.Writer) int {
+	if listen, ok := errors.AsType[*net.OpError](err); ok && listen.Op == "listen" {
+		fmt.Fprintln(stderr, err)
+		return ExitConfig
+	}
 	if err != nil {
-		shell.Log.Error("stopped", zap.String("service", name), zap.Error(err))
+		s.Log.Error("stopped", zap.String("service", name), zap.Error(err))
 		return ExitError
 	}
 	return ExitOK

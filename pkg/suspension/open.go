@@ -125,7 +125,7 @@ func Open(rawURL string) (redis.UniversalClient, error) {
 }
 
 func malformed(problem string) error {
-	return fmt.Errorf("REDIS_URL is not usable: %s: write redis://[user:password@]host[:port][/db], "+
+	return fmt.Errorf("REDIS_URL: %s; write redis://[user:password@]host[:port][/db], "+
 		"rediss:// for TLS, or redis://sentinel1,sentinel2/db?master_name=name", problem)
 }
 

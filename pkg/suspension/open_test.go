@@ -75,7 +75,7 @@ func TestOpenRefuses(t *testing.T) {
 			if err == nil {
 				t.Fatal("accepted")
 			}
-			if !strings.Contains(err.Error(), test.want) || !strings.HasPrefix(err.Error(), "REDIS_URL ") {
+			if !strings.Contains(err.Error(), test.want) || !strings.HasPrefix(err.Error(), "REDIS_URL: ") {
 				t.Errorf("got %q, want it to say %q", err, test.want)
 			}
 			if strings.Contains(err.Error(), "hunter2") {

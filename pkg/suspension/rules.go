@@ -28,18 +28,18 @@ const (
 // fifteen sixteenths of Window, or suspensions become rare.
 type Rules struct {
 	// Window is how far back failures count. 1s to 24h; default 10m.
-	Window time.Duration `env:"SUSPENSION_WINDOW" envDefault:"10m"`
+	Window time.Duration `env:"SUSPENSION_WINDOW" envDefault:"10m" range:"1s..24h"`
 	// MinFailures is how many failures without any success it takes. 1 to
 	// 1,000,000; default 20. Half of it (rounded up) gives the warning.
-	MinFailures int `env:"SUSPENSION_MIN_FAILURES" envDefault:"20"`
+	MinFailures int `env:"SUSPENSION_MIN_FAILURES" envDefault:"20" range:"1..1000000"`
 	// MinSpan is how long a URL must have failed, from the first failure in the
 	// window to the last. 0 to Window; default 1m.
-	MinSpan time.Duration `env:"SUSPENSION_MIN_SPAN" envDefault:"1m"`
+	MinSpan time.Duration `env:"SUSPENSION_MIN_SPAN" envDefault:"1m" range:"0s..24h"`
 	// Duration is the length of the first suspension; each failed probe doubles
 	// it. 1s to MaxDuration; default 5m.
-	Duration time.Duration `env:"SUSPENSION_DURATION" envDefault:"5m"`
+	Duration time.Duration `env:"SUSPENSION_DURATION" envDefault:"5m" range:"1s..720h"`
 	// MaxDuration bounds the doubling. Duration to 30 days (720h); default 6h.
-	MaxDuration time.Duration `env:"SUSPENSION_MAX_DURATION" envDefault:"6h"`
+	MaxDuration time.Duration `env:"SUSPENSION_MAX_DURATION" envDefault:"6h" range:"1s..720h"`
 }
 
 // DefaultRules are the defaults of the environment variables.
@@ -58,7 +58,7 @@ func DefaultRules() Rules {
 func (r Rules) Validate() error {
 	var problems []error
 	wrong := func(name string, got any, want string) {
-		problems = append(problems, fmt.Errorf("%s is %v: set it to %s", name, got, want))
+		problems = append(problems, fmt.Errorf("%s: %v is out of range; set it to %s", name, got, want))
 	}
 	if r.Window < time.Second || r.Window > 24*time.Hour {
 		wrong("SUSPENSION_WINDOW", r.Window, "1s to 24h")

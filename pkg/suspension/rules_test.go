@@ -57,7 +57,7 @@ func TestRulesValidate(t *testing.T) {
 			var got []string
 			if err != nil {
 				for line := range strings.Lines(err.Error()) {
-					got = append(got, line[:strings.Index(line, " ")])
+					got = append(got, line[:strings.Index(line, ": ")])
 				}
 			}
 			if diff := cmp.Diff(test.want, got); diff != "" {

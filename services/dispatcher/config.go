@@ -10,6 +10,7 @@ import (
 	"gancho/pkg/delivery"
 	"gancho/pkg/egress"
 	"gancho/pkg/notification"
+	"gancho/pkg/seal"
 	"gancho/pkg/service"
 )
 
@@ -54,6 +55,9 @@ func (c *Config) Validate() error {
 	}
 	if c.ParkedMaxAge >= c.Limits.LogMaxAge {
 		errs = append(errs, fmt.Errorf("PARKED_MAX_AGE: %v must be less than LOG_MAX_AGE (%v), or a parked notification outlives its records", c.ParkedMaxAge, c.Limits.LogMaxAge))
+	}
+	if _, _, err := seal.Load(c.EncryptionKeyFile); err != nil {
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

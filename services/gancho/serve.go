@@ -16,7 +16,6 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/nats-io/nats-server/v2/server"
-	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"gancho/pkg/seal"
@@ -86,11 +85,8 @@ func Serve(environ []string, stdout, stderr io.Writer) int {
 	if len(problems) > 0 {
 		return refuse(stderr, problems)
 	}
-	if err := shell.Run(cfg.Service, func(ctx context.Context) error { return all.run(ctx, shell, nil) }); err != nil {
-		shell.Log.Error("stopped", zap.Error(err))
-		return service.ExitError
-	}
-	return service.ExitOK
+	err = shell.Run(cfg.Service, func(ctx context.Context) error { return all.run(ctx, shell, nil) })
+	return shell.ExitCode("gancho", err, stderr)
 }
 
 func refuse(stderr io.Writer, problems []string) int {
