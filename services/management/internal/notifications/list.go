@@ -58,7 +58,8 @@ func ParseCursor(s string) (Cursor, bool) {
 	if err != nil || len(b) != 8+len(uuid.UUID{}) {
 		return Cursor{}, false
 	}
-	return Cursor{int64(binary.BigEndian.Uint64(b)), uuid.UUID(b[8:])}, true //nolint:gosec // as it was written
+	c := Cursor{int64(binary.BigEndian.Uint64(b)), uuid.UUID(b[8:])} //nolint:gosec // as it was written
+	return c, c.String() == s                                        // the decoder skips line breaks
 }
 
 // readers is how many notifications of a page are read at once.
