@@ -1,0 +1,252 @@
+package publisher
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/bus/bustest"
+	"gancho/pkg/event"
+	"gancho/pkg/service"
+	"gancho/pkg/webhook"
+)
+
+// rig is a publisher on a real broker; the test plays the CRM and looks at what is stored.
+type rig struct {
+	t        *testing.T
+	js       jetstream.JetStream
+	webhooks *bus.Bucket
+	stop     func()
+	broker   *bustest.Server
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	r := &rig{t: t, broker: bustest.Start(t)}
+	b := r.broker.Topology(bustest.Limits())
+	var err error
+	if r.webhooks, err = b.Bucket(t.Context(), bus.BucketWebhooks); err != nil {
+		t.Fatal(err)
+	}
+	nc, err := nats.Connect(r.broker.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	if r.js, err = jetstream.New(nc); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func (r *rig) start() {
+	r.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	cfg := Config{Bus: bus.Config{URL: r.broker.URL()}, Limits: bustest.Limits()}
+	proc := &service.Process{Name: "publisher", Log: bustest.Logger(r.t), Metrics: prometheus.NewRegistry(), Health: service.NewHealth()}
+	go func() { done <- Run(ctx, cfg, proc) }()
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			r.t.Errorf("publisher: %v", err)
+		}
+	})
+	r.t.Cleanup(r.stop)
+}
+
+func (r *rig) webhook(account string, pattern webhook.Pattern, status webhook.Status) *webhook.Webhook {
+	r.t.Helper()
+	w := &webhook.Webhook{ID: uuid.NewString(), Account: account, EventName: pattern, Method: "POST", URL: "https://receiver.example/", Status: status}
+	body, err := w.Encode()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := r.webhooks.Put(r.t.Context(), w.Key(), body); err != nil {
+		r.t.Fatal(err)
+	}
+	w.UUID = uuid.MustParse(w.ID)
+	return w
+}
+
+func (r *rig) publish(subject, body string, header nats.Header) {
+	r.t.Helper()
+	if _, err := r.js.PublishMsg(r.t.Context(), &nats.Msg{Subject: subject, Header: header, Data: []byte(body)}); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// stored waits until the publisher has settled every event, and returns the stream's messages.
+func (r *rig) stored(stream string) []*jetstream.RawStreamMsg {
+	r.t.Helper()
+	deadline := time.After(time.Minute)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		c, err := r.js.Consumer(r.t.Context(), bus.Events, bus.ConsumerPublisher)
+		if err == nil {
+			events, err := r.js.Stream(r.t.Context(), bus.Events)
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			if info := c.CachedInfo(); info.NumPending == 0 && info.NumAckPending == 0 && info.AckFloor.Stream == events.CachedInfo().State.LastSeq {
+				break
+			}
+		}
+		select {
+		case <-deadline:
+			r.t.Fatal("the publisher has not settled every event after a minute")
+		case <-tick.C:
+		}
+	}
+	s, err := r.js.Stream(r.t.Context(), stream)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var out []*jetstream.RawStreamMsg
+	for seq := s.CachedInfo().State.FirstSeq; seq > 0 && seq <= s.CachedInfo().State.LastSeq; seq++ {
+		m, err := s.GetMsg(r.t.Context(), seq)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+const body = `{"event_name":"crm_deal_created","transaction_uuid":"t-1","n":1.50}`
+
+func TestFansOutToWhatMatches(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	exact := r.webhook("acme", "crm_deal_created", webhook.Active)
+	wild := r.webhook("acme", "crm_deal_*", webhook.Active)
+	r.webhook("acme", "crm_task_created", webhook.Active)
+	r.webhook("acme", "crm_deal_created", webhook.Disabled)
+	r.webhook("other", "*", webhook.Active)
+	r.start()
+	r.publish("crm.events.acme.crm_deal_created", body, nil)
+	r.publish("crm.events.acme.crm_deal_created", body, nil) // the same again
+	r.publish("crm.events.nobody.crm_deal_created", body, nil)
+	var got []string
+	for _, m := range r.stored(bus.Notifications) {
+		if string(m.Data) != body {
+			t.Errorf("body: got %s", m.Data)
+		}
+		got = append(got, m.Header.Get("Gancho-Notification-Id"))
+	}
+	id := event.ID("acme", "crm_deal_created", "t-1")
+	want := []string{event.NotificationID(id, exact.UUID), event.NotificationID(id, wild.UUID)}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("notifications: got %v, want %v", got, want)
+	}
+}
+
+func TestWebhookCountsAtOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.start()
+	r.webhook("warm", "*", webhook.Active)
+	r.publish("crm.events.warm.crm_deal_created", body, nil)
+	r.stored(bus.Notifications) // the publisher runs
+	for i := range 20 {
+		account := fmt.Sprint("acme", i)
+		r.webhook(account, "*", webhook.Active)
+		deadline := time.Now().Add(time.Second) // what the contract promises; in practice milliseconds
+		for n := 0; ; n++ {
+			before := len(r.stored(bus.Notifications))
+			r.publish("crm.events."+account+".crm_deal_created", fmt.Sprintf(`{"transaction_uuid":"try-%d"}`, n), nil)
+			if len(r.stored(bus.Notifications)) > before {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("a new webhook does not count after a second")
+			}
+		}
+	}
+}
+
+func TestRejectsWithReasonAndGoesOn(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.webhook("acme", "*", webhook.Active)
+	r.start()
+	for _, tc := range []struct{ subject, body, reason string }{
+		{"crm.events.acme.crm_deal_created", `[1]`, "not_object"},
+		{"crm.events.acme.crm_deal_created", `{"a":`, "bad_json"},
+		{"crm.events.acme", `{}`, "bad_subject"},
+		{"crm.events.acme.crm_deal_created", `{"event_name":"crm_deal_updated"}`, "event_name_mismatch"},
+		{"crm.events.acme.crm_deal_created", `{"transaction_uuid":"a.b"}`, "bad_transaction_uuid"},
+	} {
+		r.publish(tc.subject, tc.body, nil)
+		all := r.stored(bus.Rejected)
+		last := all[len(all)-1]
+		if last.Header.Get("Gancho-Reason") != tc.reason || last.Header.Get("Gancho-Subject") != tc.subject || string(last.Data) != tc.body {
+			t.Errorf("%s: got %v %q", tc.reason, last.Header, last.Data)
+		}
+	}
+	r.publish("crm.events.acme.crm_deal_created", body, nil)
+	if n := len(r.stored(bus.Notifications)); n != 1 {
+		t.Errorf("the event behind them: got %d notifications, want 1", n)
+	}
+}
+
+func TestCloudEvents(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	w := r.webhook("acme", "*", webhook.Active)
+	r.start()
+	r.publish("crm.events.acme.crm_lead_created", `{ "raw" : true }`, nats.Header{
+		"ce-id": {"ce-1"}, "ce-type": {"crm_lead_created"}, "ce-source": {"/crm"}, "ce-specversion": {"1.0"},
+	})
+	all := r.stored(bus.Notifications)
+	want := event.NotificationID(event.ID("acme", "crm_lead_created", "ce-1"), w.UUID)
+	if len(all) != 1 || all[0].Header.Get("Gancho-Notification-Id") != want || string(all[0].Data) != `{ "raw" : true }` {
+		t.Errorf("got %+v", all)
+	}
+}
+
+// TestLargeFanOutHoldsUpNothing: row 58 of the bad inputs. 10,000 webhooks match the first event; the one
+// behind it is stored before the last of them, and a publisher that is stopped in the middle loses and
+// repeats none.
+func TestLargeFanOutHoldsUpNothing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	const many = 10_000
+	for range many {
+		r.webhook("large", "*", webhook.Active)
+	}
+	r.webhook("small", "*", webhook.Active)
+	r.publish("crm.events.large.crm_deal_created", body, nil)
+	r.publish("crm.events.small.crm_deal_created", body, nil)
+	r.start()
+	all := r.stored(bus.Notifications)
+	if len(all) != many+1 {
+		t.Fatalf("got %d notifications, want %d", len(all), many+1)
+	}
+	seen := map[string]bool{}
+	small := 0
+	for i, m := range all {
+		seen[m.Header.Get("Gancho-Notification-Id")] = true
+		if m.Header.Get("Gancho-Account") == "small" {
+			small = i
+		}
+	}
+	if len(seen) != many+1 {
+		t.Errorf("%d distinct notifications of %d", len(seen), many+1)
+	}
+	if small > many/2 {
+		t.Errorf("the small account's notification is number %d of %d", small, len(all))
+	}
+}
