@@ -5,6 +5,8 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +15,7 @@ import (
 	"net/http/httptrace"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -345,21 +348,39 @@ func masked(h http.Header, auth string) http.Header {
 	return out
 }
 
-// echo is what a receiver may repeat of an auth key: the value, and what follows a scheme such as Bearer.
+// echo is what a receiver may repeat of an auth key, longest first: the value, what follows a scheme such as
+// Bearer, what a Basic value says, and each of them as JSON, URLs and base64 write it.
 type echo []string
 
 // minEchoBytes keeps short keys from blanking out ordinary text.
 const minEchoBytes = 6
 
 func echoes(key string) echo {
+	if key == "" {
+		return nil
+	}
+	secrets := []string{key}
+	if i := strings.LastIndexAny(key, " \t"); i >= 0 {
+		secrets = append(secrets, key[i+1:])
+		if raw, err := base64.StdEncoding.DecodeString(key[i+1:]); err == nil && strings.EqualFold(strings.TrimSpace(key[:i]), "Basic") {
+			_, password, _ := strings.Cut(string(raw), ":")
+			secrets = append(secrets, string(raw), password)
+		}
+	}
 	var out echo
-	if len(key) >= minEchoBytes {
-		out = append(out, key)
+	for _, secret := range secrets {
+		if len(secret) < minEchoBytes {
+			continue
+		}
+		out = append(out, secret, base64.StdEncoding.EncodeToString([]byte(secret)))
+		quoted := strconv.Quote(secret)
+		out = append(out, quoted[1:len(quoted)-1], url.QueryEscape(secret), url.PathEscape(secret))
+		if text, err := json.Marshal(secret); err == nil { // & < > as \u0026 and so on
+			out = append(out, string(text[1:len(text)-1]))
+		}
 	}
-	if i := strings.LastIndexAny(key, " \t"); i >= 0 && len(key)-i-1 >= minEchoBytes {
-		out = append(out, key[i+1:])
-	}
-	return out
+	slices.SortFunc(out, func(a, b string) int { return cmp.Or(len(b)-len(a), strings.Compare(a, b)) })
+	return slices.Compact(out)
 }
 
 func (e echo) hide(text string) string {

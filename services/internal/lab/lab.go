@@ -201,6 +201,16 @@ func (p *Process) Output() string {
 	return strings.Join(p.out.lines[max(0, len(p.out.lines)-5):], "\n")
 }
 
+// Log returns all that is kept of what the process printed, at least its last 10,000 lines.
+func (p *Process) Log() string {
+	if p.out == nil {
+		return ""
+	}
+	p.out.mu.Lock()
+	defer p.out.mu.Unlock()
+	return strings.Join(p.out.lines, "\n")
+}
+
 // CPU returns the processor time of the process, earlier lives included.
 func (p *Process) CPU() time.Duration {
 	if p.cmd == nil {
