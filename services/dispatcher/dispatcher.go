@@ -42,6 +42,7 @@ type Dispatcher struct {
 	drains   *drains
 	metrics  metrics
 	crowded  atomic.Bool // too many delayed NAKs on RETRIES
+	brake    brake
 }
 
 type metrics struct {
@@ -55,6 +56,7 @@ type metrics struct {
 	repaired    *prometheus.CounterVec
 	panics      prometheus.Counter
 	quarantined prometheus.Counter
+	paused      prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) metrics {
@@ -91,6 +93,9 @@ func newMetrics(reg prometheus.Registerer) metrics {
 		quarantined: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gancho_notifications_quarantined_total", Help: "Notifications set aside because they could not be handled.",
 		}),
+		paused: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "gancho_first_attempts_paused", Help: "1 while no first attempts are made because RETRIES holds more than RETRIES_MAX_BYTES.",
+		}),
 	}
 	m.attempts.WithLabelValues(notification.OutcomeDelivered, "")
 	for _, o := range []string{notification.OutcomeDelivered, notification.OutcomeFailed} {
@@ -110,7 +115,7 @@ func newMetrics(reg prometheus.Registerer) metrics {
 	for _, k := range []string{"burnt_delivery", "exhausted", "stuck"} {
 		m.repaired.WithLabelValues(k)
 	}
-	reg.MustRegister(m.attempts, m.duration, m.latency, m.inFlight, m.ended, m.parked, m.conflicts, m.repaired, m.panics, m.quarantined)
+	reg.MustRegister(m.attempts, m.duration, m.latency, m.inFlight, m.ended, m.parked, m.conflicts, m.repaired, m.panics, m.quarantined, m.paused)
 	return m
 }
 
@@ -184,6 +189,9 @@ func (d *Dispatcher) run(ctx context.Context, suspensions *bus.Bucket, up func()
 	if err != nil {
 		return err
 	}
+	if d.brake.limit, err = d.bus.RetriesLimit(ctx, d.cfg.Limits); err != nil {
+		return err
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	// The copies are kept up to date until the last attempt in flight has ended.
 	watch, stopWatch := context.WithCancel(context.WithoutCancel(ctx))
@@ -201,21 +209,22 @@ func (d *Dispatcher) run(ctx context.Context, suspensions *bus.Bucket, up func()
 		}
 	}
 	up()
-	group.Go(func() error { d.pull(ctx, first, d.cfg.MaxInFlight/2); return nil })
-	group.Go(func() error { d.pull(ctx, retries, d.cfg.MaxInFlight/4); return nil })
+	group.Go(func() error { d.pull(ctx, first, d.cfg.MaxInFlight/2, d.brake.wait); return nil })
+	group.Go(func() error { d.pull(ctx, retries, d.cfg.MaxInFlight/4, func(context.Context) {}); return nil })
 	group.Go(func() error { d.drains.run(ctx); return nil })
 	group.Go(func() error { d.repair(ctx, exhausted, retries); return nil })
 	return group.Wait()
 }
 
 // pull keeps at most budget deliveries of the lane in hand: it asks the broker for as many as there are
-// free places. It returns when ctx ended and the last one is settled.
-func (d *Dispatcher) pull(ctx context.Context, lane *bus.Puller, budget int) {
+// free places, after wait returned. It returns when ctx ended and the last one is settled.
+func (d *Dispatcher) pull(ctx context.Context, lane *bus.Puller, budget int, wait func(context.Context)) {
 	places := newPlaces(budget)
 	var inFlight sync.WaitGroup
 	defer inFlight.Wait()
 	work := context.WithoutCancel(ctx)
 	for {
+		wait(ctx)
 		n := places.take(ctx)
 		if n == 0 {
 			return
@@ -276,6 +285,15 @@ func (p *places) grab() int {
 	defer p.mu.Unlock()
 	n := p.free
 	p.free = 0
+	return n
+}
+
+// try takes up to n places without waiting and returns how many.
+func (p *places) try(n int) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n = min(n, p.free)
+	p.free -= n
 	return n
 }
 

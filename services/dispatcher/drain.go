@@ -145,7 +145,7 @@ func (x *drains) moved(k laneKey, webhooks []bus.Backlog) {
 		}
 		id := b.WebhookID
 		x.start(laneKey{k.account, k.lane + "." + id}, func(ctx context.Context, _ laneKey) error {
-			return x.empty(ctx, k, id, func() int { return x.places.all }, func(m *bus.Delivery) { x.d.handle(context.WithoutCancel(ctx), m, ticket{}) })
+			return x.empty(ctx, k, id, func(n int) int { return n }, func(m *bus.Delivery) { x.d.handle(context.WithoutCancel(ctx), m, ticket{}) })
 		})
 	}
 }
@@ -220,11 +220,11 @@ func (x *drains) leased(ctx context.Context, k laneKey, work func(context.Contex
 // URL is suspended again, or the lease is lost.
 func (x *drains) release(ctx context.Context, k laneKey) error {
 	d, key := x.d, k.url()
-	free := func() int {
+	free := func(n int) int {
 		if d.suspended(key) {
 			return -1
 		}
-		return d.shares.take(key, x.places.all)
+		return d.shares.take(key, n)
 	}
 	err := x.empty(ctx, k, "*", free, func(m *bus.Delivery) {
 		d.handle(context.WithoutCancel(ctx), m, ticket{key: key, placed: true})
@@ -238,44 +238,42 @@ func (x *drains) release(ctx context.Context, k laneKey) error {
 // drainPause is how long a drain waits for a free place, or for the last deliveries to settle.
 const drainPause = 5 * time.Millisecond
 
-// empty takes messages out of a lane until none is left. free returns how many may be taken now (those
-// places are the callee's), -1 to stop; for a lane of one URL they are places of its share.
-func (x *drains) empty(ctx context.Context, k laneKey, webhook string, free func() int, handle func(*bus.Delivery)) error {
+// empty takes messages out of a lane until none is left. free returns how many of at most n may be taken
+// now, -1 to stop; for a lane of one URL they are places of its share.
+func (x *drains) empty(ctx context.Context, k laneKey, webhook string, free func(n int) int, handle func(*bus.Delivery)) error {
 	drain, err := x.d.bus.Drain(ctx, k.account, k.lane, webhook, max(x.d.cfg.MaxInFlightPerURL, 1), x.d.cfg.ackWait())
 	if err != nil {
 		return err
 	}
+	defer x.close(ctx, drain)
 	var inFlight sync.WaitGroup
-	defer func() {
-		inFlight.Wait()
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-		defer cancel()
-		if err := drain.Close(ctx); err != nil {
-			x.d.log.Debug("drain not closed; the broker removes it when it is idle", zap.Error(err))
-		}
-	}()
-	shared := webhook == "*"
+	defer inFlight.Wait()
 	for ctx.Err() == nil {
-		n := free()
+		places := x.places.try(x.d.cfg.MaxInFlightPerURL)
+		n := free(places)
 		if n < 0 {
+			x.places.give(places)
 			return nil
 		}
 		got := 0
 		if n > 0 {
 			got, err = drain.Take(ctx, n, func(m *bus.Delivery) {
-				inFlight.Go(func() { handle(m) })
+				inFlight.Go(func() {
+					defer x.places.give(1)
+					handle(m)
+				})
 			})
-			if shared {
+			if webhook == "*" {
 				x.d.shares.leave(k.url(), n-got)
 			}
-			if err != nil {
-				return err
-			}
 		}
-		if got > 0 {
+		x.places.give(places - got)
+		switch {
+		case err != nil:
+			return err
+		case got > 0:
 			continue
-		}
-		if n > 0 {
+		case n > 0:
 			if none, err := drain.Empty(ctx); err != nil || none {
 				return err
 			}
@@ -285,6 +283,16 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, free func
 		}
 	}
 	return nil
+}
+
+// close removes a drain's consumer. What it did not settle is parked as before; a consumer that cannot be
+// removed now is removed by the broker when it has been idle.
+func (x *drains) close(ctx context.Context, drain *bus.Drain) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if err := drain.Close(ctx); err != nil {
+		x.d.log.Debug("drain not closed; the broker removes it when it is idle", zap.Error(err))
+	}
 }
 
 // probeDue reports whether a suspended URL may be tried now: its time has come, or the dispatcher that
@@ -312,12 +320,8 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 	if err != nil {
 		return err
 	}
+	defer x.close(ctx, drain)
 	work := context.WithoutCancel(ctx)
-	defer func() {
-		ctx, cancel := context.WithTimeout(work, 2*time.Second)
-		defer cancel()
-		_ = drain.Close(ctx) // the broker removes it when it is idle
-	}()
 	claimed := flag
 	claimed.State, claimed.Probe = suspension.Probing, &suspension.Probe{StartedAt: time.Now().UTC(), By: d.name}
 	if claimed.revision, err = x.claim(ctx, k, claimed.Flag, flag.revision); err != nil {
@@ -378,12 +382,8 @@ func (x *drains) expire(ctx context.Context, k laneKey) error {
 	if err != nil {
 		return err
 	}
+	defer x.close(ctx, drain)
 	work := context.WithoutCancel(ctx)
-	defer func() {
-		ctx, cancel := context.WithTimeout(work, 2*time.Second)
-		defer cancel()
-		_ = drain.Close(ctx) // what was not expired is parked as before
-	}()
 	for young := false; !young; {
 		took, err := drain.Take(ctx, 64, func(m *bus.Delivery) {
 			if time.Since(m.StoredAt) <= x.d.cfg.ParkedMaxAge {

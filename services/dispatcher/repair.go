@@ -16,7 +16,7 @@ const sweepEvery = 30 * time.Second
 
 // repair looks after notifications that a crash left without a delivery: those whose last delivery was
 // burnt (the broker says so once, if a pull is open then) and those that nothing was said about. It also
-// watches how many retries wait. It returns when ctx ended.
+// watches how many retries wait, and how much they take. It returns when ctx ended.
 func (d *Dispatcher) repair(ctx context.Context, exhausted *bus.ExhaustedConsumer, retries *bus.Puller) {
 	work := context.WithoutCancel(ctx)
 	nextSweep := time.Now().Add(sweepEvery)
@@ -26,6 +26,7 @@ func (d *Dispatcher) repair(ctx context.Context, exhausted *bus.ExhaustedConsume
 			var waiting int
 			if waiting, err = retries.AckPending(ctx); err == nil {
 				d.crowded.Store(waiting > crowdedAt)
+				err = d.brake.look(ctx, d)
 			}
 		}
 		if err == nil && time.Now().After(nextSweep) {

@@ -1,0 +1,171 @@
+package dispatcher
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var k = urlKey{"acme", "url"}
+
+// attempts makes n attempts one after another.
+func attempts(t *testing.T, s *shares, n int, delivered bool, took time.Duration) {
+	t.Helper()
+	for range n {
+		if placed, _ := s.try(k); !placed {
+			t.Fatal("no place for one after another")
+		}
+		s.done(k, delivered, took)
+	}
+}
+
+func limit(s *shares) int { return s.urls[k].limit }
+
+func TestShareDoublesAndHalves(t *testing.T) {
+	t.Parallel()
+	s := newShares(64)
+	attempts(t, s, startShare-1, true, time.Millisecond)
+	if limit(s) != startShare {
+		t.Errorf("before a clean round has ended: got %d", limit(s))
+	}
+	attempts(t, s, 1, true, time.Millisecond)
+	if limit(s) != 2*startShare {
+		t.Errorf("after a clean round: got %d, want %d", limit(s), 2*startShare)
+	}
+	attempts(t, s, 1000, true, time.Millisecond)
+	if limit(s) != 64 {
+		t.Errorf("at most: got %d, want 64", limit(s))
+	}
+	attempts(t, s, 1, false, 5*time.Second)
+	if limit(s) != 32 {
+		t.Errorf("after a failure: got %d, want 32", limit(s))
+	}
+	attempts(t, s, 20, false, 5*time.Second)
+	if limit(s) != 1 {
+		t.Errorf("at least: got %d, want 1", limit(s))
+	}
+	attempts(t, s, 1, true, time.Millisecond)
+	if limit(s) != 2 {
+		t.Errorf("one good attempt is a clean round of one: got %d, want 2", limit(s))
+	}
+}
+
+func TestSlowURLIsRefusedAtOnce(t *testing.T) {
+	t.Parallel()
+	s := newShares(4)
+	attempts(t, s, 1, true, 4900*time.Millisecond)
+	for range limit(s) {
+		if placed, _ := s.try(k); !placed {
+			t.Fatal("its share is free")
+		}
+	}
+	if placed, refused := s.try(k); placed || !refused {
+		t.Errorf("over its share: placed %v, refused %v", placed, refused)
+	}
+	if s.enter(k) {
+		t.Error("entered over its share")
+	}
+}
+
+func TestFastURLWaitsInOrder(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newShares(1)
+		attempts(t, s, 1, true, time.Millisecond)
+		if !s.enter(k) {
+			t.Fatal("its share is free")
+		}
+		order := make(chan int, 3)
+		for i := range 3 {
+			go func() {
+				if s.enter(k) {
+					order <- i
+				}
+			}()
+			synctest.Wait()
+		}
+		for i := range 3 {
+			s.done(k, true, time.Millisecond)
+			synctest.Wait()
+			if got := <-order; got != i {
+				t.Errorf("place %d went to %d", i, got)
+			}
+		}
+	})
+}
+
+func TestWaitingIsRefusedWhenTheURLBecomesSlow(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newShares(1)
+		attempts(t, s, 1, true, time.Millisecond)
+		s.enter(k)
+		answers := make(chan bool, 8)
+		for range 8 {
+			go func() { answers <- s.enter(k) }()
+			synctest.Wait()
+		}
+		s.done(k, false, 60*time.Second) // the average is now far over what a wait may take
+		synctest.Wait()
+		refused := 0
+		for len(answers) > 0 {
+			if !<-answers {
+				refused++
+			}
+		}
+		if refused != 7 { // one has the place that became free
+			t.Errorf("%d of 8 were refused, want 7", refused)
+		}
+		s.done(k, false, time.Second)
+	})
+}
+
+func TestBacklogHasPriority(t *testing.T) {
+	t.Parallel()
+	s := newShares(8)
+	s.setBacklog(k, true)
+	live := 0
+	for {
+		placed, _ := s.try(k)
+		if !placed {
+			break
+		}
+		live++
+	}
+	if live != 4 {
+		t.Errorf("live traffic beside a backlog: got %d of 8, want half", live)
+	}
+	if got := s.take(k, 100); got != 4 {
+		t.Errorf("the backlog takes %d, want the other 4", got)
+	}
+	s.leave(k, 8)
+	s.restart(k) // resumed: slow start
+	if placed, refused := s.try(k); placed || !refused {
+		t.Error("live traffic must not overtake the backlog of a share of one")
+	}
+	if got := s.take(k, 100); got != 1 {
+		t.Errorf("slow start takes %d, want 1", got)
+	}
+}
+
+func TestScheduleDelay(t *testing.T) {
+	t.Parallel()
+	s := schedule{delays: []time.Duration{10 * time.Second, time.Minute, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour}, jitter: 0.2, maxAfter: time.Hour}
+	for name, tc := range map[string]struct {
+		retry     int
+		after     time.Duration
+		low, high time.Duration
+	}{
+		"first":                      {1, 0, 8 * time.Second, 12 * time.Second},
+		"last":                       {5, 0, 96 * time.Minute, 144 * time.Minute},
+		"Retry-After lengthens":      {1, time.Minute, time.Minute, 72 * time.Second},
+		"Retry-After never shortens": {3, time.Second, 4 * time.Minute, 6 * time.Minute},
+		"Retry-After has a limit":    {1, 24 * time.Hour, time.Hour, 72 * time.Minute},
+	} {
+		for range 1000 {
+			if got := s.delay(tc.retry, tc.after); got < tc.low || got > tc.high {
+				t.Fatalf("%s: got %v, want %v to %v", name, got, tc.low, tc.high)
+			}
+		}
+	}
+}
