@@ -51,6 +51,7 @@ type system struct {
 	t     *testing.T
 	redis *redistest.Server
 	js    jetstream.JetStream
+	token string
 }
 
 const (
@@ -65,7 +66,7 @@ func newSystem(t *testing.T, env ...string) *system {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &system{t: t, redis: redistest.Start(t)}
+	s := &system{t: t, redis: redistest.Start(t), token: token}
 	s.System = lab.New(t, lab.Options{Bin: dir, Dir: t.TempDir(), RedisURL: s.redis.URL(), Env: append([]string{
 		"RETRY_DELAYS=400ms,400ms,400ms,400ms,400ms", "RETRY_JITTER=0", "SUSPENSION_MIN_FAILURES=1000000",
 	}, env...)})
@@ -123,7 +124,7 @@ func (s *system) try(method, path string, body, out any) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	req.Header.Set("Authorization", "Bearer "+token)
+	req.Header.Set("Authorization", "Bearer "+s.token)
 	if payload != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}

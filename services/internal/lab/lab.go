@@ -28,7 +28,7 @@ type T interface {
 const patience = 2 * time.Minute
 
 // Programs of the lab, beside nats-server and redis-server.
-var programs = []string{"publisher", "dispatcher", "suspension-monitor", "management"}
+var programs = []string{"publisher", "dispatcher", "suspension-monitor", "management", "gancho"}
 
 // Build compiles the services and nats-server into dir, the services with the race detector if race.
 func Build(dir string, race bool) error {

@@ -73,6 +73,16 @@ func New(t T, o Options) *System {
 	return s
 }
 
+// Attach waits until a process that runs all services in one (gancho serve) is ready, and returns a system
+// that knows its API only.
+func Attach(t T, p *Process) *System {
+	t.Helper()
+	s := &System{t: t, Management: p}
+	s.ready(p)
+	s.APIURL = "http://" + p.Find(`"msg":"serving".*"http_addr":"([^"]+)"`)
+	return s
+}
+
 // StartBroker starts the broker, after a Kill on the same port.
 func (s *System) StartBroker() {
 	s.t.Helper()
