@@ -86,7 +86,7 @@ func decode(h nats.Header, body []byte) (notification.Notification, error) {
 		Hop:           int(number(headerHop, 0, 1<<30)),
 		Journal:       uint64(number(headerJournal, 0, 1<<62)),
 		Replay:        get(headerReplay),
-		Traceparent:   get(headerTraceparent),
+		Traceparent:   event.Traceparent(get(headerTraceparent)),
 		Body:          body,
 	}
 	if bad != nil {

@@ -58,7 +58,7 @@ type Event struct {
 	Name     string // event_name of the subject
 	Body     []byte // the payload, byte for byte
 	Sequence uint64 // in CRM_EVENTS
-	// Traceparent is the W3C trace context the CRM sent along, empty when there is none.
+	// Traceparent is the W3C trace context the CRM sent along, empty when there is none or it is malformed.
 	Traceparent string
 }
 
@@ -131,8 +131,19 @@ func Parse(m Message) (Event, *Rejected) {
 	}
 	return Event{
 		ID: ID(acct, evName, key), Account: acct, Name: evName, Body: m.Body, Sequence: m.Sequence,
-		Traceparent: m.Header(HeaderTraceparent),
+		Traceparent: Traceparent(m.Header(HeaderTraceparent)),
 	}, nil
+}
+
+var traceparent = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
+
+// Traceparent returns s when it is a trace context (W3C Trace Context, version 00), else "": a malformed one
+// is dropped and the trace begins with us. Other headers of a trace (tracestate, baggage) are not passed on.
+func Traceparent(s string) string {
+	if !traceparent.MatchString(s) || s[3:35] == "00000000000000000000000000000000" || s[36:52] == "0000000000000000" {
+		return ""
+	}
+	return s
 }
 
 func splitSubject(subject string) (acct, evName string, ok bool) {

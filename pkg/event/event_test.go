@@ -134,6 +134,33 @@ func TestEventID(t *testing.T) {
 	}
 }
 
+// TestTraceparent is row 68 of the bad inputs.
+func TestTraceparent(t *testing.T) {
+	t.Parallel()
+	const good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	for name, tc := range map[string]struct{ in, want string }{
+		"good":           {good, good},
+		"none":           {"", ""},
+		"upper case":     {strings.ToUpper(good), ""},
+		"zero trace":     {"00-00000000000000000000000000000000-00f067aa0ba902b7-01", ""},
+		"zero span":      {"00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01", ""},
+		"other version":  {"ff" + good[2:], ""},
+		"longer":         {good + "-x", ""},
+		"line break":     {good + "\n", ""},
+		"10 KB":          {good + strings.Repeat("0", 10<<10), ""},
+		"right length":   {strings.Repeat("-", len(good)), ""},
+		"control letter": {"00-4bf92f3577b34da6a3ce929d0e0e473\x00-00f067aa0ba902b7-01", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ev, rejected := Parse(Message{Subject: subject, Header: header(HeaderTraceparent, tc.in), Body: []byte("{}"), Sequence: 1})
+			if rejected != nil || ev.Traceparent != tc.want {
+				t.Errorf("got %q, %v; want %q", ev.Traceparent, rejected, tc.want)
+			}
+		})
+	}
+}
+
 func TestKnownNames(t *testing.T) {
 	t.Parallel()
 	names, err := KnownNames()
