@@ -5,8 +5,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
+	"gancho/pkg/seal"
+	"gancho/pkg/webhook"
 )
 
 func TestWebhookLife(t *testing.T) {
@@ -45,6 +49,34 @@ func TestWebhookLife(t *testing.T) {
 	rotated := s.do(acme, "POST", "/crm/v2/webhooks/"+id+"/rotate_secret", nil).want(http.StatusOK)
 	if rotated.data()["signing_secret"] == w["signing_secret"] {
 		t.Error("the secret was not rotated")
+	}
+
+	// Two rotations: the newest old secret signs along for a day, the one before it no more.
+	s.do(acme, "POST", "/crm/v2/webhooks/"+id+"/rotate_secret", `{"data":{}}`).want(http.StatusOK)
+	bucket, err := s.bus.Bucket(t.Context(), bus.BucketWebhooks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := bucket.Get(t.Context(), "acme."+id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored, err := webhook.Decode(e.Value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(stored.Secrets) != 2 || !stored.Secrets[0].ExpiresAt.IsZero() {
+		t.Fatalf("secrets = %+v", stored.Secrets)
+	}
+	if left := time.Until(stored.Secrets[1].ExpiresAt); left < 23*time.Hour || left > 24*time.Hour {
+		t.Errorf("the old secret signs along for %v, want 24 h", left)
+	}
+	keys, _, err := seal.Load(s.cfg.EncryptionKeyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := stored.Open(keys, time.Now()); err != nil || len(c.Secrets) != 2 {
+		t.Errorf("%d secrets open, %v", len(c.Secrets), err)
 	}
 
 	s.do(other, "GET", "/crm/v2/webhooks/"+id, nil).refused(404, "not_found", "")
