@@ -40,6 +40,8 @@ type Config struct {
 	JWTJWKSURL string `env:"JWT_JWKS_URL"`
 	// JWTHMACSecret verifies JWTs signed with HS256 instead; at least 32 bytes.
 	JWTHMACSecret string `env:"JWT_HMAC_SECRET"`
+	// ConsolePlainHTTP accepts sessions of the console over plain HTTP on every host, readable for others on the way. Without it that works for loopback addresses only.
+	ConsolePlainHTTP bool `env:"CONSOLE_PLAIN_HTTP" envDefault:"false"`
 	// EventNames are event names that webhooks may name beside RD Station's, separated by commas.
 	EventNames []string `env:"EVENT_NAMES" envSeparator:","`
 	// EncryptionKeyFile holds the keys that seal auth keys and signing secrets, a line each: <key id>:<base64 of 32 bytes>. The first seals, all open.

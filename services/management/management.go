@@ -22,6 +22,7 @@ import (
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/api"
 	"gancho/services/management/internal/auth"
+	"gancho/services/management/internal/console"
 	"gancho/services/management/internal/flags"
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/ingest"
@@ -113,9 +114,17 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 			return ended(ctx, err)
 		}
 		again := replays.New(b, jobs, hooks, told, proc.Log)
+		live := tail.New(b)
 		handler, err := api.New(api.Options{
-			Gate: gate, Webhooks: hooks, Notifications: told, Ingest: ingest.New(b), Tail: tail.New(b), Replays: again, Stopping: ctx.Done(),
+			Gate: gate, Webhooks: hooks, Notifications: told, Ingest: ingest.New(b), Tail: live, Replays: again, Stopping: ctx.Done(),
 			EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
+		})
+		if err != nil {
+			return err
+		}
+		pages, err := console.New(console.Options{
+			Gate: gate, Webhooks: hooks, Notifications: told, Replays: again, Tail: live, Keys: keys,
+			PlainHTTP: cfg.ConsolePlainHTTP, Stopping: ctx.Done(), Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {
 			return err
@@ -123,7 +132,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		group.Go(func() error { return suspended.Run(watch, b) })
 		group.Go(func() error { return recent.Run(ctx) })
 		group.Go(func() error { return again.Run(ctx) })
-		return registry.Run(watch, func() { front.open(handler); proc.Up() }, func(before, after *webhook.Webhook) {
+		return registry.Run(watch, func() { front.open(&site{api: handler, console: pages}); proc.Up() }, func(before, after *webhook.Webhook) {
 			hooks.Changed(before, after)
 			if after == nil && before != nil {
 				group.Go(func() error { _ = recent.Forget(ctx, before.ID); return nil }) // else it ages out
@@ -170,6 +179,19 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, shutdown time.Du
 		return fmt.Errorf("serve HTTP: %w", err)
 	}
 	return nil
+}
+
+// site is the API and the console under one address.
+type site struct {
+	api, console http.Handler
+}
+
+func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if console.Serves(r.URL.Path) {
+		s.console.ServeHTTP(w, r)
+		return
+	}
+	s.api.ServeHTTP(w, r)
 }
 
 // door answers 503 until what is behind it is ready.

@@ -1,0 +1,341 @@
+package console
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"path"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"gancho/pkg/seal"
+	"gancho/services/management/internal/auth"
+	"gancho/services/management/internal/notifications"
+	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/replays"
+	"gancho/services/management/internal/tail"
+	"gancho/services/management/internal/webhooks"
+)
+
+const (
+	// requestTimeout bounds the work for one page.
+	requestTimeout = 20 * time.Second
+	// maxFormBytes is more than any form of ours has.
+	maxFormBytes = 256 << 10
+)
+
+// Options of a Console; all are required but PlainHTTP.
+type Options struct {
+	Gate          *auth.Gate
+	Webhooks      *webhooks.Service
+	Notifications *notifications.Service
+	Replays       *replays.Service
+	Tail          *tail.Service
+	Keys          *seal.Keyring
+	// PlainHTTP accepts sessions over plain HTTP on every host, not only on a loopback address.
+	PlainHTTP bool
+	// Stopping is closed when the process stops: the live tail ends.
+	Stopping <-chan struct{}
+	Log      *zap.Logger
+	Metrics  prometheus.Registerer
+}
+
+// Console serves the pages. It is safe for concurrent use.
+type Console struct {
+	Options
+
+	sessions sessions
+	cross    *http.CrossOriginProtection
+	mux      *http.ServeMux
+	pages    pages
+	duration *prometheus.HistogramVec
+	panics   prometheus.Counter
+}
+
+// New returns the console.
+func New(o Options) (*Console, error) {
+	c := &Console{
+		Options: o, sessions: sessions{keys: o.Keys, plainHTTP: o.PlainHTTP, ended: map[string]time.Time{}},
+		cross: http.NewCrossOriginProtection(), mux: http.NewServeMux(),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "gancho_console_request_duration_seconds", Help: "Duration of requests to the console, by route, method and status.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}, []string{"route", "method", "status"}),
+		panics: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "gancho_console_panics_total", Help: "Panics while making a page of the console.",
+		}),
+	}
+	c.Log = o.Log.Named("console")
+	o.Metrics.MustRegister(c.duration, c.panics)
+	var err error
+	if c.pages, err = loadPages(); err != nil {
+		return nil, err
+	}
+	files, err := loadStatic()
+	if err != nil {
+		return nil, err
+	}
+	for name, f := range files {
+		c.mux.Handle("GET /static/"+name, f)
+	}
+	for _, rt := range c.routes() {
+		c.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) { c.serve(w, r, &rt) })
+	}
+	return c, nil
+}
+
+// Serves reports whether a path is one of the console's.
+func Serves(p string) bool {
+	first, _, _ := strings.Cut(strings.TrimPrefix(p, "/"), "/")
+	switch first {
+	case "", "sign-in", "sign-out", "account", "language", "webhooks", "notifications", "failures", "replays", "tail", "static":
+		return path.Clean(p) == p
+	}
+	return false
+}
+
+// route is one page or action.
+type route struct {
+	pattern string // of http.ServeMux
+	public  bool   // needs no session
+	// accountless needs a session, but of an operator no account.
+	accountless bool
+	write       bool // changes something of the account's
+	stream      bool // writes its answer itself, for as long as it likes
+	handle      func(*visit) error
+}
+
+func (c *Console) routes() []route {
+	return []route{
+		{pattern: "GET /{$}", public: true, handle: c.home},
+		{pattern: "GET /sign-in", public: true, handle: c.signInPage},
+		{pattern: "POST /sign-in", public: true, handle: c.postSignIn},
+		{pattern: "POST /sign-out", public: true, handle: c.postSignOut},
+		{pattern: "POST /language", public: true, handle: c.postLanguage},
+		{pattern: "GET /account", accountless: true, handle: c.accountPage},
+		{pattern: "POST /account", accountless: true, handle: c.postAccount},
+
+		{pattern: "GET /webhooks", handle: c.webhooksPage},
+		{pattern: "GET /webhooks/new", handle: c.newWebhookPage},
+		{pattern: "POST /webhooks", write: true, handle: c.postWebhook},
+		{pattern: "GET /webhooks/{id}", handle: c.webhookPage},
+		{pattern: "GET /webhooks/{id}/edit", handle: c.editWebhookPage},
+		{pattern: "POST /webhooks/{id}", write: true, handle: c.postWebhookChange},
+		{pattern: "POST /webhooks/{id}/suspend", write: true, handle: c.postSuspend},
+		{pattern: "POST /webhooks/{id}/resume", write: true, handle: c.postResume},
+		{pattern: "POST /webhooks/{id}/test", write: true, handle: c.postTest},
+		{pattern: "POST /webhooks/{id}/rotate_secret", write: true, handle: c.postRotate},
+		{pattern: "POST /webhooks/{id}/delete", write: true, handle: c.postDelete},
+		{pattern: "POST /webhooks/{id}/replays", write: true, handle: c.postReplay},
+
+		{pattern: "GET /notifications/{id}", handle: c.notificationPage},
+		{pattern: "GET /notifications/{id}/payload", handle: c.payload},
+		{pattern: "POST /notifications/{id}/resend", write: true, handle: c.postResend},
+
+		{pattern: "GET /failures", handle: c.failuresPage},
+		{pattern: "POST /failures/resend", write: true, handle: c.postResendMany},
+
+		{pattern: "GET /replays/{id}", handle: c.replayPage},
+		{pattern: "POST /replays/{id}/start", write: true, handle: c.moveReplay((*replays.Service).Start)},
+		{pattern: "POST /replays/{id}/pause", write: true, handle: c.moveReplay((*replays.Service).Pause)},
+		{pattern: "POST /replays/{id}/resume", write: true, handle: c.moveReplay((*replays.Service).Resume)},
+		{pattern: "POST /replays/{id}/cancel", write: true, handle: c.moveReplay((*replays.Service).Cancel)},
+
+		{pattern: "GET /tail", handle: c.tailPage},
+		{pattern: "GET /tail/stream", stream: true, handle: c.tailStream},
+
+		{pattern: "/", public: true, handle: func(*visit) error {
+			return problem.New(http.StatusNotFound, "no_such_page", "there is no such page")
+		}},
+	}
+}
+
+// visit is one request on its way through a handler.
+type visit struct {
+	ctx     context.Context //nolint:containedctx // of the request, with the handler's time limit
+	w       *recorder
+	r       *http.Request
+	lang    language
+	session *session
+	caller  auth.Caller
+	fields  []zap.Field // more for the log line
+}
+
+func (v *visit) id() string { return v.r.PathValue("id") }
+
+// ServeHTTP serves one request.
+func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request) { c.mux.ServeHTTP(w, r) }
+
+// policy is what pages may load: this binary's own files, no more.
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
+	"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+
+func harden(h http.Header) {
+	h.Set("Content-Security-Policy", policy)
+	h.Set("X-Content-Type-Options", "nosniff")
+	// Same-origin, not no-referrer: with that browsers hide Origin, which the check of POSTs needs.
+	h.Set("Referrer-Policy", "same-origin")
+	h.Set("Cross-Origin-Opener-Policy", "same-origin")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Permissions-Policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()")
+	h.Set("X-Frame-Options", "DENY")
+	h.Set("Cache-Control", "no-store")
+}
+
+// serve answers one request and writes its log line.
+func (c *Console) serve(w http.ResponseWriter, r *http.Request, rt *route) {
+	began := time.Now()
+	v := &visit{ctx: r.Context(), w: &recorder{ResponseWriter: w}, r: r, lang: chosen(r)}
+	id := rand.Text()
+	harden(w.Header())
+	w.Header().Set("X-Request-Id", id)
+	w.Header().Set("Vary", "Accept-Language, Cookie")
+	if !rt.stream {
+		var cancel context.CancelFunc
+		v.ctx, cancel = context.WithTimeout(r.Context(), requestTimeout)
+		defer cancel()
+	}
+	var failure *problem.Error
+	func() {
+		defer func() {
+			if cause := recover(); cause != nil {
+				if cause == http.ErrAbortHandler { //nolint:errorlint // the value itself is thrown
+					panic(cause)
+				}
+				c.panics.Inc()
+				c.Log.Error("making a page panicked", zap.String("request_id", id), zap.Any("panic", cause), zap.ByteString("stack", debug.Stack()))
+				failure = problem.Of(errors.New("panic"))
+			}
+		}()
+		if err := c.answer(v, rt); err != nil {
+			failure = problem.Of(err)
+		}
+	}()
+	if failure != nil && v.w.status == 0 {
+		c.showProblem(v, failure)
+	}
+	took := time.Since(began)
+	c.duration.WithLabelValues(rt.pattern, methodLabel(r.Method), strconv.Itoa(v.w.status)).Observe(took.Seconds())
+	fields := append([]zap.Field{
+		zap.String("request_id", id), zap.String("route", rt.pattern), zap.Int("http_status", v.w.status),
+		zap.Float64("duration_ms", float64(took.Microseconds())/1000), zap.Int64("response_bytes", v.w.bytes),
+		zap.String("account_id", v.caller.Account), zap.String("token", v.caller.Name), zap.String("remote_addr", r.RemoteAddr),
+	}, v.fields...)
+	level := zap.InfoLevel
+	if failure != nil {
+		fields = append(fields, zap.String("code", failure.Code()))
+		if failure.Cause != nil {
+			fields = append(fields, zap.Error(failure.Cause))
+		}
+		if failure.Status >= http.StatusInternalServerError {
+			level = zap.ErrorLevel
+		}
+	}
+	c.Log.Log(level, "request", fields...)
+}
+
+// methodLabel bounds what a client can put into labels.
+func methodLabel(method string) string {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPost:
+		return method
+	}
+	return "other"
+}
+
+// answer runs the gates and the handler.
+func (c *Console) answer(v *visit, rt *route) error {
+	v.session = c.sessions.get(v.r)
+	if v.r.Method == http.MethodPost {
+		if err := c.cross.Check(v.r); err != nil {
+			return problem.New(http.StatusForbidden, "cross_origin", "the form was sent from another site")
+		}
+		v.r.Body = http.MaxBytesReader(v.w, v.r.Body, maxFormBytes)
+		if err := v.r.ParseForm(); err != nil {
+			if _, large := errors.AsType[*http.MaxBytesError](err); large {
+				return problem.New(http.StatusRequestEntityTooLarge, "too_large", "the form is too large")
+			}
+			return problem.New(http.StatusBadRequest, "bad_form", "the form cannot be read")
+		}
+	}
+	if v.session != nil {
+		caller, err := c.Gate.Visit(v.session.Token, v.session.Account, rt.write)
+		v.caller = caller
+		if err != nil {
+			if problem.Of(err).Status != http.StatusUnauthorized {
+				return err
+			}
+			c.sessions.end(v.w, v.session) // its token is not good any more
+			v.session, v.caller = nil, auth.Caller{}
+		}
+	}
+	switch {
+	case rt.public:
+	case v.session == nil && rt.stream:
+		return problem.New(http.StatusUnauthorized, "no_session", "sign in first")
+	case v.session == nil:
+		to := "/sign-in"
+		if v.r.Method == http.MethodGet && v.r.URL.Path != "/account" {
+			to += "?" + url.Values{"next": {v.r.URL.RequestURI()}}.Encode()
+		}
+		v.redirect(to)
+		return nil
+	case v.caller.Account == "" && !rt.accountless:
+		v.redirect("/account")
+		return nil
+	}
+	return rt.handle(v)
+}
+
+// redirect sends the browser to a path of this console, with GET.
+func (v *visit) redirect(to string) {
+	v.w.Header().Set("Location", to)
+	v.w.WriteHeader(http.StatusSeeOther)
+}
+
+// done tells the result of an action on the page it leads to.
+func (c *Console) done(v *visit, to string, n notice) error {
+	secure, _ := c.sessions.secure(v.r)
+	c.sessions.tell(v.w, v.session, n, secure)
+	v.redirect(to)
+	return nil
+}
+
+// recorder notes the status and size of an answer.
+type recorder struct {
+	http.ResponseWriter
+
+	status int
+	bytes  int64
+}
+
+// WriteHeader notes the status.
+func (r *recorder) WriteHeader(status int) {
+	if r.status == 0 {
+		r.status = status
+	}
+	r.ResponseWriter.WriteHeader(status)
+}
+
+// Write counts.
+func (r *recorder) Write(b []byte) (int, error) {
+	if r.status == 0 {
+		r.status = http.StatusOK
+	}
+	n, err := r.ResponseWriter.Write(b)
+	r.bytes += int64(n)
+	return n, err
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
+
+var errTokenTooLong = problem.New(http.StatusUnprocessableEntity, "token_too_long", fmt.Sprintf("the console takes tokens of at most %d characters", maxToken))

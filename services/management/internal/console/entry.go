@@ -1,0 +1,118 @@
+package console
+
+import (
+	"net/http"
+	"net/url"
+
+	"gancho/pkg/event"
+	"gancho/services/management/internal/auth"
+	"gancho/services/management/internal/problem"
+)
+
+func escapeQuery(s string) string { return url.QueryEscape(s) }
+
+// home leads to the first page.
+func (c *Console) home(v *visit) error {
+	if v.session == nil {
+		v.redirect("/sign-in")
+		return nil
+	}
+	v.redirect("/webhooks")
+	return nil
+}
+
+// entry is what the sign-in page shows.
+type entry struct {
+	Next    string
+	Problem string // key of the catalogue
+	Wait    int    // seconds
+}
+
+func (c *Console) signInPage(v *visit) error {
+	next := safePath(v.r.URL.Query().Get("next"))
+	if v.session != nil {
+		if v.r.URL.Query().Has("check") { // the page's own question, see console.js
+			v.w.WriteHeader(http.StatusNoContent)
+			return nil
+		}
+		v.redirect(next)
+		return nil
+	}
+	return c.show(v, http.StatusOK, "sign_in", page{Title: "sign_in.title", Data: entry{Next: next}})
+}
+
+// postSignIn opens a session.
+func (c *Console) postSignIn(v *visit) error {
+	next := safePath(v.r.PostFormValue("next"))
+	again := func(status int, key string, wait int) error {
+		return c.show(v, status, "sign_in", page{Title: "sign_in.title", Data: entry{Next: next, Problem: key, Wait: wait}})
+	}
+	secure, possible := c.sessions.secure(v.r)
+	if !possible {
+		return again(http.StatusForbidden, "sign_in.plain_http", 0)
+	}
+	s, grant, err := c.signIn(v.r)
+	if err != nil {
+		p := problem.Of(err)
+		switch p.Status {
+		case http.StatusUnauthorized:
+			return again(p.Status, "sign_in.bad_token", 0)
+		case http.StatusUnprocessableEntity:
+			return again(p.Status, "sign_in.token_too_long", 0)
+		case http.StatusTooManyRequests:
+			return again(p.Status, "sign_in.locked_out", int(p.RetryAfter.Seconds()+0.999))
+		}
+		return err
+	}
+	v.caller = auth.Caller{Name: grant.Name, ReadOnly: grant.ReadOnly}
+	c.sessions.set(v.w, s, secure)
+	if grant.Account == auth.Operator {
+		next = "/account"
+	}
+	v.redirect(next)
+	return nil
+}
+
+func (c *Console) postSignOut(v *visit) error {
+	c.sessions.end(v.w, v.session)
+	v.redirect("/sign-in")
+	return nil
+}
+
+// accounts is what an operator chooses from.
+type accounts struct {
+	Known   []string
+	Given   string
+	Problem string
+}
+
+// knownAccounts is how many accounts are offered; any other can be typed.
+const knownAccounts = 500
+
+func (c *Console) accountPage(v *visit) error {
+	if !v.caller.Operator {
+		v.redirect("/webhooks")
+		return nil
+	}
+	known := c.Webhooks.Accounts()
+	return c.show(v, http.StatusOK, "account", page{Title: "account.title", Data: accounts{Known: known[:min(len(known), knownAccounts)], Given: v.session.Account}})
+}
+
+func (c *Console) postAccount(v *visit) error {
+	if !v.caller.Operator {
+		return problem.New(http.StatusForbidden, "forbidden", "this token belongs to one account")
+	}
+	account := v.r.PostFormValue("account")
+	if !event.ValidAccount(account) {
+		known := c.Webhooks.Accounts()
+		return c.show(v, http.StatusUnprocessableEntity, "account", page{
+			Title: "account.title", Data: accounts{Known: known[:min(len(known), knownAccounts)], Given: account, Problem: "account.bad"},
+		})
+	}
+	s := *v.session
+	s.Account = account
+	secure, _ := c.sessions.secure(v.r)
+	c.sessions.set(v.w, &s, secure)
+	v.redirect("/webhooks")
+	return nil
+}

@@ -1,0 +1,137 @@
+package console
+
+import (
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+
+	"gancho/pkg/webhook"
+	"gancho/services/management/internal/notifications"
+	"gancho/services/management/internal/problem"
+)
+
+const failuresPerPage = 50
+
+// failureRow is one permanent failure.
+type failureRow struct {
+	notifications.Listed
+
+	WebhookName string
+}
+
+// failureList is the page of permanent failures.
+type failureList struct {
+	Rows    []failureRow
+	Total   int
+	AtLeast bool // there may be more than Total
+	First   bool
+	Next    string
+	Away    bool
+	Partial bool
+	Webhook string // filter
+	Hooks   []*webhook.Webhook
+}
+
+func (c *Console) failuresPage(v *visit) error {
+	query := v.r.URL.Query()
+	data := failureList{Hooks: c.byName(v), Webhook: query.Get("webhook_id"), First: true}
+	ids := wanted(data.Hooks, data.Webhook)
+	after, err := strconv.ParseUint(query.Get("after"), 10, 64)
+	if err == nil && after > 0 {
+		data.First = false
+	}
+	found, err := c.Notifications.Failures(v.ctx, v.caller.Account, ids, after, failuresPerPage)
+	if err != nil {
+		if problem.Of(err).Code() != "index_unavailable" {
+			return err
+		}
+		data.Away = true
+	}
+	names := map[string]string{}
+	for _, w := range data.Hooks {
+		names[w.ID] = w.Name
+	}
+	for _, n := range found.Notifications {
+		data.Rows = append(data.Rows, failureRow{c.Notifications.Listed(n), names[n.WebhookID]})
+	}
+	data.Total, data.AtLeast, data.Partial = found.Total, found.Total >= notifications.MaxFailures, found.Partial
+	if found.Next > 0 {
+		q := url.Values{"after": {strconv.FormatUint(found.Next, 10)}}
+		if data.Webhook != "" {
+			q.Set("webhook_id", data.Webhook)
+		}
+		data.Next = "/failures?" + q.Encode()
+	}
+	return c.show(v, http.StatusOK, "failures", page{Title: "failures.title", Tab: "failures", Data: data})
+}
+
+// byName are the account's webhooks for a choice.
+func (c *Console) byName(v *visit) []*webhook.Webhook {
+	all := slices.Clone(c.Webhooks.All(v.caller.Account))
+	slices.SortStableFunc(all, func(a, b *webhook.Webhook) int { return strings.Compare(strings.ToLower(a.Name), strings.ToLower(b.Name)) })
+	return all
+}
+
+// wanted are the ids of the webhook that was chosen, or of all.
+func wanted(all []*webhook.Webhook, id string) []string {
+	var ids []string
+	for _, w := range all {
+		if id == "" || id == w.ID {
+			ids = append(ids, w.ID)
+		}
+	}
+	return ids
+}
+
+// postResendMany sends the chosen ones again, or all that the list has.
+func (c *Console) postResendMany(v *visit) error {
+	ids := v.r.PostForm["id"]
+	if v.r.PostFormValue("all") != "" {
+		ids = nil
+		for after := uint64(0); ; {
+			found, err := c.Notifications.Failures(v.ctx, v.caller.Account, wanted(c.byName(v), v.r.PostFormValue("webhook_id")), after, failuresPerPage)
+			if err != nil {
+				return err
+			}
+			for _, n := range found.Notifications {
+				ids = append(ids, n.ID)
+			}
+			if after = found.Next; after == 0 {
+				break
+			}
+		}
+	}
+	to := "/failures"
+	if id := v.r.PostFormValue("webhook_id"); uuid.Validate(id) == nil {
+		to += "?webhook_id=" + url.QueryEscape(id)
+	}
+	slices.Sort(ids)
+	ids = slices.Compact(ids)
+	if len(ids) == 0 {
+		return c.done(v, to, notice{Bad: true, Key: "done.none_chosen"})
+	}
+	if len(ids) > notifications.MaxFailures {
+		return problem.New(http.StatusRequestEntityTooLarge, "too_large", "too many notifications at once")
+	}
+	refused, err := c.Notifications.ResendMany(v.ctx, v.caller.Account, ids)
+	if err != nil {
+		return err
+	}
+	sent := 0
+	for _, p := range refused {
+		if p == nil {
+			sent++
+		}
+	}
+	v.fields = append(v.fields, zap.Int("resent", sent))
+	n := notice{Key: "done.resent_many", Args: map[string]string{"sent": strconv.Itoa(sent)}}
+	if sent < len(ids) {
+		n = notice{Bad: true, Key: "done.resent_some", Args: map[string]string{"sent": strconv.Itoa(sent), "refused": strconv.Itoa(len(ids) - sent)}}
+	}
+	return c.done(v, to, n)
+}

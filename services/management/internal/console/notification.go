@@ -1,0 +1,286 @@
+package console
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"html/template"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"gancho/pkg/notification"
+	"gancho/pkg/suspension"
+	"gancho/services/management/internal/notifications"
+	"gancho/services/management/internal/problem"
+)
+
+// payloadShown is how much of a payload a page shows.
+const payloadShown = 64 << 10
+
+// notificationPageData is the page of one notification.
+type notificationPageData struct {
+	notifications.View
+
+	WebhookName string // "" when it was deleted
+	WebhookURL  string
+	Steps       []step
+	Text, Next  template.HTML // why it is in its state, and what happens when
+
+	Payload    string
+	PayloadCut bool
+	Size       int
+	NoPayload  string // key of the catalogue: why it is not shown
+	CanResend  bool
+}
+
+// step is one entry of the timeline.
+type step struct {
+	*notifications.Attempt // nil for what is no attempt
+
+	Key    string // of the catalogue, for what is no attempt
+	Reason string
+	At     time.Time
+	Probe  bool
+	Bars   []phase
+	NewFor string // key: this is the first step of a resend or replay
+	Replay string
+}
+
+// phase is one piece of an attempt's time, for an SVG of 1,000 units.
+type phase struct {
+	Key      string
+	Class    string
+	X, Width int
+	MS       float64
+}
+
+func phases(a *notifications.Attempt) []phase {
+	known := a.Phases.DNS + a.Phases.Connect + a.Phases.TLS + a.Phases.FirstByte
+	total := max(a.DurationMS, known)
+	if total <= 0 {
+		return nil
+	}
+	var all []phase
+	x := 0
+	for _, p := range []struct {
+		name string
+		ms   float64
+	}{{"dns", a.Phases.DNS}, {"connect", a.Phases.Connect}, {"tls", a.Phases.TLS}, {"first_byte", a.Phases.FirstByte}, {"other", max(total-known, 0)}} {
+		if p.ms <= 0 || p.name == "other" && p.ms < 0.5 {
+			continue
+		}
+		width := min(max(int(p.ms/total*1000), 4), 1000-x)
+		all = append(all, phase{"phase." + p.name, p.name, x, width, p.ms})
+		x += width
+	}
+	return all
+}
+
+// steps are the timeline, oldest first.
+func steps(n *notifications.Notification) []step {
+	var all []step
+	send := 1
+	for _, r := range n.History {
+		s := step{At: r.At, Reason: r.Reason, Probe: r.Probe}
+		if r.Send > send {
+			send = r.Send
+			s.NewFor, s.Replay = "step.resent", r.Replay
+			if r.Replay != "" {
+				s.NewFor = "step.replayed"
+			}
+		}
+		switch {
+		case r.Attempt != nil:
+			a := notifications.ShowAttempt(r.Attempt)
+			s.Attempt, s.At, s.Bars = &a, a.StartedAt, phases(&a)
+		default:
+			s.Key = "step." + string(r.Kind)
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+func (c *Console) notificationPage(v *visit) error {
+	n, err := c.Notifications.Get(v.ctx, v.caller.Account, v.id())
+	if err != nil {
+		return err
+	}
+	data := notificationPageData{View: c.Notifications.View(n), Steps: steps(n), CanResend: n.State.Terminal() && n.Webhook != nil}
+	var flag *suspension.Flag
+	if n.Webhook != nil {
+		data.WebhookName, data.WebhookURL = n.Webhook.Name, n.Webhook.URL
+		_, flag = c.Webhooks.Status(n.Webhook)
+	}
+	data.Text, data.Next = v.lang.explain(n, flag)
+	body, err := c.Notifications.Payload(v.ctx, n)
+	switch {
+	case err == nil:
+		data.Size = len(body)
+		data.Payload, data.PayloadCut = pretty(body)
+	case problem.Of(err).Code() == "event_expired":
+		data.NoPayload, data.CanResend = "notification.payload_gone", false
+	default:
+		v.fields = append(v.fields, zap.NamedError("payload", err))
+		data.NoPayload = "notification.payload_away"
+	}
+	p := page{Title: "notification.title", Name: n.EventName, Tab: "webhooks", Data: data}
+	if !n.State.Terminal() {
+		p.Poll = pollFast
+	} else {
+		p.Poll = pollList // it may be sent again
+	}
+	return c.show(v, http.StatusOK, "notification", p)
+}
+
+// pretty indents a payload; numbers and the order of members stay as they are.
+func pretty(body []byte) (text string, cut bool) {
+	var b bytes.Buffer
+	if json.Indent(&b, body, "", "  ") == nil {
+		body = b.Bytes()
+	}
+	if len(body) > payloadShown {
+		return string(body[:payloadShown]), true
+	}
+	return string(body), false
+}
+
+// payload gives the event's bytes as they are, as a download.
+func (c *Console) payload(v *visit) error {
+	n, err := c.Notifications.Summary(v.ctx, v.caller.Account, v.id())
+	if err != nil {
+		return err
+	}
+	body, err := c.Notifications.Payload(v.ctx, n)
+	if err != nil {
+		return err
+	}
+	h := v.w.Header()
+	h.Set("Content-Type", "application/octet-stream")
+	h.Set("Content-Disposition", `attachment; filename="`+n.EventID+`.json"`)
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	_, _ = v.w.Write(body) // the browser may be gone
+	return nil
+}
+
+func (c *Console) postResend(v *visit) error {
+	n, err := c.Notifications.Resend(v.ctx, v.caller.Account, v.id())
+	if err != nil {
+		return err
+	}
+	v.fields = append(v.fields, zap.String("notification_id", n.ID))
+	return c.done(v, "/notifications/"+n.ID, notice{Key: "done.resent"})
+}
+
+// explain says in the page's language why a notification is in its state, and what happens when: what
+// notifications.Explain says in English.
+func (l language) explain(n *notifications.Notification, flag *suspension.Flag) (text, next template.HTML) {
+	done, most := strconv.Itoa(n.AttemptsDone), strconv.Itoa(notification.MaxAttempts)
+	last := newest(n)
+	switch n.State {
+	case notification.Pending:
+		if n.Sends > 1 {
+			return l.html("explain.pending_again", "send", strconv.Itoa(n.Sends)), l.html("explain.pending_next")
+		}
+		return l.html("explain.pending"), l.html("explain.pending_next")
+	case notification.Retrying:
+		what := template.HTML("")
+		if last != nil {
+			what = l.happened(last)
+		}
+		text = l.html("explain.retrying", "done", done, "most", most, "what", what)
+		key := "explain.retrying_next"
+		if n.AttemptsDone+1 == notification.MaxAttempts {
+			key = "explain.retrying_last"
+		}
+		return text, l.html(key, "number", strconv.Itoa(n.AttemptsDone+1), "at", moment("full", n.NextAttemptAt), "left", moment("left", n.NextAttemptAt))
+	case notification.Parked:
+		return l.explainParked(n, flag, l.html("explain.parked_left", "done", done, "most", most))
+	case notification.Delivered:
+		if last == nil {
+			return l.html("explain.delivered"), l.html("explain.delivered_next")
+		}
+		return l.html("explain.delivered_with", "number", strconv.Itoa(last.Number), "status", strconv.Itoa(last.HTTPStatus), "took", l.milliseconds(last.DurationMS)), l.html("explain.delivered_next")
+	case notification.PermanentlyFailed:
+		switch n.Reason {
+		case "expired_while_suspended":
+			return l.html("explain.expired", "done", done, "most", most), l.html("explain.failed_next")
+		case "internal_error":
+			return l.html("explain.internal"), l.html("explain.failed_next")
+		}
+		what := template.HTML("")
+		if last != nil {
+			what = l.happened(last)
+		}
+		return l.html("explain.failed", "done", done, "what", what), l.html("explain.failed_next")
+	case notification.Cancelled:
+		return l.html("explain.cancelled"), l.html("explain.cancelled_next")
+	}
+	return template.HTML(template.HTMLEscapeString(string(n.State))), "" //nolint:gosec // escaped
+}
+
+func (l language) explainParked(n *notifications.Notification, flag *suspension.Flag, left template.HTML) (text, next template.HTML) {
+	switch {
+	case n.Reason == notification.Disabled:
+		return l.html("explain.disabled", "left", left), l.html("explain.disabled_next")
+	case n.Reason == notification.Saturated:
+		return l.html("explain.saturated", "left", left), l.html("explain.saturated_next")
+	case flag == nil:
+		return l.html("explain.released", "left", left), l.html("explain.released_next")
+	case flag.ByHand:
+		return l.html("explain.by_hand", "since", moment("full", flag.Since), "left", left), l.html("explain.by_hand_next")
+	}
+	text = l.html("explain.suspended", "since", moment("full", flag.Since), "failures", l.mustNumber(flag.Evidence.Failures),
+		"statuses", l.statuses(flag.Evidence.Statuses), "left", left)
+	if flag.State == suspension.Probing {
+		return text, l.html("explain.probing_next")
+	}
+	return text, l.html("explain.suspended_next", "until", moment("full", flag.Until), "left", moment("left", flag.Until))
+}
+
+func newest(n *notifications.Notification) *notification.Attempt {
+	for _, r := range slices.Backward(n.History) {
+		if r.Attempt != nil && r.Send == n.Sends {
+			return r.Attempt
+		}
+	}
+	return nil
+}
+
+// happened puts the outcome of a failed attempt into words.
+func (l language) happened(a *notification.Attempt) template.HTML {
+	return l.html("happened."+string(a.Reason), "status", strconv.Itoa(a.HTTPStatus), "took", l.milliseconds(a.DurationMS))
+}
+
+// statuses are the different outcomes of a suspension's evidence: statuses of HTTP, and reasons.
+func (l language) statuses(all []string) string {
+	words := make([]string, 0, len(all))
+	for _, s := range all {
+		words = append(words, l.reason(s))
+	}
+	return strings.Join(words, ", ")
+}
+
+// reason shows a reason, a string or a pointer to one, as a word for people; a status of HTTP stays one.
+func (l language) reason(v any) string {
+	s := ""
+	switch r := v.(type) {
+	case string:
+		s = r
+	case *string:
+		if r != nil {
+			s = *r
+		}
+	default:
+		s = fmt.Sprint(r)
+	}
+	if key := "reason." + s; known(key) {
+		return l.text(key)
+	}
+	return visible(s)
+}

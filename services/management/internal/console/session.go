@@ -1,0 +1,207 @@
+package console
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"gancho/pkg/event"
+	"gancho/pkg/seal"
+	"gancho/services/management/internal/auth"
+)
+
+const (
+	// sessionLasts is how long a session lasts, used or not.
+	sessionLasts = 8 * time.Hour
+	// maxToken is how long a token may be to fit into a cookie once it is sealed.
+	maxToken = 2500
+	// noticeLasts is how long a notice waits for the page that shows it.
+	noticeLasts = 2 * time.Minute
+)
+
+// session is what the cookie holds, sealed.
+type session struct {
+	ID      string    `json:"i"`
+	Token   string    `json:"t"`
+	Account string    `json:"a,omitempty"` // the one an operator chose
+	Ends    time.Time `json:"e"`
+}
+
+func newSession(token string) *session {
+	return &session{ID: rand.Text(), Token: token, Ends: time.Now().Add(sessionLasts).UTC().Truncate(time.Second)}
+}
+
+// sessions opens and seals the cookies. It is safe for concurrent use.
+type sessions struct {
+	keys      *seal.Keyring
+	plainHTTP bool
+
+	mu    sync.Mutex
+	ended map[string]time.Time // sessions signed out, until when they would have lasted
+}
+
+const (
+	secureName = "__Host-gancho_session"
+	plainName  = "gancho_session"
+	noticeName = "gancho_notice"
+	sealedAs   = "gancho console session"
+)
+
+// secure says whether cookies for this POST can be Secure, and whether they can be set at all: the browser
+// says in Origin over which scheme the page was opened.
+func (s *sessions) secure(r *http.Request) (secure, possible bool) {
+	u, err := url.Parse(r.Header.Get("Origin"))
+	if err != nil || u.Scheme != "http" {
+		return true, true
+	}
+	return false, s.plain(u.Hostname())
+}
+
+// plain reports whether a session over plain HTTP is accepted for a host.
+func (s *sessions) plain(host string) bool {
+	a, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return s.plainHTTP || host == "localhost" || err == nil && a.IsLoopback()
+}
+
+// get returns the session of a request, nil when there is none that is good.
+func (s *sessions) get(r *http.Request) *session {
+	c, err := r.Cookie(secureName)
+	if err != nil {
+		host := r.Host
+		if u, err := url.Parse("//" + r.Host); err == nil {
+			host = u.Hostname()
+		}
+		if c, err = r.Cookie(plainName); err != nil || r.TLS != nil || !s.plain(host) {
+			return nil
+		}
+	}
+	plain, err := s.keys.Open(c.Value, []byte(sealedAs))
+	if err != nil {
+		return nil
+	}
+	var v session
+	if json.Unmarshal(plain, &v) != nil || !time.Now().Before(v.Ends) || v.Account != "" && !event.ValidAccount(v.Account) {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, out := s.ended[v.ID]; out {
+		return nil
+	}
+	return &v
+}
+
+// set writes the session's cookie.
+func (s *sessions) set(w http.ResponseWriter, v *session, secure bool) {
+	plain, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // strings and a time
+	}
+	c := &http.Cookie{
+		Name: plainName, Value: s.keys.Seal(plain, []byte(sealedAs)), Path: "/", Expires: v.Ends, MaxAge: int(time.Until(v.Ends).Seconds()),
+		HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: secure,
+	}
+	if secure {
+		c.Name = secureName
+	}
+	http.SetCookie(w, c)
+}
+
+// end forgets a session here and in the browser.
+func (s *sessions) end(w http.ResponseWriter, v *session) {
+	now := time.Now()
+	if v != nil {
+		s.mu.Lock()
+		for id, until := range s.ended {
+			if now.After(until) {
+				delete(s.ended, id)
+			}
+		}
+		s.ended[v.ID] = v.Ends
+		s.mu.Unlock()
+	}
+	forget(w, secureName, true)
+	forget(w, plainName, false)
+	forget(w, noticeName, false)
+}
+
+func forget(w http.ResponseWriter, name string, secure bool) {
+	http.SetCookie(w, &http.Cookie{Name: name, Path: "/", MaxAge: -1, HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: secure}) //nolint:gosec // it holds nothing
+}
+
+// notice is told on the next page, once. It is sealed too: it may hold a new signing secret.
+type notice struct {
+	Bad    bool              `json:"b,omitempty"`
+	Key    string            `json:"k"` // of the catalogue
+	Args   map[string]string `json:"a,omitempty"`
+	Link   string            `json:"l,omitempty"`
+	Secret string            `json:"s,omitempty"`
+	Ends   time.Time         `json:"e"`
+}
+
+func (s *sessions) tell(w http.ResponseWriter, v *session, n notice, secure bool) {
+	n.Ends = time.Now().Add(noticeLasts)
+	plain, err := json.Marshal(n)
+	if err != nil {
+		panic(err) // strings and a time
+	}
+	http.SetCookie(w, &http.Cookie{ //nolint:gosec // Secure where the session is
+		Name: noticeName, Value: s.keys.Seal(plain, []byte("gancho console notice "+v.ID)), Path: "/", MaxAge: int(noticeLasts.Seconds()),
+		HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: secure,
+	})
+}
+
+// told returns the notice that waits for the session, and takes it away.
+func (s *sessions) told(w http.ResponseWriter, r *http.Request, v *session) *notice {
+	c, err := r.Cookie(noticeName)
+	if err != nil {
+		return nil
+	}
+	forget(w, noticeName, false)
+	plain, err := s.keys.Open(c.Value, []byte("gancho console notice "+v.ID))
+	if err != nil {
+		return nil
+	}
+	var n notice
+	if json.Unmarshal(plain, &n) != nil || time.Now().After(n.Ends) {
+		return nil
+	}
+	return &n
+}
+
+// safePath returns where to go after signing in: a path of this console, never another host.
+func safePath(p string) string {
+	u, err := url.Parse(p)
+	if err != nil || u.Scheme != "" || u.Host != "" || u.User != nil || !strings.HasPrefix(p, "/") || strings.HasPrefix(p, "//") ||
+		strings.ContainsAny(p, "\\\r\n\t") || !Serves(u.Path) || u.Path == "/sign-in" {
+		return "/webhooks"
+	}
+	return u.RequestURI()
+}
+
+// token returns what a person pasted, without what often comes along.
+func token(s string) string {
+	s = strings.TrimSpace(s)
+	if rest, ok := strings.CutPrefix(s, "Bearer "); ok {
+		s = strings.TrimSpace(rest)
+	}
+	return s
+}
+
+// signIn opens a session for a token, or says what is wrong with it.
+func (c *Console) signIn(r *http.Request) (*session, auth.Grant, error) {
+	t := token(r.PostFormValue("token"))
+	grant, err := c.Gate.Grant(t, r.RemoteAddr)
+	if err != nil {
+		return nil, auth.Grant{}, err
+	}
+	if len(t) > maxToken {
+		return nil, auth.Grant{}, errTokenTooLong
+	}
+	return newSession(t), grant, nil
+}

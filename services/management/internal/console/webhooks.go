@@ -1,0 +1,457 @@
+package console
+
+import (
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"gancho/pkg/notification"
+	"gancho/pkg/webhook"
+	"gancho/services/management/internal/notifications"
+	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/replays"
+	"gancho/services/management/internal/webhooks"
+)
+
+const (
+	webhooksPerPage      = 25
+	notificationsPerPage = 25
+	replaysShown         = 5
+)
+
+// How often pages ask for their newest state.
+const (
+	pollList   = 10 * time.Second
+	pollDetail = 3 * time.Second
+	pollFast   = time.Second
+)
+
+// hookRow is one webhook of a list.
+type hookRow struct {
+	webhooks.View
+
+	Chart         chart
+	LastDelivered time.Time
+	Trouble       string // key of the catalogue: how an active one fails, "" when it does not
+}
+
+// hookList is the page of webhooks.
+type hookList struct {
+	Rows        []hookRow
+	Query       string
+	Total       int
+	Page, Pages int
+	Away        bool // no health: the index does not answer
+	Partial     bool
+}
+
+// Link returns the address of another page of the list.
+func (l hookList) Link(number int) string {
+	q := url.Values{"page": {strconv.Itoa(number)}}
+	if l.Query != "" {
+		q.Set("q", l.Query)
+	}
+	return "/webhooks?" + q.Encode()
+}
+
+// Before and After are the pages beside this one, 0 for none.
+func (l hookList) Before() int { return l.Page - 1 }
+
+// After is the next page.
+func (l hookList) After() int {
+	if l.Page < l.Pages {
+		return l.Page + 1
+	}
+	return 0
+}
+
+func (c *Console) webhooksPage(v *visit) error {
+	query := v.r.URL.Query()
+	data := hookList{Query: clip(query.Get("q"), 200), Page: 1}
+	if n, err := strconv.Atoi(query.Get("page")); err == nil && n > 0 && n < 1<<20 {
+		data.Page = n
+	}
+	views, total := c.Webhooks.Search(v.ctx, v.caller.Account, webhooks.Query{Text: data.Query, Offset: (data.Page - 1) * webhooksPerPage, Limit: webhooksPerPage})
+	data.Total, data.Pages = total, (total+webhooksPerPage-1)/webhooksPerPage
+	ids := make([]string, 0, len(views))
+	for _, w := range views {
+		ids = append(ids, w.ID)
+	}
+	health, partial, err := c.health(v, ids)
+	if err != nil {
+		return err
+	}
+	data.Away, data.Partial = health == nil, partial
+	now := time.Now()
+	for i, w := range views {
+		row := hookRow{View: w}
+		if health != nil {
+			row.Chart = v.lang.draw(health[i].Recent, health[i].Full, now, 5, 2, 32)
+			row.LastDelivered = health[i].LastDelivered
+			row.Trouble = trouble(w, health[i])
+		}
+		data.Rows = append(data.Rows, row)
+	}
+	return c.show(v, http.StatusOK, "webhooks", page{Title: "webhooks.title", Tab: "webhooks", Poll: pollList, Data: data})
+}
+
+// health returns the health of webhooks; nil when the index is away, which no page depends on.
+func (c *Console) health(v *visit, ids []string) ([]notifications.Health, bool, error) {
+	health, partial, err := c.Notifications.Health(v.ctx, v.caller.Account, ids, time.Now().Add(-chartSpan))
+	if err != nil {
+		if problem.Of(err).Status != http.StatusServiceUnavailable {
+			return nil, false, err
+		}
+		v.fields = append(v.fields, zap.NamedError("health", err))
+		return nil, false, nil
+	}
+	if health == nil {
+		health = []notifications.Health{}
+	}
+	return health, partial, nil
+}
+
+// trouble says how an active webhook fares when it does not fare well.
+func trouble(w webhooks.View, h notifications.Health) string {
+	if w.Status != webhooks.StatusActive {
+		return ""
+	}
+	// The newest few decide: what failed in the morning and works now is no trouble.
+	delivered, failed := 0, 0
+	for _, e := range h.Recent[:min(len(h.Recent), 20)] {
+		switch e.State {
+		case notification.Delivered:
+			delivered++
+		case notification.PermanentlyFailed, notification.Retrying:
+			failed++
+		case notification.Pending, notification.Parked, notification.Cancelled:
+		}
+	}
+	switch {
+	case failed == 0:
+		return ""
+	case delivered == 0:
+		return "health.failing"
+	}
+	return "health.some"
+}
+
+// hookPage is the page of one webhook.
+type hookPage struct {
+	webhooks.View
+
+	Chart         chart
+	LastDelivered time.Time
+	Trouble       string
+	Away          bool
+	Partial       bool
+
+	State         notification.State // of the filter, "" for all
+	Notifications []notifications.Listed
+	First         bool   // the newest are shown
+	Next          string // address of the next page, "" for none
+
+	Replays []replays.View
+	Replay  replayForm
+}
+
+// StateLink returns the address of this page with another filter.
+func (p hookPage) StateLink(state any) string {
+	s, _ := state.(notification.State)
+	if s == "" {
+		return "/webhooks/" + p.ID + "#notifications"
+	}
+	return "/webhooks/" + p.ID + "?state=" + string(s) + "#notifications"
+}
+
+func (c *Console) webhookPage(v *visit) error { return c.showWebhook(v, http.StatusOK, replayForm{}) }
+
+func (c *Console) showWebhook(v *visit, status int, form replayForm) error {
+	w, err := c.Webhooks.Show(v.ctx, v.caller.Account, v.id())
+	if err != nil {
+		return err
+	}
+	query := v.r.URL.Query()
+	data := hookPage{View: w, Replay: form, First: true}
+	health, partial, err := c.health(v, []string{w.ID})
+	if err != nil {
+		return err
+	}
+	if data.Partial = partial; health == nil {
+		data.Away = true
+	} else {
+		data.Chart = v.lang.draw(health[0].Recent, health[0].Full, time.Now(), 22, 8, 96)
+		data.LastDelivered, data.Trouble = health[0].LastDelivered, trouble(w, health[0])
+		filter := notifications.Filter{Limit: notificationsPerPage}
+		for _, s := range notification.States() {
+			if query.Get("state") == string(s) {
+				filter.State, data.State = s, s
+			}
+		}
+		if after, ok := notifications.ParseCursor(query.Get("after")); ok {
+			filter.After, data.First = after, false
+		}
+		found, err := c.Notifications.List(v.ctx, v.caller.Account, w.ID, filter)
+		if err != nil {
+			return err
+		}
+		for _, n := range found.Notifications {
+			data.Notifications = append(data.Notifications, c.Notifications.Listed(n))
+		}
+		if !found.Next.IsZero() {
+			q := url.Values{"after": {found.Next.String()}}
+			if data.State != "" {
+				q.Set("state", string(data.State))
+			}
+			data.Next = "/webhooks/" + w.ID + "?" + q.Encode() + "#notifications"
+		}
+	}
+	if data.Replays, err = c.Replays.List(v.ctx, v.caller.Account, w.ID); err != nil {
+		return err
+	}
+	data.Replays = data.Replays[:min(len(data.Replays), replaysShown)]
+	return c.show(v, status, "webhook", page{Title: "webhook.title", Name: w.Name, Tab: "webhooks", Poll: pollDetail, Data: data})
+}
+
+// hookForm is the form of a new or changed webhook. Its fields are named as in the API.
+type hookForm struct {
+	ID       string // "" for a new one
+	Revision string
+	Shown    string // the name it has now
+	Values   map[string]string
+	HasKey   bool
+	Problems map[string]fieldProblem
+	General  []fieldProblem // of no field
+	Names    []string       // of events
+	Methods  []string
+}
+
+// fieldProblem is what is wrong with a field.
+type fieldProblem struct {
+	Text   string // key of the catalogue, "" for none
+	Detail string // as the API says it, in English
+}
+
+// formFields are those of the form, in the API's names.
+func formFields() []string {
+	return []string{"name", "event_name", "http_method", "url", "auth_header", "auth_key", "status"}
+}
+
+func (c *Console) newForm() hookForm {
+	return hookForm{Values: map[string]string{"http_method": webhook.Methods()[0], "status": string(webhook.Active)}, Names: c.Webhooks.Names(), Methods: webhook.Methods()}
+}
+
+func (c *Console) newWebhookPage(v *visit) error {
+	if v.caller.ReadOnly {
+		return errReadOnly
+	}
+	return c.showForm(v, http.StatusOK, c.newForm())
+}
+
+var errReadOnly = problem.New(http.StatusForbidden, "read_only", "this token may only read")
+
+func (c *Console) showForm(v *visit, status int, f hookForm) error {
+	title := "form.new"
+	if f.ID != "" {
+		title = "form.edit"
+	}
+	return c.show(v, status, "form", page{Title: title, Name: f.Shown, Tab: "webhooks", Data: f})
+}
+
+// filled returns the form with what was sent and what is wrong with it.
+func (f hookForm) filled(v *visit, e *problem.Error) hookForm {
+	for _, name := range formFields() {
+		f.Values[name] = v.r.PostFormValue(name)
+	}
+	f.Values["auth_key"] = "" // a secret is not repeated into the page
+	f.Problems = map[string]fieldProblem{}
+	for _, p := range e.Problems {
+		fp := problemText(p)
+		field := strings.TrimPrefix(p.Pointer, "/data/")
+		if p.Pointer == "" {
+			f.General = append(f.General, fp)
+		} else if _, twice := f.Problems[field]; !twice {
+			f.Problems[field] = fp
+		}
+	}
+	return f
+}
+
+func problemText(p problem.Problem) fieldProblem {
+	fp := fieldProblem{Detail: p.Detail}
+	if key := "problem." + p.Code; known(key) {
+		fp.Text = key
+	}
+	return fp
+}
+
+// refillable reports whether the form can be shown again for its sender to put right.
+func refillable(e *problem.Error) bool {
+	switch e.Status {
+	case http.StatusBadRequest, http.StatusConflict, http.StatusPreconditionFailed, http.StatusUnprocessableEntity:
+		return true
+	}
+	return false
+}
+
+func (c *Console) postWebhook(v *visit) error {
+	var in webhooks.Input
+	value := v.r.PostFormValue
+	in.Name, in.EventName, in.URL = given(value("name")), given(strings.TrimSpace(value("event_name"))), given(strings.TrimSpace(value("url")))
+	in.Method = given(value("http_method"))
+	if h, k := value("auth_header"), value("auth_key"); h != "" || k != "" {
+		in.AuthHeader, in.AuthKey = present(h), present(k)
+		if h == "" {
+			in.AuthHeader = webhooks.Field[string]{}
+		}
+		if k == "" {
+			in.AuthKey = webhooks.Field[string]{}
+		}
+	}
+	w, secret, err := c.Webhooks.Create(v.ctx, v.caller.Account, in)
+	if err != nil {
+		e := problem.Of(err)
+		if !refillable(e) {
+			return err
+		}
+		return c.showForm(v, e.Status, c.newForm().filled(v, e))
+	}
+	v.fields = append(v.fields, zap.String("webhook_id", w.ID), zap.String("url_host", webhook.URLHost(w.URL)))
+	return c.done(v, "/webhooks/"+w.ID, notice{Key: "done.created", Secret: secret})
+}
+
+func present(s string) webhooks.Field[string] { return webhooks.Set(s) }
+
+// given is a field that is absent when it is empty.
+func given(s string) webhooks.Field[string] {
+	if s == "" {
+		return webhooks.Field[string]{}
+	}
+	return webhooks.Set(s)
+}
+
+func (c *Console) editForm(v *visit) (hookForm, error) {
+	w, err := c.Webhooks.Show(v.ctx, v.caller.Account, v.id())
+	if err != nil {
+		return hookForm{}, err
+	}
+	f := c.newForm()
+	f.ID, f.Revision, f.Shown, f.HasKey = w.ID, strconv.FormatUint(w.Revision, 10), w.Name, w.AuthHeader != nil
+	status := string(webhook.Active)
+	if w.Status == webhooks.StatusDisabled {
+		status = string(webhook.Disabled)
+	}
+	f.Values = map[string]string{"name": w.Name, "event_name": w.EventName, "http_method": w.Method, "url": w.URL, "status": status}
+	if w.AuthHeader != nil {
+		f.Values["auth_header"] = *w.AuthHeader
+	}
+	return f, nil
+}
+
+func (c *Console) editWebhookPage(v *visit) error {
+	if v.caller.ReadOnly {
+		return errReadOnly
+	}
+	f, err := c.editForm(v)
+	if err != nil {
+		return err
+	}
+	return c.showForm(v, http.StatusOK, f)
+}
+
+func (c *Console) postWebhookChange(v *visit) error {
+	value := v.r.PostFormValue
+	in := webhooks.Input{
+		Name: present(value("name")), EventName: present(strings.TrimSpace(value("event_name"))), URL: present(strings.TrimSpace(value("url"))),
+		Method: given(value("http_method")), Status: given(value("status")),
+	}
+	switch h, k := value("auth_header"), value("auth_key"); {
+	case h == "" && k == "":
+		in.AuthHeader, in.AuthKey = webhooks.Field[string]{Present: true, Null: true}, webhooks.Field[string]{Present: true, Null: true}
+	case k == "": // the key stays
+		in.AuthHeader = present(h)
+	default:
+		in.AuthHeader, in.AuthKey = present(h), present(k)
+	}
+	var match webhooks.Match
+	if revision, err := strconv.ParseUint(value("revision"), 10, 64); err == nil {
+		match = func(r uint64) bool { return r == revision }
+	}
+	_, settled, err := c.Webhooks.Update(v.ctx, v.caller.Account, v.id(), in, match, v.caller.Name)
+	if err != nil {
+		e := problem.Of(err)
+		if !refillable(e) {
+			return err
+		}
+		f, err := c.editForm(v)
+		if err != nil {
+			return err
+		}
+		return c.showForm(v, e.Status, f.filled(v, e))
+	}
+	n := notice{Key: "done.changed"}
+	if !settled {
+		n.Key = "done.changed_soon"
+	}
+	return c.done(v, "/webhooks/"+v.id(), n)
+}
+
+func (c *Console) postSuspend(v *visit) error {
+	_, settled, err := c.Webhooks.Suspend(v.ctx, v.caller.Account, v.id(), v.caller.Name)
+	return c.doneByHand(v, "done.suspended", settled, err)
+}
+
+func (c *Console) postResume(v *visit) error {
+	_, settled, err := c.Webhooks.Resume(v.ctx, v.caller.Account, v.id(), v.caller.Name)
+	return c.doneByHand(v, "done.resumed", settled, err)
+}
+
+func (c *Console) doneByHand(v *visit, key string, settled bool, err error) error {
+	if err != nil {
+		return err
+	}
+	if !settled {
+		key = "done.soon"
+	}
+	return c.done(v, "/webhooks/"+v.id(), notice{Key: key})
+}
+
+func (c *Console) postTest(v *visit) error {
+	n, err := c.Notifications.Test(v.ctx, v.caller.Account, v.id())
+	if err != nil {
+		return err
+	}
+	v.fields = append(v.fields, zap.String("notification_id", n.ID))
+	return c.done(v, "/notifications/"+n.ID, notice{Key: "done.test"})
+}
+
+func (c *Console) postRotate(v *visit) error {
+	_, secret, err := c.Webhooks.RotateSecret(v.ctx, v.caller.Account, v.id())
+	if err != nil {
+		return err
+	}
+	return c.done(v, "/webhooks/"+v.id(), notice{Key: "done.rotated", Secret: secret})
+}
+
+func (c *Console) postDelete(v *visit) error {
+	w, err := c.Webhooks.Show(v.ctx, v.caller.Account, v.id())
+	if err != nil {
+		return err
+	}
+	if err := c.Webhooks.Delete(v.ctx, v.caller.Account, v.id(), nil); err != nil {
+		return err
+	}
+	return c.done(v, "/webhooks", notice{Key: "done.deleted", Args: map[string]string{"name": w.Name}})
+}
+
+// clip cuts s to at most n bytes of whole characters.
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return strings.ToValidUTF8(s[:n], "")
+}
