@@ -2,10 +2,12 @@ package suspension
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -24,12 +26,13 @@ const (
 // away shows in the first command. Forms:
 //
 //	redis://[user:password@]host[:port][/db]      one server
-//	rediss://...                                  the same over TLS
+//	rediss://...[?ca_file=/path/to/ca.pem]        the same over TLS, with an authority beside the system's
 //	unix://[user:password@]/path/to/socket[?db=n] one server on this machine
 //	redis://s1[:port],s2[:port]/db?master_name=x  Sentinels (default port 26379)
 //
 // With Sentinels the user and password are those of the Redis servers;
-// sentinel_username and sentinel_password are parameters. Timeouts are short
+// sentinel_username and sentinel_password are parameters. The server's
+// certificate is always verified. Timeouts are short
 // and commands are not repeated: callers decide what to do about a failure. An
 // error never quotes the URL, which may hold a password.
 func Open(rawURL string) (redis.UniversalClient, error) {
@@ -59,6 +62,11 @@ func Open(rawURL string) (redis.UniversalClient, error) {
 	master := take("master_name")
 	sentinelUser, sentinelPassword := take("sentinel_username"), take("sentinel_password")
 
+	caFile := take("ca_file")
+	if params.Has("skip_verify") {
+		return nil, malformed("skip_verify is not supported: name the authority of the server's certificate with ca_file")
+	}
+
 	addrs := strings.Split(hosts, ",")
 	if len(addrs) > 1 && master == "" {
 		return nil, malformed("it names several hosts, which are taken for Sentinels, without master_name")
@@ -83,6 +91,14 @@ func Open(rawURL string) (redis.UniversalClient, error) {
 	o.MaxRetries = -1
 	o.ContextTimeoutEnabled = true
 	o.DisableIdentity = true
+	if caFile != "" {
+		if o.TLSConfig == nil {
+			return nil, malformed("ca_file is for rediss:// addresses")
+		}
+		if o.TLSConfig.RootCAs, err = rootsWith(caFile); err != nil {
+			return nil, fmt.Errorf("REDIS_URL: ca_file: %w", err)
+		}
+	}
 	if master == "" {
 		return redis.NewClient(o), nil
 	}
@@ -122,6 +138,22 @@ func Open(rawURL string) (redis.UniversalClient, error) {
 		ContextTimeoutEnabled: o.ContextTimeoutEnabled,
 		DisableIdentity:       o.DisableIdentity,
 	}), nil
+}
+
+// rootsWith returns the system's authorities and those in a PEM file.
+func rootsWith(file string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("%w; give a readable PEM file", err)
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		roots = x509.NewCertPool()
+	}
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no certificate; give a PEM file with at least one", file)
+	}
+	return roots, nil
 }
 
 func malformed(problem string) error {

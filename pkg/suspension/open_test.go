@@ -40,7 +40,7 @@ func TestOpenSingle(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = client.Close() }()
-			o := client.(*redis.Client).Options()
+			o := client.(*redis.Client).Options() //nolint:errcheck // Open returns nothing else here
 			got := opened{o.Network, o.Addr, o.Username, o.Password, o.DB, o.TLSConfig != nil}
 			if diff := gocmp.Diff(test.want, got); diff != "" {
 				t.Errorf("options (-want +got):\n%s", diff)
@@ -66,6 +66,9 @@ func TestOpenRefuses(t *testing.T) {
 		"bad parameter":        {"redis://:hunter2@cache.example?a=%zz", "name=value"},
 		"hosts without master": {"redis://:hunter2@s1,s2/0", "master_name"},
 		"login without master": {"redis://s1/0?sentinel_password=hunter2", "master_name"},
+		"unverified":           {"rediss://:hunter2@cache.example?skip_verify=true", "ca_file"},
+		"CA without TLS":       {"redis://:hunter2@cache.example?ca_file=/x", "rediss://"},
+		"CA that is missing":   {"rediss://:hunter2@cache.example?ca_file=/missing", "ca_file: open /missing"},
 		"empty sentinel":       {"redis://:hunter2@s1,,s2/0?master_name=m", "empty"},
 		"sentinel by socket":   {"unix:///run/s.sock?master_name=m", "socket"},
 	} {
@@ -89,7 +92,7 @@ func TestOpenFindsTheMasterThroughSentinels(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t, "--requirepass", "hunter2")
 	sentinel := redistest.StartSentinel(t, server, "main", "hunter2")
-	gone, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // returns at once
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
