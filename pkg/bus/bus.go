@@ -206,6 +206,13 @@ func (b *Bus) setProblem(what, problem string) {
 // takes. It leaves those that exist alone. Until Close it then watches the streams: one that somebody
 // deleted makes the service unready and is created anew, empty.
 func (b *Bus) Own(ctx context.Context, o Owner, l Limits) error {
+	err := b.insist(ctx, "disk of the account", func(ctx context.Context) (err error) {
+		l, err = b.granted(ctx, l)
+		return err
+	})
+	if err != nil {
+		return err
+	}
 	for _, cfg := range o.Streams(l) {
 		b.metrics.publish.WithLabelValues(cfg.Name)
 		b.metrics.retried.WithLabelValues(cfg.Name)

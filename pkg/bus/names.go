@@ -83,6 +83,40 @@ type Limits struct {
 	LogMaxAge time.Duration `env:"LOG_MAX_AGE" envDefault:"720h" range:"1m..8760h"`
 	// DuplicateWindow is how long the same event published again is recognised.
 	DuplicateWindow time.Duration `env:"DUPLICATE_WINDOW" envDefault:"10m" range:"1s..24h"`
+	// StoreMaxBytes is how much disk the streams may take together; each gets a share of it as its limit. 0: what the broker grants the account, no limit where it names none.
+	StoreMaxBytes int64 `env:"STORE_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
+	// EventsMaxBytes limits CRM_EVENTS; above it the CRM is refused. 0: 30 % of STORE_MAX_BYTES.
+	EventsMaxBytes int64 `env:"EVENTS_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
+	// NotificationsMaxBytes limits NOTIFICATIONS; above it events wait in CRM_EVENTS. 0: 15 % of STORE_MAX_BYTES.
+	NotificationsMaxBytes int64 `env:"NOTIFICATIONS_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
+	// RetriesMaxBytes is how large RETRIES may grow before no first attempts are made until it shrank; the stream itself has no limit. 0: 15 % of STORE_MAX_BYTES.
+	RetriesMaxBytes int64 `env:"RETRIES_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
+	// ParkedMaxBytes limits PARKED; above it what should be parked stays where it is. 0: 15 % of STORE_MAX_BYTES.
+	ParkedMaxBytes int64 `env:"PARKED_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
+	// AttemptsMaxBytes limits ATTEMPTS, the journal; above it the oldest records go before LOG_MAX_AGE. 0: 15 % of STORE_MAX_BYTES.
+	AttemptsMaxBytes int64 `env:"ATTEMPTS_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
+	// FailedMaxBytes limits FAILED; above it the oldest payloads go before LOG_MAX_AGE. 0: 5 % of STORE_MAX_BYTES.
+	FailedMaxBytes int64 `env:"FAILED_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
+}
+
+// maxBytes returns a stream's limit, 0 for none. What is not named has 1 % of the disk.
+func (l Limits) maxBytes(stream string) int64 {
+	given, share := int64(0), int64(1)
+	switch stream {
+	case Events:
+		given, share = l.EventsMaxBytes, 30
+	case Notifications:
+		given, share = l.NotificationsMaxBytes, 15
+	case Retries:
+		given, share = l.RetriesMaxBytes, 15
+	case Parked:
+		given, share = l.ParkedMaxBytes, 15
+	case Attempts:
+		given, share = l.AttemptsMaxBytes, 15
+	case Failed:
+		given, share = l.FailedMaxBytes, 5
+	}
+	return cmp.Or(given, l.StoreMaxBytes/100*share)
 }
 
 // Owner is a service that creates streams and buckets.
@@ -107,7 +141,7 @@ func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 	limits := func(name string, age time.Duration, subjects ...string) jetstream.StreamConfig {
 		return jetstream.StreamConfig{
 			Name: name, Subjects: subjects, Retention: jetstream.LimitsPolicy, Storage: jetstream.FileStorage,
-			MaxAge: age, Discard: jetstream.DiscardOld, Replicas: l.Replicas, AllowDirect: true,
+			MaxAge: age, MaxBytes: l.maxBytes(name), Discard: jetstream.DiscardOld, Replicas: l.Replicas, AllowDirect: true,
 			Duplicates: min(window, cmp.Or(age, window)),
 		}
 	}
@@ -131,7 +165,7 @@ func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 		}
 	case Dispatcher:
 		retries := work(Retries, "gancho.retries.at.*.*", "gancho.retries.due.*.*.*")
-		retries.AllowMsgSchedules, retries.AllowRollup = true, true
+		retries.AllowMsgSchedules, retries.AllowRollup, retries.MaxBytes = true, true, 0
 		parked := work(Parked, "gancho.parked.*.*.*")
 		parked.Discard = jetstream.DiscardNew
 		parked.MaxConsumers = 10_000

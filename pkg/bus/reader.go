@@ -55,7 +55,13 @@ func (r *Reader) tail(ctx context.Context) (last uint64, renewed bool, missed ui
 	case r.at.Created.IsZero():
 		r.at = Position{Created: info.Created, Sequence: max(info.State.FirstSeq, 1) - 1}
 	case !r.at.Created.Equal(info.Created):
-		r.at, r.c, renewed = Position{Created: info.Created}, nil, true
+		// One that was restored from a backup holds messages older than itself, and goes on where it was.
+		restored := info.State.LastSeq >= r.at.Sequence && (info.State.Msgs == 0 || info.State.FirstTime.Before(info.Created))
+		if r.c = nil; restored {
+			r.at.Created = info.Created
+		} else {
+			r.at, renewed = Position{Created: info.Created}, true
+		}
 	}
 	if first := info.State.FirstSeq; first > r.at.Sequence+1 {
 		missed = first - r.at.Sequence - 1

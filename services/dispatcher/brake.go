@@ -38,7 +38,7 @@ func (b *brake) look(ctx context.Context, d *Dispatcher) error {
 		b.on.Store(true)
 		d.metrics.paused.Set(1)
 		d.log.Error("RETRIES holds more than it may: no first attempts until it shrank", zap.Uint64("bytes", s.Bytes), zap.Int64("limit", b.limit))
-	case on && s.Bytes < uint64(b.limit)/10*9: //nolint:gosec // positive
+	case on && s.Bytes <= uint64(b.limit)/10*9: //nolint:gosec // positive
 		b.on.Store(false)
 		d.metrics.paused.Set(0)
 		d.log.Info("RETRIES has room again: first attempts go on", zap.Uint64("bytes", s.Bytes))

@@ -192,6 +192,9 @@ func (d *Dispatcher) run(ctx context.Context, suspensions *bus.Bucket, up func()
 	if d.brake.limit, err = d.bus.RetriesLimit(ctx, d.cfg.Limits); err != nil {
 		return err
 	}
+	if err := d.brake.look(ctx, d); err != nil {
+		d.log.Debug("the size of RETRIES is not known yet", zap.Error(err))
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	// The copies are kept up to date until the last attempt in flight has ended.
 	watch, stopWatch := context.WithCancel(context.WithoutCancel(ctx))

@@ -55,7 +55,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}()
 	answers := func() bool { // and so there is the duration of a request
-		resp, err := http.Get("http://" + addr + "/crm/v2/webhooks") //nolint:noctx // a test on loopback
+		resp, err := http.Get("http://" + addr + "/crm/v2/webhooks")
 		if err != nil {
 			return false
 		}
@@ -106,7 +106,7 @@ func TestMetrics(t *testing.T) {
 	got := strings.Join(lines, "\n")
 	golden := filepath.Join("testdata", "metrics.golden")
 	if *update {
-		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil { //nolint:gosec // a file of the repository
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

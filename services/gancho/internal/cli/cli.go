@@ -38,6 +38,10 @@ type Program struct {
 	Stdout, Stderr io.Writer
 	Serve, Demo    func(environ []string, stdout, stderr io.Writer) int
 	Setup          func(dir string, stdout io.Writer) error
+	Doctor         func(environ []string, asJSON bool, stdout, stderr io.Writer) int
+	Topology       func(environ []string, apply bool, stdout, stderr io.Writer) int
+	Backup         func(environ []string, dir string, stdout, stderr io.Writer) int
+	Restore        func(environ []string, dir string, stdout, stderr io.Writer) int
 }
 
 // grammar is the whole command line.
@@ -52,6 +56,11 @@ type grammar struct {
 	Replays       replaysCmd       `cmd:"" group:"api" help:"Send a range of past events to a webhook again."`
 	Events        eventsCmd        `cmd:"" group:"api" help:"Publish an event."`
 	Tail          tailCmd          `cmd:"" group:"api" help:"Watch attempts as they are made."`
+
+	Doctor   doctorCmd   `cmd:"" group:"broker" help:"Check the books: has every notification ended, or is it on its way? Say what is stuck."`
+	Topology topologyCmd `cmd:"" group:"broker" help:"Compare streams, buckets and consumers with what they should be."`
+	Backup   backupCmd   `cmd:"" group:"broker" help:"Copy every stream and bucket into a folder."`
+	Restore  restoreCmd  `cmd:"" group:"broker" help:"Make streams and buckets from a backup on an empty broker."`
 
 	Completion completionCmd `cmd:"" group:"more" help:"Print a completion script for bash, zsh or fish."`
 	Version    versionCmd    `cmd:"" group:"more" help:"Print the version."`
@@ -89,6 +98,7 @@ func Run(p Program) int {
 		kong.ExplicitGroups([]kong.Group{
 			{Key: "run", Title: "Run Gancho:"},
 			{Key: "api", Title: "Use the API:"},
+			{Key: "broker", Title: "Look after the broker (NATS_URL):"},
 			{Key: "more", Title: "More:"},
 			{Key: "where", Title: "The API:"},
 		}),

@@ -1,0 +1,253 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Kinds of parts of the topology.
+const (
+	KindStream   = "stream"
+	KindBucket   = "bucket"
+	KindConsumer = "consumer"
+)
+
+// Part is one stream, bucket or consumer as the broker has it, compared with what its owner would create.
+type Part struct {
+	Kind, Name string
+	Owner      Owner // "" of a consumer: the service that uses it makes it when it starts
+	Stream     string
+	Exists     bool
+	Messages   uint64
+	Bytes      uint64
+	Changes    []Change
+}
+
+// Change is a difference between what is and what should be. Loosening ones can be applied while everything
+// runs and lose nothing; the others are left to people.
+type Change struct {
+	Field, Have, Want string
+	Loosens           bool
+}
+
+// Topology compares the broker with the configuration that services would start with.
+func (b *Bus) Topology(ctx context.Context, l Limits) ([]Part, error) {
+	l, err := b.granted(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	var parts []Part
+	for _, o := range Owners() {
+		for _, want := range o.Streams(l) {
+			p := Part{Kind: KindStream, Name: want.Name, Owner: o}
+			s, err := b.js.Stream(ctx, want.Name)
+			if err == nil {
+				info := s.CachedInfo()
+				p.Exists, p.Messages, p.Bytes = true, info.State.Msgs, info.State.Bytes
+				p.Changes, _ = compare(info.Config, want)
+			} else if !errors.Is(err, jetstream.ErrStreamNotFound) {
+				return nil, fmt.Errorf("look at %s: %w", want.Name, err)
+			}
+			parts = append(parts, p)
+		}
+		for _, want := range o.Buckets(l) {
+			p := Part{Kind: KindBucket, Name: want.Bucket, Owner: o}
+			s, err := b.js.Stream(ctx, "KV_"+want.Bucket)
+			if err == nil {
+				info := s.CachedInfo()
+				p.Exists, p.Messages, p.Bytes = true, info.State.Msgs, info.State.Bytes
+				_, p.Changes = compare(info.Config, jetstream.StreamConfig{Replicas: want.Replicas, MaxAge: want.TTL})
+			} else if !errors.Is(err, jetstream.ErrStreamNotFound) {
+				return nil, fmt.Errorf("look at bucket %s: %w", want.Bucket, err)
+			}
+			parts = append(parts, p)
+		}
+	}
+	for _, d := range Durables() {
+		p := Part{Kind: KindConsumer, Name: d.Name, Stream: d.Stream}
+		switch s, err := b.ConsumerState(ctx, d); {
+		case err == nil:
+			p.Exists, p.Messages = true, s.Pending+uint64(max(s.AckPending, 0))
+		case !errors.Is(err, ErrNotFound):
+			return nil, err
+		}
+		parts = append(parts, p)
+	}
+	return parts, nil
+}
+
+// Apply creates the streams and buckets that are missing and loosens the streams that are too tight. It
+// changes nothing else, and returns what it did, one line each.
+func (b *Bus) Apply(ctx context.Context, l Limits) (done []string, err error) {
+	l, err = b.granted(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range Owners() {
+		for _, want := range o.Streams(l) {
+			s, err := b.js.Stream(ctx, want.Name)
+			if errors.Is(err, jetstream.ErrStreamNotFound) {
+				if _, err := b.js.CreateStream(ctx, want); err != nil {
+					return done, fmt.Errorf("create stream %s: %w", want.Name, err)
+				}
+				done = append(done, "created stream "+want.Name)
+				continue
+			}
+			if err != nil {
+				return done, fmt.Errorf("look at %s: %w", want.Name, err)
+			}
+			cfg := s.CachedInfo().Config
+			changes := loosen(&cfg, want)
+			if len(changes) == 0 {
+				continue
+			}
+			if _, err := b.js.UpdateStream(ctx, cfg); err != nil {
+				return done, fmt.Errorf("loosen stream %s: %w", want.Name, err)
+			}
+			for _, c := range changes {
+				done = append(done, fmt.Sprintf("stream %s: %s %s -> %s", want.Name, c.Field, c.Have, c.Want))
+			}
+		}
+		for _, want := range o.Buckets(l) {
+			_, err := b.js.KeyValue(ctx, want.Bucket)
+			if errors.Is(err, jetstream.ErrBucketNotFound) {
+				if _, err := b.js.CreateKeyValue(ctx, want); err != nil {
+					return done, fmt.Errorf("create bucket %s: %w", want.Bucket, err)
+				}
+				done = append(done, "created bucket "+want.Bucket)
+				continue
+			}
+			if err != nil {
+				return done, fmt.Errorf("look at bucket %s: %w", want.Bucket, err)
+			}
+		}
+	}
+	return done, nil
+}
+
+// limit compares a limit of which 0 and below mean none.
+func limit[N int | int32 | int64 | time.Duration](field string, have, want N, show func(N) string) []Change {
+	have, want = max(have, 0), max(want, 0)
+	if have == want {
+		return nil
+	}
+	text := func(n N) string {
+		if n == 0 {
+			return "none"
+		}
+		return show(n)
+	}
+	return []Change{{field, text(have), text(want), have > 0 && (want == 0 || want > have)}}
+}
+
+func count[N int | int32 | int64](n N) string { return strconv.FormatInt(int64(n), 10) }
+
+// compare returns all differences of a stream, and those that matter to a bucket.
+func compare(have, want jetstream.StreamConfig) (stream, bucket []Change) {
+	bucket = append(bucket, limit("max_age", have.MaxAge, want.MaxAge, time.Duration.String)...)
+	if have.Replicas != want.Replicas {
+		bucket = append(bucket, Change{"replicas", count(have.Replicas), count(want.Replicas), want.Replicas > have.Replicas})
+	}
+	stream = append(stream, bucket...)
+	stream = append(stream, limit("max_bytes", have.MaxBytes, want.MaxBytes, count)...)
+	stream = append(stream, limit("max_msg_size", have.MaxMsgSize, want.MaxMsgSize, count)...)
+	if have.Duplicates != want.Duplicates {
+		stream = append(stream, Change{"duplicate_window", have.Duplicates.String(), want.Duplicates.String(), want.Duplicates > have.Duplicates})
+	}
+	gone := slices.DeleteFunc(slices.Clone(have.Subjects), func(s string) bool { return slices.Contains(want.Subjects, s) })
+	added := slices.DeleteFunc(slices.Clone(want.Subjects), func(s string) bool { return slices.Contains(have.Subjects, s) })
+	if len(gone)+len(added) > 0 {
+		stream = append(stream, Change{"subjects", strings.Join(have.Subjects, " "), strings.Join(want.Subjects, " "), len(gone) == 0})
+	}
+	for _, f := range []struct {
+		name       string
+		have, want bool
+	}{
+		{"allow_direct", have.AllowDirect, want.AllowDirect},
+		{"allow_atomic", have.AllowAtomicPublish, want.AllowAtomicPublish},
+		{"allow_msg_schedules", have.AllowMsgSchedules, want.AllowMsgSchedules},
+		{"allow_rollup_hdrs", have.AllowRollup, want.AllowRollup},
+	} {
+		if f.have != f.want {
+			stream = append(stream, Change{f.name, strconv.FormatBool(f.have), strconv.FormatBool(f.want), f.want})
+		}
+	}
+	for _, f := range []struct{ name, have, want string }{
+		{"retention", have.Retention.String(), want.Retention.String()},
+		{"storage", have.Storage.String(), want.Storage.String()},
+		{"discard", have.Discard.String(), want.Discard.String()},
+	} {
+		if f.have != f.want {
+			stream = append(stream, Change{f.name, f.have, f.want, false})
+		}
+	}
+	return stream, bucket
+}
+
+// loosen makes the loosening changes in cfg and returns them.
+func loosen(cfg *jetstream.StreamConfig, want jetstream.StreamConfig) []Change {
+	all, _ := compare(*cfg, want)
+	changes := slices.DeleteFunc(all, func(c Change) bool { return !c.Loosens })
+	for _, c := range changes {
+		switch c.Field {
+		case "max_age":
+			cfg.MaxAge = want.MaxAge
+		case "replicas":
+			cfg.Replicas = want.Replicas
+		case "max_bytes":
+			cfg.MaxBytes = max(want.MaxBytes, 0)
+			if cfg.MaxBytes == 0 {
+				cfg.MaxBytes = -1
+			}
+		case "max_msg_size":
+			cfg.MaxMsgSize = want.MaxMsgSize
+			if cfg.MaxMsgSize == 0 {
+				cfg.MaxMsgSize = -1
+			}
+		case "duplicate_window":
+			cfg.Duplicates = want.Duplicates
+		case "subjects":
+			cfg.Subjects = want.Subjects
+		case "allow_direct":
+			cfg.AllowDirect = true
+		case "allow_atomic":
+			cfg.AllowAtomicPublish = true
+		case "allow_msg_schedules":
+			cfg.AllowMsgSchedules = true
+		case "allow_rollup_hdrs":
+			cfg.AllowRollup = true
+		}
+	}
+	if cfg.MaxAge > 0 && cfg.Duplicates > cfg.MaxAge {
+		cfg.Duplicates = cfg.MaxAge
+	}
+	return changes
+}
+
+// granted completes limits with the disk that the broker grants the account, where it names it.
+func (b *Bus) granted(ctx context.Context, l Limits) (Limits, error) {
+	if l.StoreMaxBytes > 0 {
+		return l, nil
+	}
+	_, limit, err := b.Storage(ctx)
+	l.StoreMaxBytes = limit
+	return l, err
+}
+
+// RetriesLimit returns how many bytes RETRIES may hold before no first attempts are made; 0: no limit. It
+// waits for the broker.
+func (b *Bus) RetriesLimit(ctx context.Context, l Limits) (n int64, err error) {
+	err = b.insist(ctx, "disk of the account", func(ctx context.Context) error {
+		l, err := b.granted(ctx, l)
+		n = l.maxBytes(Retries)
+		return err
+	})
+	return n, err
+}

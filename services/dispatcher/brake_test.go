@@ -1,0 +1,51 @@
+package dispatcher
+
+import (
+	"testing"
+	"time"
+
+	"gancho/pkg/event"
+	"gancho/pkg/notification"
+	"gancho/pkg/webhook"
+)
+
+// retry schedules a retry of notification number i and returns it.
+func (r *rig) retry(w *webhook.Webhook, i string, at time.Time) *notification.Notification {
+	r.t.Helper()
+	eventID := event.ID(w.Account, "crm_deal_created", i)
+	n := &notification.Notification{
+		Account: w.Account, ID: event.NotificationID(eventID, w.UUID), WebhookID: w.ID, EventID: eventID, EventName: "crm_deal_created",
+		EventTime: time.Now(), Send: 1, Hop: 1, AttemptsDone: 1, Body: []byte("{}"),
+	}
+	if err := r.bus.ScheduleRetry(r.t.Context(), n, at); err != nil {
+		r.t.Fatal(err)
+	}
+	return n
+}
+
+// TestFullRetriesStopFirstAttempts starts with more on RETRIES than it may hold: retries are made, first
+// attempts are not, until it has shrunk.
+func TestFullRetriesStopFirstAttempts(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(c *Config) { c.Limits.RetriesMaxBytes = 1 })
+	rc := newReceiver(t, ok)
+	w := r.webhook(rc.URL, nil)
+	waiting := r.retry(w, "waiting", time.Now().Add(time.Hour))
+	r.start()
+	first := r.notify(w, 1)
+	for _, i := range []string{"a", "b"} { // each comes after a pull request's time
+		due := r.retry(w, i, time.Now())
+		r.state(due.ID, notification.Delivered)
+	}
+	if got := rc.attempts(first); len(got) > 0 {
+		t.Errorf("a first attempt was made: %v", got)
+	}
+	x, err := r.bus.Scheduled(t.Context(), "acme", waiting.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.bus.Remove(t.Context(), x); err != nil {
+		t.Fatal(err)
+	}
+	r.state(first, notification.Delivered)
+}

@@ -1,0 +1,179 @@
+package gancho
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/service"
+)
+
+// manifestFile lists what a backup has. It is written last: a backup without one is not complete.
+const manifestFile = "manifest.json"
+
+// manifest of a backup.
+type manifest struct {
+	Format  int        `json:"format"` // 1
+	At      time.Time  `json:"at"`
+	Version string     `json:"version"` // of the program that made it
+	Streams []backedUp `json:"streams"`
+}
+
+// backedUp is one stream of a backup.
+type backedUp struct {
+	Name     string       `json:"name"`
+	File     string       `json:"file"`
+	SHA256   string       `json:"sha256"`
+	Bytes    int64        `json:"bytes"`
+	Messages uint64       `json:"messages"`
+	Snapshot bus.Snapshot `json:"snapshot"`
+}
+
+// Backup copies every stream and bucket, with consumers, into a directory that is new or empty. It can run
+// while the services do: see bus.Snapshots for the order. The files hold customers' data and sealed secrets;
+// the encryption key is not among them.
+func Backup(environ []string, dir string, stdout, stderr io.Writer) int {
+	return withBroker(environ, stderr, func(ctx context.Context, b *bus.Bus, _ brokerConfig) (int, error) {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return 0, fmt.Errorf("make the folder of the backup: %w", err)
+		}
+		if there, err := os.ReadDir(dir); err != nil || len(there) > 0 {
+			return 0, errors.Join(err, fmt.Errorf("%s is not empty; give a new folder for each backup", dir))
+		}
+		m := manifest{Format: 1, At: time.Now().UTC(), Version: service.Version}
+		for _, name := range bus.Snapshots() {
+			s, err := backupStream(ctx, b, dir, name)
+			if errors.Is(err, bus.ErrNotFound) {
+				fmt.Fprintf(stdout, "%-22s does not exist\n", name)
+				continue
+			}
+			if err != nil {
+				return 0, err
+			}
+			fmt.Fprintf(stdout, "%-22s %d messages, %s\n", name, s.Messages, bytesText(uint64(s.Bytes))) //nolint:gosec // a size
+			m.Streams = append(m.Streams, *s)
+		}
+		if len(m.Streams) == 0 {
+			return 0, errors.New("the broker has no stream of Gancho; is NATS_URL the right one?")
+		}
+		body, err := json.MarshalIndent(m, "", "  ")
+		if err != nil {
+			return 0, err
+		}
+		if err := os.WriteFile(filepath.Join(dir, manifestFile), append(body, '\n'), 0o600); err != nil {
+			return 0, fmt.Errorf("write the backup: %w", err)
+		}
+		fmt.Fprintln(stdout, "Backed up. Keep the encryption key (ENCRYPTION_KEY_FILE) too, somewhere else.")
+		return service.ExitOK, nil
+	})
+}
+
+func backupStream(ctx context.Context, b *bus.Bus, dir, name string) (*backedUp, error) {
+	s := &backedUp{Name: name, File: name + ".snapshot"}
+	path := filepath.Join(dir, s.File)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // below the folder that was asked for
+	if err != nil {
+		return nil, fmt.Errorf("write the backup: %w", err)
+	}
+	defer f.Close() //nolint:errcheck // Sync below tells
+	sum := sha256.New()
+	if s.Snapshot, err = b.Backup(ctx, name, io.MultiWriter(f, sum)); err != nil {
+		return nil, errors.Join(err, os.Remove(path))
+	}
+	if err := f.Sync(); err != nil {
+		return nil, fmt.Errorf("write the backup: %w", err)
+	}
+	if s.Bytes, err = f.Seek(0, io.SeekCurrent); err != nil {
+		return nil, fmt.Errorf("write the backup: %w", err)
+	}
+	s.SHA256, s.Messages = hex.EncodeToString(sum.Sum(nil)), s.Snapshot.Messages()
+	return s, nil
+}
+
+// Restore makes streams and buckets from a backup. It refuses a broker that holds anything of Gancho, and
+// checks every file before it begins. Services must not run meanwhile.
+func Restore(environ []string, dir string, stdout, stderr io.Writer) int {
+	return withBroker(environ, stderr, func(ctx context.Context, b *bus.Bus, cfg brokerConfig) (int, error) {
+		m, err := readManifest(dir)
+		if err != nil {
+			return 0, err
+		}
+		var full []string
+		for _, name := range bus.Snapshots() {
+			empty, err := b.Empty(ctx, name)
+			if err != nil {
+				return 0, err
+			}
+			if !empty {
+				full = append(full, name)
+			}
+		}
+		if len(full) > 0 {
+			return 0, fmt.Errorf("the broker holds messages already (%s); restore into an empty one, with no service running", strings.Join(full, ", "))
+		}
+		for _, s := range m.Streams {
+			if err := restoreStream(ctx, b, dir, s); err != nil {
+				return 0, err
+			}
+			fmt.Fprintf(stdout, "%-22s %d messages\n", s.Name, s.Messages)
+		}
+		if _, err := b.Apply(ctx, cfg.Limits); err != nil { // what a backup leaves out, or did not have yet
+			return 0, err
+		}
+		fmt.Fprintf(stdout, "Restored as of %s. Start the services with the same encryption key, then run gancho doctor.\n", m.At.Format(time.RFC3339))
+		return service.ExitOK, nil
+	})
+}
+
+// readManifest reads the backup's manifest and checks its files.
+func readManifest(dir string) (*manifest, error) {
+	body, err := os.ReadFile(filepath.Join(dir, manifestFile)) //nolint:gosec // what was asked for
+	if err != nil {
+		return nil, fmt.Errorf("this is no complete backup: %w", err)
+	}
+	var m manifest
+	if err := json.Unmarshal(body, &m); err != nil {
+		return nil, fmt.Errorf("read %s: %w", manifestFile, err)
+	}
+	if m.Format != 1 {
+		return nil, fmt.Errorf("the backup has format %d, this program reads 1", m.Format)
+	}
+	known := bus.Snapshots()
+	for _, s := range m.Streams {
+		if !slices.Contains(known, s.Name) || s.File != s.Name+".snapshot" {
+			return nil, fmt.Errorf("the backup names %q, which is no stream of Gancho", s.Name)
+		}
+		f, err := os.Open(filepath.Join(dir, s.File)) //nolint:gosec // a name that was checked
+		if err != nil {
+			return nil, fmt.Errorf("read the backup: %w", err)
+		}
+		sum := sha256.New()
+		_, err = io.Copy(sum, f)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return nil, fmt.Errorf("read the backup: %w", err)
+		}
+		if hex.EncodeToString(sum.Sum(nil)) != s.SHA256 {
+			return nil, fmt.Errorf("%s is not what was backed up: its checksum differs", s.File)
+		}
+	}
+	return &m, nil
+}
+
+func restoreStream(ctx context.Context, b *bus.Bus, dir string, s backedUp) error {
+	f, err := os.Open(filepath.Join(dir, s.File)) //nolint:gosec // a name that was checked
+	if err != nil {
+		return fmt.Errorf("read the backup: %w", err)
+	}
+	defer f.Close() //nolint:errcheck // it is only read
+	return b.Restore(ctx, s.Name, s.Snapshot, f)
+}

@@ -1,0 +1,69 @@
+package gancho
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/service"
+)
+
+// brokerConfig is what the commands read that talk to the broker themselves.
+type brokerConfig struct {
+	Bus    bus.Config
+	Limits bus.Limits
+}
+
+// brokerUser names the connection and its inbox. The rights that these commands need are the operator's.
+const brokerUser = "operator"
+
+// patience is how long a command waits for the broker.
+const patience = 10 * time.Second
+
+// withBroker runs f with a connection, and returns the exit code.
+func withBroker(environ []string, stderr io.Writer, f func(ctx context.Context, b *bus.Bus, cfg brokerConfig) (int, error)) int {
+	var cfg brokerConfig
+	if problems := service.Load(&cfg, environ); len(problems) > 0 {
+		return refuse(stderr, problems)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	b, err := bus.Connect(cfg.Bus, brokerUser, zap.NewNop(), prometheus.NewRegistry())
+	if err != nil {
+		return refuse(stderr, []string{err.Error()})
+	}
+	defer b.Close()
+	for deadline := time.Now().Add(patience); b.State() != ""; {
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			fmt.Fprintln(stderr, "gancho: no broker answers at NATS_URL; is it running, and are user and password right?")
+			return service.ExitError
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+	code, err := f(ctx, b, cfg)
+	if err != nil {
+		fmt.Fprintln(stderr, "gancho:", err)
+		return service.ExitError
+	}
+	return code
+}
+
+// bytesText shows a size to people.
+func bytesText(n uint64) string {
+	const unit = 1024
+	if n < unit {
+		return fmt.Sprintf("%d B", n)
+	}
+	v, prefix := float64(n), -1
+	for v >= unit && prefix < 4 {
+		v, prefix = v/unit, prefix+1
+	}
+	return fmt.Sprintf("%.1f %ciB", v, "KMGTP"[prefix])
+}

@@ -1,0 +1,178 @@
+package gancho
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/bus/bustest"
+	"gancho/pkg/event"
+	"gancho/pkg/notification"
+)
+
+// command is one of the commands that talk to the broker, with what it printed.
+type command struct {
+	code     int
+	out, err string
+}
+
+func runCommand(s *bustest.Server, f func(environ []string, stdout, stderr *strings.Builder) int, env ...string) command {
+	var stdout, stderr strings.Builder
+	code := f(append(env, "NATS_URL="+s.URL()), &stdout, &stderr)
+	return command{code, stdout.String(), stderr.String()}
+}
+
+func doctor(s *bustest.Server) command {
+	return runCommand(s, func(e []string, o, x *strings.Builder) int { return Doctor(e, false, o, x) })
+}
+
+func topology(s *bustest.Server, apply bool, env ...string) command {
+	return runCommand(s, func(e []string, o, x *strings.Builder) int { return Topology(e, apply, o, x) }, env...)
+}
+
+func backup(s *bustest.Server, dir string) command {
+	return runCommand(s, func(e []string, o, x *strings.Builder) int { return Backup(e, dir, o, x) })
+}
+
+func restore(s *bustest.Server, dir string) command {
+	return runCommand(s, func(e []string, o, x *strings.Builder) int { return Restore(e, dir, o, x) })
+}
+
+func (c command) want(t *testing.T, code int, patterns ...string) {
+	t.Helper()
+	if c.code != code {
+		t.Errorf("exit %d, want %d\n%s%s", c.code, code, c.out, c.err)
+	}
+	for _, p := range patterns {
+		if !regexp.MustCompile(p).MatchString(c.out + c.err) {
+			t.Errorf("%q is missing in\n%s%s", p, c.out, c.err)
+		}
+	}
+}
+
+// notify stores n notifications and settles them: the first is lost, the others are recorded as delivered.
+func notify(t *testing.T, b *bus.Bus, n int, lose bool) {
+	t.Helper()
+	first, err := b.First(t.Context(), time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var last uint64
+	for i := range n {
+		hook := uuid.New()
+		id := event.ID("acme", "crm_deal_created", hook.String())
+		m := &notification.Notification{
+			Account: "acme", ID: event.NotificationID(id, hook), WebhookID: hook.String(), EventID: id, EventName: "crm_deal_created",
+			EventTime: time.Now().Add(-time.Hour), Send: 1, Body: []byte("{}"),
+		}
+		if err := b.Notify(m).Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for got := 0; got == 0; {
+			got, err = first.Pull(t.Context(), 1, func(d *bus.Delivery) {
+				if i > 0 || !lose {
+					_, err := b.Record(t.Context(), &notification.Record{
+						Kind: notification.KindAttempt, At: time.Now(), Account: "acme", NotificationID: m.ID, WebhookID: m.WebhookID, Send: 1, State: notification.Delivered,
+					})
+					if err != nil {
+						t.Error(err)
+					}
+				}
+				last = d.Sequence
+				d.Ack()
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for acked := uint64(0); acked < last; {
+		if acked, err = b.FirstAcked(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestDoctor(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	doctor(s).want(t, 1, `missing on the broker: .*NOTIFICATIONS`, `gancho topology --apply`)
+	b := s.Topology(bustest.Limits())
+	notify(t, b, 3, false)
+	doctor(s).want(t, 0, `matched +3`, `delivered +3`, `unaccounted +0`, `The books balance`, `nobody has kept the books yet`)
+}
+
+func TestDoctorFindsALostNotification(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	b := s.Topology(bustest.Limits())
+	notify(t, b, 3, true)
+	var got command
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); { // it does not judge what changed a moment ago
+		if got = doctor(s); got.code != 0 {
+			break
+		}
+	}
+	got.want(t, 1, `matched +3`, `delivered +2`, `pending +0`, `unaccounted +1`, `account acme: 1 unaccounted`, `stuck: notification [0-9a-f-]{36}`, `PROBLEM`)
+}
+
+func TestTopologyCommand(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	topology(s, false).want(t, 1, `stream +NOTIFICATIONS +publisher .*missing`)
+	topology(s, true).want(t, 0, `created stream RETRIES`)
+	topology(s, false).want(t, 0, `stream +NOTIFICATIONS +publisher +0 +0 B +ok`, `consumer +RETRIES > dispatcher-retries .*its service makes it`)
+	topology(s, false, "EVENTS_MAX_AGE=336h").want(t, 1, `max_age 168h0m0s -> 336h0m0s \(--apply\)`)
+	topology(s, true, "EVENTS_MAX_AGE=336h").want(t, 0, `stream CRM_EVENTS: max_age 168h0m0s -> 336h0m0s`)
+	topology(s, true, "EVENTS_MAX_AGE=24h").want(t, 1, `nothing to create or loosen`, `Not applied`, `max_age is 336h0m0s, expected 24h0m0s`)
+	topology(s, true, "EVENTS_MAX_AGE=soon").want(t, 2, `EVENTS_MAX_AGE`)
+}
+
+func TestBackupAndRestore(t *testing.T) {
+	t.Parallel()
+	from, to := bustest.Start(t), bustest.Start(t)
+	dir := filepath.Join(t.TempDir(), "backup")
+	backup(from, dir).want(t, 1, `no stream of Gancho`)
+	_ = os.RemoveAll(dir)
+	b := from.Topology(bustest.Limits())
+	notify(t, b, 5, false)
+	backup(from, dir).want(t, 0, `NOTIFICATIONS +5 messages`, `ATTEMPTS +5 messages`, `encryption key`)
+	backup(from, dir).want(t, 1, `is not empty`)
+	restore(from, dir).want(t, 1, `holds messages already \(.*ATTEMPTS`)
+
+	// A damaged file is refused before anything is restored.
+	path := filepath.Join(dir, "ATTEMPTS.snapshot")
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	damaged := append([]byte{}, whole...)
+	damaged[len(damaged)/2] ^= 1
+	for _, content := range [][]byte{damaged, whole[:len(whole)-1]} {
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		restore(to, dir).want(t, 1, `ATTEMPTS.snapshot is not what was backed up`)
+	}
+	if err := os.WriteFile(path, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	restore(to, dir).want(t, 0, `ATTEMPTS +5 messages`, `Restored as of`)
+	doctor(to).want(t, 0, `matched +5`, `delivered +5`, `The books balance`)
+	restore(to, dir).want(t, 1, `holds messages already`)
+	restore(to, t.TempDir()).want(t, 1, `no complete backup`)
+}
+
+func TestNoBroker(t *testing.T) {
+	t.Parallel()
+	var out, problem strings.Builder
+	if code := Doctor([]string{"NATS_URL=http://127.0.0.1:4222"}, false, &out, &problem); code != 2 || !strings.Contains(problem.String(), "NATS_URL") {
+		t.Errorf("exit %d, %s", code, problem.String())
+	}
+}

@@ -1,0 +1,232 @@
+package gancho
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"go.uber.org/zap"
+
+	"gancho/pkg/books"
+	"gancho/pkg/bus"
+	"gancho/pkg/notification"
+	"gancho/pkg/service"
+)
+
+// late is how long something may wait before the doctor asks why.
+const late = time.Minute
+
+// diagnosis is what the doctor finds.
+type diagnosis struct {
+	*books.Report
+
+	Kept     *books.Report `json:"kept,omitempty"` // by a suspension-monitor; nil when none ever did
+	Balanced bool          `json:"balanced"`
+	Findings []finding     `json:"findings"`
+}
+
+// finding is one thing that is not as it should be. Only a serious one makes the exit code 1.
+type finding struct {
+	Serious bool   `json:"serious"`
+	What    string `json:"what"`
+	Advice  string `json:"advice"`
+}
+
+// Doctor audits the books itself, whether a suspension-monitor keeps them or not, and says what is stuck and
+// what to do about it. It changes nothing. asJSON shows it to programs. The exit code is 1 when the books do
+// not balance.
+func Doctor(environ []string, asJSON bool, stdout, stderr io.Writer) int {
+	return withBroker(environ, stderr, func(ctx context.Context, b *bus.Bus, cfg brokerConfig) (int, error) {
+		d, err := examine(ctx, b, cfg.Limits)
+		if err != nil {
+			return 0, err
+		}
+		if asJSON {
+			enc := json.NewEncoder(stdout)
+			enc.SetIndent("", "  ")
+			err = enc.Encode(d)
+		} else {
+			err = d.print(stdout)
+		}
+		for _, f := range d.Findings {
+			if f.Serious {
+				return service.ExitError, err
+			}
+		}
+		return service.ExitOK, err
+	})
+}
+
+// betweenAudits is the pause between two audits: what only the second one misses was under way.
+const betweenAudits = time.Second
+
+// examine finds out how things are.
+func examine(ctx context.Context, b *bus.Bus, l bus.Limits) (*diagnosis, error) {
+	d := &diagnosis{}
+	parts, err := b.Topology(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	var missing []string
+	state := map[string]bus.Part{}
+	for _, p := range parts {
+		state[p.Name] = p
+		if !p.Exists && p.Kind != bus.KindConsumer {
+			missing = append(missing, p.Name)
+		}
+	}
+	if len(missing) > 0 {
+		d.Report = &books.Report{At: time.Now().UTC()}
+		d.find(true, "missing on the broker: "+strings.Join(missing, ", "),
+			"Start the services that own them (gancho topology shows which), or create them with gancho topology --apply.")
+		return d, nil
+	}
+	bucket, err := b.Bucket(ctx, bus.BucketBooks)
+	if err != nil {
+		return nil, err
+	}
+	if d.Kept, err = books.ReadReport(ctx, bucket); err != nil && !errors.Is(err, bus.ErrNotFound) {
+		return nil, err
+	}
+	x := books.New(b, books.ReaderDoctor, zap.NewNop())
+	defer func() { x.Close(context.WithoutCancel(ctx)) }()
+	if _, _, err := x.Load(ctx, bucket); err != nil {
+		return nil, err
+	}
+	if _, _, err := x.Audit(ctx); err != nil {
+		return nil, err
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(betweenAudits):
+	}
+	if d.Report, _, err = x.Audit(ctx); err != nil {
+		return nil, err
+	}
+	d.Balanced = d.Report.Balanced()
+	d.judge(state)
+	return d, d.findForgotten(ctx, b)
+}
+
+func (d *diagnosis) find(serious bool, what, advice string) {
+	d.Findings = append(d.Findings, finding{serious, what, advice})
+}
+
+// judge says what of the numbers is not as it should be.
+func (d *diagnosis) judge(state map[string]bus.Part) {
+	r := d.Report
+	age := func(t time.Time) time.Duration { return r.At.Sub(t).Round(time.Second) }
+	switch {
+	case d.Kept == nil:
+		d.find(false, "nobody has kept the books yet", "Is a suspension-monitor running? It finds lost notifications and puts them right.")
+	case age(d.Kept.At) > late:
+		d.find(false, fmt.Sprintf("nobody has kept the books for %v", age(d.Kept.At)), "Is a suspension-monitor running, and does its log say why it cannot?")
+	}
+	if r.Unaccounted > 0 {
+		d.find(true, fmt.Sprintf("%d notifications are unaccounted for: nothing carries them", r.Unaccounted),
+			"The suspension-monitor schedules them anew within a minute. If they stay, look for \"cannot be put right\" in its log.")
+	} else if !d.Balanced {
+		d.find(true, "the counts do not add up", "This is a fault of Gancho. Keep a backup (gancho backup) and report it.")
+	}
+	if n := state[bus.ConsumerFirst].Messages; !r.OldestPending.IsZero() && age(r.OldestPending) > late {
+		d.find(false, fmt.Sprintf("the oldest notification without an attempt has waited for %v (%d wait)", age(r.OldestPending), n),
+			"Is a dispatcher running and ready? Is gancho_first_attempts_paused 1? Otherwise add dispatchers or raise MAX_IN_FLIGHT.")
+	}
+	if !r.MostOverdue.IsZero() && age(r.MostOverdue) > late {
+		d.find(false, fmt.Sprintf("the most overdue retry is %v late", age(r.MostOverdue)), "Is a dispatcher running and ready?")
+	}
+	if n := state[bus.ConsumerPublisher].Messages; n > 10_000 {
+		d.find(false, fmt.Sprintf("%d events wait for the publisher", n), "Is a publisher running and ready? Is NOTIFICATIONS full (gancho topology)?")
+	}
+	if r.Orphans > 0 {
+		d.find(false, fmt.Sprintf("%d retries are scheduled for notifications that ended", r.Orphans), "The suspension-monitor removes them.")
+	}
+	if n := r.Counts.Unread; n > 0 {
+		d.find(false, fmt.Sprintf("%d messages were removed before the books read them and left no record", n),
+			"They are events that came again, or were lost while no suspension-monitor ran. Replay that time if in doubt.")
+	}
+	if n := state[bus.Quarantine].Messages; n > 0 {
+		d.find(false, fmt.Sprintf("%d messages are in QUARANTINE", n), "Their headers Gancho-Reason and Gancho-Detail say why; nats stream view QUARANTINE shows them.")
+	}
+}
+
+// findForgotten finds what is parked although its URL is active.
+func (d *diagnosis) findForgotten(ctx context.Context, b *bus.Bus) error {
+	suspensions, err := b.Bucket(ctx, bus.BucketSuspensions)
+	if err != nil {
+		return err
+	}
+	keys, err := suspensions.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	backlogs, err := b.Backlogs(ctx, "")
+	if err != nil {
+		return err
+	}
+	for _, x := range backlogs {
+		if x.Lane == bus.LaneDisabled || slices.Contains(keys, x.Account+"."+x.Lane) {
+			continue
+		}
+		oldest, err := b.OldestParked(ctx, x.Account, x.Lane, x.WebhookID)
+		if errors.Is(err, bus.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if since := time.Since(oldest).Round(time.Second); since > late {
+			d.find(false, fmt.Sprintf("%d notifications of webhook %s (account %s) are parked although its URL is not suspended, the oldest for %v", x.Messages, x.WebhookID, x.Account, since),
+				"A slow receiver takes its time. If their number does not go down: is a dispatcher running and ready?")
+		}
+	}
+	return nil
+}
+
+func (d *diagnosis) print(out io.Writer) error {
+	r := d.Report
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	for _, line := range []struct {
+		name string
+		n    uint64
+	}{
+		{"matched", r.Counts.Matched},
+		{string(notification.Delivered), r.Counts.Delivered},
+		{string(notification.PermanentlyFailed), r.Counts.PermanentlyFailed},
+		{string(notification.Cancelled), r.Counts.Cancelled},
+		{string(notification.Pending), r.Open[notification.Pending]},
+		{string(notification.Retrying), r.Open[notification.Retrying]},
+		{string(notification.Parked), r.Open[notification.Parked]},
+		{"unaccounted", r.Unaccounted},
+	} {
+		fmt.Fprintf(w, "%s\t%d\t\n", line.name, line.n)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, a := range r.Accounts {
+		fmt.Fprintf(out, "account %s: %d unaccounted\n", a.ID, a.Unaccounted)
+	}
+	for _, s := range r.Stuck {
+		fmt.Fprintf(out, "stuck: notification %s of webhook %s, account %s: send %d, %s since %s\n",
+			s.NotificationID, s.WebhookID, s.Account, s.Send, s.State, s.Since.Format(time.RFC3339))
+	}
+	for _, f := range d.Findings {
+		mark := "note"
+		if f.Serious {
+			mark = "PROBLEM"
+		}
+		fmt.Fprintf(out, "\n%s: %s\n  %s\n", mark, f.What, f.Advice)
+	}
+	if d.Balanced {
+		fmt.Fprintln(out, "\nThe books balance.")
+	}
+	return nil
+}

@@ -1,0 +1,78 @@
+package cli
+
+type doctorCmd struct {
+	Output string `short:"o" enum:"table,json" default:"table" help:"table for people, json for programs."`
+}
+
+// Help has more about the command.
+func (doctorCmd) Help() string {
+	return `It connects to the broker at NATS_URL, audits the books itself, and names what is stuck and what to do. It changes nothing. Exit code 1 says that the books do not balance.
+
+Example:
+
+	NATS_URL=nats://operator:secret@127.0.0.1:4222 gancho doctor`
+}
+
+// Run runs the command.
+func (c doctorCmd) Run(a *app) error {
+	a.code = a.Doctor(a.Environ, c.Output == "json", a.Stdout, a.Stderr)
+	return nil
+}
+
+type topologyCmd struct {
+	Apply bool `help:"Create what is missing and loosen limits. Nothing that could drop messages is done."`
+}
+
+// Help has more about the command.
+func (topologyCmd) Help() string {
+	return `It connects to the broker at NATS_URL and compares its streams, buckets and consumers with what the services would create with this environment. Exit code 1 says that something is missing or differs.
+
+Examples:
+
+	gancho topology
+	EVENTS_MAX_AGE=336h gancho topology --apply`
+}
+
+// Run runs the command.
+func (c topologyCmd) Run(a *app) error {
+	a.code = a.Topology(a.Environ, c.Apply, a.Stdout, a.Stderr)
+	return nil
+}
+
+type backupCmd struct {
+	Dir string `arg:"" placeholder:"DIR" help:"New or empty folder."`
+}
+
+// Help has more about the command.
+func (backupCmd) Help() string {
+	return `It copies every stream and bucket of the broker at NATS_URL, with what consumers have settled. The services may run. The encryption key is not part of it: keep that elsewhere.
+
+Example:
+
+	gancho backup ./backup-$(date +%F)`
+}
+
+// Run runs the command.
+func (c backupCmd) Run(a *app) error {
+	a.code = a.Backup(a.Environ, c.Dir, a.Stdout, a.Stderr)
+	return nil
+}
+
+type restoreCmd struct {
+	Dir string `arg:"" placeholder:"DIR" help:"Folder of a backup."`
+}
+
+// Help has more about the command.
+func (restoreCmd) Help() string {
+	return `It makes the streams and buckets of a backup on the broker at NATS_URL, which must hold none that has messages. Stop all services before.
+
+Example:
+
+	gancho restore ./backup-2026-01-31`
+}
+
+// Run runs the command.
+func (c restoreCmd) Run(a *app) error {
+	a.code = a.Restore(a.Environ, c.Dir, a.Stdout, a.Stderr)
+	return nil
+}
