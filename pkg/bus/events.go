@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
@@ -180,5 +179,5 @@ func (b *Bus) EventAt(ctx context.Context, sequence uint64) (event.Message, time
 	if err != nil {
 		return event.Message{}, time.Time{}, err
 	}
-	return event.Message{Subject: raw.Subject, Header: nats.Header(raw.Header).Get, Body: raw.Data, Sequence: raw.Sequence}, raw.Time, nil
+	return event.Message{Subject: raw.Subject, Header: raw.Header.Get, Body: raw.Data, Sequence: raw.Sequence}, raw.Time, nil
 }

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
@@ -147,7 +146,7 @@ func (b *Bus) readNotification(ctx context.Context, stream, subject string) (*no
 	if err != nil {
 		return nil, err
 	}
-	n, err := decode(nats.Header(raw.Header), raw.Data)
+	n, err := decode(raw.Header, raw.Data)
 	if err != nil {
 		return nil, fmt.Errorf("read from %s: %w", stream, err)
 	}
@@ -199,7 +198,7 @@ func (b *Bus) ExhaustedAt(ctx context.Context, sequence uint64) (*Exhausted, err
 	if err != nil {
 		return nil, err
 	}
-	n, err := decode(nats.Header(raw.Header), raw.Data)
+	n, err := decode(raw.Header, raw.Data)
 	if err != nil {
 		return nil, fmt.Errorf("read RETRIES message %s: %w", strconv.FormatUint(sequence, 10), err)
 	}
@@ -239,7 +238,7 @@ func (b *Bus) LeftBehind(ctx context.Context, retries *Puller) iter.Seq2[*Exhaus
 				return
 			}
 			next = raw.Sequence + 1
-			n, err := decode(nats.Header(raw.Header), raw.Data)
+			n, err := decode(raw.Header, raw.Data)
 			if err != nil {
 				continue // Pull sets such messages aside
 			}

@@ -79,12 +79,12 @@ func decode(h nats.Header, body []byte) (notification.Notification, error) {
 	n := notification.Notification{
 		Account: get(headerAccount), ID: get(headerNotification), WebhookID: get(headerWebhookID),
 		EventID: get(headerEventID), EventName: get(headerEventName),
-		EventSequence: uint64(number(headerEventSeq, 0, 1<<62)),
+		EventSequence: uint64(number(headerEventSeq, 0, 1<<62)), //nolint:gosec // not negative, number sees to it
 		EventTime:     time.UnixMilli(number(headerEventTime, 0, 1<<52)),
 		Send:          int(number(headerSend, 1, 1<<30)),
 		AttemptsDone:  int(number(headerAttemptsDone, 0, notification.MaxAttempts-1)),
 		Hop:           int(number(headerHop, 0, 1<<30)),
-		Journal:       uint64(number(headerJournal, 0, 1<<62)),
+		Journal:       uint64(number(headerJournal, 0, 1<<62)), //nolint:gosec // as above
 		Replay:        get(headerReplay),
 		Traceparent:   event.Traceparent(get(headerTraceparent)),
 		Body:          body,

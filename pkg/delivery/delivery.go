@@ -198,7 +198,7 @@ func (s *Sender) Send(ctx context.Context, r Request) Outcome {
 	}
 	secrets := echoes(r.AuthKey)
 	if err != nil {
-		if ctx.Err() != nil && context.Cause(inner) != errDeadline {
+		if ctx.Err() != nil && !errors.Is(context.Cause(inner), errDeadline) {
 			o.Canceled, o.Detail = true, "canceled by our own stop; the request may have arrived"
 			return o
 		}
@@ -407,7 +407,7 @@ func (e echo) hideHeader(h http.Header) {
 
 // read reads a body up to its limit and returns the beginning, without echoes of the auth key.
 func (s *Sender) read(body io.Reader, secrets echo) []byte {
-	scratch := s.scratch.Get().(*[scratchBytes]byte)
+	scratch := s.scratch.Get().(*[scratchBytes]byte) //nolint:errcheck // the pool holds nothing else
 	defer s.scratch.Put(scratch)
 	limited := io.LimitedReader{R: body, N: maxBodyBytes}
 

@@ -157,7 +157,7 @@ func (a *attempt) classify(err error, timeout time.Duration) (Reason, string) {
 	}
 	dial, dialing := errors.AsType[*dialError](err)
 	// The dialer ends at the same moment as the attempt and may be noticed first.
-	if context.Cause(a) == errDeadline || !time.Now().Before(a.deadline) {
+	if errors.Is(context.Cause(a), errDeadline) || !time.Now().Before(a.deadline) {
 		return Timeout, a.stage() + " took longer than " + timeout.String()
 	}
 	if failed, ok := errors.AsType[*net.DNSError](err); ok {

@@ -241,21 +241,6 @@ func reset(c net.Conn) {
 	_ = c.Close()
 }
 
-// eventually waits until done, for at most ten seconds.
-func eventually(tb testing.TB, what string, done func() bool) {
-	tb.Helper()
-	deadline := time.After(10 * time.Second)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !done() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			tb.Fatalf("gave up waiting: %s", what)
-		}
-	}
-}
-
 // verdict is an outcome in one word.
 func verdict(o Outcome) string {
 	switch {

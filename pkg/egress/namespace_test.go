@@ -125,7 +125,7 @@ func dialEverywhere() error {
 		all = append(all, fmt.Errorf("reached without being dialled: %v", left))
 	}
 	if len(all) == 0 {
-		fmt.Printf("%d dials: every public address was reached, no other\n", dials)
+		fmt.Fprintf(os.Stdout, "%d dials: every public address was reached, no other\n", dials)
 	}
 	return errors.Join(all...)
 }
@@ -139,7 +139,7 @@ func dialOne(p *Policy, a netip.Addr, port string, reached *addresses) error {
 	}
 	if !oracle(a) {
 		if _, ok := errors.AsType[*Blocked](err); !ok {
-			return fmt.Errorf("%s: %v, want it blocked", a, err)
+			return fmt.Errorf("%s: want it blocked, got: %w", a, err)
 		}
 		if reached.take(a.String()) {
 			return fmt.Errorf("%s was reached", a)

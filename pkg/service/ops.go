@@ -134,7 +134,8 @@ func Healthcheck(addr string, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "OPS_ADDR:", err)
 		return ExitConfig
 	}
-	resp, err := http.DefaultClient.Do(req)
+	client := http.Client{Timeout: 3 * time.Second}
+	resp, err := client.Do(req)
 	if err != nil {
 		fmt.Fprintln(stderr, "not reachable:", err)
 		return ExitError

@@ -140,7 +140,7 @@ func Main[C any](name string, common func(*C) *Config, run func(context.Context,
 		case "healthcheck":
 			return Healthcheck(common(&cfg).OpsAddr, os.Stderr)
 		case "version":
-			fmt.Println(name, Version)
+			fmt.Fprintln(os.Stdout, name, Version)
 			return ExitOK
 		default:
 			fmt.Fprintf(os.Stderr, "%s: unknown argument %q; use none, healthcheck or version\n", name, os.Args[1])

@@ -73,9 +73,11 @@ type State string
 const (
 	// Active URLs have no flag. The word appears only in the Flag of an AtRisk
 	// transition.
-	Active    State = "active"
+	Active State = "active"
+	// Suspended URLs get no request.
 	Suspended State = "suspended"
-	Probing   State = "probing"
+	// Probing: one request is on its way to find out.
+	Probing State = "probing"
 )
 
 // Reasons of a suspension.
@@ -141,6 +143,7 @@ func (f Flag) ProbeDue(now time.Time) bool {
 // An Event is the name of a transition, as it appears in subjects.
 type Event string
 
+// The events.
 const (
 	EventAtRisk    Event = "at_risk"
 	EventSuspended Event = "suspended"

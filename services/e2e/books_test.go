@@ -14,7 +14,7 @@ import (
 // process; false while there is none.
 func (s *system) metric(p *lab.Process, series string) (float64, bool) {
 	s.t.Helper()
-	resp, err := http.Get(s.Ops(p) + "/metrics") //nolint:noctx // a test on loopback
+	resp, err := http.Get(s.Ops(p) + "/metrics")
 	if err != nil {
 		return 0, false
 	}

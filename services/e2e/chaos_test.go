@@ -129,7 +129,7 @@ func TestChaos(t *testing.T) {
 		seed = rand.Uint64()
 	}
 	t.Logf("repeat with -chaos-seed=%d", seed)
-	random := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // faults need no secrecy
+	random := rand.New(rand.NewPCG(seed, 1))
 	s := newSystem(t, "ATTEMPT_TIMEOUT=1s", "SUSPENSION_WINDOW=1m", "SUSPENSION_MIN_FAILURES=15", "SUSPENSION_MIN_SPAN=1s", "SUSPENSION_DURATION=1s", "SUSPENSION_MAX_DURATION=2s")
 	s.AddDispatcher()
 	w := newWitness()

@@ -91,7 +91,7 @@ func TestDeletedStream(t *testing.T) {
 	h := s.register(dealCreated, rc.URL)
 	s.waitAll(ids(dealCreated, h, s.publishMany(1)), "delivered")
 	ready := func(p *lab.Process) bool {
-		resp, err := http.Get(s.Ops(p) + "/readyz") //nolint:noctx,gosec // a test on loopback
+		resp, err := http.Get(s.Ops(p) + "/readyz")
 		if err != nil {
 			return false
 		}

@@ -244,7 +244,8 @@ func (d *demo) request(ctx context.Context, method, path string, body []byte) (*
 	}
 	req.Header.Set("Authorization", "Bearer "+d.token)
 	req.Header.Set("Content-Type", "application/json")
-	return http.DefaultClient.Do(req)
+	client := http.Client{Timeout: 10 * time.Second}
+	return client.Do(req)
 }
 
 // register creates the receiver's webhook through the API.
