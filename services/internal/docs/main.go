@@ -1,5 +1,6 @@
-// Docs writes the parts of the documentation that follow from the code: the table of configuration variables
-// in the README and the page of closed lists of words. Run it from anywhere in the repository:
+// Docs writes the parts of the documentation that follow from the code: the tables of configuration variables
+// and streams, the samples of receivers, and the pages of metrics and of closed lists of words. Run it from
+// anywhere in the repository:
 //
 //	go run ./services/internal/docs
 package main
@@ -49,7 +50,7 @@ type page struct {
 
 // render returns all pages. What is not generated of a page is taken from the file.
 func render(root string) ([]page, error) {
-	table, err := configuration(root)
+	variables, err := configuration(root)
 	if err != nil {
 		return nil, err
 	}
@@ -57,9 +58,13 @@ func render(root string) ([]page, error) {
 	if err != nil {
 		return nil, err
 	}
-	pages := []page{{"deploy/docs/reasons.md", []byte(reasons())}}
+	measured, err := metrics(root)
+	if err != nil {
+		return nil, err
+	}
+	pages := []page{{"deploy/docs/reasons.md", []byte(reasons())}, {"deploy/docs/metrics.md", []byte(measured)}}
 	for path, parts := range map[string]map[string]string{
-		"README.md":                   {"configuration": table},
+		"README.md":                   {"configuration": variables},
 		"deploy/docs/architecture.md": {"streams": streams()},
 		"deploy/docs/delivery.md":     samples,
 	} {
