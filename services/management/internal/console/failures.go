@@ -73,7 +73,9 @@ func (c *Console) failuresPage(v *visit) error {
 // byName are the account's webhooks for a choice.
 func (c *Console) byName(v *visit) []*webhook.Webhook {
 	all := slices.Clone(c.Webhooks.All(v.caller.Account))
-	slices.SortStableFunc(all, func(a, b *webhook.Webhook) int { return strings.Compare(strings.ToLower(a.Name), strings.ToLower(b.Name)) })
+	slices.SortStableFunc(all, func(a, b *webhook.Webhook) int {
+		return strings.Compare(strings.ToLower(a.Name), strings.ToLower(b.Name))
+	})
 	return all
 }
 

@@ -51,6 +51,11 @@ type step struct {
 	Replay string
 }
 
+// Says reports whether the attempt's reason tells more than its status of HTTP does.
+func (s step) Says() bool {
+	return s.Attempt.Reason != nil && (s.Attempt.HTTPStatus == nil || !strings.HasPrefix(*s.Attempt.Reason, "status_"))
+}
+
 // phase is one piece of an attempt's time, for an SVG of 1,000 units.
 type phase struct {
 	Key      string
@@ -198,7 +203,7 @@ func (l language) explain(n *notifications.Notification, flag *suspension.Flag) 
 		if n.AttemptsDone+1 == notification.MaxAttempts {
 			key = "explain.retrying_last"
 		}
-		return text, l.html(key, "number", strconv.Itoa(n.AttemptsDone+1), "at", moment("full", n.NextAttemptAt), "left", moment("left", n.NextAttemptAt))
+		return text, l.html(key, "number", strconv.Itoa(n.AttemptsDone+1), "at", moment("full", n.NextAttemptAt), "left", moment("relative", n.NextAttemptAt))
 	case notification.Parked:
 		return l.explainParked(n, flag, l.html("explain.parked_left", "done", done, "most", most))
 	case notification.Delivered:
@@ -240,7 +245,7 @@ func (l language) explainParked(n *notifications.Notification, flag *suspension.
 	if flag.State == suspension.Probing {
 		return text, l.html("explain.probing_next")
 	}
-	return text, l.html("explain.suspended_next", "until", moment("full", flag.Until), "left", moment("left", flag.Until))
+	return text, l.html("explain.suspended_next", "until", moment("full", flag.Until), "left", moment("relative", flag.Until))
 }
 
 func newest(n *notifications.Notification) *notification.Attempt {

@@ -179,7 +179,7 @@ func dict(pairs ...any) (map[string]any, error) {
 }
 
 // when shows a time: in UTC, until the script puts it into the viewer's zone. The forms: relative ("3 min
-// ago"), full (date and time), clock (time of day) and left (what remains until then).
+// ago"), full (date and time), clock (time of day) and countdown (what remains until then).
 func when(form string, t any) (template.HTML, error) {
 	var at time.Time
 	switch v := t.(type) {
@@ -208,6 +208,9 @@ func moment(form string, t time.Time) template.HTML {
 
 // number writes n with the language's separators.
 func (l language) number(n any) (string, error) {
+	if p, ok := n.(*uint64); ok && p != nil {
+		n = *p
+	}
 	digits := fmt.Sprint(n)
 	for _, r := range digits {
 		if !unicode.IsDigit(r) {
@@ -234,7 +237,10 @@ func (l language) decimal(f float64) string {
 }
 
 func (l language) milliseconds(ms float64) string {
-	if ms < 1000 {
+	switch {
+	case ms < 10:
+		return l.decimal(ms) + " ms"
+	case ms < 1000:
 		return strconv.FormatFloat(ms, 'f', 0, 64) + " ms"
 	}
 	return l.decimal(ms/1000) + " s"
@@ -273,7 +279,15 @@ func (l language) size(n any) (string, error) {
 
 // visible shows what a stranger wrote on one line: control characters, and those that change the direction
 // of writing or cannot be seen, as their code.
-func visible(v any) string { return reveal(fmt.Sprint(v), false) }
+func visible(v any) string {
+	if p, ok := v.(*string); ok {
+		if p == nil {
+			return ""
+		}
+		v = *p
+	}
+	return reveal(fmt.Sprint(v), false)
+}
 
 // visibleBody is visible for a text of several lines.
 func visibleBody(v any) string {

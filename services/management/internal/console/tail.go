@@ -90,7 +90,9 @@ func (c *Console) tailStream(v *visit) error {
 	ends := time.NewTimer(time.Until(v.session.Ends))
 	defer ends.Stop()
 	sent := 0
-	defer func() { v.fields = append(v.fields, zap.Int("attempts_sent", sent), zap.String("end", string(t.End()))) }()
+	defer func() {
+		v.fields = append(v.fields, zap.Int("attempts_sent", sent), zap.String("end", string(t.End())))
+	}()
 	row := c.pages[v.lang]["tail"]
 	for stream.err == nil {
 		select {

@@ -189,6 +189,7 @@ var texts = map[string]text{
 	"col.attempts": {"Attempts", "Tentativas"},
 	"col.attempt":  {"Attempt", "Tentativa"},
 	"col.result":   {"Last result", "Último resultado"},
+	"col.answer":   {"Result", "Resultado"},
 	"col.next":     {"Next attempt", "Próxima tentativa"},
 	"col.webhook":  {"Webhook", "Webhook"},
 	"col.reason":   {"Reason", "Motivo"},

@@ -10,11 +10,13 @@ const $ = (id) => document.getElementById(id);
 
 const full = new Intl.DateTimeFormat(lang, { dateStyle: "medium", timeStyle: "medium" });
 const clock = new Intl.DateTimeFormat(lang, { timeStyle: "medium" });
-const relative = new Intl.RelativeTimeFormat(lang, { numeric: "auto", style: "short" });
+const relative = new Intl.RelativeTimeFormat(lang, { numeric: "always", style: "short" });
+const now = new Intl.RelativeTimeFormat(lang, { numeric: "auto", style: "short" }).format(0, "second");
 const steps = [["second", 60], ["minute", 60], ["hour", 24], ["day", 7], ["week", 4.35], ["month", 12], ["year", Infinity]];
 
 function fromNow(at) {
   let n = (at - Date.now()) / 1000;
+  if (Math.abs(n) < 1) return now;
   for (const [unit, size] of steps) {
     if (Math.abs(n) < size) return relative.format(Math.trunc(n), unit);
     n /= size;
@@ -22,26 +24,35 @@ function fromNow(at) {
   return "";
 }
 
+// countdown is what remains: 4:07, or 1:04:07.
+function countdown(at) {
+  const n = Math.ceil((at - Date.now()) / 1000);
+  if (n <= 0) return now;
+  const two = (x) => String(x).padStart(2, "0");
+  const minutes = Math.floor(n / 60) % 60, hours = Math.floor(n / 3600);
+  return hours ? `${hours}:${two(minutes)}:${two(n % 60)}` : `${minutes}:${two(n % 60)}`;
+}
+
 function showTimes(root) {
   for (const el of root.querySelectorAll("time[data-form]")) {
     const at = new Date(el.dateTime);
     if (isNaN(at)) continue;
     const form = el.dataset.form;
-    const near = form === "relative" || form === "left";
-    const text = near ? fromNow(at) : (form === "clock" ? clock : full).format(at);
+    const text = form === "relative" ? fromNow(at) : form === "countdown" ? countdown(at) : (form === "clock" ? clock : full).format(at);
     if (el.textContent !== text) el.textContent = text;
-    const title = near || form === "clock" ? full.format(at) : fromNow(at);
+    const title = form === "full" ? fromNow(at) : full.format(at);
     if (el.title !== title) el.title = title;
   }
 }
+
+// What the server last sent for each part that refreshes itself.
+const served = new Map();
+for (const part of document.querySelectorAll("[data-live]")) served.set(part.id, part.innerHTML);
 
 showTimes(document);
 setInterval(() => { if (!document.hidden) showTimes(document); }, 1000);
 
 // -- parts that refresh themselves -------------------------------------------
-
-const served = new Map(); // what the server last sent for each part
-for (const part of document.querySelectorAll("[data-live]")) served.set(part.id, null);
 
 function busy(part) {
   const selection = document.getSelection();
@@ -52,7 +63,6 @@ function busy(part) {
 function replacePart(part, fresh) {
   const html = fresh.innerHTML;
   if (served.get(part.id) === html || busy(part)) return;
-  const first = served.get(part.id) === null;
   served.set(part.id, html);
   const open = new Set([...part.querySelectorAll("details[open]")].map((d) => d.id));
   const focus = part.contains(document.activeElement) ? document.activeElement : null;
@@ -63,7 +73,7 @@ function replacePart(part, fresh) {
   showTimes(part);
   if (key) part.querySelector(key)?.focus({ preventScroll: true });
   const after = part.querySelector("[data-announce]")?.textContent;
-  if (!first && after && after !== before) $("announce").textContent = after;
+  if (after && after !== before) $("announce").textContent = after;
 }
 
 async function refresh() {
