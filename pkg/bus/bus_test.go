@@ -190,6 +190,7 @@ func TestForgedMessages(t *testing.T) {
 		"webhook that is no UUID":    set("Gancho-Webhook-Id", "../x"),
 		"event name that is none":    set("Gancho-Event-Name", "deal"),
 		"schema that is no number":   set("Gancho-Schema", "x"),
+		"replay that is no UUID":     set("Gancho-Replay", "x y"),
 		"71 header of 60 KB, no ids": {"X": {string(make([]byte, 60_000))}},
 	}
 	for name, h := range forged {

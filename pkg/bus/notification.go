@@ -100,6 +100,8 @@ func decode(h nats.Header, body []byte) (notification.Notification, error) {
 		return n, fmt.Errorf("header %s is not an account id", headerAccount)
 	case !event.ValidName(n.EventName):
 		return n, fmt.Errorf("header %s is not an event name", headerEventName)
+	case n.Replay != "" && uuid.Validate(n.Replay) != nil:
+		return n, fmt.Errorf("header %s is not a UUID", headerReplay) // it becomes a header of the request
 	case n.ID != event.NotificationID(n.EventID, webhookID):
 		return n, fmt.Errorf("header %s is not the id of this event for this webhook", headerNotification)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/nats-io/nats-server/v2/server"
+	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"gancho/pkg/seal"
@@ -85,8 +87,18 @@ func Serve(environ []string, stdout, stderr io.Writer) int {
 	if len(problems) > 0 {
 		return refuse(stderr, problems)
 	}
+	if host, _, err := net.SplitHostPort(cfg.NATSListen); err == nil && !loopback(host) {
+		shell.Log.Warn("the embedded broker has no passwords and can be reached from other machines: whoever connects may read and write everything; "+
+			"listen on a loopback address, or run a broker of its own", zap.String("nats_listen", cfg.NATSListen))
+	}
 	err = shell.Run(cfg.Service, func(ctx context.Context) error { return all.run(ctx, shell, nil) })
 	return shell.ExitCode("gancho", err, stderr)
+}
+
+// loopback reports whether only this machine reaches a host.
+func loopback(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && a.IsLoopback()
 }
 
 func refuse(stderr io.Writer, problems []string) int {
