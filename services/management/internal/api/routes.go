@@ -137,7 +137,13 @@ func (a *API) routes() []route {
 		{
 			method: http.MethodPost, path: "/events/{event_name}", id: "ingestEvent", tag: "events", write: true, rawBody: true,
 			summary: "Take in an event",
-			about:   "The body is the event as the CRM writes it, at most EVENT_MAX_BYTES; it is passed on byte for byte. Answered after the broker stored it.",
+			about: "The body is the event as the CRM writes it, at most EVENT_MAX_BYTES; it is passed on byte for byte. Answered after the broker stored it. " +
+				"The same transaction_uuid (or ce-id) again within the duplicate window is delivered once.",
+			headers: []parameter{
+				{name: "ce-id", kind: "string", about: "identifies an event without transaction_uuid (CloudEvents, binary mode)"},
+				{name: "ce-type", kind: "string", about: "if present, the event name"},
+				{name: "traceparent", kind: "string", about: "W3C trace context, followed through Gancho and not sent to receivers"},
+			},
 			results: []result{{http.StatusAccepted, "stored", ingest.Accepted{}, false, "", false}}, handle: a.ingestEvent,
 		},
 		{

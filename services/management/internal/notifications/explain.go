@@ -80,11 +80,11 @@ func explainParked(n *Notification, flag *suspension.Flag) Explanation {
 	e := Explanation{Reason: "url_suspended"}
 	if flag.ByHand {
 		e.Text = fmt.Sprintf("Its URL was suspended by hand at %s. %s", clock(flag.Since), left)
-		e.Next = "It is sent after POST /crm/v2/webhooks/{id}/resume or a change of the webhook. It expires if that takes too long (PARKED_MAX_AGE)."
+		e.Next = "It is sent after POST /crm/v2/webhooks/" + n.WebhookID + "/resume or a change of the webhook. It expires if that takes too long (PARKED_MAX_AGE)."
 		return e
 	}
 	e.Text = fmt.Sprintf("Its URL is suspended since %s: %d failures and no success (%s). %s", clock(flag.Since), flag.Evidence.Failures, details(flag.Evidence.Statuses), left)
-	e.Next = fmt.Sprintf("The URL is tried again at %s with the oldest notification that waits; if that is accepted, the others follow. POST /crm/v2/webhooks/{id}/resume does it at once.", clock(flag.Until))
+	e.Next = fmt.Sprintf("The URL is tried again at %s with the oldest notification that waits; if that is accepted, the others follow. POST /crm/v2/webhooks/%s/resume does it at once.", clock(flag.Until), n.WebhookID)
 	if flag.State == suspension.Probing {
 		e.Next = "The URL is being tried right now with the oldest notification that waits; if that is accepted, the others follow."
 	}

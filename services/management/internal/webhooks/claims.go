@@ -37,7 +37,7 @@ func claimKey(w *webhook.Webhook) string {
 
 func taken(id string) error {
 	return problem.New(http.StatusConflict, "webhook_exists",
-		"this account has a webhook with this event_name and url already ("+id+"); change that one, or use another url")
+		"this account has a webhook with this event_name and url already: "+id+"; change that one, or use another url")
 }
 
 // take claims w's combination for w. It returns a 409 when another webhook has it.

@@ -130,7 +130,7 @@ func (s *Service) Create(ctx context.Context, account string, in Input) (View, s
 		if err := s.registry.Bucket().Delete(ctx, w.Key(), w.Revision); err != nil {
 			return View{}, "", problem.Broker(err)
 		}
-		return View{}, "", taken("registered at the same time")
+		return View{}, "", taken("it was registered at the same time")
 	}
 	s.seen(ctx, w)
 	return s.view(ctx, w), shown, nil
