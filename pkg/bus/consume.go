@@ -324,10 +324,11 @@ func (b *Bus) quarantine(ctx context.Context, stream, reason, detail string, m j
 
 // SetAside copies the delivery to QUARANTINE; the caller settles it.
 func (d *Delivery) SetAside(ctx context.Context, reason, detail string) error {
-	return d.b.quarantine(ctx, d.stream(), reason, detail, d.msg)
+	return d.b.quarantine(ctx, d.Stream(), reason, detail, d.msg)
 }
 
-func (d *Delivery) stream() string {
+// Stream returns the stream that the delivery comes from.
+func (d *Delivery) Stream() string {
 	switch d.Lane {
 	case LaneRetry:
 		return Retries

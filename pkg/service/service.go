@@ -9,9 +9,11 @@ import (
 	"io"
 	"log"
 	"net"
+	"net/url"
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -20,6 +22,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"gancho/pkg/tracing"
 )
 
 // Version is the release, set by the linker; "dev" otherwise.
@@ -40,10 +44,18 @@ type Config struct {
 	LogLevel string `env:"LOG_LEVEL" envDefault:"info" oneof:"debug info warn error"`
 	// ShutdownTimeout is how long a stop may take: attempts in flight finish, then the process exits. It must exceed ATTEMPT_TIMEOUT.
 	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"25s" range:"1s..10m"`
+	// OTLPEndpoint is where OpenTelemetry traces are sent (OTLP over HTTP), such as http://collector:4318; none are recorded without it. The standard's other OTEL_ variables work too.
+	OTLPEndpoint string `env:"OTEL_EXPORTER_OTLP_ENDPOINT"`
 }
 
 // Validate reports an address that nothing can listen on.
-func (c Config) Validate() error { return CheckAddr("OPS_ADDR", c.OpsAddr) }
+func (c Config) Validate() error {
+	var bad error
+	if u, err := url.Parse(c.OTLPEndpoint); c.OTLPEndpoint != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
+		bad = errors.New("OTEL_EXPORTER_OTLP_ENDPOINT: it is not the address of a collector; give one such as http://collector:4318")
+	}
+	return errors.Join(CheckAddr("OPS_ADDR", c.OpsAddr), bad)
+}
 
 // Process is what the shell hands to the code it runs.
 type Process struct {
@@ -51,6 +63,7 @@ type Process struct {
 	Log     *zap.Logger
 	Metrics prometheus.Registerer // adds the label service
 	Health  *Health
+	Trace   *tracing.Tracer // nil: off
 
 	up atomic.Bool
 }
@@ -66,13 +79,29 @@ type Shell struct {
 	Health   *Health
 
 	stopLog func() error
+	mu      sync.Mutex
+	tracers []*tracing.Tracer
 }
+
+// traceTimeout is how long a stop waits for the last spans to be sent.
+const traceTimeout = 3 * time.Second
 
 // logDelay is how late a log line may be written.
 const logDelay = 100 * time.Millisecond
 
-// Close writes what is left of the log.
-func (s *Shell) Close() { _ = s.stopLog() }
+// Close sends what is left of the traces and writes what is left of the log.
+func (s *Shell) Close() {
+	ctx, cancel := context.WithTimeout(context.Background(), traceTimeout)
+	defer cancel()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range s.tracers {
+		if err := t.Close(ctx); err != nil {
+			s.Log.Warn("the last spans were not sent", zap.Error(err))
+		}
+	}
+	_ = s.stopLog()
+}
 
 // NewShell returns a shell that logs JSON lines on out from level up. What libraries write with package log
 // is discarded from then on: net/http repeats bytes of receivers there, and a line break in them would be a
@@ -112,6 +141,14 @@ func (s *Shell) Process(name string) *Process {
 	p := &Process{
 		Name: name, Log: s.Log.With(zap.String("service", name)), Health: s.Health,
 		Metrics: prometheus.WrapRegistererWith(prometheus.Labels{"service": name}, s.Registry),
+	}
+	var err error
+	if p.Trace, err = tracing.Open(name, Version, func(err error) { s.Log.Warn("spans not sent", zap.Error(err)) }); err != nil {
+		p.Log.Warn("no traces are recorded", zap.Error(err))
+	} else if p.Trace != nil {
+		s.mu.Lock()
+		s.tracers = append(s.tracers, p.Trace)
+		s.mu.Unlock()
 	}
 	s.Health.Require(name, func() string {
 		if p.up.Load() {

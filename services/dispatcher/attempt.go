@@ -17,6 +17,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
 	"gancho/pkg/notification"
+	"gancho/pkg/tracing"
 	"gancho/pkg/webhook"
 )
 
@@ -210,4 +211,16 @@ func traceID(traceparent string) string {
 		return traceparent[3:35]
 	}
 	return ""
+}
+
+// traced records the attempt's span.
+func (d *Dispatcher) traced(m *bus.Delivery, w *target, r *notification.Record, o delivery.Outcome) {
+	if d.trace == nil {
+		return
+	}
+	d.trace.Attempted(m.Traceparent, tracing.Attempt{
+		Account: m.Account, WebhookID: m.WebhookID, NotificationID: m.ID, EventName: m.EventName, Stream: m.Stream(),
+		Method: w.Method, Host: r.URLHost, Number: r.AttemptsDone, Send: m.Send, State: string(r.State), Status: o.Status, Reason: string(o.Reason),
+		Probe: r.Probe, Started: o.Started, Duration: o.Duration,
+	})
 }

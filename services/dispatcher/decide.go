@@ -131,6 +131,7 @@ func (d *Dispatcher) conclude(ctx context.Context, m *bus.Delivery, w *target, l
 	}
 	sequence, err := d.recordAttempt(ctx, r)
 	d.observe(m, r, o)
+	d.traced(m, w, r, o)
 	switch {
 	case err != nil:
 		d.giveBack(m, err)

@@ -20,6 +20,7 @@ import (
 	"gancho/pkg/notification"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
+	"gancho/pkg/tracing"
 	"gancho/pkg/webhook"
 )
 
@@ -43,6 +44,7 @@ type Dispatcher struct {
 	metrics  metrics
 	crowded  atomic.Bool // too many delayed NAKs on RETRIES
 	brake    brake
+	trace    *tracing.Tracer
 }
 
 type metrics struct {
@@ -166,7 +168,7 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 	d := &Dispatcher{
 		cfg: cfg, name: host + "-" + uuid.NewString()[:8], log: proc.Log, bus: b, registry: registry, keys: keys, sender: sender,
 		schedule: schedule{cfg.RetryDelays, cfg.RetryJitter, cfg.MaxRetryAfter},
-		shares:   newShares(cfg.MaxInFlightPerURL), flags: newFlags(proc.Log), metrics: newMetrics(proc.Metrics),
+		shares:   newShares(cfg.MaxInFlightPerURL), flags: newFlags(proc.Log), metrics: newMetrics(proc.Metrics), trace: proc.Trace,
 	}
 	leases, err := b.Bucket(ctx, bus.BucketLeases)
 	if err != nil {

@@ -26,6 +26,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
 	"gancho/pkg/service"
+	"gancho/pkg/tracing"
 	"gancho/pkg/webhook"
 )
 
@@ -44,6 +45,7 @@ type Publisher struct {
 	bus      *bus.Bus
 	registry *bus.Registry
 	metrics  metrics
+	trace    *tracing.Tracer
 }
 
 type metrics struct {
@@ -96,7 +98,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	if err != nil {
 		return err
 	}
-	p := &Publisher{log: proc.Log, bus: b, registry: registry, metrics: newMetrics(proc.Metrics)}
+	p := &Publisher{log: proc.Log, bus: b, registry: registry, metrics: newMetrics(proc.Metrics), trace: proc.Trace}
 	group, ctx := errgroup.WithContext(ctx)
 	loaded := make(chan struct{})
 	group.Go(func() error { return registry.Run(ctx, func() { close(loaded) }, nil) })
@@ -162,6 +164,7 @@ type job struct {
 	webhooks []*webhook.Webhook // those after the first page
 	started  []bus.Started
 	unsure   bool // whether some of webhooks have been told already
+	span     *tracing.Processing
 }
 
 func (p *Publisher) start(_ context.Context, m *bus.EventMessage) *job {
@@ -170,6 +173,10 @@ func (p *Publisher) start(_ context.Context, m *bus.EventMessage) *job {
 	if rejected != nil {
 		return j
 	}
+	j.span, ev.Traceparent = p.trace.Process(ev.Traceparent, tracing.Event{
+		ID: ev.ID, Name: ev.Name, Account: ev.Account, Sequence: ev.Sequence, Deliveries: m.NumDelivered,
+	})
+	j.event = ev
 	matched := p.registry.Match(nil, ev.Account, ev.Name)
 	if m.Again {
 		j.webhooks, j.unsure = matched, true
@@ -203,6 +210,7 @@ func (p *Publisher) finish(ctx context.Context, m *bus.EventMessage, j *job) {
 	if j.unsure {
 		untold, err := p.untold(ctx, m, j)
 		if err != nil {
+			j.span.End(0, err)
 			p.log.Warn("event not handled; it comes again", zap.String("event_id", j.event.ID), zap.Error(err))
 			return
 		}
@@ -214,6 +222,7 @@ func (p *Publisher) finish(ctx context.Context, m *bus.EventMessage, j *job) {
 		result, total = resultMatched, total+len(j.started)
 		for _, s := range j.started {
 			if err := s.Wait(ctx); err != nil {
+				j.span.End(total, err)
 				p.log.Error("notification not stored; its event comes again", zap.String("event_id", j.event.ID), zap.Error(err))
 				return
 			}
@@ -224,6 +233,7 @@ func (p *Publisher) finish(ctx context.Context, m *bus.EventMessage, j *job) {
 	}
 	p.metrics.events.WithLabelValues(result).Inc()
 	p.metrics.matched.Add(float64(total))
+	j.span.End(total, nil)
 	m.Ack()
 }
 
