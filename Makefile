@@ -57,7 +57,7 @@ down: ## stop the containers; the data stays (docker compose down --volumes dele
 
 .PHONY: test
 test: needs-go tools ## all tests with the race detector; installs what they need on Debian
-	go test -race -shuffle=on -timeout 9m $(PACKAGES)
+	go test -race -shuffle=on -timeout 20m $(PACKAGES)
 
 .PHONY: test-short
 test-short: needs-go ## the quick tests: no race detector, nothing installed
@@ -127,8 +127,8 @@ sbom: build $(CYCLONEDX) ## a CycloneDX bill of materials for each program, in b
 	done
 
 .PHONY: licenses
-licenses: needs-go ## collect the licences of all linked modules in bin/LICENSES
-	@.ci/licenses bin/LICENSES
+licenses: needs-go ## collect the licences of all linked modules in bin/LICENSES and list them
+	@.ci/licenses bin/LICENSES deploy/docs/licenses.md
 
 .PHONY: clean
 clean: ## remove what make built
