@@ -230,7 +230,7 @@ func (x *Books) report(now time.Time, byAccount map[string]uint64, inState map[s
 		}
 	}
 	for s, name := range states {
-		r.Open[name] = n[s] - min(n[s], inState[state(s)]) //nolint:gosec // three of them
+		r.Open[name] = n[s] - min(n[s], inState[state(s)])
 		r.Unaccounted += n[s] - r.Open[name]
 	}
 	at := func(seconds uint32) time.Time {

@@ -165,8 +165,8 @@ func decodeLedger(b []byte) (*ledger, error) {
 	}
 	l := newLedger()
 	for range number() {
-		account, webhook := string(take(number())), ""
-		webhook = string(take(number()))
+		account := string(take(number()))
+		webhook := string(take(number()))
 		if broken {
 			return nil, errBroken
 		}

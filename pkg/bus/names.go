@@ -224,6 +224,7 @@ func subjectAttempts(account, id string) string { return "gancho.attempts." + ac
 func subjectFailed(account, webhook, id string) string {
 	return "gancho.failed." + account + "." + webhook + "." + id
 }
+
 func subjectParked(account, lane, webhook string) string {
 	return "gancho.parked." + account + "." + lane + "." + webhook
 }

@@ -260,7 +260,7 @@ func (b *Bus) Scheduled(ctx context.Context, account, id string) (*Exhausted, er
 	if err != nil {
 		return nil, err
 	}
-	n, err := decode(nats.Header(raw.Header), raw.Data)
+	n, err := decode(raw.Header, raw.Data)
 	if err != nil {
 		return nil, fmt.Errorf("read from %s: %w", Retries, err)
 	}
@@ -282,7 +282,7 @@ func (b *Bus) ParkedOf(ctx context.Context, account, webhook string, n int) (map
 			return nil, err
 		}
 		next = raw.Sequence + 1
-		if id, err := uuid.Parse(nats.Header(raw.Header).Get(headerNotification)); err == nil {
+		if id, err := uuid.Parse(raw.Header.Get(headerNotification)); err == nil {
 			out[id] = true
 		}
 	}

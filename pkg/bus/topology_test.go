@@ -138,7 +138,7 @@ func TestBackupRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if state, err := c.ConsumerState(t.Context(), bus.Durable{Stream: bus.Notifications, Name: bus.ConsumerFirst}); err != nil || state.Pending+uint64(state.AckPending) != 200 { //nolint:gosec // a count
+	if state, err := c.ConsumerState(t.Context(), bus.Durable{Stream: bus.Notifications, Name: bus.ConsumerFirst}); err != nil || state.Pending+uint64(state.AckPending) != 200 {
 		t.Errorf("left: %+v, %v; want 200", state, err)
 	}
 	if d := pull(t, again, 1)[0]; d.ID != example(101).ID {

@@ -111,7 +111,7 @@ func (c *conn) Read(b []byte) (int, error) {
 
 // dial connects to addr for plain HTTP, for a proxy, and below TLS.
 func (s *Sender) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	a := ctx.Value(attemptKey{}).(*attempt) // every request carries one
+	a := ctx.Value(attemptKey{}).(*attempt) //nolint:errcheck // every request carries one
 	ctx, cancel := context.WithDeadline(ctx, a.deadline)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
@@ -148,7 +148,7 @@ func (s *Sender) dialTLS(ctx context.Context, network, addr string) (net.Conn, e
 	if err != nil {
 		return nil, err
 	}
-	a := ctx.Value(attemptKey{}).(*attempt)
+	a := ctx.Value(attemptKey{}).(*attempt) //nolint:errcheck // as in dial
 	ctx, cancel := context.WithDeadline(ctx, a.deadline)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()

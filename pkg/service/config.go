@@ -174,7 +174,7 @@ func inRange[T cmp.Ordered](span string, v T, parse func(string) (T, error)) boo
 // validate asks every struct in v that has Validate, innermost last, and splits joined errors.
 func validate(v reflect.Value) []error {
 	var errs []error
-	if x, ok := v.Interface().(interface{ Validate() error }); ok {
+	if x, ok := reflect.TypeAssert[interface{ Validate() error }](v); ok {
 		errs = append(errs, split(x.Validate())...)
 	}
 	v = reflect.Indirect(v)

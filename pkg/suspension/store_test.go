@@ -900,7 +900,7 @@ func TestScriptsAgreeWithMachine(t *testing.T) {
 				reply := run(store.call(store.tripScript, at.UnixMilli(), testKey, host, "0"))
 				ds := decisions{}
 				if reply[0] == "tripped" {
-					if err := ds.step(testKey, at, EventSuspended, reply[1].(string)); err != nil {
+					if err := ds.step(testKey, at, EventSuspended, fmt.Sprint(reply[1])); err != nil {
 						t.Fatal(err)
 					}
 				}

@@ -76,7 +76,7 @@ const (
 	Active State = "active"
 	// Suspended URLs get no request.
 	Suspended State = "suspended"
-	// Probing: one request is on its way to find out.
+	// Probing URLs get one request, which finds out.
 	Probing State = "probing"
 )
 

@@ -226,7 +226,7 @@ func start(t *testing.T, program string, env ...string) (code int, stderr string
 func TestProgramsRefuseToStart(t *testing.T) {
 	t.Parallel()
 	f := writeFiles(t)
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // returns at once
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

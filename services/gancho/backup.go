@@ -81,11 +81,11 @@ func Backup(environ []string, dir string, stdout, stderr io.Writer) int {
 func backupStream(ctx context.Context, b *bus.Bus, dir, name string) (*backedUp, error) {
 	s := &backedUp{Name: name, File: name + ".snapshot"}
 	path := filepath.Join(dir, s.File)
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // below the folder that was asked for
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("write the backup: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // Sync below tells
+	defer f.Close()
 	sum := sha256.New()
 	if s.Snapshot, err = b.Backup(ctx, name, io.MultiWriter(f, sum)); err != nil {
 		return nil, errors.Join(err, os.Remove(path))
@@ -137,7 +137,7 @@ func Restore(environ []string, dir string, stdout, stderr io.Writer) int {
 
 // readManifest reads the backup's manifest and checks its files.
 func readManifest(dir string) (*manifest, error) {
-	body, err := os.ReadFile(filepath.Join(dir, manifestFile)) //nolint:gosec // what was asked for
+	body, err := os.ReadFile(filepath.Join(dir, manifestFile))
 	if err != nil {
 		return nil, fmt.Errorf("this is no complete backup: %w", err)
 	}
@@ -153,7 +153,7 @@ func readManifest(dir string) (*manifest, error) {
 		if !slices.Contains(known, s.Name) || s.File != s.Name+".snapshot" {
 			return nil, fmt.Errorf("the backup names %q, which is no stream of Gancho", s.Name)
 		}
-		f, err := os.Open(filepath.Join(dir, s.File)) //nolint:gosec // a name that was checked
+		f, err := os.Open(filepath.Join(dir, s.File))
 		if err != nil {
 			return nil, fmt.Errorf("read the backup: %w", err)
 		}
@@ -170,10 +170,10 @@ func readManifest(dir string) (*manifest, error) {
 }
 
 func restoreStream(ctx context.Context, b *bus.Bus, dir string, s backedUp) error {
-	f, err := os.Open(filepath.Join(dir, s.File)) //nolint:gosec // a name that was checked
+	f, err := os.Open(filepath.Join(dir, s.File))
 	if err != nil {
 		return fmt.Errorf("read the backup: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // it is only read
+	defer f.Close()
 	return b.Restore(ctx, s.Name, s.Snapshot, f)
 }

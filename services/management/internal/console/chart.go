@@ -44,8 +44,12 @@ func spans() []struct {
 		length time.Duration
 		key    string
 	}{
-		{24 * time.Hour, "span.24h"}, {6 * time.Hour, "span.6h"}, {2 * time.Hour, "span.2h"}, {24 * time.Minute, "span.24min"},
-		{4 * time.Minute, "span.4min"}, {48 * time.Second, "span.48s"},
+		{24 * time.Hour, "span.24h"},
+		{6 * time.Hour, "span.6h"},
+		{2 * time.Hour, "span.2h"},
+		{24 * time.Minute, "span.24min"},
+		{4 * time.Minute, "span.4min"},
+		{48 * time.Second, "span.48s"},
 	}
 }
 

@@ -102,7 +102,7 @@ func (s *sessions) set(w http.ResponseWriter, v *session, secure bool) {
 	if err != nil {
 		panic(err) // strings and a time
 	}
-	c := &http.Cookie{
+	c := &http.Cookie{ //nolint:gosec // Secure follows the connection; the others are set
 		Name: plainName, Value: s.keys.Seal(plain, []byte(sealedAs)), Path: "/", Expires: v.Ends, MaxAge: int(time.Until(v.Ends).Seconds()),
 		HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: secure,
 	}
