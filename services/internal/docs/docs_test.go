@@ -126,7 +126,7 @@ var (
 func TestLinks(t *testing.T) {
 	t.Parallel()
 	var pages []string
-	for _, pattern := range []string{"*.md", ".github/*.md", "deploy/docs/*.md"} {
+	for _, pattern := range []string{"*.md", ".github/*.md", "deploy/docs/*.md", "deploy/docs/runbooks/*.md"} {
 		found, err := filepath.Glob(filepath.Join(root, pattern))
 		if err != nil {
 			t.Fatal(err)
