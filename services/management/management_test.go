@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -240,15 +241,32 @@ func (r reply) id() string {
 // rows returns the members of a list.
 func (r reply) rows() (rows []map[string]any) {
 	r.t.Helper()
-	list, ok := r.json["data"].([]any)
-	if !ok {
+	if _, ok := r.json["data"].([]any); !ok {
 		r.t.Fatalf("no list in %s", r.raw)
 	}
-	for _, row := range list {
+	for _, row := range array(r.json, "data") {
 		m, _ := row.(map[string]any)
 		rows = append(rows, m)
 	}
 	return rows
+}
+
+// object returns a member that is an object, nil when it is none.
+func object(m map[string]any, name string) map[string]any {
+	o, _ := m[name].(map[string]any)
+	return o
+}
+
+// array returns a member that is an array, nil when it is none.
+func array(m map[string]any, name string) []any {
+	a, _ := m[name].([]any)
+	return a
+}
+
+// number returns a member that is a number, 0 when it is none.
+func number(m map[string]any, name string) float64 {
+	n, _ := m[name].(float64)
+	return n
 }
 
 // text returns a member that is a string, "" when it is none.
@@ -261,7 +279,7 @@ func text(m map[string]any, name string) string {
 func hook(url string, more ...any) map[string]any {
 	m := map[string]any{"name": "Negócios para o ERP", "event_name": "crm_deal_created", "http_method": "POST", "url": url}
 	for i := 0; i+1 < len(more); i += 2 {
-		m[more[i].(string)] = more[i+1]
+		m[fmt.Sprint(more[i])] = more[i+1]
 	}
 	return m
 }

@@ -41,6 +41,12 @@ func (s *site) matched(account, webhookID, body string) *notification.Notificati
 // attempted records an attempt on top of the journal, as a dispatcher would. reason "" means delivered.
 func (s *site) attempted(n *notification.Notification, reason delivery.Reason) *notification.Record {
 	s.t.Helper()
+	return s.attemptedWith(n, reason, func(*notification.Attempt) {})
+}
+
+// attemptedWith is attempted with more said of the attempt.
+func (s *site) attemptedWith(n *notification.Notification, reason delivery.Reason, more func(*notification.Attempt)) *notification.Record {
+	s.t.Helper()
 	r := &notification.Record{
 		Kind: notification.KindAttempt, At: time.Now().UTC(), Account: n.Account, WebhookID: n.WebhookID, NotificationID: n.ID,
 		EventID: n.EventID, EventName: n.EventName, EventSequence: n.EventSequence, URLKey: "k", URLHost: "hooks.example.com",
@@ -61,6 +67,7 @@ func (s *site) attempted(n *notification.Notification, reason delivery.Reason) *
 			r.State, r.NextAttemptAt = notification.PermanentlyFailed, time.Time{}
 		}
 	}
+	more(r.Attempt)
 	seq, err := s.bus.Record(s.t.Context(), r)
 	if err != nil {
 		s.t.Fatal(err)
@@ -84,9 +91,9 @@ func TestNotificationStates(t *testing.T) {
 	show := func(state, reason string, attempts int) map[string]any {
 		t.Helper()
 		d := s.do(acme, "GET", path, nil).want(200).data()
-		explain := d["explain"].(map[string]any)
-		if d["state"] != state || explain["reason"] != reason || len(d["attempts"].([]any)) != attempts || explain["next"] == "" {
-			t.Fatalf("state %v, explain %v, %d attempts; want %s, %s, %d", d["state"], explain, len(d["attempts"].([]any)), state, reason, attempts)
+		explain := object(d, "explain")
+		if d["state"] != state || explain["reason"] != reason || len(array(d, "attempts")) != attempts || explain["next"] == "" {
+			t.Fatalf("state %v, explain %v, %d attempts; want %s, %s, %d", d["state"], explain, len(array(d, "attempts")), state, reason, attempts)
 		}
 		return d
 	}
@@ -142,11 +149,11 @@ func TestSendTest(t *testing.T) {
 		if d["state"] != "pending" || d["event_name"] != sample || d["webhook_id"] != hookID {
 			t.Errorf("test of %s: %v", pattern, d)
 		}
-		m, err := s.bus.PendingNotification(t.Context(), "acme", d["id"].(string))
+		m, err := s.bus.PendingNotification(t.Context(), "acme", text(d, "id"))
 		if err != nil || m.EventSequence != 0 || m.Send != 1 {
 			t.Errorf("message: %+v, %v", m, err)
 		}
-		s.do(acme, "GET", "/crm/v2/notifications/"+d["id"].(string), nil).want(200)
+		s.do(acme, "GET", "/crm/v2/notifications/"+text(d, "id"), nil).want(200)
 	}
 }
 
@@ -158,7 +165,7 @@ func TestIngest(t *testing.T) {
 	if first["duplicate"] != false || first["stream"] != "CRM_EVENTS" || first["event_id"] != event.ID("acme", "crm_deal_updated", "tx-9") {
 		t.Errorf("first = %v", first)
 	}
-	m, _, err := s.bus.EventAt(t.Context(), uint64(first["sequence"].(float64)))
+	m, _, err := s.bus.EventAt(t.Context(), uint64(number(first, "sequence")))
 	if err != nil || string(m.Body) != body || m.Subject != "crm.events.acme.crm_deal_updated" {
 		t.Errorf("stored %q on %s, %v", m.Body, m.Subject, err)
 	}
@@ -171,7 +178,7 @@ func TestIngest(t *testing.T) {
 	// What the API says the id is, is what the publisher will make of the stored message.
 	for name, headers := range map[string][]string{"no id at all": nil, "ce-id": {"ce-id", "abc"}} {
 		d := s.do(acme, "POST", path, `{"a":1}`, headers...).want(202).data()
-		stored, _, err := s.bus.EventAt(t.Context(), uint64(d["sequence"].(float64)))
+		stored, _, err := s.bus.EventAt(t.Context(), uint64(number(d, "sequence")))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -44,7 +44,7 @@ func TestReplay(t *testing.T) {
 		if d["state"] != "preview" || d["sent"] != 0.0 {
 			t.Fatalf("preview = %v", d)
 		}
-		id = d["id"].(string)
+		id = text(d, "id")
 		s.do(acme, "POST", "/crm/v2/replays/"+id+"/pause", nil).refused(409, "wrong_state", "")
 		s.do(acme, "POST", "/crm/v2/replays/"+id+"/start", nil).want(200)
 		s.until("the replay is done", func() bool {
@@ -89,7 +89,7 @@ func TestReplay(t *testing.T) {
 		}
 	}
 	s.do(other, "GET", "/crm/v2/replays/"+id, nil).refused(404, "not_found", "")
-	if r := s.do(acme, "GET", "/crm/v2/webhooks/"+hookID+"/replays", nil).want(200); len(r.json["data"].([]any)) != 2 {
+	if r := s.do(acme, "GET", "/crm/v2/webhooks/"+hookID+"/replays", nil).want(200); len(r.rows()) != 2 {
 		t.Errorf("list = %s", r.raw)
 	}
 }
@@ -143,7 +143,7 @@ func TestReplaySurvives(t *testing.T) {
 	path := "/crm/v2/replays/" + id
 	progress := func() (string, float64) {
 		d := s.do(acme, "GET", path, nil).want(200).data()
-		return d["state"].(string), d["sent"].(float64)
+		return text(d, "state"), number(d, "sent")
 	}
 	s.at(first, acme, "POST", path+"/start", nil).want(200)
 	s.until("some are sent", func() bool { _, sent := progress(); return sent > 0 })

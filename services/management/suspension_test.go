@@ -98,7 +98,7 @@ func TestSuspension(t *testing.T) {
 
 	// By hand: both webhooks of the URL are suspended, with what waits.
 	r := s.do(acme, "POST", path+"/suspend", `{"data":{}}`).want(200)
-	sus := r.data()["suspension"].(map[string]any)
+	sus := object(r.data(), "suspension")
 	if r.data()["status"] != "suspended" || sus["reason"] != "by_hand" || sus["until"] != nil || sus["parked"] != 0.0 {
 		t.Errorf("suspended = %s", r.raw)
 	}
@@ -117,18 +117,16 @@ func TestSuspension(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	sus = s.do(acme, "GET", path, nil).want(200).data()["suspension"].(map[string]any)
+	sus = object(s.do(acme, "GET", path, nil).want(200).data(), "suspension")
 	if sus["parked"] != 1.0 || sus["oldest_parked_at"] == nil {
 		t.Errorf("suspension = %v", sus)
 	}
 	d := s.do(acme, "GET", "/crm/v2/notifications/"+n.ID, nil).want(200).data()
-	if e := d["explain"].(map[string]any); d["state"] != "parked" || e["reason"] != "url_suspended" {
+	if e := object(d, "explain"); d["state"] != "parked" || e["reason"] != "url_suspended" {
 		t.Errorf("parked = %v", d)
 	}
-	list := s.do(acme, "GET", "/crm/v2/webhooks", nil).want(200).json["data"].([]any)
-	for _, row := range list {
-		w := row.(map[string]any)
-		if parked := w["suspension"].(map[string]any)["parked"]; w["status"] != "suspended" || (parked == 1.0) != (w["id"] == id) {
+	for _, w := range s.do(acme, "GET", "/crm/v2/webhooks", nil).want(200).rows() {
+		if parked := object(w, "suspension")["parked"]; w["status"] != "suspended" || (parked == 1.0) != (w["id"] == id) {
 			t.Errorf("listed = %v", w)
 		}
 	}
@@ -151,8 +149,8 @@ func TestSuspension(t *testing.T) {
 	if r := s.do(acme, "PUT", path, hook("https://hooks.example.com/x")).want(200); r.data()["status"] != "suspended" || m.count() != commands {
 		t.Errorf("unchanged = %s", r.raw)
 	}
-	sus = s.do(acme, "GET", path, nil).want(200).data()["suspension"].(map[string]any)
-	if e := sus["evidence"].(map[string]any); sus["reason"] != "always_failing" || sus["until"] == nil || e["failures"] != 21.0 || len(e["statuses"].([]any)) != 2 {
+	sus = object(s.do(acme, "GET", path, nil).want(200).data(), "suspension")
+	if e := object(sus, "evidence"); sus["reason"] != "always_failing" || sus["until"] == nil || e["failures"] != 21.0 || len(array(e, "statuses")) != 2 {
 		t.Errorf("suspension = %v", sus)
 	}
 	if r := s.do(acme, "PUT", path, map[string]any{"url": "https://new.example.com/"}).want(200); r.data()["status"] != "active" {

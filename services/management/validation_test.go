@@ -139,26 +139,26 @@ func TestPages(t *testing.T) {
 	path := "/crm/v2/webhooks?page%5Bsize%5D=2"
 	for pages := 1; ; pages++ {
 		r := s.do(acme, "GET", path, nil).want(200)
-		for _, w := range r.json["data"].([]any) {
-			seen[w.(map[string]any)["url"].(string)] = true
+		for _, w := range r.rows() {
+			seen[text(w, "url")] = true
 		}
-		next := r.json["links"].(map[string]any)["next"]
-		if (next != nil) != r.json["has_more"].(bool) {
-			t.Fatalf("next %v and has_more %v disagree", next, r.json["has_more"])
+		next := text(object(r.json, "links"), "next")
+		if (next != "") != (r.json["has_more"] == true) {
+			t.Fatalf("next %q and has_more %v disagree", next, r.json["has_more"])
 		}
-		if next == nil {
+		if next == "" {
 			if pages != 3 || len(seen) != 5 {
 				t.Errorf("%d pages with %d webhooks, want 3 with 5", pages, len(seen))
 			}
 			break
 		}
-		path = next.(string)
+		path = next
 	}
 	for _, bad := range []string{"0", "-1", "1e9", "abc", "201", "+5", "", "1.5"} {
 		s.do(acme, "GET", "/crm/v2/webhooks?page%5Bsize%5D="+strings.ReplaceAll(bad, "+", "%2B"), nil).refused(422, "bad_parameter", "?page[size]")
 	}
 	s.do(acme, "GET", "/crm/v2/webhooks?page[number]=0", nil).refused(422, "bad_parameter", "?page[number]")
-	if r := s.do(acme, "GET", "/crm/v2/webhooks?page[number]=1000000000&page[size]=200", nil).want(200); len(r.json["data"].([]any)) != 0 {
+	if r := s.do(acme, "GET", "/crm/v2/webhooks?page[number]=1000000000&page[size]=200", nil).want(200); len(r.rows()) != 0 {
 		t.Errorf("far page = %s", r.raw)
 	}
 	s.do(acme, "GET", "/crm/v2/webhooks?page[size]=%zz", nil).refused(400, "bad_query", "")

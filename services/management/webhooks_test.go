@@ -22,7 +22,7 @@ func TestWebhookLife(t *testing.T) {
 	if w["url"] != "https://hooks.example.com/deals" || w["status"] != "active" || w["auth_header"] != "X-Api-Key" || w["suspension"] != nil {
 		t.Errorf("created = %s", created.raw)
 	}
-	if _, err := delivery.ParseSecret(w["signing_secret"].(string)); err != nil {
+	if _, err := delivery.ParseSecret(text(w, "signing_secret")); err != nil {
 		t.Errorf("signing_secret: %v", err)
 	}
 	id, etag := created.id(), created.header.Get("ETag")
