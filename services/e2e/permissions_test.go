@@ -141,6 +141,11 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	must(t, "dispatcher's streams", dispatcher.Own(ctx, bus.Dispatcher, limits))
 	must(t, "monitor's streams", monitor.Own(ctx, bus.Monitor, limits))
 	must(t, "management's buckets", management.Own(ctx, bus.Management, limits))
+	full, err := monitor.StreamState(ctx, bus.Events)
+	must(t, "monitor looks at CRM_EVENTS", err)
+	if got, want := full.MaxBytes, int64(1<<30/100*30); got != want { // of NATS_MAX_FILE_STORE
+		t.Errorf("CRM_EVENTS may hold %d bytes, want %d", got, want)
+	}
 	must(t, "the broker's payload limit", publisher.RequirePayload(ctx, 1<<20+bus.BrokerHeadroom))
 
 	must(t, "dispatcher awaits others' streams", dispatcher.Await(ctx, bus.Notifications, bus.Quarantine))
