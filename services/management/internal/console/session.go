@@ -80,7 +80,12 @@ func (s *sessions) get(r *http.Request) *session {
 			return nil
 		}
 	}
-	plain, err := s.keys.Open(c.Value, []byte(sealedAs))
+	return s.open(c.Value)
+}
+
+// open returns the session that a cookie's value holds, nil when it is none or has ended.
+func (s *sessions) open(sealed string) *session {
+	plain, err := s.keys.Open(sealed, []byte(sealedAs))
 	if err != nil {
 		return nil
 	}
@@ -96,14 +101,19 @@ func (s *sessions) get(r *http.Request) *session {
 	return &v
 }
 
-// set writes the session's cookie.
-func (s *sessions) set(w http.ResponseWriter, v *session, secure bool) {
+// sealed is what open opens.
+func (s *sessions) sealed(v *session) string {
 	plain, err := json.Marshal(v)
 	if err != nil {
 		panic(err) // strings and a time
 	}
+	return s.keys.Seal(plain, []byte(sealedAs))
+}
+
+// set writes the session's cookie.
+func (s *sessions) set(w http.ResponseWriter, v *session, secure bool) {
 	c := &http.Cookie{ //nolint:gosec // Secure follows the connection; the others are set
-		Name: plainName, Value: s.keys.Seal(plain, []byte(sealedAs)), Path: "/", Expires: v.Ends, MaxAge: int(time.Until(v.Ends).Seconds()),
+		Name: plainName, Value: s.sealed(v), Path: "/", Expires: v.Ends, MaxAge: int(time.Until(v.Ends).Seconds()),
 		HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: secure,
 	}
 	if secure {
