@@ -30,21 +30,22 @@ const crowdedAt = 50_000
 
 // Dispatcher decides and sends. Its methods are safe for concurrent use.
 type Dispatcher struct {
-	cfg      Config
-	name     string // of this process, unique
-	log      *zap.Logger
-	bus      *bus.Bus
-	registry *bus.Registry
-	keys     *seal.Keyring
-	sender   *delivery.Sender
-	schedule schedule
-	shares   *shares
-	flags    *flags
-	drains   *drains
-	metrics  metrics
-	crowded  atomic.Bool // too many delayed NAKs on RETRIES
-	brake    brake
-	trace    *tracing.Tracer
+	cfg         Config
+	name        string // of this process, unique
+	log         *zap.Logger
+	bus         *bus.Bus
+	registry    *bus.Registry
+	keys        *seal.Keyring
+	sender      *delivery.Sender
+	schedule    schedule
+	shares      *shares
+	flags       *flags
+	drains      *drains
+	metrics     metrics
+	credentials credentials
+	crowded     atomic.Bool // too many delayed NAKs on RETRIES
+	brake       brake
+	trace       *tracing.Tracer
 }
 
 type metrics struct {
@@ -326,6 +327,9 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 // webhookChanged lets the drains look at once when something parked may move.
 func (d *Dispatcher) webhookChanged(before, after *webhook.Webhook) {
+	if after == nil && before != nil {
+		d.credentials.forget(before.Key())
+	}
 	if before != nil && (after == nil || before.URLKey != after.URLKey || before.Status != after.Status) {
 		d.drains.look()
 	}

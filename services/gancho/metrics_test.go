@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/zap/zapcore"
 
 	"gancho/pkg/service"
@@ -60,7 +61,10 @@ func TestMetrics(t *testing.T) {
 			return false
 		}
 		_ = resp.Body.Close()
-		return shell.Health.State().Ready
+		families, err := shell.Registry.Gather() // the request is counted after its answer
+		return err == nil && shell.Health.State().Ready && slices.ContainsFunc(families, func(f *dto.MetricFamily) bool {
+			return f.GetName() == "gancho_http_request_duration_seconds"
+		})
 	}
 	for deadline := time.Now().Add(time.Minute); !answers(); {
 		if time.Now().After(deadline) {
