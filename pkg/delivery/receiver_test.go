@@ -237,7 +237,7 @@ func reset(c net.Conn) {
 	if t, ok := c.(*tls.Conn); ok {
 		c = t.NetConn()
 	}
-	_ = c.(*net.TCPConn).SetLinger(0)
+	_ = c.(*net.TCPConn).SetLinger(0) //nolint:errcheck // every receiver listens on TCP
 	_ = c.Close()
 }
 

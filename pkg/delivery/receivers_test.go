@@ -152,7 +152,7 @@ func TestSwitchingProtocols(t *testing.T) {
 		closed <- err
 	})
 	expect(t, newSender(t, nil, 10*time.Second).Send(t.Context(), request(rec.url)), "status_1xx")
-	<-closed
+	_ = <-closed
 }
 
 func TestTime(t *testing.T) {
@@ -250,7 +250,7 @@ func blackhole(tb testing.TB) string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	addr := fmt.Sprintf("127.0.0.1:%d", name.(*syscall.SockaddrInet4).Port)
+	addr := fmt.Sprintf("127.0.0.1:%d", name.(*syscall.SockaddrInet4).Port) //nolint:errcheck // it was bound to IPv4
 	for {
 		c, err := net.DialTimeout("tcp4", addr, 100*time.Millisecond)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"html"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
@@ -59,9 +60,7 @@ func (b *browser) do(method, path string, form url.Values) reply {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	for k, v := range b.header {
-		req.Header[k] = v
-	}
+	maps.Copy(req.Header, b.header)
 	if form != nil {
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 		if b.header.Get("Origin") == "" {
@@ -594,6 +593,5 @@ func TestConsoleBrokerAway(t *testing.T) {
 	s.nats.Stop()
 	b.get("/webhooks").want(200).safe("en")
 	b.get("/notifications/" + id).want(503).safe("en").has("message broker does not answer")
-	b.post("/webhooks/" + id + "/test").want(503).safe("en")
 	s.nats.Run()
 }
