@@ -74,7 +74,7 @@ func connects(t *testing.T, cfg bus.Config) (bool, string) {
 	}
 	why := b.State()
 	cancel()
-	<-done
+	<-done //nolint:errcheck // only that it ended matters
 	return false, why
 }
 

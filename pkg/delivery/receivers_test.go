@@ -152,7 +152,7 @@ func TestSwitchingProtocols(t *testing.T) {
 		closed <- err
 	})
 	expect(t, newSender(t, nil, 10*time.Second).Send(t.Context(), request(rec.url)), "status_1xx")
-	_ = <-closed
+	<-closed //nolint:errcheck // only that it ended matters
 }
 
 func TestTime(t *testing.T) {
@@ -358,8 +358,8 @@ func TestStaleConnection(t *testing.T) {
 					}
 					requests.Add(1)
 					_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-					_ = c.(interface{ CloseWrite() error }).CloseWrite()
-					_, _ = io.Copy(io.Discard, br) // until the sender has noticed
+					_ = c.(interface{ CloseWrite() error }).CloseWrite() //nolint:errcheck // both kinds of connection have it
+					_, _ = io.Copy(io.Discard, br)                       // until the sender has noticed
 					gone <- struct{}{}
 				})
 				s := newSender(t, ca, 10*time.Second)

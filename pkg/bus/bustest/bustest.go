@@ -61,7 +61,7 @@ func (s *Server) Run() { s.t.Helper(); s.start() }
 
 // Stop stops the server; Restart or the end of the test follows.
 func (s *Server) Stop() {
-	s.opts.Port = s.srv.Addr().(*net.TCPAddr).Port //nolint:forcetypeassert // it listens on TCP
+	s.opts.Port = s.srv.Addr().(*net.TCPAddr).Port //nolint:errcheck // it listens on TCP
 	s.srv.Shutdown()
 	s.srv.WaitForShutdown()
 }
