@@ -86,6 +86,7 @@ func (c *chrome) until(what, condition string) {
 }
 
 func click(selector string) step { return chromedp.Click(chromedp.CSS(selector), chromedp.NodeVisible) }
+
 func enter(selector, text string) step {
 	return chromedp.SendKeys(chromedp.CSS(selector), text, chromedp.NodeVisible)
 }
