@@ -474,6 +474,10 @@ func TestConsoleWebhooks(t *testing.T) {
 	fields := []string{"name", evilName, "event_name", "crm_deal_created", "http_method", "PUT", "url", "https://hooks.example.com/x", "auth_header", "X-Api-Key", "auth_key", "hidden-key"}
 	path := b.post("/webhooks", fields...).leads("/webhooks/")
 	secret := regexp.MustCompile(`whsec_[A-Za-z0-9+/=]+`)
+	refresh := *b
+	refresh.header = b.header.Clone()
+	refresh.header.Set("Gancho-Refresh", "1")
+	refresh.get(path).want(200).lacks("whsec_") // another tab's refresh does not take the notice away
 	page := b.get(path).want(200).safe("en").has("The webhook is registered.", "X-Api-Key: •••", "Redis does not answer").lacks("hidden-key")
 	first := secret.FindString(html.UnescapeString(string(page.raw)))
 	if first == "" {
@@ -508,7 +512,7 @@ func TestConsoleWebhooks(t *testing.T) {
 	b.post(note + "/resend").want(409).safe("en").has("still on its way")
 	s.matched("acme", strings.TrimPrefix(path, "/webhooks/"), `{"transaction_uuid":"for-a-replay"}`)
 
-	b.post(path+"/replays", "from", "tomorrow", "rate", "x").want(422).safe("en").has("from must be a time such as", "rate must be a whole number")
+	b.post(path+"/replays", "from", "tomorrow", "rate", "x").want(422).safe("en").has("from must be a time such as", "rate must be a whole number").lacks("data-poll")
 	replay := b.post(path+"/replays", "from", "2026-01-02T03:04", "from_utc", time.Now().Add(-time.Hour).UTC().Format("2006-01-02T15:04:05.000Z"), "rate", "10").leads("/replays/")
 	b.get(replay).want(200).safe("en").has("1 event would be sent")
 	b.post(replay + "/pause").want(409).has("another state")

@@ -87,14 +87,18 @@ type page struct {
 // PollMS is Poll in milliseconds.
 func (p page) PollMS() int64 { return p.Poll.Milliseconds() }
 
+// refreshHeader marks a request of the script, see console.js.
+const refreshHeader = "Gancho-Refresh"
+
 // show writes a page. It is made whole before its first byte is sent, so a page is never half an error.
 func (c *Console) show(v *visit, status int, name string, p page) error {
 	p.Lang, p.Path = v.lang, v.r.URL.RequestURI()
 	p.Account, p.Operator, p.ReadOnly = v.caller.Account, v.caller.Operator, v.caller.ReadOnly
-	if v.r.Method == http.MethodPost {
-		p.Path = "/webhooks"
+	if v.r.Method == http.MethodPost { // its address shows nothing
+		p.Path, p.Poll = "/webhooks", 0
 	}
-	if p.SignedIn = v.session != nil; p.SignedIn {
+	// A page that refreshes itself shows only parts of the answer: a notice would be lost.
+	if p.SignedIn = v.session != nil; p.SignedIn && v.r.Header.Get(refreshHeader) == "" {
 		p.Notice = c.sessions.told(v.w, v.r, v.session)
 	}
 	var b bytes.Buffer

@@ -77,7 +77,7 @@ function replacePart(part, fresh) {
 }
 
 async function refresh() {
-  const answer = await fetch(location.href, { headers: { Accept: "text/html" }, cache: "no-store" });
+  const answer = await fetch(location.href, { headers: { Accept: "text/html", "Gancho-Refresh": "1" }, cache: "no-store" });
   if (answer.redirected) return location.reload(); // the session has ended
   if (!answer.ok) throw new Error(String(answer.status));
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -198,20 +198,35 @@ function follow() {
     empty.hidden = true;
     news++;
   };
-  const source = new EventSource(tail.dataset.stream);
-  source.addEventListener("open", show);
-  source.addEventListener("error", show);
-  source.addEventListener("signed_out", () => { source.close(); state.className = "live off"; state.textContent = state.dataset.signedOut; });
-  source.addEventListener("attempt", (event) => {
-    const id = Number(event.lastEventId);
-    if (id && id <= seen) return; // told again after a reconnection
-    seen = id || seen;
-    if (paused) {
-      waiting.push(event.data);
-      if (waiting.length > most) waiting.shift();
+  const signedOut = () => { source.close(); state.className = "live off"; state.textContent = state.dataset.signedOut; };
+  let source;
+  const connect = () => {
+    source = new EventSource(tail.dataset.stream);
+    source.addEventListener("open", show);
+    source.addEventListener("error", () => {
       show();
-    } else add(event.data);
-  });
+      if (source.readyState === EventSource.CLOSED) setTimeout(again, 5000); // refused: the browser does not try again
+    });
+    source.addEventListener("signed_out", signedOut);
+    source.addEventListener("attempt", (event) => {
+      const id = Number(event.lastEventId);
+      if (id && id <= seen) return; // told again after a reconnection
+      seen = id || seen;
+      if (paused) {
+        waiting.push(event.data);
+        if (waiting.length > most) waiting.shift();
+        show();
+      } else add(event.data);
+    });
+  };
+  const again = async () => {
+    try {
+      const answer = await fetch("/sign-in?check", { cache: "no-store" });
+      if (answer.ok && answer.status !== 204) return signedOut();
+    } catch { /* away: the next try finds out */ }
+    connect();
+  };
+  connect();
   pause.addEventListener("click", () => {
     paused = !paused;
     pause.setAttribute("aria-pressed", paused);
