@@ -222,7 +222,7 @@ var texts = map[string]text{
 	"chart.failed":    {"Failed", "Com falha"},
 
 	"health.last":       {"Last success", "Último sucesso"},
-	"health.none_known": {"none known", "nenhum conhecido"},
+	"health.none_known": {"none seen", "nenhum visto"},
 	"health.failures":   {"Failures", "Falhas"},
 	"health.of":         {"of {total}", "de {total}"},
 	"health.failing":    {"Failing", "Falhando"},
@@ -233,7 +233,7 @@ var texts = map[string]text{
 	"webhooks.count.other":   {"{n} webhooks", "{n} webhooks"},
 	"webhooks.found.one":     {"{n} webhook found", "{n} webhook encontrado"},
 	"webhooks.found.other":   {"{n} webhooks found", "{n} webhooks encontrados"},
-	"webhooks.search":        {"Search name, URL or event", "Buscar nome, URL ou evento"},
+	"webhooks.search":        {"Name, URL or event", "Nome, URL ou evento"},
 	"webhooks.search_button": {"Search", "Buscar"},
 	"webhooks.new":           {"New webhook", "Novo webhook"},
 	"webhooks.none":          {"This account has no webhooks yet.", "Esta conta ainda não tem webhooks."},
