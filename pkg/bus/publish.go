@@ -87,11 +87,16 @@ func (p *pending) wait(ctx context.Context) (*jetstream.PubAck, error) {
 	}
 }
 
-// silent says that a stream does not take messages: the service is not ready until one is taken.
+// silent says that a stream does not take messages: the service is not ready until one is taken. A broker
+// that is away is told by the connection.
 func (b *Bus) silent(stream string, err error) {
-	if b.nc.IsConnected() {
-		b.setProblem("publish to "+stream, err.Error())
+	if !b.nc.IsConnected() || errors.Is(err, nats.ErrDisconnected) || errors.Is(err, nats.ErrReconnectBufExceeded) {
+		return
 	}
+	what := "publish to " + stream
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.problems[what] = what + ": " + err.Error()
 }
 
 // answered says that a stream takes messages, or that nobody waits for it any more.
