@@ -161,6 +161,8 @@ func TestSecretsStayInside(t *testing.T) {
 		secrets.addSecret(t, fmt.Sprint("signing secret ", i), h.Secret)
 		hooks = append(hooks, h)
 	}
+	s.registered.Store(time.Now().UnixNano())
+	s.settle()
 	publish := func() string {
 		id := uuid.NewString()
 		body := fmt.Sprintf(`{"event_name":%q,"document":{"name":"CANARY-payload"},"transaction_uuid":%q}`, dealCreated, id)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -51,6 +52,8 @@ type system struct {
 	t     *testing.T
 	redis *redistest.Server
 	js    jetstream.JetStream
+
+	registered atomic.Int64 // when the latest webhook was, in nanoseconds since 1970
 	token string
 }
 
@@ -170,13 +173,19 @@ func (s *system) register(eventName, url string) hook {
 	if status != http.StatusCreated {
 		s.t.Fatalf("register a webhook: status %d", status)
 	}
+	s.registered.Store(time.Now().UnixNano())
 	return h
 }
+
+// settle waits until every webhook counts for what is published next: a second after its registration at the
+// latest, in practice milliseconds, on a busy machine more.
+func (s *system) settle() { <-time.After(time.Until(time.Unix(0, s.registered.Load()).Add(time.Second))) }
 
 // publish publishes an event as the CRM does and returns its transaction_uuid once the broker acknowledged
 // it, repeating with the same id while the broker is away.
 func (s *system) publish(eventName string) string {
 	s.t.Helper()
+	s.settle()
 	id := uuid.NewString()
 	body := fmt.Sprintf(`{"event_name":%q,"document":{"id":"67900a6e0000000000000001","amount_total":1200.50},"event_timestamp":"2026-01-21T20:58:22.000Z","transaction_uuid":%q}`, eventName, id)
 	s.Until("the broker acknowledged an event", func() bool {
