@@ -144,15 +144,35 @@ func (c *Console) notificationPage(v *visit) error {
 }
 
 // pretty indents a payload; numbers and the order of members stay as they are.
+//
+// Indenting grows with the depth, so a deeply nested body (it may be 10,000 deep) is shown as it came.
 func pretty(body []byte) (text string, cut bool) {
 	var b bytes.Buffer
-	if json.Indent(&b, body, "", "  ") == nil {
+	if len(body) <= payloadShown && depth(body) <= maxIndented && json.Indent(&b, body, "", "  ") == nil {
 		body = b.Bytes()
 	}
 	if len(body) > payloadShown {
 		return string(body[:payloadShown]), true
 	}
 	return string(body), false
+}
+
+// maxIndented is how deep a body may be nested to be shown indented.
+const maxIndented = 32
+
+// depth is at least how deep the JSON in body is nested; brackets in strings count too.
+func depth(body []byte) (deepest int) {
+	now := 0
+	for _, c := range body {
+		switch c {
+		case '{', '[':
+			now++
+			deepest = max(deepest, now)
+		case '}', ']':
+			now--
+		}
+	}
+	return deepest
 }
 
 // payload gives the event's bytes as they are, as a download.
