@@ -54,7 +54,7 @@ type system struct {
 	js    jetstream.JetStream
 
 	registered atomic.Int64 // when the latest webhook was, in nanoseconds since 1970
-	token string
+	token      string
 }
 
 const (
@@ -179,7 +179,9 @@ func (s *system) register(eventName, url string) hook {
 
 // settle waits until every webhook counts for what is published next: a second after its registration at the
 // latest, in practice milliseconds, on a busy machine more.
-func (s *system) settle() { <-time.After(time.Until(time.Unix(0, s.registered.Load()).Add(time.Second))) }
+func (s *system) settle() {
+	<-time.After(time.Until(time.Unix(0, s.registered.Load()).Add(time.Second)))
+}
 
 // publish publishes an event as the CRM does and returns its transaction_uuid once the broker acknowledged
 // it, repeating with the same id while the broker is away.
