@@ -51,7 +51,9 @@ func Fields(cfg any) []Field {
 // that has Validate() error is asked too, for rules between values.
 func Load[C any](cfg *C, environ []string) []string {
 	vars := env.ToMap(environ)
-	parseErr := env.ParseWithOptions(cfg, env.Options{Environment: vars})
+	parseErr := env.ParseWithOptions(cfg, env.Options{Environment: vars, FuncMap: map[reflect.Type]env.ParserFunc{
+		reflect.TypeFor[time.Duration](): func(s string) (any, error) { return time.ParseDuration(strings.TrimSpace(s)) }, // 10s, 1m
+	}})
 	var problems []string
 	bad := map[string]bool{}
 	for _, f := range Fields(cfg) {

@@ -50,6 +50,7 @@ func TestLoad(t *testing.T) {
 	for name, tc := range map[string]struct{ environ, want []string }{
 		"defaults":             {nil, nil},
 		"good":                 {[]string{"INNER_WAIT=9s", "COUNT=9", "ODD=5", "SHARE=1", "ON=true", "COLOUR=blue", "STEPS=1m"}, nil},
+		"spaces in a list":     {[]string{"STEPS=1s, 2s , 1m"}, nil},
 		"empty is the default": {[]string{"INNER_WAIT=", "COUNT=", "ODD=", "SHARE=", "ON=", "COLOUR=", "STEPS="}, nil},
 		"duration":             {[]string{"INNER_WAIT=5"}, []string{`INNER_WAIT: "5" is not a duration; give a number with a unit from 1s to 10s, such as 500ms, 5s or 2h`}},
 		"range":                {[]string{"INNER_WAIT=11s"}, []string{"INNER_WAIT: 11s is out of range; give a duration from 1s to 10s"}},

@@ -30,7 +30,7 @@ type check struct {
 	ask  func() string
 }
 
-// NewHealth returns a Health without checks: ready.
+// NewHealth returns a Health without checks: not ready, since nothing has started that could be.
 func NewHealth() *Health { return &Health{} }
 
 // Require adds a dependency without which the process cannot do its job. ask returns what is wrong, ""
@@ -63,6 +63,9 @@ func (h *Health) State() State {
 	var s State
 	if h.stopping.Load() {
 		s.Reasons = append(s.Reasons, "stopping")
+	}
+	if len(h.checks) == 0 {
+		s.Reasons = append(s.Reasons, "starting")
 	}
 	for _, c := range h.checks {
 		if why := c.ask(); why == "" {
@@ -104,7 +107,7 @@ func (s *Shell) serveOps(addr string) (opsServer, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.Health.serveReady)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.Registry, promhttp.HandlerOpts{Registry: s.Registry}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.Registry, promhttp.HandlerOpts{}))
 	mux.Handle("/debug/loglevel", s.Level)
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)

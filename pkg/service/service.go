@@ -119,7 +119,9 @@ func NewShell(level string, out zapcore.WriteSyncer) (*Shell, error) {
 	buffered := &zapcore.BufferedWriteSyncer{WS: out, Size: 64 << 10, FlushInterval: logDelay}
 	core := zapcore.NewCore(zapcore.NewJSONEncoder(enc), buffered, atom)
 	s := &Shell{Log: zap.New(core), stopLog: buffered.Stop, Level: atom, Registry: prometheus.NewRegistry(), Health: NewHealth()}
-	s.Registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	// Of the Go runtime and the process, named like all others: gancho_go_goroutines, gancho_process_cpu_seconds_total.
+	prometheus.WrapRegistererWithPrefix("gancho_", s.Registry).MustRegister(
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "gancho_build_info", Help: "1, with the version as a label.",
 		ConstLabels: prometheus.Labels{"version": Version, "go": goVersion()},

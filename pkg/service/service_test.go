@@ -79,9 +79,6 @@ func TestOpsServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ops.Close()
-	p := s.Process("test")
-	broken := "cache is away"
-	s.Health.Want("cache", func() string { return broken })
 	get := func(method, path, body string) (int, string) {
 		t.Helper()
 		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+ops.Addr().String()+path, strings.NewReader(body))
@@ -99,6 +96,12 @@ func TestOpsServer(t *testing.T) {
 		}
 		return resp.StatusCode, string(raw)
 	}
+	if code, body := get("GET", "/readyz", ""); code != 503 || !strings.Contains(body, `["starting"]`) {
+		t.Errorf("/readyz before anything has started: %d %s", code, body)
+	}
+	p := s.Process("test")
+	broken := "cache is away"
+	s.Health.Want("cache", func() string { return broken })
 	if code, body := get("GET", "/healthz", ""); code != 200 {
 		t.Errorf("/healthz: %d %s", code, body)
 	}
@@ -111,6 +114,13 @@ func TestOpsServer(t *testing.T) {
 	}
 	if code, body := get("GET", "/metrics", ""); code != 200 || !strings.Contains(body, "gancho_build_info{") {
 		t.Errorf("/metrics: %d", code)
+	} else {
+		for line := range strings.Lines(body) {
+			if !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, "gancho_") {
+				t.Errorf("a metric does not start with gancho_: %s", line)
+				break
+			}
+		}
 	}
 	if code, _ := get("PUT", "/debug/loglevel", `{"level":"error"}`); code != 200 || s.Level.Level() != zapcore.ErrorLevel {
 		t.Errorf("/debug/loglevel: %d, level %v", code, s.Level.Level())

@@ -63,7 +63,7 @@ func (g golden) check(t *testing.T, where, query string, recorded []string) (met
 	labels := []string{"instance", "job", "le"}
 	for _, m := range selector.FindAllStringSubmatch(query, -1) {
 		name := m[1]
-		if strings.HasPrefix(name, "process_") || strings.HasPrefix(name, "go_") || name == "up" || name == "ALERTS" {
+		if strings.HasPrefix(name, "gancho_process_") || strings.HasPrefix(name, "gancho_go_") || name == "up" || name == "ALERTS" {
 			continue // of Prometheus and its client library
 		}
 		if strings.Contains(name, ":") {

@@ -232,12 +232,13 @@ func (s *stack) run(ctx context.Context, shell *service.Shell, started func(addr
 }
 
 func runService[C any](ctx context.Context, group *errgroup.Group, shell *service.Shell, environ []string, name string, run func(context.Context, C, *service.Process) error) {
+	proc := shell.Process(name) // now: the process is ready when all of its services are
 	group.Go(func() error {
 		var cfg C
 		if problems := service.Load(&cfg, environ); len(problems) > 0 {
 			return errors.New(strings.Join(problems, "\n"))
 		}
-		if err := run(ctx, cfg, shell.Process(name)); err != nil {
+		if err := run(ctx, cfg, proc); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 		return nil

@@ -18,7 +18,7 @@ func metrics(root string) (string, error) {
 	}
 	var b strings.Builder
 	b.WriteString("# Metrics\n\nEvery service serves them at `/metrics` on `OPS_ADDR`; `gancho serve` those of all services. " +
-		"Labels have few and fixed values: never an account, a webhook or a URL. Go's and the process's own metrics come along.\n\n" +
+		"Labels have few and fixed values: never an account, a webhook or a URL. Go's and the process's own metrics come along as `gancho_go_...` and `gancho_process_...`.\n\n" +
 		"<!-- Written by `go run ./services/internal/docs` from " + metricsFile + ". -->\n\n| metric | type | meaning | labels |\n| --- | --- | --- | --- |\n")
 	for block := range strings.SplitSeq(strings.TrimSpace(string(text)), "\n\n") {
 		lines := strings.Split(block, "\n")
