@@ -230,15 +230,20 @@ func (d *Dispatcher) observe(m *bus.Delivery, r *notification.Record, o delivery
 			zap.Int("attempt", r.AttemptsDone), zap.String("outcome", r.Attempt.Outcome), zap.String("reason", string(o.Reason)),
 			zap.Int("http_status", o.Status), zap.Float64("duration_ms", r.Attempt.DurationMS),
 			zap.String("url_host", r.URLHost), zap.String("state", string(r.State)), zap.Int("send", m.Send),
-			zap.String("trace_id", traceID(m.Traceparent)))
-		if !r.NextAttemptAt.IsZero() {
-			f = append(f, zap.Time("next_attempt_at", r.NextAttemptAt))
-		}
+			zap.String("trace_id", traceID(m.Traceparent)), next(r.NextAttemptAt))
 		if o.Detail != "" {
 			f = append(f, zap.String("detail", o.Detail))
 		}
 		ce.Write(f...)
 	}
+}
+
+// next is when the next attempt is due, null when there is none: every line has every field.
+func next(at time.Time) zap.Field {
+	if at.IsZero() {
+		return zap.Reflect("next_attempt_at", nil)
+	}
+	return zap.Time("next_attempt_at", at)
 }
 
 // traceID is the trace id of a W3C traceparent, "" when there is none.

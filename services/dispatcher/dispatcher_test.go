@@ -10,12 +10,15 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
@@ -38,6 +41,7 @@ type rig struct {
 	flags    *bus.Bucket
 	keys     *seal.Keyring
 	cfg      Config
+	log      *zap.Logger
 	run      func(context.Context, Config, *service.Process) error
 	stop     func()
 }
@@ -45,7 +49,7 @@ type rig struct {
 func newRig(t testing.TB, change func(*Config)) *rig {
 	t.Helper()
 	broker := bustest.Start(t)
-	r := &rig{t: t, broker: broker, bus: broker.Topology(bustest.Limits()), keys: seal.New(), run: Run}
+	r := &rig{t: t, broker: broker, bus: broker.Topology(bustest.Limits()), keys: seal.New(), log: bustest.Logger(t), run: Run}
 	keyFile := filepath.Join(t.TempDir(), "keys")
 	if err := r.keys.Write(keyFile); err != nil {
 		t.Fatal(err)
@@ -75,7 +79,7 @@ func (r *rig) start() {
 	r.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	proc := &service.Process{Name: "dispatcher", Log: bustest.Logger(r.t), Metrics: prometheus.NewRegistry(), Health: service.NewHealth()}
+	proc := &service.Process{Name: "dispatcher", Log: r.log, Metrics: prometheus.NewRegistry(), Health: service.NewHealth()}
 	go func() { done <- r.run(ctx, r.cfg, proc) }()
 	r.stop = sync.OnceFunc(func() {
 		cancel()
@@ -193,6 +197,44 @@ func (rc *receiver) total() int {
 func ok(string, http.ResponseWriter) {}
 
 func fails(_ string, w http.ResponseWriter) { w.WriteHeader(http.StatusInternalServerError) }
+
+// TestLogLine: every attempt has one line with every field of the contract, and no field holds the URL.
+func TestLogLine(t *testing.T) {
+	t.Parallel()
+	core, logs := observer.New(zap.InfoLevel)
+	r := newRig(t, nil)
+	r.log = zap.New(core).With(zap.String("service", "dispatcher"))
+	rc := newReceiver(t, func(attempt string, w http.ResponseWriter) {
+		if attempt == "1" {
+			fails(attempt, w)
+		}
+	})
+	w := r.webhook(rc.URL+"/path?query=1", nil)
+	r.start()
+	r.state(r.notify(w, 1), notification.Delivered)
+	r.stop()
+	lines := logs.FilterMessage("attempt").All()
+	if len(lines) != 2 {
+		t.Fatalf("%d lines", len(lines))
+	}
+	for i, line := range lines {
+		got := line.ContextMap()
+		for _, name := range []string{
+			"service", "account_id", "webhook_id", "notification_id", "event_id", "event_name", "attempt", "outcome", "reason",
+			"http_status", "duration_ms", "next_attempt_at", "url_host", "trace_id",
+		} {
+			if _, there := got[name]; !there {
+				t.Errorf("line %d has no %s", i, name)
+			}
+		}
+		if (got["next_attempt_at"] == nil) != (i == 1) {
+			t.Errorf("line %d: next_attempt_at is %v", i, got["next_attempt_at"])
+		}
+		if text := fmt.Sprint(got); strings.Contains(text, "/path") || strings.Contains(text, "query") {
+			t.Errorf("line %d: %s", i, text)
+		}
+	}
+}
 
 func TestDelivers(t *testing.T) {
 	t.Parallel()
