@@ -79,9 +79,10 @@ type Status struct {
 	WebhookID string    `json:"webhook_id"`
 	URLHost   string    `json:"url_host"`
 	At        time.Time `json:"at"`
-	Until     time.Time `json:"until,omitzero"`
-	Reason    string    `json:"reason"`
-	Evidence  any       `json:"evidence"`
+	// Until is when a suspended URL is tried again; nil where nothing is due, as after a suspension by hand.
+	Until    *time.Time `json:"until"`
+	Reason   string     `json:"reason"`
+	Evidence any        `json:"evidence"`
 }
 
 func (s *Status) subject() string {

@@ -112,6 +112,15 @@ func (s *system) statusEvents(id string) []string {
 		if err := json.Unmarshal(m.Data(), &status); err != nil || status.Schema != 1 || status.WebhookID != id || status.AccountID != account || status.URLHost == "" {
 			s.t.Errorf("status event %s: %v", m.Data(), err)
 		}
+		var fields map[string]any
+		if err := json.Unmarshal(m.Data(), &fields); err != nil {
+			s.t.Error(err)
+		}
+		for _, name := range []string{"schema", "event", "account_id", "webhook_id", "url_host", "at", "until", "reason", "evidence"} {
+			if _, there := fields[name]; !there {
+				s.t.Errorf("status event %s has no %s", m.Data(), name)
+			}
+		}
 		if !strings.HasSuffix(m.Subject(), "."+status.Event) {
 			s.t.Errorf("status event %s on subject %s", status.Event, m.Subject())
 		}

@@ -406,10 +406,14 @@ func (m *Monitor) tell(ctx context.Context, t suspension.Transition) error {
 }
 
 func status(t suspension.Transition, w *webhook.Webhook) bus.Status {
-	return bus.Status{
+	s := bus.Status{
 		Event: string(t.Event), Account: w.Account, WebhookID: w.ID, URLHost: t.Flag.URLHost, At: t.At.UTC(),
-		Until: t.Flag.Until, Reason: t.Flag.Reason, Evidence: t.Flag.Evidence,
+		Reason: t.Flag.Reason, Evidence: t.Flag.Evidence,
 	}
+	if !t.Flag.Until.IsZero() {
+		s.Until = &t.Flag.Until
+	}
+	return s
 }
 
 func stepName(t suspension.Transition) string {
