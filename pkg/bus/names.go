@@ -65,8 +65,9 @@ const (
 )
 
 // EventHeadroom is how much larger than EVENT_MAX_BYTES a stored event may be for its headers: the broker
-// counts both together, and an event of exactly the limit must pass with the recommended Nats-Msg-Id.
-const EventHeadroom = 4 << 10
+// counts both together, and an event of exactly the limit must pass with the longest Nats-Msg-Id that is
+// recommended, a traceparent and the headers of CloudEvents.
+const EventHeadroom = 1 << 10
 
 // BrokerHeadroom is by how much the broker's max_payload must exceed EVENT_MAX_BYTES for our headers.
 const BrokerHeadroom = 64 << 10
