@@ -102,6 +102,7 @@ func TestSuspension(t *testing.T) {
 	if r.data()["status"] != "suspended" || sus["reason"] != "by_hand" || sus["until"] != nil || sus["parked"] != 0.0 {
 		t.Errorf("suspended = %s", r.raw)
 	}
+	s.until("the command is noted", func() bool { return m.count() == 1 })
 	c := m.last()
 	if c.Verb != "suspend" || c.Account != "acme" || c.URLHost != "hooks.example.com" || c.WebhookID != id || c.By == "" || c.By == acme {
 		t.Errorf("command = %+v", c)
@@ -156,9 +157,32 @@ func TestSuspension(t *testing.T) {
 	if r := s.do(acme, "PUT", path, map[string]any{"url": "https://new.example.com/"}).want(200); r.data()["status"] != "active" {
 		t.Errorf("moved = %s", r.raw)
 	}
+	s.until("the command is noted", func() bool { return m.count() == commands+1 })
 	if got := m.last(); got.Verb != "resume" || got.URLKey != c.URLKey || got.URLHost != "hooks.example.com" {
 		t.Errorf("command = %+v", got)
 	}
+
+	// The suspension of a URL ends with the last webhook that has it.
+	s.flag(t.Context(), flagged)
+	last := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()
+	commands = m.count()
+	s.do(acme, "DELETE", "/crm/v2/webhooks/"+last, nil).want(204)
+	if m.count() != commands {
+		t.Errorf("with a webhook of the URL left: %+v", m.last())
+	}
+	moved := s.do(acme, "PUT", "/crm/v2/webhooks/"+sibling, map[string]any{"url": "https://other.example.com/"}).want(200)
+	s.flag(t.Context(), flagged)
+	last = s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()
+	s.until("the flag is seen", func() bool {
+		return s.do(acme, "GET", "/crm/v2/webhooks/"+last, nil).data()["status"] == "suspended"
+	})
+	commands = m.count()
+	s.do(acme, "DELETE", "/crm/v2/webhooks/"+last, nil).want(204)
+	s.until("the command is noted", func() bool { return m.count() == commands+1 })
+	if got := m.last(); got.Verb != "resume" || got.URLKey != c.URLKey || got.WebhookID != last {
+		t.Errorf("command = %+v", got)
+	}
+	s.do(acme, "PUT", "/crm/v2/webhooks/"+moved.id(), map[string]any{"url": "https://hooks.example.com/x"}).want(200)
 
 	// What the owner set comes before the suspension.
 	s.flag(t.Context(), flagged)

@@ -85,7 +85,7 @@ func (a *API) deleteWebhook(c *call) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.Webhooks.Delete(c.ctx, c.caller.Account, c.id(), match); err != nil {
+	if err := a.Webhooks.Delete(c.ctx, c.caller.Account, c.id(), match, c.caller.Name); err != nil {
 		return nil, err
 	}
 	return &answer{status: http.StatusNoContent}, nil

@@ -442,7 +442,7 @@ func (c *Console) postDelete(v *visit) error {
 	if err != nil {
 		return err
 	}
-	if err := c.Webhooks.Delete(v.ctx, v.caller.Account, v.id(), nil); err != nil {
+	if err := c.Webhooks.Delete(v.ctx, v.caller.Account, v.id(), nil, v.caller.Name); err != nil {
 		return err
 	}
 	return c.done(v, "/webhooks", notice{Key: "done.deleted", Args: map[string]string{"name": w.Name}})

@@ -304,8 +304,9 @@ func equal(a, b *webhook.Webhook) bool {
 		a.AuthHeader == b.AuthHeader && a.AuthKey == b.AuthKey && slices.Equal(a.Secrets, b.Secrets)
 }
 
-// Delete removes a webhook. What waits for it is cancelled by the dispatchers; an attempt in flight ends.
-func (s *Service) Delete(ctx context.Context, account, id string, match Match) error {
+// Delete removes a webhook. What waits for it is cancelled by the dispatchers; an attempt in flight ends. With
+// the last webhook of a URL its suspension ends too, or it would hold for whoever registers the URL next.
+func (s *Service) Delete(ctx context.Context, account, id string, match Match, by string) error {
 	for {
 		w, err := s.fetch(ctx, account, id)
 		if err != nil {
@@ -325,6 +326,11 @@ func (s *Service) Delete(ctx context.Context, account, id string, match Match) e
 		wait, cancel := context.WithTimeout(ctx, seenWithin)
 		defer cancel()
 		s.changes.Wait(wait, func() bool { return s.registry.Get(account, id) == nil })
+		if _, suspended := s.flags.Get(account, w.URLKey); suspended && !s.registry.UsesURL(account, w.URLKey) {
+			if _, err := s.command(ctx, w, bus.CommandResume, by); err != nil { // the webhook is gone all the same
+				s.log.Warn("suspension not lifted after the last webhook of its URL was deleted", zap.String("webhook_id", id), zap.Error(err))
+			}
+		}
 		return nil
 	}
 }
