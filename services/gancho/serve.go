@@ -20,6 +20,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"gancho/pkg/bus"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
 	"gancho/services/dispatcher"
@@ -112,6 +113,7 @@ func refuse(stderr io.Writer, problems []string) int {
 type stack struct {
 	cfg     Config
 	environ []string // of the services, without what is only known when broker and Redis listen
+	limits  bus.Limits
 }
 
 // prepare makes the data directory, the key and the first token, and checks every service's configuration.
@@ -154,7 +156,7 @@ func prepare(cfg *Config, environ []string, stdout io.Writer) (*stack, []string,
 	return s, problems, nil
 }
 
-// check loads every service's configuration and returns what is wrong.
+// check loads every service's configuration, notes the limits, and returns what is wrong.
 func (s *stack) check() []string {
 	var (
 		p publisher.Config
@@ -163,6 +165,7 @@ func (s *stack) check() []string {
 		g management.Config
 	)
 	problems := service.Load(&p, s.environ)
+	s.limits = p.Limits
 	problems = append(problems, service.Load(&d, s.environ)...)
 	problems = append(problems, service.Load(&m, s.environ)...)
 	return append(problems, service.Load(&g, s.environ)...)
@@ -261,8 +264,10 @@ func (s *stack) startBroker() (*server.Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	payload := int32(max(2<<20, s.limits.EventMaxBytes+bus.BrokerHeadroom)) //nolint:gosec // EVENT_MAX_BYTES is at most 64 MiB
 	broker, err := server.NewServer(&server.Options{
-		Host: host, Port: n, JetStream: true, StoreDir: filepath.Join(s.cfg.DataDir, "nats"), MaxPayload: 2 << 20,
+		Host: host, Port: n, JetStream: true, StoreDir: filepath.Join(s.cfg.DataDir, "nats"),
+		MaxPayload: payload, MaxPending: max(server.MAX_PENDING_SIZE, 2*int64(payload)),
 		SyncInterval: every, SyncAlways: every == 0, NoSigs: true, NoLog: true,
 	})
 	if err != nil {

@@ -96,7 +96,7 @@ func lists() []list {
 			about: "Published on `gancho.webhooks.<account_id>.<webhook_id>.<event>` (stream `WEBHOOK_STATUS`), one for each webhook of the URL, so that the CRM can tell the owner.",
 			first: "event", closed: append(names(suspension.EventAtRisk, suspension.EventSuspended, suspension.EventProbing, suspension.EventResumed), "permanent_failure"), words: []word{
 				{string(suspension.EventAtRisk), "half of the failures that lead to a suspension are reached; told once until the URL works again", ""},
-				{string(suspension.EventSuspended), "the URL is suspended; `until` is when it is tried again", ""},
+				{string(suspension.EventSuspended), "the URL is suspended; `until` is when it is tried again, null after a suspension by hand", ""},
 				{string(suspension.EventProbing), "the oldest parked notification is being sent to find out", ""},
 				{string(suspension.EventResumed), "the URL is active again; what was parked is released", ""},
 				{"permanent_failure", "notifications of this webhook failed for good; at most one event per webhook and minute, `evidence` names the first of them", ""},
