@@ -65,14 +65,20 @@ const (
 // newSystem starts broker, Redis and every service, with extra environment for all.
 func newSystem(t *testing.T, env ...string) *system {
 	t.Helper()
+	return newSystemWith(t, lab.Options{}, env...)
+}
+
+// newSystemWith is newSystem with a broker of its own kind: Store, MaxStore and Sync of the options count.
+func newSystemWith(t *testing.T, o lab.Options, env ...string) *system {
+	t.Helper()
 	dir, err := binaries()
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &system{t: t, redis: redistest.Start(t), token: token}
-	s.System = lab.New(t, lab.Options{Bin: dir, Dir: t.TempDir(), RedisURL: s.redis.URL(), Env: append([]string{
-		"RETRY_DELAYS=400ms,400ms,400ms,400ms,400ms", "RETRY_JITTER=0", "SUSPENSION_MIN_FAILURES=1000000",
-	}, env...)})
+	o.Bin, o.Dir, o.RedisURL = dir, t.TempDir(), s.redis.URL()
+	o.Env = append([]string{"RETRY_DELAYS=400ms,400ms,400ms,400ms,400ms", "RETRY_JITTER=0", "SUSPENSION_MIN_FAILURES=1000000"}, env...)
+	s.System = lab.New(t, o)
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, p := range s.Services() {
@@ -81,7 +87,7 @@ func newSystem(t *testing.T, env ...string) *system {
 		}
 		s.Stop()
 	})
-	nc, err := nats.Connect(s.NATSURL, nats.MaxReconnects(-1), nats.ReconnectWait(100*time.Millisecond))
+	nc, err := nats.Connect(s.NATSURL, nats.MaxReconnects(-1), nats.ReconnectWait(100*time.Millisecond), nats.ReconnectBufSize(-1))
 	if err != nil {
 		t.Fatal(err)
 	}

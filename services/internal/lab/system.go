@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"os"
@@ -29,6 +30,7 @@ type System struct {
 
 	t    T
 	bin  string
+	opts Options
 	env  []string
 	port string
 }
@@ -37,6 +39,8 @@ type System struct {
 type Options struct {
 	Bin      string   // where Build put the programs
 	Dir      string   // for the broker's store and the key file
+	Store    string   // for the broker's store instead of Dir
+	MaxStore string   // max_file_store of the broker; "" is its default, three quarters of the disk
 	RedisURL string   // of a running Redis
 	Sync     string   // sync_interval of the broker; "" is its default
 	Env      []string // for every service, over the lab's own
@@ -45,16 +49,9 @@ type Options struct {
 // New starts the broker and every service and waits until all are ready.
 func New(t T, o Options) *System {
 	t.Helper()
-	s := &System{t: t, bin: o.Bin}
-	conf := filepath.Join(o.Dir, "nats.conf")
-	text := fmt.Sprintf("listen: 127.0.0.1:-1\nmax_payload: 2MB\njetstream { store_dir: %q", filepath.Join(o.Dir, "jetstream"))
-	if o.Sync != "" {
-		text += ", sync_interval: " + o.Sync
-	}
-	if err := os.WriteFile(conf, []byte(text+" }\n"), 0o600); err != nil {
-		t.Fatalf("broker configuration: %v", err)
-	}
-	s.Broker = NewProcess(t, "nats-server", nil, filepath.Join(o.Bin, "nats-server"), "-c", conf)
+	o.Store = cmp.Or(o.Store, o.Dir)
+	s := &System{t: t, bin: o.Bin, opts: o}
+	s.Broker = NewProcess(t, "nats-server", nil, filepath.Join(o.Bin, "nats-server"), "-c", s.configureBroker(o.MaxStore))
 	s.StartBroker()
 	keys := filepath.Join(o.Dir, "encryption.key")
 	if err := seal.New().Write(keys); err != nil {
@@ -71,6 +68,29 @@ func New(t T, o Options) *System {
 	}
 	s.WaitReady()
 	return s
+}
+
+// configureBroker writes the broker's configuration, which counts at its next start, and returns the file.
+func (s *System) configureBroker(maxStore string) string {
+	s.t.Helper()
+	text := fmt.Sprintf("listen: 127.0.0.1:-1\nmax_payload: 2MB\njetstream { store_dir: %q", filepath.Join(s.opts.Store, "jetstream"))
+	if s.opts.Sync != "" {
+		text += ", sync_interval: " + s.opts.Sync
+	}
+	if maxStore != "" {
+		text += ", max_file_store: " + maxStore
+	}
+	file := filepath.Join(s.opts.Dir, "nats.conf")
+	if err := os.WriteFile(file, []byte(text+" }\n"), 0o600); err != nil {
+		s.t.Fatalf("broker configuration: %v", err)
+	}
+	return file
+}
+
+// LimitStore sets the broker's max_file_store from its next start on.
+func (s *System) LimitStore(to string) {
+	s.t.Helper()
+	s.configureBroker(to)
 }
 
 // Attach waits until a process that runs all services in one (gancho serve) is ready, and returns a system
@@ -104,6 +124,15 @@ func (s *System) AddDispatcher() *Process {
 	s.t.Helper()
 	p := s.service("dispatcher")
 	s.Dispatchers = append(s.Dispatchers, p)
+	p.Start()
+	s.ready(p)
+	return p
+}
+
+// StartFrom starts a service from another folder of programs and waits until it is ready. It is the caller's to end.
+func (s *System) StartFrom(bin, name string) *Process {
+	s.t.Helper()
+	p := NewProcess(s.t, name, s.env, filepath.Join(bin, name))
 	p.Start()
 	s.ready(p)
 	return p
