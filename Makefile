@@ -20,6 +20,7 @@ CYCLONEDX      = $(GO_PATH)/tools/cyclonedx-gomod-$(CYCLONEDX_VERSION)/cyclonedx
 
 FUZZTIME ?= 20s
 CHAOS    ?= 10m
+OUTAGE   ?= 10m
 BENCH    ?=
 DEMO     ?=
 
@@ -83,6 +84,10 @@ bench: needs-go ## measure throughput and latency on this machine (BENCH="-flags
 .PHONY: chaos
 chaos: needs-go tools ## kill and pause processes under load for CHAOS (10m), then count
 	go test ./services/e2e -run Chaos -count=1 -v -timeout 0 -args -chaos $(CHAOS)
+
+.PHONY: outages
+outages: needs-go tools ## take NATS, Redis and DNS away for OUTAGE (10m) each, at once
+	go test ./services/e2e -run Outages -count=1 -v -parallel 6 -timeout 0 -args -outage $(OUTAGE)
 
 # -- check -------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/notification"
+	"gancho/pkg/schema"
 )
 
 // settleTime is how long a send must have been unchanged to be judged: the steps of a move are stored one
@@ -201,6 +202,8 @@ func (x *Books) search(ctx context.Context, o owner, all []Lost, there uint64) (
 		last, err := x.bus.LastRecord(ctx, o.account, s.id.String())
 		switch {
 		case errors.Is(err, bus.ErrNotFound):
+		case errors.Is(err, schema.ErrNewer):
+			continue // it is for a newer version to say
 		case err != nil:
 			return nil, err
 		case uint32(last.Send) > s.send || uint32(last.Send) == s.send && last.State.Terminal(): //nolint:gosec // a count

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/zap"
 )
 
 // Entry is a key of a bucket. Value is nil when the key was deleted.
@@ -44,7 +43,7 @@ func (k *Bucket) Watch(ctx context.Context, apply func(Entry), loaded func()) er
 			if ctx.Err() != nil {
 				return nil
 			}
-			k.b.log.Warn("watch interrupted; trying again", zap.String("bucket", k.name), zap.Error(err))
+			k.b.trouble("watch "+k.name, err)
 			if pause.wait(ctx) != nil {
 				return nil
 			}

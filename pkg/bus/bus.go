@@ -82,6 +82,7 @@ type Bus struct {
 	metrics metrics
 
 	mu       sync.Mutex
+	told     map[string]time.Time // when trouble was logged last, by what it is about
 	streams  map[string]jetstream.Stream
 	problems map[string]string // what is wrong besides the connection, by what it is about
 
@@ -95,13 +96,14 @@ type metrics struct {
 	retried    *prometheus.CounterVec
 	reconnects prometheus.Counter
 	recreated  *prometheus.CounterVec
+	newer      *prometheus.CounterVec
 }
 
 // Connect returns at once; the connection comes up when the broker does. name is the service's, it shows
 // in the broker's list of connections and makes the inbox prefix _INBOX_<name>. A wrong configuration is an
 // error.
 func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer) (*Bus, error) {
-	b := &Bus{log: log.Named("bus"), streams: map[string]jetstream.Stream{}, problems: map[string]string{}, metrics: metrics{
+	b := &Bus{log: log.Named("bus"), told: map[string]time.Time{}, streams: map[string]jetstream.Stream{}, problems: map[string]string{}, metrics: metrics{
 		publish: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "gancho_jetstream_publish_seconds", Help: "Time from publishing a message to the broker's acknowledgement.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
@@ -115,10 +117,16 @@ func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 		recreated: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gancho_jetstream_recreated_total", Help: "Streams and consumers that somebody deleted while the service ran, and that it created anew.",
 		}, []string{"kind"}),
+		newer: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gancho_newer_messages_total", Help: "Times that this service left a message to a newer version, by stream.",
+		}, []string{"stream"}),
 	}}
+	for _, s := range []string{Events, Notifications, Retries, Parked, Attempts} {
+		b.metrics.newer.WithLabelValues(s)
+	}
 	b.metrics.recreated.WithLabelValues("stream")
 	b.metrics.recreated.WithLabelValues("consumer")
-	reg.MustRegister(b.metrics.publish, b.metrics.retried, b.metrics.reconnects, b.metrics.recreated)
+	reg.MustRegister(b.metrics.publish, b.metrics.retried, b.metrics.reconnects, b.metrics.recreated, b.metrics.newer)
 	b.closing, b.end = context.WithCancel(context.Background())
 	opts := []nats.Option{
 		nats.Name("gancho " + name),
@@ -145,7 +153,9 @@ func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 			if sub != nil {
 				fields = append(fields, zap.String("subject", sub.Subject))
 			}
-			b.log.Warn("broker reports an error", fields...)
+			if b.timeToTell("report: " + err.Error()) {
+				b.log.Warn("broker reports an error", fields...)
+			}
 		}),
 	}
 	if cfg.CredsFile != "" {
@@ -199,6 +209,38 @@ func (b *Bus) setProblem(what, problem string) {
 	b.mu.Unlock()
 	if after != "" && after != before {
 		b.log.Warn("waiting", zap.String("for", after))
+	}
+}
+
+// tellEvery is how often the same trouble is logged while it lasts.
+const tellEvery = time.Minute
+
+// timeToTell reports whether trouble with something should be logged now, as if it then were.
+func (b *Bus) timeToTell(what string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if time.Since(b.told[what]) < tellEvery {
+		return false
+	}
+	if len(b.told) > 1000 { // texts that are never the same
+		clear(b.told)
+	}
+	b.told[what] = time.Now()
+	return true
+}
+
+// trouble logs an error that lasts and is met again and again, once in tellEvery. A broker that is away is told
+// by the connection.
+func (b *Bus) trouble(what string, err error) {
+	if b.nc.IsConnected() && b.timeToTell(what) {
+		b.log.Warn("trouble with the broker; trying again", zap.String("with", what), zap.Error(err))
+	}
+}
+
+// tellNewer logs that something waits for a newer version.
+func (b *Bus) tellNewer(stream string) {
+	if b.timeToTell("newer messages on " + stream) {
+		b.log.Warn("messages of a newer version wait for one: upgrade this service, or start the newer one again", zap.String("stream", stream))
 	}
 }
 

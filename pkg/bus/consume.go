@@ -4,14 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
+	"gancho/pkg/event"
 	"gancho/pkg/notification"
+	"gancho/pkg/schema"
 )
 
 // fetchWait is how long one pull request stays open. A stop waits at most this long for messages that may
@@ -138,7 +143,7 @@ func (c *Consumer) info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
 
 // fetch asks for at most n messages and hands each to handle as it comes. It returns when n came or
 // fetchWait passed, with how many came. An error means that the broker or the consumer is in trouble; fetch
-// has then paused a little.
+// has then paused a little, and logged it when it is time to.
 func (c *Consumer) fetch(ctx context.Context, n int, handle func(jetstream.Msg)) (int, error) {
 	c.look(ctx)
 	batch, err := c.c.Fetch(n, jetstream.FetchMaxWait(fetchWait))
@@ -152,6 +157,9 @@ func (c *Consumer) fetch(ctx context.Context, n int, handle func(jetstream.Msg))
 	}
 	if err == nil || errors.Is(err, context.DeadlineExceeded) {
 		return got, nil
+	}
+	if ctx.Err() == nil {
+		c.b.trouble("pull from "+c.stream, err)
 	}
 	pause := newBackoff(200*time.Millisecond, time.Second)
 	switch {
@@ -209,7 +217,7 @@ type Delivery struct {
 
 	Lane         Lane
 	NumDelivered int       // counts from 1
-	Again        bool      // it may have been handled before: NumDelivered is not 1, or the broker forgot
+	Again        bool      // it may have been handled before: NumDelivered is not 1, the broker forgot, or it waited for a newer version
 	StoredAt     time.Time // when the broker stored this message
 	Sequence     uint64    // in its stream
 
@@ -230,6 +238,48 @@ func (d *Delivery) NakAfter(delay time.Duration) {
 	if err := d.msg.NakWithDelay(max(delay, time.Millisecond)); err != nil {
 		d.b.log.Debug("nak not sent; the message will come again after the ack wait", zap.Error(err))
 	}
+}
+
+// Wait leaves a notification that only a newer version can handle to one: it is moved to RETRIES as it is, with
+// whatever it carries, to be handed out again after a second, and after twice as long each time, up to
+// waitAtMost. Nothing of it is used up by that, however often it comes to the wrong process. Every version
+// keeps what this needs: the names and forms of the headers for account, webhook and notification.
+func (d *Delivery) Wait(ctx context.Context) {
+	if err := d.wait(ctx); err != nil {
+		d.b.log.Warn("a message for a newer version was not moved; it comes again", zap.String("stream", d.Stream()), zap.Error(err))
+		return
+	}
+	d.b.metrics.newer.WithLabelValues(d.Stream()).Inc()
+	d.b.tellNewer(d.Stream())
+	d.Ack()
+}
+
+// waitAtMost bounds the pause of what waits for a newer version.
+const waitAtMost = time.Minute
+
+// waiting is the pause before the next try, when there have been so many.
+func waiting(tries int) time.Duration {
+	return min(time.Second<<min(tries-1, 10), waitAtMost)
+}
+
+func (d *Delivery) wait(ctx context.Context) error {
+	h := d.msg.Headers()
+	account, webhook, id := h.Get(headerAccount), h.Get(headerWebhookID), h.Get(headerNotification)
+	if !event.ValidAccount(account) || uuid.Validate(webhook) != nil || uuid.Validate(id) != nil {
+		return errors.New("it does not say what it belongs to")
+	}
+	waited, _ := strconv.Atoi(h.Get(headerWaited)) // 0 at first
+	q := message(subjectRetryAt(account, id), fmt.Sprintf("%s:%d:%d", d.Stream(), d.Sequence, d.StoredAt.UnixNano()), d.msg.Data())
+	for k, v := range h {
+		if !strings.HasPrefix(k, "Nats-") {
+			q.Header[k] = v
+		}
+	}
+	q.Header[headerWaited] = []string{strconv.Itoa(waited + 1)}
+	q.Header["Nats-Schedule"] = []string{"@at " + time.Now().Add(waiting(waited+1)).UTC().Format(time.RFC3339Nano)}
+	q.Header["Nats-Schedule-Target"] = []string{subjectRetryDue(account, webhook, id)}
+	_, err := d.b.publish(ctx, Retries, q)
+	return err
 }
 
 // Puller hands out the deliveries of one lane.
@@ -285,10 +335,11 @@ func (b *Bus) delivery(ctx context.Context, lane Lane, m jetstream.Msg, again fu
 		return nil
 	}
 	d := &Delivery{Lane: lane, NumDelivered: int(meta.NumDelivered), Again: again(meta), StoredAt: meta.Timestamp, Sequence: meta.Sequence.Stream, msg: m, b: b} //nolint:gosec // a count
+	d.Again = d.Again || m.Headers().Get(headerWaited) != ""
 	d.Notification, err = decode(m.Headers(), m.Data())
 	switch {
-	case errors.Is(err, errNewer):
-		d.NakAfter(30 * time.Second)
+	case errors.Is(err, schema.ErrNewer):
+		d.Wait(context.WithoutCancel(ctx)) // a stop settles what came
 		return nil
 	case err != nil:
 		if err := b.quarantine(ctx, meta.Stream, "not_a_notification", err.Error(), m); err == nil {

@@ -38,6 +38,15 @@ func (m *EventMessage) Ack() {
 // InProgress tells the broker that the event is being worked on, which starts its ack wait anew.
 func (m *EventMessage) InProgress() { _ = m.msg.InProgress() }
 
+// Wait leaves an event that only a newer version can handle to one; it is handed out again after a while.
+func (m *EventMessage) Wait() {
+	m.b.metrics.newer.WithLabelValues(Events).Inc()
+	m.b.tellNewer(Events)
+	if err := m.msg.NakWithDelay(waiting(m.NumDelivered)); err != nil {
+		m.b.log.Debug("nak not sent; the event will come again", zap.Error(err))
+	}
+}
+
 // EventsConsumer pulls CRM_EVENTS.
 type EventsConsumer struct{ *Consumer }
 

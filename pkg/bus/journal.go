@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/notification"
+	"gancho/pkg/schema"
 )
 
 // ErrNotFound says that a message, record or key does not exist, or no more.
@@ -33,13 +34,14 @@ type StartedRecord struct {
 
 // StartRecord starts writing r as Record does. r must not be changed before Wait returns.
 func (b *Bus) StartRecord(r *notification.Record) *StartedRecord {
-	r.Schema = notification.Schema
+	r.Schema = schema.Newest
 	body, err := json.Marshal(r)
 	if err != nil {
 		return &StartedRecord{err: fmt.Errorf("encode journal record: %w", err)}
 	}
 	m := message(subjectAttempts(r.Account, r.NotificationID), "", body)
 	m.Header[headerSummary] = []string{summarize(r)}
+	m.Header[headerSchema] = []string{strconv.Itoa(r.Schema)}
 	expectLast(m, r.Previous)
 	return &StartedRecord{r: r, p: b.start(Attempts, m)}
 }
@@ -94,7 +96,8 @@ func (b *Bus) last(ctx context.Context, stream, subject string) (*jetstream.RawS
 	})
 }
 
-// LastRecord returns the notification's newest journal record, ErrNotFound when it has none.
+// LastRecord returns the notification's newest journal record, ErrNotFound when it has none. One that a newer
+// version wrote comes with schema.ErrNewer, read as far as this version knows it.
 func (b *Bus) LastRecord(ctx context.Context, account, id string) (*Recorded, error) {
 	raw, err := b.last(ctx, Attempts, subjectAttempts(account, id))
 	if err != nil {
@@ -103,7 +106,7 @@ func (b *Bus) LastRecord(ctx context.Context, account, id string) (*Recorded, er
 	return decodeRecord(raw.Data, raw.Sequence)
 }
 
-// RecordAt returns the journal record with that sequence, ErrNotFound when it has aged out.
+// RecordAt returns the journal record with that sequence as LastRecord does, ErrNotFound when it has aged out.
 func (b *Bus) RecordAt(ctx context.Context, sequence uint64) (*Recorded, error) {
 	raw, err := b.get(ctx, Attempts, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
 		return s.GetMsg(ctx, sequence)
@@ -127,11 +130,11 @@ func decodeRecord(body []byte, sequence uint64) (*Recorded, error) {
 		return nil, fmt.Errorf("decode journal record %d: %w", sequence, err)
 	}
 	r.Sequence = sequence
-	return &r, nil
+	return &r, schema.Check(r.Schema)
 }
 
 // PendingNotification returns the newest message of the notification on NOTIFICATIONS, ErrNotFound when
-// there is none (any more).
+// there is none (any more). One that a newer version wrote comes with schema.ErrNewer, as from LastRecord.
 func (b *Bus) PendingNotification(ctx context.Context, account, id string) (*notification.Notification, error) {
 	return b.readNotification(ctx, Notifications, subjectNotification(account, id))
 }
@@ -148,7 +151,7 @@ func (b *Bus) readNotification(ctx context.Context, stream, subject string) (*no
 	}
 	n, err := decode(raw.Header, raw.Data)
 	if err != nil {
-		return nil, fmt.Errorf("read from %s: %w", stream, err)
+		return &n, fmt.Errorf("read from %s: %w", stream, err)
 	}
 	return &n, nil
 }

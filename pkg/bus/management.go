@@ -14,6 +14,7 @@ import (
 
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
+	"gancho/pkg/schema"
 )
 
 // BucketClaims holds who has a destination: which webhook of an account has one combination of event name
@@ -43,7 +44,7 @@ func (b *Bus) Records(ctx context.Context, first, last uint64, handle func(*noti
 				return false, nil
 			}
 			r, err := decodeRecord(m.Data(), sequence)
-			if err != nil {
+			if err != nil && !errors.Is(err, schema.ErrNewer) {
 				b.log.Error("an unreadable journal record is skipped", zap.Error(err))
 			} else {
 				handle(&r.Record)
@@ -144,7 +145,7 @@ func (c *ArrivalConsumer) Pull(ctx context.Context, n int, linger time.Duration)
 			return
 		}
 		d, err := decode(m.Headers(), nil)
-		if err != nil {
+		if err != nil && !errors.Is(err, schema.ErrNewer) {
 			_ = m.Ack() // the dispatcher deals with it
 			return
 		}
@@ -189,7 +190,7 @@ func (b *Bus) Follow(ctx context.Context, account string, began func(), handle f
 		if err != nil {
 			continue
 		}
-		if r, err := decodeRecord(m.Data(), meta.Sequence.Stream); err == nil {
+		if r, err := decodeRecord(m.Data(), meta.Sequence.Stream); err == nil || errors.Is(err, schema.ErrNewer) {
 			handle(&r.Record)
 		}
 	}

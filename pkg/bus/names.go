@@ -59,6 +59,7 @@ const (
 	headerJournal      = "Gancho-Journal"
 	headerReplay       = "Gancho-Replay"
 	headerTraceparent  = "traceparent"
+	headerWaited       = "Gancho-Waited" // how often it waited for a newer version
 
 	headerReason  = "Gancho-Reason"
 	headerSubject = "Gancho-Subject"

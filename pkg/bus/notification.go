@@ -2,7 +2,6 @@ package bus
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -12,12 +11,13 @@ import (
 
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
+	"gancho/pkg/schema"
 )
 
 // encode writes n as a message for subject with the given message id.
 func encode(n *notification.Notification, subject, msgID string) *nats.Msg {
 	h := nats.Header{
-		headerSchema:       {"1"},
+		headerSchema:       {strconv.Itoa(schema.Newest)},
 		headerAccount:      {n.Account},
 		headerEventName:    {n.EventName},
 		headerEventID:      {n.EventID},
@@ -43,14 +43,13 @@ func encode(n *notification.Notification, subject, msgID string) *nats.Msg {
 	if n.Traceparent != "" {
 		h[headerTraceparent] = []string{n.Traceparent}
 	}
+	extend(h, n.ID)
 	return &nats.Msg{Subject: subject, Header: h, Data: n.Body}
 }
 
-// errNewer says that a message was written by a newer version; it waits for one.
-var errNewer = errors.New("the message has a newer schema than this version reads")
-
 // decode reads a message that encode wrote. Nothing in it is trusted beyond its form: the registry rules
-// over the destination.
+// over the destination. What a newer version wrote comes with schema.ErrNewer, read as far as this version
+// knows it.
 func decode(h nats.Header, body []byte) (notification.Notification, error) {
 	get := func(key string) string {
 		if v := h[key]; len(v) > 0 {
@@ -70,11 +69,9 @@ func decode(h nats.Header, body []byte) (notification.Notification, error) {
 		}
 		return v
 	}
-	switch v, err := strconv.Atoi(get(headerSchema)); {
-	case err != nil || v < 1:
+	version, err := strconv.Atoi(get(headerSchema))
+	if err != nil || version < 1 {
 		return notification.Notification{}, fmt.Errorf("header %s is missing or not a version", headerSchema)
-	case v > notification.Schema:
-		return notification.Notification{}, errNewer
 	}
 	n := notification.Notification{
 		Account: get(headerAccount), ID: get(headerNotification), WebhookID: get(headerWebhookID),
@@ -88,6 +85,9 @@ func decode(h nats.Header, body []byte) (notification.Notification, error) {
 		Replay:        get(headerReplay),
 		Traceparent:   event.Traceparent(get(headerTraceparent)),
 		Body:          body,
+	}
+	if err := schema.Check(version); err != nil {
+		return n, err
 	}
 	if bad != nil {
 		return n, bad
@@ -105,7 +105,7 @@ func decode(h nats.Header, body []byte) (notification.Notification, error) {
 	case n.ID != event.NotificationID(n.EventID, webhookID):
 		return n, fmt.Errorf("header %s is not the id of this event for this webhook", headerNotification)
 	}
-	return n, nil
+	return n, extended(h, version)
 }
 
 // Started is a publish that has not been waited for.

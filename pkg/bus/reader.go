@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"gancho/pkg/notification"
+	"gancho/pkg/schema"
 )
 
 // Position is how far somebody has read a stream. Created tells one life of the stream from the next: one
@@ -168,7 +169,7 @@ func (r *NotificationReader) Read(ctx context.Context, began func(Progress), han
 	}
 	began(Progress{renewed, missed})
 	return r.readTo(ctx, last, func(h nats.Header, m *jetstream.MsgMetadata) {
-		if n, err := decode(h, nil); err == nil {
+		if n, err := decode(h, nil); err == nil || errors.Is(err, schema.ErrNewer) { // counting is not handling
 			handle(Arrival{n, m.Timestamp}, m.Sequence.Stream)
 		}
 	})

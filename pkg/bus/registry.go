@@ -2,11 +2,15 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
+	"sync"
 	"sync/atomic"
 
 	"go.uber.org/zap"
 
+	"gancho/pkg/schema"
 	"gancho/pkg/webhook"
 )
 
@@ -18,12 +22,42 @@ type Registry struct {
 
 	bucket *Bucket
 	loaded atomic.Bool
+
+	mu    sync.Mutex
+	newer map[string]int  // accounts with webhooks that only a newer version can read, and how many
+	of    map[string]bool // their keys
 }
 
 // Registry returns the registry, waiting until its bucket exists. Run must run for it to fill.
 func (b *Bus) Registry(ctx context.Context) (*Registry, error) {
 	bucket, err := b.Bucket(ctx, BucketWebhooks)
-	return &Registry{Index: webhook.NewIndex(), bucket: bucket}, err
+	return &Registry{Index: webhook.NewIndex(), bucket: bucket, newer: map[string]int{}, of: map[string]bool{}}, err
+}
+
+// Newer reports whether the account has a webhook that only a newer version can read: what an event means for
+// it is not for this one to say.
+func (r *Registry) Newer(account string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.newer[account] > 0
+}
+
+// note remembers whether the webhook with that key is for newer versions only.
+func (r *Registry) note(key string, newer bool) {
+	account, _, _ := strings.Cut(key, ".")
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch was := r.of[key]; {
+	case newer && !was:
+		r.of[key] = true
+		r.newer[account]++
+		r.bucket.b.log.Warn("a webhook of a newer version is left to one; the account's events wait", zap.String("key", key))
+	case was && !newer:
+		delete(r.of, key)
+		if r.newer[account]--; r.newer[account] == 0 {
+			delete(r.newer, account)
+		}
+	}
 }
 
 // Bucket is where the webhooks are written.
@@ -48,8 +82,13 @@ func (r *Registry) Run(ctx context.Context, loaded func(), changed func(before, 
 			if err == nil && w.Key() != e.Key {
 				err = fmt.Errorf("its key is %s", e.Key)
 			}
-			if err != nil {
+			if err != nil && !errors.Is(err, schema.ErrNewer) {
 				r.bucket.b.log.Error("an unreadable webhook is ignored", zap.Error(err))
+				return
+			}
+			r.note(e.Key, err != nil)
+			if err != nil {
+				r.Index.Delete(e.Key) // it is not gone: whoever needs it asks the bucket, and learns that
 				return
 			}
 			w.Revision = e.Revision
@@ -57,6 +96,7 @@ func (r *Registry) Run(ctx context.Context, loaded func(), changed func(before, 
 			r.Put(w)
 		} else {
 			r.Index.Delete(e.Key)
+			r.note(e.Key, false)
 		}
 		if changed != nil {
 			changed(before, after)

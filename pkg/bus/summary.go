@@ -12,6 +12,7 @@ import (
 
 	"gancho/pkg/delivery"
 	"gancho/pkg/notification"
+	"gancho/pkg/schema"
 )
 
 // headerSummary carries what readers of the whole journal need of a record, so that the broker need not
@@ -104,7 +105,11 @@ type SummaryBatch struct {
 func (b *SummaryBatch) Ack() { settle(b.msgs) }
 
 // SummaryConsumer reads the journal's summaries.
-type SummaryConsumer struct{ *Consumer }
+type SummaryConsumer struct {
+	*Consumer
+
+	decides bool // what a newer version wrote is left to one; whoever only shows it reads what it knows
+}
 
 // Summaries returns a durable reader of the whole journal from its beginning, shared by all that use its
 // name. The broker sends headers only.
@@ -112,7 +117,7 @@ func (b *Bus) Summaries(ctx context.Context, durable string) (*SummaryConsumer, 
 	c, err := b.consumer(ctx, Attempts, jetstream.ConsumerConfig{
 		Durable: durable, AckWait: 30 * time.Second, MaxAckPending: 20_000, MaxDeliver: -1, HeadersOnly: true,
 	})
-	return &SummaryConsumer{c}, err
+	return &SummaryConsumer{c, durable == ConsumerMonitor}, err
 }
 
 // Pull returns at most n summaries; it waits for the first about a second, and for more at most linger.
@@ -121,6 +126,12 @@ func (c *SummaryConsumer) Pull(ctx context.Context, n int, linger time.Duration)
 	add := func(m jetstream.Msg) {
 		meta, err := m.Metadata()
 		if err != nil {
+			return
+		}
+		if version, _ := strconv.Atoi(m.Headers().Get(headerSchema)); c.decides && schema.Check(version) != nil {
+			c.b.metrics.newer.WithLabelValues(Attempts).Inc()
+			c.b.tellNewer(Attempts)
+			_ = m.NakWithDelay(waiting(int(meta.NumDelivered))) //nolint:gosec // a count
 			return
 		}
 		s, err := parseSummary(m.Headers().Get(headerSummary), meta.Sequence.Stream)

@@ -17,9 +17,6 @@ import (
 // MaxAttempts of one send: the first and 5 retries (RD Station CRM, "Webhooks").
 const MaxAttempts = 6
 
-// Schema is the version of messages and records. A process leaves newer ones alone.
-const Schema = 1
-
 // State of a notification.
 type State string
 
@@ -79,7 +76,7 @@ const (
 
 // Record is one entry of the journal.
 type Record struct {
-	Schema         int       `json:"schema"`
+	Schema         int       `json:"schema"` // see gancho/pkg/schema
 	Kind           Kind      `json:"kind"`
 	At             time.Time `json:"at"`
 	Account        string    `json:"account_id"`

@@ -108,6 +108,8 @@ type Probe struct {
 // A Flag says that a URL is suspended. Its JSON is the value in the bucket
 // SUSPENSIONS; a URL without a flag is active.
 type Flag struct {
+	// Schema is 0 (the first) but for what only a newer version can read; see gancho/pkg/schema.
+	Schema  int    `json:"schema,omitempty"`
 	Account string `json:"account"`
 	URLKey  string `json:"url_key"`
 	URLHost string `json:"url_host"`

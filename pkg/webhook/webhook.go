@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"gancho/pkg/schema"
 	"gancho/pkg/seal"
 )
 
@@ -24,7 +25,8 @@ const (
 // Webhook is one registration as it is stored: account, event, destination. A value is immutable once
 // it is shared; a change is a new value.
 type Webhook struct {
-	ID         string    `json:"id"` // UUID
+	Schema     int       `json:"schema,omitempty"` // see gancho/pkg/schema
+	ID         string    `json:"id"`               // UUID
 	Account    string    `json:"account_id"`
 	Name       string    `json:"name"`
 	EventName  Pattern   `json:"event_name"`
@@ -51,11 +53,14 @@ type Secret struct {
 	ExpiresAt time.Time `json:"expires_at,omitzero"` // zero: does not expire
 }
 
-// Decode reads a stored webhook and derives its keys.
+// Decode reads a stored webhook and derives its keys. One that a newer version wrote is schema.ErrNewer.
 func Decode(b []byte) (*Webhook, error) {
 	var w Webhook
 	if err := json.Unmarshal(b, &w); err != nil {
 		return nil, fmt.Errorf("decode webhook: %w", err)
+	}
+	if err := schema.Check(w.Schema); err != nil {
+		return nil, fmt.Errorf("webhook %s: %w", w.ID, err)
 	}
 	id, err := uuid.Parse(w.ID)
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
 	"gancho/pkg/notification"
+	"gancho/pkg/schema"
 	"gancho/pkg/seal"
 	"gancho/pkg/tracing"
 	"gancho/pkg/webhook"
@@ -188,7 +189,7 @@ func (d *Dispatcher) keepFailed(ctx context.Context, n *notification.Notificatio
 	}
 	var lines []line
 	last, err := d.bus.LastRecord(ctx, n.Account, n.ID)
-	for err == nil && last.Send == n.Send {
+	for (err == nil || errors.Is(err, schema.ErrNewer)) && last.Send == n.Send {
 		if a := last.Attempt; a != nil {
 			lines = append([]line{{a.Number, a.StartedAt, a.Reason, a.HTTPStatus}}, lines...)
 		}
@@ -197,7 +198,7 @@ func (d *Dispatcher) keepFailed(ctx context.Context, n *notification.Notificatio
 		}
 		last, err = d.bus.RecordAt(ctx, last.Previous)
 	}
-	if err != nil && !errors.Is(err, bus.ErrNotFound) {
+	if err != nil && !errors.Is(err, bus.ErrNotFound) && !errors.Is(err, schema.ErrNewer) {
 		return err
 	}
 	summary, err := json.Marshal(lines)

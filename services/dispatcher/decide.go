@@ -12,6 +12,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
 	"gancho/pkg/notification"
+	"gancho/pkg/schema"
 	"gancho/pkg/webhook"
 )
 
@@ -67,12 +68,12 @@ func (d *Dispatcher) handle(ctx context.Context, m *bus.Delivery, t ticket) (att
 	}()
 	last, err := d.position(ctx, m) // what the journal says, where the broker's count may be wrong
 	if err != nil {
-		d.giveBack(m, err)
+		d.giveBack(ctx, m, err)
 		return false
 	}
 	w, err := d.webhook(ctx, m)
 	if err != nil {
-		d.giveBack(m, err)
+		d.giveBack(ctx, m, err)
 		return false
 	}
 	key := urlKey{m.Account, w.urlKey()}
@@ -134,12 +135,12 @@ func (d *Dispatcher) conclude(ctx context.Context, m *bus.Delivery, w *target, l
 	d.traced(m, w, r, o)
 	switch {
 	case err != nil:
-		d.giveBack(m, err)
+		d.giveBack(ctx, m, err)
 	case r.State == notification.Delivered:
 		m.Ack()
 	case r.State == notification.PermanentlyFailed:
 		d.fail(ctx, m)
-	case m.Lane == bus.LaneRetry && !d.crowded.Load():
+	case m.Lane == bus.LaneRetry && m.NumDelivered < notification.MaxAttempts-1 && !d.crowded.Load():
 		m.NakAfter(time.Until(r.NextAttemptAt)) // the same message again: the broker counts the retries
 	default:
 		d.reschedule(ctx, m, r.AttemptsDone, sequence, r.NextAttemptAt)
@@ -209,7 +210,7 @@ func (d *Dispatcher) reschedule(ctx context.Context, m *bus.Delivery, done int, 
 	n := m.Notification
 	n.Hop, n.AttemptsDone, n.Journal = m.Hop+1, done, journal
 	if err := d.bus.ScheduleRetry(ctx, &n, at); err != nil {
-		d.giveBack(m, err)
+		d.giveBack(ctx, m, err)
 		return
 	}
 	m.Ack()
@@ -262,7 +263,7 @@ func (d *Dispatcher) finishParking(ctx context.Context, m *bus.Delivery, p parki
 	err := p.move.Wait(ctx)
 	_, recordErr := p.record.Wait(ctx)
 	if err = errors.Join(err, recordErr); err != nil {
-		d.giveBack(m, err)
+		d.giveBack(ctx, m, err)
 		return
 	}
 	m.Ack()
@@ -281,7 +282,7 @@ func (d *Dispatcher) moveAgain(ctx context.Context, m *bus.Delivery, last *bus.R
 		lane = bus.LaneDisabled
 	}
 	if err := d.bus.Park(&n, lane).Wait(ctx); err != nil {
-		d.giveBack(m, err)
+		d.giveBack(ctx, m, err)
 		return
 	}
 	m.Ack()
@@ -295,7 +296,7 @@ func (d *Dispatcher) end(ctx context.Context, m *bus.Delivery, last position, ki
 		r.State = notification.Cancelled
 	}
 	if _, err := d.bus.Record(ctx, r); err != nil {
-		d.giveBack(m, err)
+		d.giveBack(ctx, m, err)
 		return
 	}
 	d.metrics.ended.WithLabelValues(string(r.State)).Inc()
@@ -310,7 +311,7 @@ func (d *Dispatcher) end(ctx context.Context, m *bus.Delivery, last position, ki
 // fail keeps the payload of a permanently failed notification, then acks.
 func (d *Dispatcher) fail(ctx context.Context, m *bus.Delivery) {
 	if err := d.keepFailed(ctx, &m.Notification); err != nil {
-		d.giveBack(m, err)
+		d.giveBack(ctx, m, err)
 		return
 	}
 	m.Ack()
@@ -318,9 +319,11 @@ func (d *Dispatcher) fail(ctx context.Context, m *bus.Delivery) {
 
 // giveBack leaves a delivery that could not be settled to be delivered again. A conflict means that
 // another dispatcher, or an earlier life of this message, was faster; the journal tells on the next delivery.
-func (d *Dispatcher) giveBack(m *bus.Delivery, err error) {
+func (d *Dispatcher) giveBack(ctx context.Context, m *bus.Delivery, err error) {
 	switch {
 	case errors.Is(err, errSettled):
+	case errors.Is(err, schema.ErrNewer): // of its webhook or its journal
+		m.Wait(ctx)
 	case errors.Is(err, bus.ErrConflict):
 		d.metrics.conflicts.Inc()
 		m.NakAfter(conflictPause)
@@ -358,7 +361,7 @@ const panicsBeforeQuarantine = 3
 // quarantine ends a notification that cannot be handled.
 func (d *Dispatcher) quarantine(ctx context.Context, m *bus.Delivery, why string) {
 	if err := m.SetAside(ctx, string(delivery.InternalError), why); err != nil {
-		d.giveBack(m, err)
+		d.giveBack(ctx, m, err)
 		return
 	}
 	last := position{m.AttemptsDone, m.Journal}

@@ -244,7 +244,7 @@ func (d *Dispatcher) pull(ctx context.Context, lane *bus.Puller, budget int, wai
 		})
 		places.give(n - handed)
 		if err != nil && !errors.Is(err, context.Canceled) {
-			d.log.Warn("notifications cannot be pulled; trying again", zap.Error(err))
+			d.log.Debug("notifications cannot be pulled; trying again", zap.Error(err))
 		}
 	}
 }

@@ -392,7 +392,7 @@ func (x *drains) expire(ctx context.Context, k laneKey) error {
 			}
 			last, err := x.d.position(work, m) // finds what happened to it meanwhile
 			if err != nil {
-				x.d.giveBack(m, err)
+				x.d.giveBack(work, m, err)
 				return
 			}
 			x.d.end(work, m, last, notification.KindExpired, delivery.ExpiredWhileSuspended)

@@ -7,6 +7,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/schema"
 	"gancho/pkg/suspension"
 )
 
@@ -42,6 +43,10 @@ func (f *flags) apply(e bus.Entry) (k urlKey, resumed bool) {
 			return urlKey{}, false
 		}
 		k = urlKey{flag.Account, flag.URLKey}
+		if schema.Check(flag.Schema) != nil { // it is suspended; its probe is a newer version's
+			k = splitKey(e.Key)
+			flag = suspension.Flag{Account: k.account, URLKey: k.url, State: suspension.Suspended}
+		}
 	} else {
 		k = splitKey(e.Key)
 	}

@@ -137,7 +137,7 @@ func (p *Publisher) consume(ctx context.Context, events *bus.EventsConsumer) {
 		})
 		places.Release(int64(n - got))
 		if err != nil && ctx.Err() == nil {
-			p.log.Warn("events cannot be pulled; trying again", zap.Error(err))
+			p.log.Debug("events cannot be pulled; trying again", zap.Error(err))
 		}
 	}
 }
@@ -164,13 +164,14 @@ type job struct {
 	webhooks []*webhook.Webhook // those after the first page
 	started  []bus.Started
 	unsure   bool // whether some of webhooks have been told already
+	newer    bool // the account has webhooks that only a newer version can match
 	span     *tracing.Processing
 }
 
 func (p *Publisher) start(_ context.Context, m *bus.EventMessage) *job {
 	ev, rejected := event.Parse(m.Message)
-	j := &job{event: ev, rejected: rejected}
-	if rejected != nil {
+	j := &job{event: ev, rejected: rejected, newer: rejected == nil && p.registry.Newer(ev.Account)}
+	if rejected != nil || j.newer {
 		return j
 	}
 	j.span, ev.Traceparent = p.trace.Process(ev.Traceparent, tracing.Event{
@@ -205,6 +206,10 @@ func (p *Publisher) notify(m *bus.EventMessage, ev event.Event, webhooks []*webh
 func (p *Publisher) finish(ctx context.Context, m *bus.EventMessage, j *job) {
 	if j.rejected != nil {
 		p.reject(ctx, m, j.rejected)
+		return
+	}
+	if j.newer {
+		m.Wait()
 		return
 	}
 	if j.unsure {

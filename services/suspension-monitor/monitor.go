@@ -32,6 +32,7 @@ import (
 	"gancho/pkg/books"
 	"gancho/pkg/bus"
 	"gancho/pkg/notification"
+	"gancho/pkg/schema"
 	"gancho/pkg/service"
 	"gancho/pkg/suspension"
 	"gancho/pkg/webhook"
@@ -299,7 +300,7 @@ func (m *Monitor) readJournal(ctx context.Context, journal *bus.SummaryConsumer)
 	for ctx.Err() == nil {
 		records, err := journal.Pull(ctx, batch, linger)
 		if err != nil && ctx.Err() == nil {
-			m.log.Warn("the journal cannot be read; trying again", zap.Error(err))
+			m.log.Debug("the journal cannot be read; trying again", zap.Error(err))
 		}
 		if len(records.Summaries) == 0 {
 			continue
@@ -376,7 +377,10 @@ func (m *Monitor) mirrorFlag(ctx context.Context, key suspension.Key) error {
 			err = m.suspensions.Delete(ctx, key.String(), entry.Revision)
 		default:
 			var have suspension.Flag
-			if entry.Value != nil && json.Unmarshal(entry.Value, &have) == nil && have.Trip == flag.Trip && have.ByHand == flag.ByHand && (have.State == suspension.Probing || have.State == flag.State) {
+			if entry.Value != nil && json.Unmarshal(entry.Value, &have) == nil && schema.Check(have.Schema) != nil {
+				return nil // a newer version's
+			}
+			if entry.Value != nil && have.Trip == flag.Trip && have.ByHand == flag.ByHand && (have.State == suspension.Probing || have.State == flag.State) {
 				return nil // the same stretch, perhaps with a dispatcher's claim on its probe
 			}
 			var body []byte
@@ -488,7 +492,7 @@ func (m *Monitor) obey(ctx context.Context, commands *bus.CommandConsumer) {
 			return m.carryOut(work, decision)
 		})
 		if err != nil && ctx.Err() == nil {
-			m.log.Warn("commands cannot be read; trying again", zap.Error(err))
+			m.log.Debug("commands cannot be read; trying again", zap.Error(err))
 		}
 	}
 }

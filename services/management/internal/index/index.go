@@ -127,7 +127,7 @@ func (x *Index) live(ctx context.Context) error {
 	for ctx.Err() == nil {
 		batch, err := journal.Pull(ctx, batchSize, linger)
 		if err != nil && ctx.Err() == nil {
-			x.log.Warn("the journal cannot be read; trying again", zap.Error(err))
+			x.log.Debug("the journal cannot be read; trying again", zap.Error(err))
 		}
 		if len(batch.Summaries) == 0 {
 			continue
@@ -157,7 +157,7 @@ func (x *Index) arrivals(ctx context.Context) error {
 	for ctx.Err() == nil {
 		batch, err := arrivals.Pull(ctx, batchSize, linger)
 		if err != nil && ctx.Err() == nil {
-			x.log.Warn("NOTIFICATIONS cannot be read; trying again", zap.Error(err))
+			x.log.Debug("NOTIFICATIONS cannot be read; trying again", zap.Error(err))
 		}
 		if len(batch.Arrivals) == 0 {
 			continue

@@ -24,10 +24,12 @@ const (
 
 // watch looks whether the index is whole, and fills it when it is not.
 func (x *Index) watch(ctx context.Context) {
-	for {
-		if err := x.look(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrAway) {
+	for failing := false; ; {
+		err := x.look(ctx)
+		if err != nil && !failing && ctx.Err() == nil && !errors.Is(err, ErrAway) {
 			x.log.Warn("the index cannot be filled; trying again", zap.Error(err))
 		}
+		failing = err != nil
 		if !pause(ctx, lookEvery) {
 			return
 		}
@@ -37,6 +39,7 @@ func (x *Index) watch(ctx context.Context) {
 // look finds out whether something is missing: everything (no floor), or the newest part (Redis came back
 // with less than this process had written).
 func (x *Index) look(ctx context.Context) error {
+	written := x.written.Load() // before the marks: what is written meanwhile is no loss
 	floor, target, seen, err := x.marks(ctx)
 	if err != nil {
 		return err
@@ -45,7 +48,6 @@ func (x *Index) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	written := x.written.Load()
 	switch {
 	case floor == 0 || floor > last+1: // empty, or of another journal
 		target = max(first, 1)

@@ -21,6 +21,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/event/samples"
 	"gancho/pkg/notification"
+	"gancho/pkg/schema"
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/problem"
@@ -95,13 +96,13 @@ func (s *Service) look(ctx context.Context, account, id string) (*Notification, 
 	defer cancel()
 	group, readCtx := errgroup.WithContext(limited)
 	group.Go(func() (err error) {
-		if last, err = s.bus.LastRecord(readCtx, account, id); errors.Is(err, bus.ErrNotFound) {
-			err = nil
+		if last, err = s.bus.LastRecord(readCtx, account, id); errors.Is(err, bus.ErrNotFound) || errors.Is(err, schema.ErrNewer) {
+			err = nil // of a newer version: what this one knows of it is shown
 		}
 		return err
 	})
 	group.Go(func() (err error) {
-		if pending, err = s.bus.PendingNotification(readCtx, account, id); errors.Is(err, bus.ErrNotFound) {
+		if pending, err = s.bus.PendingNotification(readCtx, account, id); errors.Is(err, bus.ErrNotFound) || errors.Is(err, schema.ErrNewer) {
 			err = nil
 		}
 		return err
@@ -164,7 +165,7 @@ func (s *Service) readHistory(ctx context.Context, n *Notification) error {
 			n.Truncated = true
 			break
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, schema.ErrNewer) {
 			return problem.Broker(err)
 		}
 		n.History = append(n.History, &r.Record)

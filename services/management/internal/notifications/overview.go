@@ -10,6 +10,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/notification"
+	"gancho/pkg/schema"
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/problem"
 )
@@ -44,7 +45,7 @@ func (s *Service) Health(ctx context.Context, account string, webhookIDs []strin
 			switch {
 			case errors.Is(err, bus.ErrNotFound):
 				return nil
-			case err != nil:
+			case err != nil && !errors.Is(err, schema.ErrNewer):
 				return problem.Broker(err)
 			case r.Account == account && r.State == notification.Delivered: // else the index is of another journal
 				all[i].LastDelivered = r.At

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"gancho/pkg/schema"
 )
 
 // Problem is one thing that is wrong.
@@ -68,13 +70,17 @@ func Unavailable(code, detail string, cause error) *Error {
 	}
 }
 
-// Broker wraps an error of the message broker: it is away, or slower than the request may take.
+// Broker wraps an error of the message broker: it is away, slower than the request may take, or holds what only
+// a newer version can read.
 func Broker(cause error) error {
 	if cause == nil {
 		return nil
 	}
 	if _, ok := errors.AsType[*Error](cause); ok {
 		return cause
+	}
+	if errors.Is(cause, schema.ErrNewer) {
+		return Unavailable("newer_version", "this was written by a newer version of the service, and this one leaves it alone: try again", cause)
 	}
 	return Unavailable("broker_unavailable", "the message broker does not answer; nothing may have been changed, so try again", cause)
 }

@@ -28,6 +28,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
+	"gancho/pkg/schema"
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/notice"
 	"gancho/services/management/internal/notifications"
@@ -61,6 +62,7 @@ func (s State) Ended() bool { return s == Done || s == Cancelled }
 
 // job is a replay as it is stored.
 type job struct {
+	Schema    int                `json:"schema,omitempty"` // see gancho/pkg/schema
 	ID        string             `json:"id"`
 	Account   string             `json:"account_id"`
 	WebhookID string             `json:"webhook_id"`
@@ -397,6 +399,9 @@ func decode(e bus.Entry) (*job, error) {
 	j := &job{revision: e.Revision}
 	if err := json.Unmarshal(e.Value, j); err != nil {
 		return nil, fmt.Errorf("decode replay %s: %w", e.Key, err)
+	}
+	if err := schema.Check(j.Schema); err != nil {
+		return nil, problem.Broker(fmt.Errorf("replay %s: %w", e.Key, err))
 	}
 	if j.key() != e.Key || j.Rate < 1 {
 		return nil, fmt.Errorf("decode replay %s: it is not one", e.Key)

@@ -413,7 +413,7 @@ func (s *Service) fetch(ctx context.Context, account, id string) (*webhook.Webho
 	}
 	w, err := webhook.Decode(e.Value)
 	if err != nil {
-		return nil, err
+		return nil, problem.Broker(err)
 	}
 	w.Revision = e.Revision
 	return w, nil

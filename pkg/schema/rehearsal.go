@@ -1,0 +1,7 @@
+//go:build rehearsal
+
+package schema
+
+// Newest is that of a version yet to come, with which the test of rolling upgrades builds the programs a
+// second time (-tags rehearsal). Its notifications carry a field more; see rehearsal.go of gancho/pkg/bus.
+const Newest = 2

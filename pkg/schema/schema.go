@@ -1,0 +1,21 @@
+// Package schema is the version of what processes store for one another: messages, journal records and the
+// values of buckets. Old and new versions of Gancho run side by side during an upgrade, and what was stored
+// by the newer one is still there after a way back.
+//
+// Each thing carries the lowest schema that reads it rightly; none means 1. A field that an older version may
+// ignore does not raise it. What is above Newest is left alone: it waits until a process comes that knows it.
+// Whoever only counts or shows may read it as far as it knows it.
+package schema
+
+import "errors"
+
+// ErrNewer says that something was written by a newer version, and waits for one.
+var ErrNewer = errors.New("it was written by a newer version of Gancho and waits for one: upgrade this service")
+
+// Check returns ErrNewer for a schema that this version does not know. 0, where none is stored, is 1.
+func Check(schema int) error {
+	if schema > Newest {
+		return ErrNewer
+	}
+	return nil
+}

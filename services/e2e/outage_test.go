@@ -1,0 +1,189 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/net/dns/dnsmessage"
+
+	"gancho/services/internal/lab"
+)
+
+var outageFor = flag.Duration("outage", 3*time.Second, "how long TestOutages takes each dependency away")
+
+// nameServer answers every name with 127.0.0.1 while it is up.
+type nameServer struct {
+	t    *testing.T
+	addr string
+
+	mu   sync.Mutex
+	conn net.PacketConn
+}
+
+func startNameServer(t *testing.T) *nameServer {
+	t.Helper()
+	d := &nameServer{t: t, addr: "127.0.0.1:0"}
+	d.up()
+	t.Cleanup(d.down)
+	return d
+}
+
+func (d *nameServer) up() {
+	d.t.Helper()
+	c, err := net.ListenPacket("udp4", d.addr)
+	if err != nil {
+		d.t.Fatalf("name server: %v", err)
+	}
+	d.addr = c.LocalAddr().String()
+	d.mu.Lock()
+	d.conn = c
+	d.mu.Unlock()
+	go func() {
+		buf := make([]byte, 1500)
+		for {
+			n, from, err := c.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			var m dnsmessage.Message
+			if m.Unpack(buf[:n]) != nil || len(m.Questions) != 1 {
+				continue
+			}
+			q := m.Questions[0]
+			m.Response, m.Authoritative, m.Additionals = true, true, nil
+			if q.Type == dnsmessage.TypeA {
+				m.Answers = []dnsmessage.Resource{{
+					Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class}, Body: &dnsmessage.AResource{A: [4]byte{127, 0, 0, 1}},
+				}}
+			}
+			if answer, err := m.Pack(); err == nil {
+				_, _ = c.WriteTo(answer, from)
+			}
+		}
+	}()
+}
+
+func (d *nameServer) down() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.conn != nil {
+		_ = d.conn.Close()
+	}
+	d.conn = nil
+}
+
+// TestOutages takes each dependency away for a while under steady load, gone (connections are refused) and
+// silent (they hang). Nothing exits, nothing spins, the logs stay short, nothing is lost, and everything goes
+// on within seconds when it is back. With -outage 10m it is the long form, worth a run before a release.
+func TestOutages(t *testing.T) {
+	t.Parallel()
+	for name, outage := range map[string]struct {
+		away, back func(*system, *nameServer)
+		delivers   bool // meanwhile
+	}{
+		"NATS gone":    {func(s *system, _ *nameServer) { s.Broker.Kill() }, func(s *system, _ *nameServer) { s.StartBroker() }, false},
+		"NATS silent":  {func(s *system, _ *nameServer) { s.Broker.Signal(syscall.SIGSTOP) }, func(s *system, _ *nameServer) { s.Broker.Signal(syscall.SIGCONT) }, false},
+		"Redis gone":   {func(s *system, _ *nameServer) { s.redis.Kill() }, func(s *system, _ *nameServer) { s.redis.Restart() }, true},
+		"Redis silent": {func(s *system, _ *nameServer) { s.redis.Pause() }, func(s *system, _ *nameServer) { s.redis.Continue() }, true},
+		"DNS gone":     {func(_ *system, d *nameServer) { d.down() }, func(_ *system, d *nameServer) { d.up() }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := startNameServer(t)
+			s := newSystem(t, "EGRESS_DNS_SERVER="+d.addr, "ATTEMPT_TIMEOUT=1s",
+				// Six attempts outlast the outage, and the next one is not long after it.
+				"RETRY_DELAYS="+strings.TrimSuffix(strings.Repeat(fmt.Sprint(*outageFor/4, ","), 5), ","))
+			rc := newReceiver(t, func(w http.ResponseWriter, _ string) { w.Header().Set("Connection", "close") }) // each request needs a name
+			h := s.register(dealCreated, strings.Replace(rc.URL, "127.0.0.1", "receiver.example", 1))
+			s.settle()
+			first := ids(dealCreated, h, s.publishMany(5))
+			s.waitAll(first, "delivered")
+
+			cpu, said := map[*lab.Process]time.Duration{}, map[*lab.Process]map[string]int{}
+			for _, p := range s.Services() {
+				cpu[p], said[p] = p.CPU(), messages(p)
+			}
+			outage.away(s, d)
+			acknowledged := s.tryPublishing(*outageFor)
+			if outage.delivers {
+				s.waitAll(ids(dealCreated, h, acknowledged), "delivered")
+			}
+			for _, p := range s.Services() {
+				busy := float64(p.CPU()-cpu[p]) / float64(*outageFor)
+				lines := 0
+				for m, n := range messages(p) {
+					if n -= said[p][m]; n > 0 {
+						t.Logf("%s: %d times %s", p.Name, n, m)
+						lines += n
+					}
+				}
+				t.Logf("%s: %.1f %% of a processor, %d lines", p.Name, busy*100, lines)
+				if busy > 0.5 {
+					t.Errorf("%s kept %.0f %% of a processor busy meanwhile", p.Name, busy*100)
+				}
+				if most := 10 + int(outageFor.Minutes()*10); lines > most {
+					t.Errorf("%s logged %d lines meanwhile, want at most %d", p.Name, lines, most)
+				}
+			}
+			outage.back(s, d)
+			began := time.Now()
+			s.WaitReady()
+			t.Logf("ready after %v", time.Since(began).Round(10*time.Millisecond))
+			id := ids(dealCreated, h, s.publishMany(1))
+			s.waitAll(id, "delivered")
+			t.Logf("a new event delivered after %v", time.Since(began).Round(10*time.Millisecond))
+			if !outage.delivers {
+				<-time.After(*outageFor / 4) // the longest that a retry then waits
+			}
+			s.waitAll(ids(dealCreated, h, acknowledged), "delivered")
+			t.Logf("%d acknowledged meanwhile, the last delivered after %v", len(acknowledged), time.Since(began).Round(10*time.Millisecond))
+		})
+	}
+}
+
+// messages counts what the process logged, by its text, but for the one line of each attempt and request.
+func messages(p *lab.Process) map[string]int {
+	out := map[string]int{}
+	for line := range strings.Lines(p.Log()) {
+		var l struct{ Msg string }
+		if json.Unmarshal([]byte(line), &l) != nil {
+			l.Msg = line
+		}
+		if l.Msg != "attempt" && l.Msg != "request" {
+			out[l.Msg]++
+		}
+	}
+	return out
+}
+
+// tryPublishing publishes four events a second, without insisting, and returns those that were acknowledged.
+func (s *system) tryPublishing(during time.Duration) (acknowledged []string) {
+	end := time.After(during)
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-end:
+			return acknowledged
+		case <-tick.C:
+		}
+		id := uuid.NewString()
+		ctx, cancel := context.WithTimeout(s.t.Context(), 200*time.Millisecond)
+		_, err := s.js.Publish(ctx, "crm.events."+account+"."+dealCreated, fmt.Appendf(nil, `{"document":{},"transaction_uuid":%q}`, id), jetstream.WithMsgID(id))
+		cancel()
+		if err == nil {
+			acknowledged = append(acknowledged, id)
+		}
+	}
+}
