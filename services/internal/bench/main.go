@@ -13,10 +13,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -62,6 +64,25 @@ func main() {
 		b := newBench(f, dir, sync, strings.Fields(*env))
 		b.profile = *profile
 		b.run(*only)
+		b.stop()
+	}
+	traces(f, dir, *only, strings.Fields(*env))
+}
+
+// traces measures what recording and sending spans costs: the same load without and with a collector, which
+// takes everything and keeps nothing. Its own work is not counted.
+func traces(f *fatal, dir, only string, env []string) {
+	if !strings.Contains("traces off, traces on", only) {
+		return
+	}
+	sink := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.Header().Set("Content-Type", "application/x-protobuf")
+	}))
+	defer sink.Close()
+	for _, s := range []struct{ name, collector string }{{"traces off", ""}, {"traces on", sink.URL}} {
+		b := newBench(f, dir, "default", append(slices.Clone(env), "OTEL_EXPORTER_OTLP_ENDPOINT="+s.collector))
+		b.scenario(s.name, "crm_task_created", 10, 3000, 0)
 		b.stop()
 	}
 }
