@@ -34,8 +34,10 @@ func TestMetrics(t *testing.T) {
 	addr := l.Addr().String()
 	_ = l.Close() // management takes it; nobody else asks for this very port
 	var cfg Config
-	environ := []string{"DATA_DIR=" + t.TempDir(), "NATS_LISTEN=127.0.0.1:0", "NATS_SYNC_INTERVAL=1s", "HTTP_ADDR=" + addr, "API_TOKENS=acme:token",
-		"EVENT_MAX_BYTES=4194304"} // more than the embedded broker takes by default: it must follow
+	environ := []string{
+		"DATA_DIR=" + t.TempDir(), "NATS_LISTEN=127.0.0.1:0", "NATS_SYNC_INTERVAL=1s", "HTTP_ADDR=" + addr, "API_TOKENS=acme:token",
+		"EVENT_MAX_BYTES=4194304", // more than the embedded broker takes by default: it must follow
+	}
 	if problems := service.Load(&cfg, environ); len(problems) > 0 {
 		t.Fatal(problems)
 	}
