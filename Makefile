@@ -78,7 +78,8 @@ fuzz: needs-go ## every fuzz test for FUZZTIME each (20s)
 	done
 
 .PHONY: bench
-bench: needs-go ## measure throughput and latency on this machine (BENCH="-flags")
+bench: needs-go ## measure throughput and latency on this machine (BENCH="-flags"); installs redis-server
+	@.ci/test-tools redis-server
 	go run -buildvcs=false ./services/internal/bench $(BENCH)
 
 .PHONY: chaos
