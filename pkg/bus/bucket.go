@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -20,16 +22,33 @@ type Entry struct {
 type Bucket struct {
 	b    *Bus
 	name string
-	kv   jetstream.KeyValue
+
+	mu sync.Mutex
+	kv jetstream.KeyValue
 }
 
 // Bucket returns the bucket, waiting until its owner created it.
 func (b *Bus) Bucket(ctx context.Context, name string) (*Bucket, error) {
 	k := &Bucket{b: b, name: name}
-	return k, b.insist(ctx, "bucket "+name, func(ctx context.Context) (err error) {
-		k.kv, err = b.js.KeyValue(ctx, name)
+	return k, b.insist(ctx, "bucket "+name, k.open)
+}
+
+// open takes a new handle of the bucket: how it is read changes with its replicas.
+func (k *Bucket) open(ctx context.Context) error {
+	kv, err := k.b.js.KeyValue(ctx, k.name)
+	if err != nil {
 		return err
-	})
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.kv = kv
+	return nil
+}
+
+func (k *Bucket) handle() jetstream.KeyValue {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.kv
 }
 
 // Watch calls apply with every entry, first those that exist, then each change in order, until ctx ends.
@@ -38,7 +57,7 @@ func (b *Bus) Bucket(ctx context.Context, name string) (*Bucket, error) {
 func (k *Bucket) Watch(ctx context.Context, apply func(Entry), loaded func()) error {
 	pause := newBackoff(200*time.Millisecond, 2*time.Second)
 	for {
-		w, err := k.kv.WatchAll(ctx)
+		w, err := k.handle().WatchAll(ctx)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
@@ -93,7 +112,10 @@ func (k *Bucket) drain(ctx context.Context, w jetstream.KeyWatcher, apply func(E
 
 // Get returns the entry, ErrNotFound when there is none.
 func (k *Bucket) Get(ctx context.Context, key string) (Entry, error) {
-	e, err := k.kv.Get(ctx, key)
+	e, err := k.handle().Get(ctx, key)
+	if errors.Is(err, nats.ErrNoResponders) && k.open(ctx) == nil {
+		e, err = k.handle().Get(ctx, key)
+	}
 	if err != nil {
 		return Entry{}, k.wrap("read", err)
 	}
@@ -102,7 +124,7 @@ func (k *Bucket) Get(ctx context.Context, key string) (Entry, error) {
 
 // Keys returns the keys that exist.
 func (k *Bucket) Keys(ctx context.Context) ([]string, error) {
-	keys, err := k.kv.Keys(ctx)
+	keys, err := k.handle().Keys(ctx)
 	if errors.Is(err, jetstream.ErrNoKeysFound) {
 		return nil, nil
 	}
@@ -111,19 +133,19 @@ func (k *Bucket) Keys(ctx context.Context) ([]string, error) {
 
 // Create stores a key that does not exist and returns its revision; ErrConflict when it does.
 func (k *Bucket) Create(ctx context.Context, key string, value []byte) (uint64, error) {
-	rev, err := k.kv.Create(ctx, key, value)
+	rev, err := k.handle().Create(ctx, key, value)
 	return rev, k.wrap("create", err)
 }
 
 // Put stores a key whatever it held and returns its revision.
 func (k *Bucket) Put(ctx context.Context, key string, value []byte) (uint64, error) {
-	rev, err := k.kv.Put(ctx, key, value)
+	rev, err := k.handle().Put(ctx, key, value)
 	return rev, k.wrap("write", err)
 }
 
 // Update stores a key that still has that revision and returns the new one; ErrConflict when it has another.
 func (k *Bucket) Update(ctx context.Context, key string, value []byte, revision uint64) (uint64, error) {
-	rev, err := k.kv.Update(ctx, key, value, revision)
+	rev, err := k.handle().Update(ctx, key, value, revision)
 	return rev, k.wrap("write", err)
 }
 
@@ -133,7 +155,7 @@ func (k *Bucket) Delete(ctx context.Context, key string, revision uint64) error 
 	if revision > 0 {
 		opts = append(opts, jetstream.LastRevision(revision))
 	}
-	return k.wrap("delete", k.kv.Delete(ctx, key, opts...))
+	return k.wrap("delete", k.handle().Delete(ctx, key, opts...))
 }
 
 func (k *Bucket) wrap(what string, err error) error {

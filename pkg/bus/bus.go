@@ -258,37 +258,31 @@ func (b *Bus) Own(ctx context.Context, o Owner, l Limits) error {
 	for _, cfg := range o.Streams(l) {
 		b.metrics.publish.WithLabelValues(cfg.Name)
 		b.metrics.retried.WithLabelValues(cfg.Name)
-		err := b.insist(ctx, "stream "+cfg.Name, func(ctx context.Context) error {
-			_, err := b.js.Stream(ctx, cfg.Name)
-			if errors.Is(err, jetstream.ErrStreamNotFound) {
-				_, err = b.js.CreateStream(ctx, cfg)
-				if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another replica of this service was faster
-					return nil
-				}
-			}
-			return err
-		})
-		if err != nil {
+		if err := b.ensure(ctx, "stream "+cfg.Name, cfg); err != nil {
 			return err
 		}
 	}
 	for _, cfg := range o.Buckets(l) {
-		err := b.insist(ctx, "bucket "+cfg.Bucket, func(ctx context.Context) error {
-			_, err := b.js.KeyValue(ctx, cfg.Bucket)
-			if errors.Is(err, jetstream.ErrBucketNotFound) {
-				_, err = b.js.CreateKeyValue(ctx, cfg)
-				if errors.Is(err, jetstream.ErrBucketExists) {
-					return nil
-				}
-			}
-			return err
-		})
-		if err != nil {
+		if err := b.ensure(ctx, "bucket "+strings.TrimPrefix(cfg.Name, bucketPrefix), cfg); err != nil {
 			return err
 		}
 	}
 	b.keepers.Go(func() { b.keep(o.Streams(l)) })
 	return nil
+}
+
+// ensure creates a stream if it is missing.
+func (b *Bus) ensure(ctx context.Context, what string, cfg jetstream.StreamConfig) error {
+	return b.insist(ctx, what, func(ctx context.Context) error {
+		_, err := b.js.Stream(ctx, cfg.Name)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			_, err = b.js.CreateStream(ctx, cfg)
+			if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another replica of this service was faster
+				return nil
+			}
+		}
+		return err
+	})
 }
 
 // keepEvery is how often an owner looks whether its streams exist.
@@ -399,6 +393,13 @@ func (b *Bus) known(ctx context.Context, name string) (jetstream.Stream, error) 
 	b.streams[name] = s
 	b.mu.Unlock()
 	return s, nil
+}
+
+// forget drops the handle of a stream: how it is read may have changed with its replicas.
+func (b *Bus) forget(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.streams, name)
 }
 
 // backoff doubles a pause from low to high.

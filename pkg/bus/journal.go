@@ -83,6 +83,7 @@ func (b *Bus) get(ctx context.Context, stream string, read func(context.Context,
 		case ctx.Err() != nil:
 			return nil, fmt.Errorf("read from %s: %w", stream, ctx.Err())
 		}
+		b.forget(stream)
 		b.log.Debug("read repeated", zap.String("stream", stream), zap.Error(err))
 		if err := pause.wait(ctx); err != nil {
 			return nil, fmt.Errorf("read from %s: %w", stream, err)

@@ -85,7 +85,7 @@ type Limits struct {
 	LogMaxAge time.Duration `env:"LOG_MAX_AGE" envDefault:"720h" range:"1m..8760h"`
 	// DuplicateWindow is how long the same event published again is recognised.
 	DuplicateWindow time.Duration `env:"DUPLICATE_WINDOW" envDefault:"10m" range:"1s..24h"`
-	// StoreMaxBytes is how much disk the streams may take together; each gets a share of it as its limit. 0: what the broker grants the account, no limit where it names none.
+	// StoreMaxBytes is how much disk the streams may take together on each server; each gets a share of it as its limit. 0: what the broker grants the account, divided by STREAM_REPLICAS; no limit where it names none.
 	StoreMaxBytes int64 `env:"STORE_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
 	// EventsMaxBytes limits CRM_EVENTS; above it the CRM is refused. 0: 30 % of STORE_MAX_BYTES.
 	EventsMaxBytes int64 `env:"EVENTS_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
@@ -121,6 +121,11 @@ func (l Limits) maxBytes(stream string) int64 {
 	return cmp.Or(given, l.StoreMaxBytes/100*share)
 }
 
+// direct reports whether any server that holds a stream may answer reads. Of several, one that lags behind
+// would: it says "not found" of a webhook or a record that the leader has acknowledged, and a notification
+// would be cancelled for a webhook that is there. Then the leader alone answers.
+func (l Limits) direct() bool { return l.Replicas <= 1 }
+
 // Owner is a service that creates streams and buckets.
 type Owner string
 
@@ -143,7 +148,7 @@ func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 	limits := func(name string, age time.Duration, subjects ...string) jetstream.StreamConfig {
 		return jetstream.StreamConfig{
 			Name: name, Subjects: subjects, Retention: jetstream.LimitsPolicy, Storage: jetstream.FileStorage,
-			MaxAge: age, MaxBytes: l.maxBytes(name), Discard: jetstream.DiscardOld, Replicas: l.Replicas, AllowDirect: true,
+			MaxAge: age, MaxBytes: l.maxBytes(name), Discard: jetstream.DiscardOld, Replicas: l.Replicas, AllowDirect: l.direct(),
 			Duplicates: min(window, cmp.Or(age, window)),
 		}
 	}
@@ -188,23 +193,31 @@ func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 	return nil
 }
 
-// Buckets returns the configuration of the owner's buckets.
-func (o Owner) Buckets(l Limits) []jetstream.KeyValueConfig {
-	kv := func(name, what string) jetstream.KeyValueConfig {
-		return jetstream.KeyValueConfig{Bucket: name, Description: what, History: 1, Storage: jetstream.FileStorage, Replicas: l.Replicas}
+// bucketPrefix before a bucket's name makes the name of its stream.
+const bucketPrefix = "KV_"
+
+// Buckets returns the configuration of the streams of the owner's buckets: what nats.go makes of a key-value
+// bucket, but for direct.
+func (o Owner) Buckets(l Limits) []jetstream.StreamConfig {
+	kv := func(name, what string) jetstream.StreamConfig {
+		return jetstream.StreamConfig{
+			Name: bucketPrefix + name, Description: what, Subjects: []string{"$KV." + name + ".>"}, MaxMsgsPerSubject: 1,
+			Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew, Duplicates: 2 * time.Minute, Replicas: l.Replicas,
+			AllowRollup: true, DenyDelete: true, AllowDirect: l.direct(),
+		}
 	}
 	switch o {
 	case Dispatcher:
 		leases := kv(BucketLeases, "which dispatcher drains a URL's parked notifications")
-		leases.TTL = LeaseTTL
-		return []jetstream.KeyValueConfig{leases}
+		leases.MaxAge, leases.Duplicates = LeaseTTL, LeaseTTL
+		return []jetstream.StreamConfig{leases}
 	case Monitor:
-		return []jetstream.KeyValueConfig{
+		return []jetstream.StreamConfig{
 			kv(BucketSuspensions, "suspended URLs, as dispatchers see them"),
 			kv(BucketBooks, "what became of every notification: the books and their latest report"),
 		}
 	case Management:
-		return []jetstream.KeyValueConfig{
+		return []jetstream.StreamConfig{
 			kv(BucketWebhooks, "registered webhooks"),
 			kv(BucketClaims, "which webhook has an account's event name and URL"),
 			kv(BucketReplays, "replay jobs"),

@@ -45,11 +45,11 @@ func (e *apiError) Error() string { return e.Description }
 // new one, or both. What comes twice that way is recognised; what moved backwards is found by the books, which
 // come first because they read on from where they stopped.
 func Snapshots() []string {
-	out := []string{"KV_" + BucketBooks, Events, Notifications, Parked, Retries, Attempts, Failed, Rejected, Quarantine, MaxDeliveries, WebhookStatus, Commands}
+	out := []string{bucketPrefix + BucketBooks, Events, Notifications, Parked, Retries, Attempts, Failed, Rejected, Quarantine, MaxDeliveries, WebhookStatus, Commands}
 	for _, o := range Owners() {
 		for _, kv := range o.Buckets(Limits{}) {
-			if kv.Bucket != BucketLeases && kv.Bucket != BucketBooks { // leases die within seconds
-				out = append(out, "KV_"+kv.Bucket)
+			if name := kv.Name; name != bucketPrefix+BucketLeases && name != bucketPrefix+BucketBooks { // leases die within seconds
+				out = append(out, name)
 			}
 		}
 	}

@@ -58,14 +58,14 @@ func (b *Bus) Topology(ctx context.Context, l Limits) ([]Part, error) {
 			parts = append(parts, p)
 		}
 		for _, want := range o.Buckets(l) {
-			p := Part{Kind: KindBucket, Name: want.Bucket, Owner: o}
-			s, err := b.js.Stream(ctx, "KV_"+want.Bucket)
+			p := Part{Kind: KindBucket, Name: strings.TrimPrefix(want.Name, bucketPrefix), Owner: o}
+			s, err := b.js.Stream(ctx, want.Name)
 			if err == nil {
 				info := s.CachedInfo()
 				p.Exists, p.Messages, p.Bytes = true, info.State.Msgs, info.State.Bytes
-				_, p.Changes = compare(info.Config, jetstream.StreamConfig{Replicas: want.Replicas, MaxAge: want.TTL})
+				_, p.Changes = compare(info.Config, want)
 			} else if !errors.Is(err, jetstream.ErrStreamNotFound) {
-				return nil, fmt.Errorf("look at bucket %s: %w", want.Bucket, err)
+				return nil, fmt.Errorf("look at bucket %s: %w", p.Name, err)
 			}
 			parts = append(parts, p)
 		}
@@ -83,8 +83,8 @@ func (b *Bus) Topology(ctx context.Context, l Limits) ([]Part, error) {
 	return parts, nil
 }
 
-// Apply creates the streams and buckets that are missing and loosens the streams that are too tight. It
-// changes nothing else, and returns what it did, one line each.
+// Apply creates the streams and buckets that are missing and loosens those that are too tight. It changes
+// nothing else, and returns what it did, one line each.
 func (b *Bus) Apply(ctx context.Context, l Limits) (done []string, err error) {
 	l, err = b.granted(ctx, l)
 	if err != nil {
@@ -92,42 +92,47 @@ func (b *Bus) Apply(ctx context.Context, l Limits) (done []string, err error) {
 	}
 	for _, o := range Owners() {
 		for _, want := range o.Streams(l) {
-			s, err := b.js.Stream(ctx, want.Name)
-			if errors.Is(err, jetstream.ErrStreamNotFound) {
-				if _, err := b.js.CreateStream(ctx, want); err != nil {
-					return done, fmt.Errorf("create stream %s: %w", want.Name, err)
-				}
-				done = append(done, "created stream "+want.Name)
-				continue
-			}
-			if err != nil {
-				return done, fmt.Errorf("look at %s: %w", want.Name, err)
-			}
-			cfg := s.CachedInfo().Config
-			changes := loosen(&cfg, want)
-			if len(changes) == 0 {
-				continue
-			}
-			if _, err := b.js.UpdateStream(ctx, cfg); err != nil {
-				return done, fmt.Errorf("loosen stream %s: %w", want.Name, err)
-			}
-			for _, c := range changes {
-				done = append(done, fmt.Sprintf("stream %s: %s %s -> %s", want.Name, c.Field, c.Have, c.Want))
+			did, err := b.apply(ctx, KindStream, want.Name, want)
+			if done = append(done, did...); err != nil {
+				return done, err
 			}
 		}
 		for _, want := range o.Buckets(l) {
-			_, err := b.js.KeyValue(ctx, want.Bucket)
-			if errors.Is(err, jetstream.ErrBucketNotFound) {
-				if _, err := b.js.CreateKeyValue(ctx, want); err != nil {
-					return done, fmt.Errorf("create bucket %s: %w", want.Bucket, err)
-				}
-				done = append(done, "created bucket "+want.Bucket)
-				continue
-			}
-			if err != nil {
-				return done, fmt.Errorf("look at bucket %s: %w", want.Bucket, err)
+			did, err := b.apply(ctx, KindBucket, strings.TrimPrefix(want.Name, bucketPrefix), want)
+			if done = append(done, did...); err != nil {
+				return done, err
 			}
 		}
+	}
+	return done, nil
+}
+
+// apply creates or loosens one stream or bucket.
+func (b *Bus) apply(ctx context.Context, kind, name string, want jetstream.StreamConfig) (done []string, err error) {
+	s, err := b.js.Stream(ctx, want.Name)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		if _, err := b.js.CreateStream(ctx, want); err != nil {
+			return nil, fmt.Errorf("create %s %s: %w", kind, name, err)
+		}
+		return []string{"created " + kind + " " + name}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look at %s %s: %w", kind, name, err)
+	}
+	cfg := s.CachedInfo().Config
+	all, ofBucket := compare(cfg, want)
+	if kind == KindBucket {
+		all = ofBucket
+	}
+	changes := loosen(&cfg, want, all)
+	if len(changes) == 0 {
+		return nil, nil
+	}
+	if _, err := b.js.UpdateStream(ctx, cfg); err != nil {
+		return nil, fmt.Errorf("loosen %s %s: %w", kind, name, err)
+	}
+	for _, c := range changes {
+		done = append(done, fmt.Sprintf("%s %s: %s %s -> %s", kind, name, c.Field, c.Have, c.Want))
 	}
 	return done, nil
 }
@@ -155,6 +160,9 @@ func compare(have, want jetstream.StreamConfig) (stream, bucket []Change) {
 	if have.Replicas != want.Replicas {
 		bucket = append(bucket, Change{"replicas", count(have.Replicas), count(want.Replicas), want.Replicas > have.Replicas})
 	}
+	if have.AllowDirect != want.AllowDirect { // who answers reads; nobody loses by it
+		bucket = append(bucket, Change{"allow_direct", strconv.FormatBool(have.AllowDirect), strconv.FormatBool(want.AllowDirect), true})
+	}
 	stream = append(stream, bucket...)
 	stream = append(stream, limit("max_bytes", have.MaxBytes, want.MaxBytes, count)...)
 	stream = append(stream, limit("max_msg_size", have.MaxMsgSize, want.MaxMsgSize, count)...)
@@ -170,7 +178,6 @@ func compare(have, want jetstream.StreamConfig) (stream, bucket []Change) {
 		name       string
 		have, want bool
 	}{
-		{"allow_direct", have.AllowDirect, want.AllowDirect},
 		{"allow_atomic", have.AllowAtomicPublish, want.AllowAtomicPublish},
 		{"allow_msg_schedules", have.AllowMsgSchedules, want.AllowMsgSchedules},
 		{"allow_rollup_hdrs", have.AllowRollup, want.AllowRollup},
@@ -191,9 +198,8 @@ func compare(have, want jetstream.StreamConfig) (stream, bucket []Change) {
 	return stream, bucket
 }
 
-// loosen makes the loosening changes in cfg and returns them.
-func loosen(cfg *jetstream.StreamConfig, want jetstream.StreamConfig) []Change {
-	all, _ := compare(*cfg, want)
+// loosen makes those of all changes in cfg that loosen, and returns them.
+func loosen(cfg *jetstream.StreamConfig, want jetstream.StreamConfig, all []Change) []Change {
 	changes := slices.DeleteFunc(all, func(c Change) bool { return !c.Loosens })
 	for _, c := range changes {
 		switch c.Field {
@@ -216,7 +222,7 @@ func loosen(cfg *jetstream.StreamConfig, want jetstream.StreamConfig) []Change {
 		case "subjects":
 			cfg.Subjects = want.Subjects
 		case "allow_direct":
-			cfg.AllowDirect = true
+			cfg.AllowDirect = want.AllowDirect
 		case "allow_atomic":
 			cfg.AllowAtomicPublish = true
 		case "allow_msg_schedules":
@@ -231,13 +237,14 @@ func loosen(cfg *jetstream.StreamConfig, want jetstream.StreamConfig) []Change {
 	return changes
 }
 
-// granted completes limits with the disk that the broker grants the account, where it names it.
+// granted completes limits with the disk that the broker grants the account, where it names it. The broker
+// counts every replica against that.
 func (b *Bus) granted(ctx context.Context, l Limits) (Limits, error) {
 	if l.StoreMaxBytes > 0 {
 		return l, nil
 	}
 	_, limit, err := b.Storage(ctx)
-	l.StoreMaxBytes = limit
+	l.StoreMaxBytes = limit / int64(max(l.Replicas, 1))
 	return l, err
 }
 

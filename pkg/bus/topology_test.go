@@ -159,3 +159,19 @@ func TestBackupRoundTrip(t *testing.T) {
 		t.Error("a stream that does not exist was copied")
 	}
 }
+
+// TestBucketsAreOrdinary: nats.go takes each bucket for one that it made itself.
+func TestBucketsAreOrdinary(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	s.Topology(bustest.Limits())
+	js := raw(t, s)
+	for _, o := range bus.Owners() {
+		for _, cfg := range o.Buckets(bustest.Limits()) {
+			name := strings.TrimPrefix(cfg.Name, "KV_")
+			if _, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: name, Description: cfg.Description, TTL: cfg.MaxAge}); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+}

@@ -229,7 +229,7 @@ func TestComposeSecrets(t *testing.T) {
 
 	// The broker and Redis know every variable their configuration names.
 	for service, files := range map[string][]string{
-		"nats":  {"deploy/nats/nats.conf"},
+		"nats":  {"deploy/nats/nats.conf", "deploy/nats/accounts.conf"},
 		"redis": {"deploy/redis/start.sh", "deploy/redis/users.acl"},
 	} {
 		for _, file := range files {

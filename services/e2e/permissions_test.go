@@ -29,7 +29,7 @@ import (
 	"gancho/pkg/suspension"
 )
 
-// The users of deploy/nats/nats.conf.
+// The users of deploy/nats/accounts.conf.
 const (
 	userCRM        = "crm"
 	userPublisher  = "publisher"
@@ -310,7 +310,7 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	}
 }
 
-// right is what one user may do, as the comments of nats.conf promise it. Streams of buckets are called KV_<bucket>.
+// right is what one user may do, as the comments of accounts.conf promise it. Streams of buckets are called KV_<bucket>.
 type right struct {
 	publish []string            // subjects
 	create  []string            // streams it may create
@@ -318,6 +318,7 @@ type right struct {
 	remove  []string            // streams it may delete single messages of
 	info    []string            // streams it may look at beside those it creates
 	get     []string            // streams it may read single messages of
+	lookUp  []string            // streams it may read the newest message of a subject of; in a cluster that is get
 	consume map[string][]string // stream: consumers it may create, pull and delete; "*" for any other name
 }
 
@@ -340,6 +341,7 @@ func rights() map[string]right {
 		purge:   []string{bus.Notifications},
 		info:    append([]string{bus.Attempts}, watches...),
 		get:     watches,
+		lookUp:  []string{bus.Notifications, bus.Attempts},
 		consume: anyConsumer(watches...),
 	}
 	publisher.consume[bus.Events] = []string{bus.ConsumerPublisher}
@@ -451,11 +453,12 @@ func TestBrokerRefusesTheRest(t *testing.T) {
 			want(creates, api+"CREATE."+s)
 			want(creates || slices.Contains(r.info, s), api+"INFO."+s)
 			want(slices.Contains(r.purge, s), api+"PURGE."+s)
-			for _, verb := range []string{"UPDATE", "DELETE", "SNAPSHOT", "RESTORE", "MSG.GET", "PEER.REMOVE", "LEADER.STEPDOWN"} {
+			for _, verb := range []string{"UPDATE", "DELETE", "SNAPSHOT", "RESTORE", "PEER.REMOVE", "LEADER.STEPDOWN"} {
 				want(false, api+verb+"."+s)
 			}
 			want(slices.Contains(r.remove, s), api+"MSG.DELETE."+s)
 			want(slices.Contains(r.get, s), "$JS.API.DIRECT.GET."+s+".some.subject")
+			want(slices.Contains(r.get, s) || slices.Contains(r.lookUp, s), api+"MSG.GET."+s)
 			// Consumers: all durables of the stream, and one of no service.
 			for _, name := range append([]string{"other"}, durables[s]...) {
 				if name == "*" {
