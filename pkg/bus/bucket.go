@@ -57,7 +57,13 @@ func (k *Bucket) handle() jetstream.KeyValue {
 func (k *Bucket) Watch(ctx context.Context, apply func(Entry), loaded func()) error {
 	pause := newBackoff(200*time.Millisecond, 2*time.Second)
 	for {
-		w, err := k.handle().WatchAll(ctx)
+		// Asked first, and for a short time: a watch asked of a stream that has no leader just then would not
+		// be answered for 10 s.
+		last, err := k.last(ctx)
+		var w jetstream.KeyWatcher
+		if err == nil {
+			w, err = k.handle().WatchAll(ctx)
+		}
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
@@ -68,7 +74,8 @@ func (k *Bucket) Watch(ctx context.Context, apply func(Entry), loaded func()) er
 			}
 			continue
 		}
-		k.drain(ctx, w, apply, &loaded)
+		pause = newBackoff(200*time.Millisecond, 2*time.Second)
+		k.drain(ctx, w, last, apply, &loaded)
 		_ = w.Stop()
 		if ctx.Err() != nil {
 			return nil
@@ -76,14 +83,34 @@ func (k *Bucket) Watch(ctx context.Context, apply func(Entry), loaded func()) er
 	}
 }
 
+// last returns the sequence of the newest message that the bucket's stream has had.
+func (k *Bucket) last(ctx context.Context) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	s, err := k.b.js.Stream(ctx, bucketPrefix+k.name)
+	if err != nil {
+		return 0, err
+	}
+	return s.CachedInfo().State.LastSeq, nil
+}
+
+// lookForSilence is how often a watch is compared with its bucket. When the server that feeds it dies and the
+// connection is to another one, nothing but silence tells.
+const lookForSilence = time.Second
+
 // lookForReconnect is how soon after a reconnection a watch begins anew. Left alone it notices by missing
 // heartbeats, which took 8.5 s: that long a new webhook would not be known.
 const lookForReconnect = 250 * time.Millisecond
 
-func (k *Bucket) drain(ctx context.Context, w jetstream.KeyWatcher, apply func(Entry), loaded *func()) {
+// drain applies what the watch brings, until it ends or is found to be dead. Everything up to the sequence
+// seen is in the first entries.
+func (k *Bucket) drain(ctx context.Context, w jetstream.KeyWatcher, seen uint64, apply func(Entry), loaded *func()) {
 	reconnects := k.b.nc.Stats().Reconnects
 	tick := time.NewTicker(lookForReconnect)
 	defer tick.Stop()
+	look := time.NewTicker(lookForSilence)
+	defer look.Stop()
+	complete, moved, due := false, false, uint64(0) // due was there a while ago
 	for {
 		select {
 		case <-ctx.Done():
@@ -92,11 +119,26 @@ func (k *Bucket) drain(ctx context.Context, w jetstream.KeyWatcher, apply func(E
 			if k.b.nc.Stats().Reconnects != reconnects {
 				return
 			}
+		case <-look.C:
+			if !complete {
+				continue
+			}
+			if due > seen && !moved {
+				k.b.log.Warn("watch is silent; beginning anew", zap.String("bucket", k.name))
+				return
+			}
+			if last, err := k.last(ctx); err == nil { // else the next look tells
+				due, moved = last, false
+			}
 		case e, open := <-w.Updates():
+			if e != nil {
+				seen, moved = max(seen, e.Revision()), true
+			}
 			switch {
 			case !open:
 				return
 			case e == nil:
+				complete = true
 				if *loaded != nil {
 					(*loaded)()
 					*loaded = nil

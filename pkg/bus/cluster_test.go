@@ -1,6 +1,7 @@
 package bus_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -153,5 +154,35 @@ func waitFor(t *testing.T, what string, is func() bool) {
 			t.Fatalf("not within 30 s: %s", what)
 		}
 		<-time.After(20 * time.Millisecond)
+	}
+}
+
+// TestRestoreIntoCluster moves a broker's streams into a cluster.
+func TestRestoreIntoCluster(t *testing.T) {
+	t.Parallel()
+	b := bustest.Start(t).Topology(bustest.Limits())
+	for i := range 20 {
+		if err := b.Notify(example(i + 1)).Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	to := bustest.StartCluster(t, 30<<30)[0].Connect("operator")
+	for _, stream := range bus.Snapshots() {
+		var copied bytes.Buffer
+		snapshot, err := b.Backup(t.Context(), stream, &copied)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := to.Restore(t.Context(), stream, snapshot, &copied); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := bustest.Limits()
+	l.Replicas = 3
+	if _, err := to.Apply(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := to.PendingNotification(t.Context(), example(20).Account, example(20).ID); err != nil {
+		t.Errorf("after the move: %v", err)
 	}
 }

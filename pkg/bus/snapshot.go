@@ -168,7 +168,7 @@ func (b *Bus) restore(ctx context.Context, stream string, s Snapshot, r io.Reade
 			var refused struct {
 				Error *apiError `json:"error"`
 			}
-			if err := b.ask(ctx, answer.Deliver, chunk[:n], &refused); err != nil {
+			if err := b.deliver(ctx, answer.Deliver, chunk[:n], &refused); err != nil {
 				return err
 			}
 			if refused.Error != nil {
@@ -185,13 +185,28 @@ func (b *Bus) restore(ctx context.Context, stream string, s Snapshot, r io.Reade
 	var end struct {
 		Error *apiError `json:"error"`
 	}
-	if err := b.ask(ctx, answer.Deliver, nil, &end); err != nil { // an empty chunk is the end
+	if err := b.deliver(ctx, answer.Deliver, nil, &end); err != nil { // an empty chunk is the end
 		return err
 	}
 	if end.Error != nil {
 		return end.Error
 	}
 	return nil
+}
+
+// deliver is ask for the subject that the broker has just named: in a cluster it takes a moment until every
+// server knows who listens there.
+func (b *Bus) deliver(ctx context.Context, subject string, body []byte, out any) error {
+	pause := newBackoff(10*time.Millisecond, time.Second)
+	for began := time.Now(); ; {
+		err := b.ask(ctx, subject, body, out)
+		if !errors.Is(err, nats.ErrNoResponders) || time.Since(began) > snapshotPatience {
+			return err
+		}
+		if pause.wait(ctx) != nil {
+			return err
+		}
+	}
 }
 
 // ask makes one request of the broker's API. An empty answer leaves out alone.
