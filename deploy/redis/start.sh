@@ -3,25 +3,27 @@
 # and reach neither a file nor the command line: only their SHA-256 does.
 #
 # usage: start.sh [redis-server options]; the data is in the working directory
+#
+# deploy/cluster/redis/redis.sh adds users (REDIS_MORE_USERS) and settings (REDIS_MORE_CONF)
+# from files. The configuration is a copy, because Sentinel has it rewritten.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
+acl=$(mktemp "${TMPDIR:-/tmp}/users.acl.XXXXXX")
+conf=$(mktemp "${TMPDIR:-/tmp}/redis.conf.XXXXXX")
+cat "$here/redis.conf" ${REDIS_MORE_CONF:+"$REDIS_MORE_CONF"} >"$conf"
+cat "$here/users.acl" ${REDIS_MORE_USERS:+"$REDIS_MORE_USERS"} | sed -e '/^#/d' -e '/^$/d' >"$acl"
 
-hash_of() {
-	if [ -z "$2" ]; then
-		echo "start.sh: $1 is not set" >&2
+for name in $(grep -o '{REDIS_PASSWORD_[A-Z]*}' "$acl" | tr -d '{}' | sort -u); do
+	eval "password=\${$name:-}"
+	if [ -z "$password" ]; then
+		echo "start.sh: $name is not set" >&2
 		exit 2
 	fi
-	printf %s "$2" | sha256sum | cut -d ' ' -f 1
-}
+	hash=$(printf %s "$password" | sha256sum | cut -d ' ' -f 1)
+	sed -i "s/{$name}/$hash/" "$acl"
+	unset "$name"
+done
+unset password
 
-monitor=$(hash_of REDIS_PASSWORD_MONITOR "${REDIS_PASSWORD_MONITOR:-}")
-management=$(hash_of REDIS_PASSWORD_MANAGEMENT "${REDIS_PASSWORD_MANAGEMENT:-}")
-acl=$(mktemp "${TMPDIR:-/tmp}/users.acl.XXXXXX")
-sed -e '/^#/d' -e '/^$/d' \
-	-e "s/{REDIS_PASSWORD_MONITOR}/$monitor/" \
-	-e "s/{REDIS_PASSWORD_MANAGEMENT}/$management/" \
-	"$here/users.acl" >"$acl"
-
-unset REDIS_PASSWORD_MONITOR REDIS_PASSWORD_MANAGEMENT
-exec redis-server "$here/redis.conf" --aclfile "$acl" "$@"
+exec redis-server "$conf" --aclfile "$acl" "$@"

@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -17,8 +19,15 @@ import (
 	monitor "gancho/services/suspension-monitor"
 )
 
-// compose is what the tests look at of docker-compose.yml, anchors and merges resolved.
+// The installations that the tests look at.
+const (
+	composeFile = "docker-compose.yml"
+	clusterFile = "deploy/cluster/docker-compose.yml"
+)
+
+// compose is what the tests look at of one of them; anchors, merges and extends are resolved.
 type compose struct {
+	file     string
 	Services map[string]*composeService `yaml:"services"`
 	Networks map[string]struct {
 		Internal   bool              `yaml:"internal"`
@@ -55,6 +64,9 @@ type composeService struct {
 		Disable bool     `yaml:"disable"`
 	} `yaml:"healthcheck"`
 	Profiles []string `yaml:"profiles"`
+	Deploy   struct {
+		Replicas int `yaml:"replicas"`
+	} `yaml:"deploy"`
 }
 
 type composeBuild struct {
@@ -65,24 +77,102 @@ type composeBuild struct {
 
 func root(elem ...string) string { return filepath.Join(append([]string{"..", ".."}, elem...)...) }
 
-func readCompose(t *testing.T) compose {
+// eachCompose runs a test on each of the files.
+func eachCompose(t *testing.T, test func(t *testing.T, c compose)) {
+	t.Parallel()
+	for _, file := range []string{composeFile, clusterFile} {
+		t.Run(file, func(t *testing.T) {
+			t.Parallel()
+			test(t, readCompose(t, file))
+		})
+	}
+}
+
+func readCompose(t *testing.T, file string) compose {
 	t.Helper()
-	text, err := os.ReadFile(root("docker-compose.yml"))
-	must(t, "docker-compose.yml", err)
-	var c compose
-	must(t, "docker-compose.yml", yaml.Unmarshal(text, &c))
+	c := compose{file: file}
+	remarshal(t, extended(t, file), &c)
 	if len(c.Services) < 7 {
-		t.Fatalf("docker-compose.yml has %d services", len(c.Services))
+		t.Fatalf("%s has %d services", file, len(c.Services))
 	}
 	return c
 }
 
+func remarshal(t *testing.T, from, to any) {
+	t.Helper()
+	text, err := yaml.Marshal(from)
+	must(t, "encode", err)
+	must(t, "decode", yaml.Unmarshal(text, to))
+}
+
+// extended reads a file and completes each service that extends one of another file, as Compose does: maps
+// are merged, lists are joined, and what is marked !override stands alone.
+func extended(t *testing.T, file string) map[string]any {
+	t.Helper()
+	text, err := os.ReadFile(root(file))
+	must(t, file, err)
+	var doc yaml.Node
+	var out struct {
+		Services map[string]map[string]any `yaml:"services"`
+		Rest     map[string]any            `yaml:",inline"`
+	}
+	must(t, file, yaml.Unmarshal(text, &doc))
+	must(t, file, doc.Decode(&out))
+	for name, service := range out.Services {
+		from, ok := service["extends"].(map[string]any)
+		if !ok {
+			continue
+		}
+		at, what := fmt.Sprint(from["file"]), fmt.Sprint(from["service"])
+		base := extended(t, filepath.Join(filepath.Dir(file), at))["services"].(map[string]map[string]any)[what]
+		if base == nil {
+			t.Fatalf("%s: %s extends %s of %s, which is not there", file, name, what, at)
+		}
+		delete(service, "extends")
+		out.Services[name] = merge(base, service, child(child(doc.Content[0], "services"), name))
+	}
+	all := out.Rest
+	all["services"] = out.Services
+	return all
+}
+
+// child returns the value of a key of a mapping.
+func child(n *yaml.Node, key string) *yaml.Node {
+	for i := 0; n != nil && i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == key {
+			return n.Content[i+1]
+		}
+	}
+	return nil
+}
+
+func merge(base, over map[string]any, node *yaml.Node) map[string]any {
+	out := maps.Clone(base)
+	for key, value := range over {
+		written := child(node, key)
+		if written == nil || written.Tag != "!override" {
+			switch was := base[key].(type) {
+			case map[string]any:
+				value = merge(was, value.(map[string]any), written)
+			case []any:
+				value = append(slices.Clone(was), value.([]any)...)
+			}
+		}
+		out[key] = value
+	}
+	return out
+}
+
+// role is what a service is: nats-1, nats-2 and nats are nats.
+func role(service string) string { return strings.TrimRight(service, "-123456789") }
+
 // own are the services that run our images.
 var own = []string{"publisher", "dispatcher", "suspension-monitor", "management"}
 
-func TestComposeIsHardened(t *testing.T) {
-	t.Parallel()
-	for name, s := range readCompose(t).Services {
+func TestComposeIsHardened(t *testing.T) { eachCompose(t, testComposeIsHardened) }
+
+func testComposeIsHardened(t *testing.T, c compose) {
+	for name, s := range c.Services {
 		check := func(ok bool, what string) {
 			t.Helper()
 			if !ok {
@@ -110,14 +200,16 @@ func TestComposeIsHardened(t *testing.T) {
 			source, _, _ := strings.Cut(v, ":")
 			check(!strings.Contains(source, "docker.sock"), "the Docker socket is mounted")
 			check(!strings.HasPrefix(source, ".") || strings.HasSuffix(v, ":ro"), "the host's "+source+" is mounted writable")
+			check(strings.Trim(source, "./") != "", "the host's "+source+" is mounted, and with it .env and its passwords")
 		}
 	}
 }
 
-func TestComposeImages(t *testing.T) {
-	t.Parallel()
+func TestComposeImages(t *testing.T) { eachCompose(t, testComposeImages) }
+
+func testComposeImages(t *testing.T, c compose) {
 	pinned := regexp.MustCompile(`^[a-z/]+:v?\d+\.\d+\.\d+(-alpine)?$`)
-	for name, s := range readCompose(t).Services {
+	for name, s := range c.Services {
 		if s.Build == nil {
 			if !pinned.MatchString(s.Image) {
 				t.Errorf("%s: image %s is not pinned to a version", name, s.Image)
@@ -134,9 +226,9 @@ func TestComposeImages(t *testing.T) {
 	}
 }
 
-func TestComposeNetworks(t *testing.T) {
-	t.Parallel()
-	c := readCompose(t)
+func TestComposeNetworks(t *testing.T) { eachCompose(t, testComposeNetworks) }
+
+func testComposeNetworks(t *testing.T, c compose) {
 	if !c.Networks["backplane"].Internal {
 		t.Error("backplane is not internal: every container could reach out")
 	}
@@ -151,7 +243,7 @@ func TestComposeNetworks(t *testing.T) {
 		if published != (len(s.Ports) > 0) {
 			t.Errorf("%s: ports %v on networks %v; edge is for what publishes a port", name, s.Ports, s.Networks)
 		}
-		if published && len(s.Profiles) == 0 && name != "management" && name != "nats" {
+		if published && len(s.Profiles) == 0 && name != "management" && role(name) != "nats" {
 			t.Errorf("%s publishes a port", name)
 		}
 	}
@@ -174,9 +266,9 @@ func TestComposeNetworks(t *testing.T) {
 
 // TestComposeSecrets: each service gets the passwords of its own users, the encryption key where webhooks'
 // secrets are opened or sealed, and the API tokens where they are checked.
-func TestComposeSecrets(t *testing.T) {
-	t.Parallel()
-	c := readCompose(t)
+func TestComposeSecrets(t *testing.T) { eachCompose(t, testComposeSecrets) }
+
+func testComposeSecrets(t *testing.T, c compose) {
 	value := func(s *composeService, name string) string {
 		if v := s.Environment[name]; v != nil {
 			return *v
@@ -191,6 +283,17 @@ func TestComposeSecrets(t *testing.T) {
 		"suspension-monitor": {"NATS_PASSWORD_SUSPENSION_MONITOR", "REDIS_PASSWORD_MONITOR"},
 		"management":         {"NATS_PASSWORD_MANAGEMENT", "REDIS_PASSWORD_MANAGEMENT"},
 	}
+	files := map[string][]string{ // that name what a container gets
+		"nats":  {"deploy/nats/nats.conf", "deploy/nats/accounts.conf"},
+		"redis": {"deploy/redis/start.sh", "deploy/redis/users.acl"},
+	}
+	if c.file == clusterFile {
+		users["suspension-monitor"] = []string{"NATS_PASSWORD_SUSPENSION_MONITOR", "REDIS_PASSWORD_LOOKUP", "REDIS_PASSWORD_MONITOR"}
+		users["management"] = []string{"NATS_PASSWORD_MANAGEMENT", "REDIS_PASSWORD_LOOKUP", "REDIS_PASSWORD_MANAGEMENT"}
+		files["nats"][0] = "deploy/cluster/nats/nats.conf"
+		files["redis"] = append(files["redis"], "deploy/cluster/redis/redis.sh", "deploy/cluster/redis/users.acl")
+		files["sentinel"] = []string{"deploy/cluster/redis/sentinel.sh"}
+	}
 	for name, s := range c.Services {
 		var got []string
 		for variable := range s.Environment {
@@ -203,6 +306,7 @@ func TestComposeSecrets(t *testing.T) {
 			}
 		}
 		slices.Sort(got)
+		got = slices.Compact(got)
 		if want, isOwn := users[name]; isOwn && !slices.Equal(got, want) {
 			t.Errorf("%s: gets the passwords %v, want %v", name, got, want)
 		}
@@ -227,18 +331,27 @@ func TestComposeSecrets(t *testing.T) {
 		}
 	}
 
-	// The broker and Redis know every variable their configuration names.
-	for service, files := range map[string][]string{
-		"nats":  {"deploy/nats/nats.conf", "deploy/nats/accounts.conf"},
-		"redis": {"deploy/redis/start.sh", "deploy/redis/users.acl"},
-	} {
-		for _, file := range files {
+	// The broker and Redis get every variable that their configuration names, and no password beside.
+	named := regexp.MustCompile(`(NATS|REDIS)_[A-Z_]+[A-Z]`)
+	inner := []string{"NATS_PASSWORD", "REDIS_PASSWORD", "REDIS_MORE_USERS", "REDIS_MORE_CONF"} // of the scripts among themselves
+	for name, s := range c.Services {
+		if files[role(name)] == nil {
+			continue
+		}
+		var known []string
+		for _, file := range files[role(name)] {
 			text, err := os.ReadFile(root(file))
 			must(t, file, err)
-			for _, name := range regexp.MustCompile(`(NATS|REDIS)_[A-Z_]+[A-Z]`).FindAllString(string(text), -1) {
-				if _, ok := c.Services[service].Environment[name]; !ok && name != "NATS_PASSWORD" && name != "REDIS_PASSWORD" {
-					t.Errorf("%s names %s, which docker-compose.yml does not give to %s", file, name, service)
+			for _, variable := range named.FindAllString(string(text), -1) {
+				known = append(known, variable)
+				if _, ok := s.Environment[variable]; !ok && !slices.Contains(inner, variable) {
+					t.Errorf("%s names %s, which %s does not give to %s", file, variable, c.file, name)
 				}
+			}
+		}
+		for variable := range s.Environment {
+			if strings.Contains(variable, "_PASSWORD_") && !slices.Contains(known, variable) {
+				t.Errorf("%s gets %s, which nothing of its configuration names", name, variable)
 			}
 		}
 	}
@@ -246,15 +359,15 @@ func TestComposeSecrets(t *testing.T) {
 
 // TestComposePassesSettings: every variable of a service can be set from .env, and no container gets one
 // that its service does not read.
-func TestComposePassesSettings(t *testing.T) {
-	t.Parallel()
+func TestComposePassesSettings(t *testing.T) { eachCompose(t, testComposePassesSettings) }
+
+func testComposePassesSettings(t *testing.T, c compose) {
 	// These name files: they need a mount of their own beside the variable.
 	files := []string{"NATS_CREDS_FILE", "NATS_CA_FILE", "EGRESS_CA_FILE"}
 	// API_TOKENS_FILE says the same without showing the tokens to docker inspect.
 	left := append(files, "API_TOKENS")
 	// The Go runtime and OpenTelemetry read these by themselves.
 	foreign := []string{"GOMEMLIMIT", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS"}
-	c := readCompose(t)
 	for name, config := range map[string]any{
 		"publisher": publisher.Config{}, "dispatcher": dispatcher.Config{}, "suspension-monitor": monitor.Config{}, "management": management.Config{},
 	} {
@@ -262,12 +375,58 @@ func TestComposePassesSettings(t *testing.T) {
 		for _, f := range service.Fields(config) {
 			known = append(known, f.Var)
 			if _, passed := c.Services[name].Environment[f.Var]; !passed && !slices.Contains(left, f.Var) {
-				t.Errorf("%s: %s is a setting of the service, but docker-compose.yml does not pass it on", name, f.Var)
+				t.Errorf("%s: %s is a setting of the service, but %s does not pass it on", name, f.Var, c.file)
 			}
 		}
 		for variable := range c.Services[name].Environment {
 			if !slices.Contains(known, variable) && !slices.Contains(foreign, variable) {
 				t.Errorf("%s: gets %s, which it does not read", name, variable)
+			}
+		}
+	}
+}
+
+// TestClusterIsOne: every service runs twice or more, knows all the servers, and asks for three replicas.
+func TestClusterIsOne(t *testing.T) {
+	t.Parallel()
+	c := readCompose(t, clusterFile)
+	count := map[string]int{}
+	for name := range c.Services {
+		count[role(name)]++
+	}
+	if count["nats"] != 3 || count["redis"] < 2 || count["sentinel"] != 3 {
+		t.Errorf("%v; want three NATS servers, two Redis and three Sentinels", count)
+	}
+	for _, name := range own {
+		s := c.Services[name]
+		if s.Deploy.Replicas < 2 {
+			t.Errorf("%s runs %d times", name, s.Deploy.Replicas)
+		}
+		if v := s.Environment["STREAM_REPLICAS"]; v == nil || *v != "3" {
+			t.Errorf("%s: STREAM_REPLICAS is not 3", name)
+		}
+		for variable, servers := range map[string][]string{"NATS_URL": {"@nats-1:4222", "@nats-2:4222", "@nats-3:4222"}, "REDIS_URL": {"sentinel-1,sentinel-2,sentinel-3/0?master_name=gancho"}} {
+			v := s.Environment[variable]
+			for _, server := range servers {
+				if v != nil && !strings.Contains(*v, server) {
+					t.Errorf("%s: %s does not name %s", name, variable, server)
+				}
+			}
+		}
+		if s.Environment["NATS_URL"] == nil {
+			t.Errorf("%s: no NATS_URL", name)
+		}
+	}
+	folders, err := os.ReadFile(root("deploy", "Dockerfile"))
+	must(t, "Dockerfile", err)
+	for name, s := range c.Services {
+		for _, v := range s.Volumes {
+			source, target, _ := strings.Cut(v, ":")
+			if name == "setup" && !strings.Contains(string(folders), "/out/root"+target) {
+				t.Errorf("setup: %s is mounted on %s, which its image does not have: nobody but root could write to it", source, target)
+			}
+			if strings.HasSuffix(source, "-data") && role(name) != "setup" && strings.HasPrefix(source, role(name)) && source != name+"-data" {
+				t.Errorf("%s has the data of another: %s", name, source)
 			}
 		}
 	}

@@ -285,7 +285,7 @@ func TestScrapedPorts(t *testing.T) {
 	}
 	must(t, "prometheus.yml", yaml.Unmarshal(text, &file))
 	asked := map[string]bool{}
-	c := readCompose(t)
+	c := readCompose(t, composeFile)
 	for _, job := range file.Jobs {
 		if len(job.DNS) == 0 {
 			continue
@@ -366,7 +366,7 @@ func TestDashboard(t *testing.T) {
 		} `yaml:"providers"`
 	}
 	must(t, "the provider", yaml.Unmarshal(text, &provider))
-	if len(provider.Providers) != 1 || !slices.Contains(readCompose(t).Services["grafana"].Volumes, "./deploy/grafana/dashboards:"+provider.Providers[0].Options.Path+":ro") {
+	if len(provider.Providers) != 1 || !slices.Contains(readCompose(t, composeFile).Services["grafana"].Volumes, "./deploy/grafana/dashboards:"+provider.Providers[0].Options.Path+":ro") {
 		t.Errorf("docker-compose.yml mounts no dashboards at %+v", provider.Providers)
 	}
 

@@ -61,6 +61,7 @@ type Process struct {
 	Name string
 	Args []string // the program first
 	Env  []string // beside that of this process
+	Dir  string   // where it runs; "": here
 
 	t    T
 	cmd  *exec.Cmd
@@ -102,7 +103,7 @@ func (p *Process) Start() {
 	p.t.Helper()
 	p.out = &output{more: make(chan struct{})}
 	cmd := exec.Command(p.Args[0], p.Args[1:]...) //nolint:gosec // ended by Kill or Term
-	cmd.Env = append(os.Environ(), p.Env...)
+	cmd.Env, cmd.Dir = append(os.Environ(), p.Env...), p.Dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	r, err := cmd.StdoutPipe()
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,7 +21,7 @@ const (
 
 // System is all of Gancho as real processes. Redis is the caller's.
 type System struct {
-	Broker      *Process
+	Broker      *Process // nil when it is the caller's too
 	Publisher   *Process
 	Monitor     *Process
 	Management  *Process
@@ -42,17 +43,22 @@ type Options struct {
 	Store    string   // for the broker's store instead of Dir
 	MaxStore string   // max_file_store of the broker; "" is its default, three quarters of the disk
 	RedisURL string   // of a running Redis
-	Sync     string   // sync_interval of the broker; "" is its default
+	NATSURL  string   // of a running broker; "" starts one
+	Sync     string   // sync_interval of the broker that is started; "" is its default
 	Env      []string // for every service, over the lab's own
+
+	Own func(service string) []string // environment of one service, over Env; may be nil
 }
 
 // New starts the broker and every service and waits until all are ready.
 func New(t T, o Options) *System {
 	t.Helper()
 	o.Store = cmp.Or(o.Store, o.Dir)
-	s := &System{t: t, bin: o.Bin, opts: o}
-	s.Broker = NewProcess(t, "nats-server", nil, filepath.Join(o.Bin, "nats-server"), "-c", s.configureBroker(o.MaxStore))
-	s.StartBroker()
+	s := &System{t: t, bin: o.Bin, opts: o, NATSURL: o.NATSURL}
+	if s.NATSURL == "" {
+		s.Broker = NewProcess(t, "nats-server", nil, filepath.Join(o.Bin, "nats-server"), "-c", s.configureBroker(o.MaxStore))
+		s.StartBroker()
+	}
 	keys := filepath.Join(o.Dir, "encryption.key")
 	if err := seal.New().Write(keys); err != nil {
 		t.Fatalf("key file: %v", err)
@@ -116,7 +122,11 @@ func (s *System) StartBroker() {
 }
 
 func (s *System) service(name string) *Process {
-	return NewProcess(s.t, name, s.env, filepath.Join(s.bin, name))
+	env := s.env
+	if s.opts.Own != nil {
+		env = append(slices.Clone(env), s.opts.Own(name)...)
+	}
+	return NewProcess(s.t, name, env, filepath.Join(s.bin, name))
 }
 
 // AddDispatcher starts one more dispatcher and waits until it is ready.
@@ -192,7 +202,10 @@ func (s *System) Until(what string, is func() bool) {
 
 // Stop ends everything.
 func (s *System) Stop() {
-	for _, p := range append(s.Services(), s.Broker) {
+	for _, p := range s.Services() {
 		p.Kill()
+	}
+	if s.Broker != nil {
+		s.Broker.Kill()
 	}
 }
