@@ -124,8 +124,9 @@ func extended(t *testing.T, file string) map[string]any {
 			continue
 		}
 		at, what := fmt.Sprint(from["file"]), fmt.Sprint(from["service"])
-		base := extended(t, filepath.Join(filepath.Dir(file), at))["services"].(map[string]map[string]any)[what]
-		if base == nil {
+		others, ok := extended(t, filepath.Join(filepath.Dir(file), at))["services"].(map[string]map[string]any)
+		base := others[what]
+		if !ok || base == nil {
 			t.Fatalf("%s: %s extends %s of %s, which is not there", file, name, what, at)
 		}
 		delete(service, "extends")
@@ -151,11 +152,15 @@ func merge(base, over map[string]any, node *yaml.Node) map[string]any {
 	for key, value := range over {
 		written := child(node, key)
 		if written == nil || written.Tag != "!override" {
-			switch was := base[key].(type) {
+			switch v := value.(type) {
 			case map[string]any:
-				value = merge(was, value.(map[string]any), written)
+				if was, ok := base[key].(map[string]any); ok {
+					value = merge(was, v, written)
+				}
 			case []any:
-				value = append(slices.Clone(was), value.([]any)...)
+				if was, ok := base[key].([]any); ok {
+					value = append(slices.Clone(was), v...)
+				}
 			}
 		}
 		out[key] = value

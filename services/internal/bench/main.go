@@ -44,7 +44,7 @@ func main() {
 		receive()
 		return
 	}
-	only := flag.String("only", "", "run the scenarios whose name holds this")
+	only := flag.String("only", "", "run the scenarios whose name holds this; those of growth (scale) only if it begins so")
 	syncs := flag.String("sync", "default,always", "sync_interval settings of the broker")
 	env := flag.String("env", "", "environment for the services, separated by spaces")
 	profile := flag.String("profile", "", "write a CPU profile of the dispatcher during throughput to this file")
@@ -59,6 +59,10 @@ func main() {
 	fmt.Printf("%s, %d cores, %s; %s\n\n", cpuName(), runtime.NumCPU(), runtime.Version(), time.Now().UTC().Format(time.DateOnly))
 	if err := lab.Build(dir, false); err != nil {
 		f.Fatalf("%v", err)
+	}
+	if strings.HasPrefix(*only, "scale") {
+		scale(f, dir, *only, strings.Fields(*env))
+		return
 	}
 	for sync := range strings.SplitSeq(*syncs, ",") {
 		b := newBench(f, dir, sync, strings.Fields(*env))

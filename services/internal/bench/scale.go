@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/notification"
+	"gancho/pkg/webhook"
+	"gancho/services/internal/lab"
+)
+
+// scales are the scenarios of growth, for the page on sizing. Each has a system of its own.
+var scales = []struct {
+	name string
+	env  []string
+	run  func(*bench)
+}{
+	{"scale: dispatchers", []string{"MAX_IN_FLIGHT=64"}, (*bench).dispatchers},
+	{"scale: in flight", []string{"MAX_IN_FLIGHT=4096", "ATTEMPT_TIMEOUT=60s", "SHUTDOWN_TIMEOUT=61s"}, (*bench).inFlight},
+	{"scale: webhooks", nil, (*bench).webhooks},
+	{"scale: waiting", nil, (*bench).waitingRetries},
+}
+
+// scale runs those whose name holds only.
+func scale(f *fatal, dir, only string, env []string) {
+	for _, s := range scales {
+		if strings.Contains(s.name, only) {
+			fmt.Println(s.name)
+			b := newBench(f, dir, "default", append(slices.Clone(env), s.env...))
+			s.run(b)
+			b.stop()
+			fmt.Println()
+		}
+	}
+}
+
+// dispatchers sends to 20 URLs that answer after 100 ms with 1, 2 and 4 dispatchers of 64 places each, of
+// which 32 are for first attempts: places and not processors are the limit.
+func (b *bench) dispatchers() {
+	const urls, eventName = 20, "crm_product_updated"
+	for i := range urls {
+		b.register(eventName, fmt.Sprintf("http://%s/lag/%s/%d", b.target, eventName, i))
+	}
+	b.publishAt(eventName, 50, 0) // every URL's share has grown then, connections are open
+	b.waitFor(50 * urls)
+	one := 0.0
+	for _, n := range []int{1, 2, 4} {
+		for len(b.system.Dispatchers) < n {
+			b.system.AddDispatcher()
+		}
+		b.settle()
+		b.reset()
+		cpu := func() (sum time.Duration) {
+			for _, p := range b.system.Dispatchers {
+				sum += p.CPU()
+			}
+			return sum
+		}
+		before, events := cpu(), 100*n
+		b.publishAt(eventName, events, 0)
+		r := b.waitFor(events * urls)
+		rate := float64(r.Requests) / (float64(r.Last-r.First) / 1e9)
+		b.settle()
+		if n == 1 {
+			one = rate
+		}
+		fmt.Printf("%d dispatchers: %6.0f deliveries/s, %.2f of one; CPU s per 10,000 of all dispatchers %.2f\n",
+			n, rate, rate/one, (cpu()-before).Seconds()*10_000/float64(r.Requests))
+	}
+}
+
+// inFlight has one dispatcher hold 2,048 requests to 128 hanging URLs.
+func (b *bench) inFlight() {
+	const urls, each, eventName = 128, 16, "crm_product_updated"
+	d := b.system.Dispatchers[0]
+	for i := range urls {
+		b.register(eventName, fmt.Sprintf("http://%s/hang/%s/%d", b.target, eventName, i))
+	}
+	before := d.PeakMemory()
+	b.publishAt(eventName, each, 0)
+	open := 0
+	for deadline := time.Now().Add(30 * time.Second); open < urls*each && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		b.ask("/hang-count", &open)
+	}
+	fmt.Printf("%d requests in flight: dispatcher %d MiB before, %d MiB then: %.0f KB each\n",
+		open, before>>20, d.PeakMemory()>>20, float64(d.PeakMemory()-before)/float64(open)/1e3)
+}
+
+// webhooks measures one webhook's latency at 200 events/s beside many of other accounts, and what the
+// services need to know them all.
+func (b *bench) webhooks() {
+	const eventName = "crm_deal_created"
+	ctx := context.Background()
+	id := b.register(eventName, fmt.Sprintf("http://%s/ok/%s/0", b.target, eventName))
+	bucket, err := b.js.KeyValue(ctx, bus.BucketWebhooks)
+	if err != nil {
+		b.f.Fatalf("%v", err)
+	}
+	entry, err := bucket.Get(ctx, lab.Account+"."+id)
+	if err != nil {
+		b.f.Fatalf("%v", err)
+	}
+	w, err := webhook.Decode(entry.Value())
+	if err != nil {
+		b.f.Fatalf("%v", err)
+	}
+	stored := 1
+	for _, n := range []int{1_000, 10_000, 100_000} {
+		for ; stored < n; stored++ {
+			other := *w
+			other.ID, other.Account = uuid.NewString(), fmt.Sprint("account-", stored%2000)
+			other.URL = fmt.Sprintf("https://receiver-%d.example.com/hooks/crm", stored)
+			value, err := other.Encode()
+			if err != nil {
+				b.f.Fatalf("%v", err)
+			}
+			if _, err := b.js.PublishAsync("$KV."+bus.BucketWebhooks+"."+other.Key(), value); err != nil {
+				b.f.Fatalf("%v", err)
+			}
+		}
+		<-b.js.PublishAsyncComplete()
+		for _, p := range b.system.Services() {
+			p.Kill()
+		}
+		began := time.Now()
+		for _, p := range b.system.Services() {
+			p.Start()
+		}
+		b.system.WaitReady()
+		took := time.Since(began)
+		b.publishAt(eventName, 200, 200) // warm
+		b.settle()
+		b.reset()
+		b.publishAt(eventName, 1000, 200)
+		r := b.waitFor(1000)
+		fmt.Printf("%6d webhooks: p50 %.1f ms, p99 %.1f ms; all services ready %.1f s after a start; peak MiB", n, r.P50, r.P99, took.Seconds())
+		for _, p := range b.processes() {
+			fmt.Printf(" %s %d", p.Name, p.PeakMemory()>>20)
+		}
+		fmt.Println()
+		b.settle()
+	}
+	b.disk()
+}
+
+// disk prints what the streams hold for each message, after events of 1 KiB went to one webhook each.
+func (b *bench) disk() {
+	fmt.Print("bytes on disk for each message:")
+	for _, name := range []string{bus.Events, bus.Notifications, bus.Attempts, "KV_" + bus.BucketWebhooks} {
+		s, err := b.js.Stream(context.Background(), name)
+		if err != nil {
+			b.f.Fatalf("%v", err)
+		}
+		if state := s.CachedInfo().State; state.Msgs > 0 {
+			fmt.Printf(" %s %d", name, state.Bytes/state.Msgs)
+		}
+	}
+	fmt.Println()
+}
+
+// waitingRetries measures the latency of new events at 200/s beside retries that wait for hours, and what the
+// broker needs for them.
+func (b *bench) waitingRetries() {
+	const eventName = "crm_deal_created"
+	ctx := context.Background()
+	id := b.register(eventName, fmt.Sprintf("http://%s/ok/%s/0", b.target, eventName))
+	store, err := bus.Connect(bus.Config{URL: b.system.NATSURL}, "bench", zap.NewNop(), prometheus.NewRegistry())
+	if err != nil {
+		b.f.Fatalf("%v", err)
+	}
+	defer store.Close()
+	body := []byte(strings.Repeat("x", 1024))
+	stored := 0
+	for _, n := range []int{0, 10_000, 100_000, 1_000_000} {
+		began := time.Now()
+		jobs := make(chan int, 1024)
+		var wg sync.WaitGroup
+		for range 512 {
+			wg.Go(func() {
+				for range jobs {
+					err := store.ScheduleRetry(ctx, &notification.Notification{
+						Account: lab.Account, ID: uuid.NewString(), WebhookID: id, EventID: uuid.NewString(), EventName: eventName,
+						EventSequence: 1, EventTime: began, Send: 1, AttemptsDone: 1, Hop: 1, Body: body,
+					}, began.Add(6*time.Hour))
+					if err != nil {
+						b.f.Fatalf("%v", err)
+					}
+				}
+			})
+		}
+		for ; stored < n; stored++ {
+			jobs <- stored
+		}
+		close(jobs)
+		wg.Wait()
+		filled := time.Since(began)
+		b.publishAt(eventName, 200, 200) // warm
+		b.settleFirst()
+		b.reset()
+		cpu := b.system.Broker.CPU()
+		b.publishAt(eventName, 1000, 200)
+		r := b.waitFor(1000)
+		cpu = b.system.Broker.CPU() - cpu
+		s, err := b.js.Stream(ctx, bus.Retries)
+		if err != nil {
+			b.f.Fatalf("%v", err)
+		}
+		state := s.CachedInfo().State
+		fmt.Printf("%7d waiting: p50 %.1f ms, p99 %.1f ms; broker %.0f %% of a core, peak %d MiB; %d bytes each on disk; stored in %.0f s\n",
+			state.Msgs, r.P50, r.P99, 100*cpu.Seconds()/5, b.system.Broker.PeakMemory()>>20, state.Bytes/max(state.Msgs, 1), filled.Seconds())
+	}
+	began := time.Now()
+	b.system.Broker.Kill()
+	b.system.StartBroker()
+	b.system.WaitReady()
+	fmt.Printf("broker killed and started: all services ready after %.1f s\n", time.Since(began).Seconds())
+}
+
+// settleFirst waits until no first attempt is under way.
+func (b *bench) settleFirst() {
+	for b.waiting(bus.Notifications) > 0 {
+		time.Sleep(25 * time.Millisecond)
+	}
+}
