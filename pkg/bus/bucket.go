@@ -124,7 +124,7 @@ func (k *Bucket) drain(ctx context.Context, w jetstream.KeyWatcher, seen uint64,
 				continue
 			}
 			if due > seen && !moved {
-				k.b.log.Warn("watch is silent; beginning anew", zap.String("bucket", k.name))
+				k.b.trouble("watch "+k.name, errors.New("it is silent; beginning anew"))
 				return
 			}
 			if last, err := k.last(ctx); err == nil { // else the next look tells

@@ -35,17 +35,14 @@ func receive() {
 		took  []int64
 		times [2]int64
 	)
-	var slow, hanging atomic.Int64
+	var slow atomic.Int64
 	mux := http.NewServeMux()
 	mux.HandleFunc("/slow-count", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, slow.Swap(0)) })
-	mux.HandleFunc("/hang-count", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, hanging.Load()) })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		now := time.Now().UnixNano()
 		switch kind, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/"); kind {
 		case "hang":
-			hanging.Add(1)
-			defer hanging.Add(-1)
 			<-r.Context().Done()
 			return
 		case "lag":

@@ -5,15 +5,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
-	"gancho/pkg/notification"
 	"gancho/pkg/webhook"
 	"gancho/services/internal/lab"
 )
@@ -25,9 +21,7 @@ var scales = []struct {
 	run  func(*bench)
 }{
 	{"scale: dispatchers", []string{"MAX_IN_FLIGHT=64"}, (*bench).dispatchers},
-	{"scale: in flight", []string{"MAX_IN_FLIGHT=4096", "ATTEMPT_TIMEOUT=60s", "SHUTDOWN_TIMEOUT=61s"}, (*bench).inFlight},
 	{"scale: webhooks", nil, (*bench).webhooks},
-	{"scale: waiting", nil, (*bench).waitingRetries},
 }
 
 // scale runs those whose name holds only.
@@ -78,23 +72,6 @@ func (b *bench) dispatchers() {
 	}
 }
 
-// inFlight has one dispatcher hold 2,048 requests to 128 hanging URLs.
-func (b *bench) inFlight() {
-	const urls, each, eventName = 128, 16, "crm_product_updated"
-	d := b.system.Dispatchers[0]
-	for i := range urls {
-		b.register(eventName, fmt.Sprintf("http://%s/hang/%s/%d", b.target, eventName, i))
-	}
-	before := d.PeakMemory()
-	b.publishAt(eventName, each, 0)
-	open := 0
-	for deadline := time.Now().Add(30 * time.Second); open < urls*each && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		b.ask("/hang-count", &open)
-	}
-	fmt.Printf("%d requests in flight: dispatcher %d MiB before, %d MiB then: %.0f KB each\n",
-		open, before>>20, d.PeakMemory()>>20, float64(d.PeakMemory()-before)/float64(open)/1e3)
-}
-
 // webhooks measures one webhook's latency at 200 events/s beside many of other accounts, and what the
 // services need to know them all.
 func (b *bench) webhooks() {
@@ -114,7 +91,7 @@ func (b *bench) webhooks() {
 		b.f.Fatalf("%v", err)
 	}
 	stored := 1
-	for _, n := range []int{1_000, 10_000, 100_000} {
+	for _, n := range []int{1_000, 10_000} {
 		for ; stored < n; stored++ {
 			other := *w
 			other.ID, other.Account = uuid.NewString(), fmt.Sprint("account-", stored%2000)
@@ -165,69 +142,4 @@ func (b *bench) disk() {
 		}
 	}
 	fmt.Println()
-}
-
-// waitingRetries measures the latency of new events at 200/s beside retries that wait for hours, and what the
-// broker needs for them.
-func (b *bench) waitingRetries() {
-	const eventName = "crm_deal_created"
-	ctx := context.Background()
-	id := b.register(eventName, fmt.Sprintf("http://%s/ok/%s/0", b.target, eventName))
-	store, err := bus.Connect(bus.Config{URL: b.system.NATSURL}, "bench", zap.NewNop(), prometheus.NewRegistry())
-	if err != nil {
-		b.f.Fatalf("%v", err)
-	}
-	defer store.Close()
-	body := []byte(strings.Repeat("x", 1024))
-	stored := 0
-	for _, n := range []int{0, 10_000, 100_000, 1_000_000} {
-		began := time.Now()
-		jobs := make(chan int, 1024)
-		var wg sync.WaitGroup
-		for range 512 {
-			wg.Go(func() {
-				for range jobs {
-					err := store.ScheduleRetry(ctx, &notification.Notification{
-						Account: lab.Account, ID: uuid.NewString(), WebhookID: id, EventID: uuid.NewString(), EventName: eventName,
-						EventSequence: 1, EventTime: began, Send: 1, AttemptsDone: 1, Hop: 1, Body: body,
-					}, began.Add(6*time.Hour))
-					if err != nil {
-						b.f.Fatalf("%v", err)
-					}
-				}
-			})
-		}
-		for ; stored < n; stored++ {
-			jobs <- stored
-		}
-		close(jobs)
-		wg.Wait()
-		filled := time.Since(began)
-		b.publishAt(eventName, 200, 200) // warm
-		b.settleFirst()
-		b.reset()
-		cpu := b.system.Broker.CPU()
-		b.publishAt(eventName, 1000, 200)
-		r := b.waitFor(1000)
-		cpu = b.system.Broker.CPU() - cpu
-		s, err := b.js.Stream(ctx, bus.Retries)
-		if err != nil {
-			b.f.Fatalf("%v", err)
-		}
-		state := s.CachedInfo().State
-		fmt.Printf("%7d waiting: p50 %.1f ms, p99 %.1f ms; broker %.0f %% of a core, peak %d MiB; %d bytes each on disk; stored in %.0f s\n",
-			state.Msgs, r.P50, r.P99, 100*cpu.Seconds()/5, b.system.Broker.PeakMemory()>>20, state.Bytes/max(state.Msgs, 1), filled.Seconds())
-	}
-	began := time.Now()
-	b.system.Broker.Kill()
-	b.system.StartBroker()
-	b.system.WaitReady()
-	fmt.Printf("broker killed and started: all services ready after %.1f s\n", time.Since(began).Seconds())
-}
-
-// settleFirst waits until no first attempt is under way.
-func (b *bench) settleFirst() {
-	for b.waiting(bus.Notifications) > 0 {
-		time.Sleep(25 * time.Millisecond)
-	}
 }
