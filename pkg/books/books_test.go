@@ -80,7 +80,7 @@ func (d *desk) must(err error) {
 func (d *desk) example(account string, i int) *notification.Notification {
 	d.t.Helper()
 	body := fmt.Appendf(nil, `{"event_name":"crm_deal_created","transaction_uuid":"tx-%d"}`, i)
-	p, err := d.bus.PublishEvent(d.t.Context(), "crm.events."+account+".crm_deal_created", fmt.Sprint(account, i), "", body)
+	p, err := d.bus.PublishEvent(d.t.Context(), "crm.events."+account+".crm_deal_created", fmt.Sprint(account, i), nil, body)
 	d.must(err)
 	id := event.ID(account, "crm_deal_created", fmt.Sprintf("tx-%d", i))
 	return &notification.Notification{

@@ -94,12 +94,12 @@ type Published struct {
 	Duplicate bool
 }
 
-// PublishEvent stores an event as the CRM would, with that message id, once: it returns an error, and does
+// PublishEvent stores an event as the CRM would, with that message id and those headers, once: it returns an error, and does
 // not repeat, when the broker gives no answer. It is for ingest, whose caller decides.
-func (b *Bus) PublishEvent(ctx context.Context, subject, msgID, traceparent string, body []byte) (Published, error) {
+func (b *Bus) PublishEvent(ctx context.Context, subject, msgID string, headers map[string]string, body []byte) (Published, error) {
 	m := message(subject, msgID, body)
-	if traceparent != "" {
-		m.Header[headerTraceparent] = []string{traceparent}
+	for name, value := range headers {
+		m.Header[name] = []string{value}
 	}
 	p := b.start(Events, m)
 	if p.err != nil {

@@ -290,7 +290,7 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 		t.Errorf("monitor told: %v, %v; want true", told, err)
 	}
 
-	_, err = management.PublishEvent(ctx, "crm.events.acme.crm_deal_created", "id", "", []byte(`{}`))
+	_, err = management.PublishEvent(ctx, "crm.events.acme.crm_deal_created", "id", nil, []byte(`{}`))
 	must(t, "management ingests an event", err)
 	_, _, err = management.EventAt(ctx, 1)
 	must(t, "management reads an event", err)

@@ -280,7 +280,7 @@ func (d *demo) publish(ctx context.Context, name string) error {
 	transaction := uuid.NewString()
 	now := time.Now()
 	body := samples.Event(name, transaction, now)
-	if _, err := d.bus.PublishEvent(ctx, event.Subject(firstAccount, name), firstAccount+":"+name+":"+transaction, "", body); err != nil {
+	if _, err := d.bus.PublishEvent(ctx, event.Subject(firstAccount, name), firstAccount+":"+name+":"+transaction, nil, body); err != nil {
 		return err
 	}
 	for _, r := range d.receivers {

@@ -2,6 +2,7 @@ package management_test
 
 import (
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 func (s *site) matched(account, webhookID, body string) *notification.Notification {
 	s.t.Helper()
 	const name = "crm_deal_created"
-	at, err := s.bus.PublishEvent(s.t.Context(), event.Subject(account, name), uuid.NewString(), "", []byte(body))
+	at, err := s.bus.PublishEvent(s.t.Context(), event.Subject(account, name), uuid.NewString(), nil, []byte(body))
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -184,6 +185,9 @@ func TestIngest(t *testing.T) {
 		}
 		if ev, rejected := event.Parse(stored); rejected != nil || ev.ID != d["event_id"] {
 			t.Errorf("%s: event_id %v, the publisher says %s (%v)", name, d["event_id"], ev.ID, rejected)
+		}
+		if want := event.ID("acme", strings.TrimPrefix(path, "/crm/v2/events/"), "abc"); headers != nil && d["event_id"] != want {
+			t.Errorf("event_id %v, want %s, as on NATS", d["event_id"], want)
 		}
 	}
 	s.do(acme, "POST", path, `{"event_name":"crm_deal_created"}`).refused(422, "event_name_mismatch", "/event_name")

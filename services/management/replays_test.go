@@ -31,7 +31,7 @@ func TestReplay(t *testing.T) {
 	pending := s.matched("acme", hookID, `{"transaction_uuid":"p"}`)
 	// An event from before the webhook, and one that is none of its business.
 	for _, subject := range []string{event.Subject("acme", "crm_deal_created"), event.Subject("acme", "crm_task_created"), event.Subject("globex", "crm_deal_created")} {
-		if _, err := s.bus.PublishEvent(t.Context(), subject, uuid.NewString(), "", []byte(`{"transaction_uuid":"n"}`)); err != nil {
+		if _, err := s.bus.PublishEvent(t.Context(), subject, uuid.NewString(), nil, []byte(`{"transaction_uuid":"n"}`)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -133,7 +133,7 @@ func TestReplaySurvives(t *testing.T) {
 	const events = 300
 	began := time.Now().Add(-time.Second).UTC().Format(time.RFC3339)
 	for i := range events {
-		if _, err := s.bus.PublishEvent(t.Context(), event.Subject("acme", "crm_deal_created"), uuid.NewString(), "", fmt.Appendf(nil, `{"transaction_uuid":"n-%d"}`, i)); err != nil {
+		if _, err := s.bus.PublishEvent(t.Context(), event.Subject("acme", "crm_deal_created"), uuid.NewString(), nil, fmt.Appendf(nil, `{"transaction_uuid":"n-%d"}`, i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -185,7 +185,7 @@ func TestReplayOfADeadRunner(t *testing.T) {
 	id := uuid.NewString()
 	var at [3]uint64
 	for i := range at {
-		p, err := s.bus.PublishEvent(t.Context(), event.Subject("acme", "crm_deal_created"), uuid.NewString(), "", fmt.Appendf(nil, `{"transaction_uuid":"n-%d"}`, i))
+		p, err := s.bus.PublishEvent(t.Context(), event.Subject("acme", "crm_deal_created"), uuid.NewString(), nil, fmt.Appendf(nil, `{"transaction_uuid":"n-%d"}`, i))
 		if err != nil {
 			t.Fatal(err)
 		}

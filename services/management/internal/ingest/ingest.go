@@ -42,7 +42,7 @@ func (s *Service) Accept(ctx context.Context, e Event) (Accepted, error) {
 	if !event.ValidName(e.Name) {
 		return Accepted{}, problem.New(http.StatusUnprocessableEntity, "bad_event_name", "the event name in the path must be crm_<entity>_<action> in [a-z0-9_], at most 64 characters")
 	}
-	if ce := e.Header(event.HeaderCEID); len(ce) > maxCEIDBytes {
+	if len(e.Header(event.HeaderCEID)) > maxCEIDBytes {
 		return Accepted{}, problem.New(http.StatusUnprocessableEntity, "bad_ce_id", "the header ce-id is longer than 256 bytes")
 	}
 	m := event.Message{Subject: event.Subject(e.Account, e.Name), Body: e.Body, Header: e.Header}
@@ -50,22 +50,28 @@ func (s *Service) Accept(ctx context.Context, e Event) (Accepted, error) {
 	if rejected != nil {
 		return Accepted{}, refused(rejected)
 	}
+	ce := e.Header(event.HeaderCEID)
+	headers := map[string]string{}
+	for name, value := range map[string]string{event.HeaderCEID: ce, event.HeaderTraceparent: parsed.Traceparent} {
+		if value != "" {
+			headers[name] = value
+		}
+	}
 	// The broker compares message ids of all accounts, so the id names account and event too.
-	msgID := ""
-	if key := cmp.Or(event.TransactionUUID(e.Body), e.Header(event.HeaderCEID)); key != "" {
+	key, msgID := cmp.Or(event.TransactionUUID(e.Body), ce), ""
+	if key != "" {
 		msgID = e.Account + ":" + e.Name + ":" + key
 	}
-	at, err := s.bus.PublishEvent(ctx, m.Subject, msgID, parsed.Traceparent, e.Body)
+	at, err := s.bus.PublishEvent(ctx, m.Subject, msgID, headers, e.Body)
 	switch {
 	case errors.Is(err, bus.ErrTooLarge):
 		return Accepted{}, problem.New(http.StatusRequestEntityTooLarge, "too_large", "the event is larger than the broker accepts")
 	case err != nil:
 		return Accepted{}, problem.Unavailable("broker_unavailable", "the message broker did not acknowledge the event; send it again (with a transaction_uuid it is delivered once)", err)
 	}
-	// What the publisher will call it: see event.Parse.
-	id := parsed.ID
-	if event.TransactionUUID(e.Body) == "" {
-		id = event.ID(e.Account, e.Name, cmp.Or(msgID, event.Stream+"/"+strconv.FormatUint(at.Sequence, 10)))
+	id := parsed.ID // what the publisher will call it
+	if key == "" {
+		id = event.ID(e.Account, e.Name, event.Stream+"/"+strconv.FormatUint(at.Sequence, 10))
 	}
 	return Accepted{EventID: id, Stream: at.Stream, Sequence: at.Sequence, Duplicate: at.Duplicate}, nil
 }
