@@ -11,11 +11,9 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"path"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,6 +27,7 @@ import (
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
+	"gancho/services/management/internal/request"
 	"gancho/services/management/internal/tail"
 	"gancho/services/management/internal/webhooks"
 )
@@ -198,37 +197,10 @@ type list struct {
 	Partial bool `json:"partial,omitempty"`
 }
 
-// recorder notes the status and size of an answer.
-type recorder struct {
-	http.ResponseWriter
-
-	status int
-	bytes  int64
-}
-
-func (r *recorder) WriteHeader(status int) {
-	if r.status == 0 {
-		r.status = status
-	}
-	r.ResponseWriter.WriteHeader(status)
-}
-
-func (r *recorder) Write(b []byte) (int, error) {
-	if r.status == 0 {
-		r.status = http.StatusOK
-	}
-	n, err := r.ResponseWriter.Write(b)
-	r.bytes += int64(n)
-	return n, err
-}
-
-// Unwrap lets http.ResponseController reach the connection.
-func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
-
 // serve answers one request and writes its log line.
 func (a *API) serve(w http.ResponseWriter, r *http.Request, rt *route) {
 	began := time.Now()
-	rec := &recorder{ResponseWriter: w}
+	rec := &request.Recorder{ResponseWriter: w}
 	id := requestID(r)
 	h := w.Header()
 	h.Set("X-Request-Id", id)
@@ -240,57 +212,28 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, rt *route) {
 		c.ctx, cancel = context.WithTimeout(r.Context(), requestTimeout)
 		defer cancel()
 	}
-	var failure *problem.Error
-	func() {
-		defer func() {
-			if cause := recover(); cause != nil {
-				if cause == http.ErrAbortHandler { //nolint:errorlint // the value itself is thrown
-					panic(cause)
-				}
-				a.panics.Inc()
-				a.Log.Error("handling a request panicked", zap.String("request_id", id), zap.Any("panic", cause), zap.ByteString("stack", debug.Stack()))
-				failure = problem.Of(errors.New("panic"))
-			}
-		}()
-		failure = a.answer(c, rt)
-	}()
-	if failure != nil && rec.status == 0 {
+	failure := request.Guard(a.Log, a.panics, id, func() error { return a.answer(c, rt) })
+	if failure != nil && rec.Status == 0 {
 		writeProblem(rec, failure)
 	}
-	took := time.Since(began)
-	a.duration.WithLabelValues(rt.path, methodLabel(r.Method), strconv.Itoa(rec.status)).Observe(took.Seconds())
-	fields := append([]zap.Field{
-		zap.String("request_id", id), zap.String("method", methodLabel(r.Method)), zap.String("route", rt.path), zap.Int("http_status", rec.status),
-		zap.Float64("duration_ms", float64(took.Microseconds())/1000), zap.Int64("response_bytes", rec.bytes),
-		zap.String("account_id", c.caller.Account), zap.String("token", c.caller.Name), zap.String("remote_addr", r.RemoteAddr),
-	}, c.fields...)
-	level := zap.InfoLevel
-	if failure != nil {
-		fields = append(fields, zap.String("code", failure.Code()))
-		if failure.Cause != nil {
-			fields = append(fields, zap.Error(failure.Cause))
-		}
-		if failure.Status >= http.StatusInternalServerError {
-			level = zap.ErrorLevel
-		}
-	}
-	a.Log.Log(level, "request", fields...)
+	took, method := time.Since(began), request.Method(r.Method)
+	a.duration.WithLabelValues(rt.path, method, strconv.Itoa(rec.Status)).Observe(took.Seconds())
+	request.Line{
+		ID: id, Method: method, Route: rt.path, Answer: rec, Took: took, Caller: c.caller, RemoteAddr: r.RemoteAddr, Failure: failure, More: c.fields,
+	}.Log(a.Log)
 }
 
 // answer runs the gates and the handler, and writes what it answers.
-func (a *API) answer(c *call, rt *route) *problem.Error {
+func (a *API) answer(c *call, rt *route) error {
 	if !rt.public {
 		var err error
 		if c.caller, err = a.Gate.Check(c.r, rt.write); err != nil {
-			return problem.Of(err)
+			return err
 		}
 	}
 	ans, err := rt.handle(c)
-	if err != nil {
-		return problem.Of(err)
-	}
-	if ans == nil { // the handler wrote it
-		return nil
+	if err != nil || ans == nil { // nil: the handler wrote it
+		return err
 	}
 	if ans.etag > 0 {
 		c.w.Header().Set("ETag", `"`+strconv.FormatUint(ans.etag, 10)+`"`)
@@ -299,10 +242,7 @@ func (a *API) answer(c *call, rt *route) *problem.Error {
 		c.w.WriteHeader(ans.status)
 		return nil
 	}
-	if err := writeJSON(c.w, ans.status, ans.body); err != nil {
-		return problem.Of(err)
-	}
-	return nil
+	return writeJSON(c.w, ans.status, ans.body)
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) error {
@@ -346,13 +286,4 @@ func requestID(r *http.Request) string {
 		return id
 	}
 	return rand.Text()
-}
-
-// methodLabel bounds what a client can put into labels and logs.
-func methodLabel(method string) string {
-	switch method {
-	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch, http.MethodOptions:
-		return method
-	}
-	return "other"
 }

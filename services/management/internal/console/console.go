@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/url"
 	"path"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -21,6 +20,7 @@ import (
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
+	"gancho/services/management/internal/request"
 	"gancho/services/management/internal/tail"
 	"gancho/services/management/internal/webhooks"
 )
@@ -161,7 +161,7 @@ func (c *Console) routes() []route {
 // visit is one request on its way through a handler.
 type visit struct {
 	ctx     context.Context //nolint:containedctx // of the request, with the handler's time limit
-	w       *recorder
+	w       *request.Recorder
 	r       *http.Request
 	lang    language
 	session *session
@@ -193,7 +193,7 @@ func harden(h http.Header) {
 // serve answers one request and writes its log line.
 func (c *Console) serve(w http.ResponseWriter, r *http.Request, rt *route) {
 	began := time.Now()
-	v := &visit{ctx: r.Context(), w: &recorder{ResponseWriter: w}, r: r, lang: chosen(r)}
+	v := &visit{ctx: r.Context(), w: &request.Recorder{ResponseWriter: w}, r: r, lang: chosen(r)}
 	id := rand.Text()
 	harden(w.Header())
 	w.Header().Set("X-Request-Id", id)
@@ -203,52 +203,15 @@ func (c *Console) serve(w http.ResponseWriter, r *http.Request, rt *route) {
 		v.ctx, cancel = context.WithTimeout(r.Context(), requestTimeout)
 		defer cancel()
 	}
-	var failure *problem.Error
-	func() {
-		defer func() {
-			if cause := recover(); cause != nil {
-				if cause == http.ErrAbortHandler { //nolint:errorlint // the value itself is thrown
-					panic(cause)
-				}
-				c.panics.Inc()
-				c.Log.Error("making a page panicked", zap.String("request_id", id), zap.Any("panic", cause), zap.ByteString("stack", debug.Stack()))
-				failure = problem.Of(errors.New("panic"))
-			}
-		}()
-		if err := c.answer(v, rt); err != nil {
-			failure = problem.Of(err)
-		}
-	}()
-	if failure != nil && v.w.status == 0 {
+	failure := request.Guard(c.Log, c.panics, id, func() error { return c.answer(v, rt) })
+	if failure != nil && v.w.Status == 0 {
 		c.showProblem(v, failure)
 	}
-	took := time.Since(began)
-	c.duration.WithLabelValues(rt.pattern, methodLabel(r.Method), strconv.Itoa(v.w.status)).Observe(took.Seconds())
-	fields := append([]zap.Field{
-		zap.String("request_id", id), zap.String("route", rt.pattern), zap.Int("http_status", v.w.status),
-		zap.Float64("duration_ms", float64(took.Microseconds())/1000), zap.Int64("response_bytes", v.w.bytes),
-		zap.String("account_id", v.caller.Account), zap.String("token", v.caller.Name), zap.String("remote_addr", r.RemoteAddr),
-	}, v.fields...)
-	level := zap.InfoLevel
-	if failure != nil {
-		fields = append(fields, zap.String("code", failure.Code()))
-		if failure.Cause != nil {
-			fields = append(fields, zap.Error(failure.Cause))
-		}
-		if failure.Status >= http.StatusInternalServerError {
-			level = zap.ErrorLevel
-		}
-	}
-	c.Log.Log(level, "request", fields...)
-}
-
-// methodLabel bounds what a client can put into labels.
-func methodLabel(method string) string {
-	switch method {
-	case http.MethodGet, http.MethodHead, http.MethodPost:
-		return method
-	}
-	return "other"
+	took, method := time.Since(began), request.Method(r.Method)
+	c.duration.WithLabelValues(rt.pattern, method, strconv.Itoa(v.w.Status)).Observe(took.Seconds())
+	request.Line{
+		ID: id, Method: method, Route: rt.pattern, Answer: v.w, Took: took, Caller: v.caller, RemoteAddr: r.RemoteAddr, Failure: failure, More: v.fields,
+	}.Log(c.Log)
 }
 
 // answer runs the gates and the handler.
@@ -308,34 +271,5 @@ func (c *Console) done(v *visit, to string, n notice) error {
 	v.redirect(to)
 	return nil
 }
-
-// recorder notes the status and size of an answer.
-type recorder struct {
-	http.ResponseWriter
-
-	status int
-	bytes  int64
-}
-
-// WriteHeader notes the status.
-func (r *recorder) WriteHeader(status int) {
-	if r.status == 0 {
-		r.status = status
-	}
-	r.ResponseWriter.WriteHeader(status)
-}
-
-// Write counts.
-func (r *recorder) Write(b []byte) (int, error) {
-	if r.status == 0 {
-		r.status = http.StatusOK
-	}
-	n, err := r.ResponseWriter.Write(b)
-	r.bytes += int64(n)
-	return n, err
-}
-
-// Unwrap lets http.ResponseController reach the connection.
-func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
 var errTokenTooLong = problem.New(http.StatusUnprocessableEntity, "token_too_long", fmt.Sprintf("the console takes tokens of at most %d characters", maxToken))
