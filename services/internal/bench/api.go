@@ -1,0 +1,436 @@
+package main
+
+import (
+	"container/heap"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/cookiejar"
+	"net/url"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/delivery"
+	"gancho/pkg/notification"
+	"gancho/pkg/seal"
+	"gancho/pkg/webhook"
+	"gancho/services/internal/lab"
+)
+
+const (
+	apiBusy     = 100 // webhooks with many notifications; the others share what is left
+	apiRequests = 300 // of each kind
+	apiClients  = 2   // at once
+)
+
+// api loads b.webhooks webhooks of one account and b.attempts attempts, and measures how long the API and the
+// console take to list, filter and show them. The worst case is one account: with many, each has less to
+// look through. The webhooks go straight into their bucket, the attempts into the journal as the dispatcher
+// writes them; management indexes them itself.
+func (b *bench) api(string) {
+	ctx := context.Background()
+	for _, p := range append([]*lab.Process{b.system.Publisher, b.system.Monitor}, b.system.Dispatchers...) {
+		p.Kill() // they have nothing to do, and would read all of it
+	}
+	store, err := bus.Connect(bus.Config{URL: b.system.NATSURL}, "bench", zap.NewNop(), prometheus.NewRegistry())
+	if err != nil {
+		b.f.Fatalf("%v", err)
+	}
+	defer store.Close()
+
+	began := time.Now()
+	hooks := b.loadWebhooks()
+	fmt.Printf("%d webhooks of one account stored in %.1f s\n", len(hooks), time.Since(began).Seconds())
+	began = time.Now()
+	l := &loader{b: b, bus: store, hooks: hooks}
+	l.run(ctx)
+	stored := time.Since(began)
+	b.indexed()
+	fmt.Printf("%d attempts of %d notifications in the journal in %.1f s, all indexed after %.1f s\n", l.attempts, l.notifications, stored.Seconds(), time.Since(began).Seconds())
+
+	took, memory := b.restart()
+	fmt.Printf("management with them: ready %.2f s after its start, %d MiB at most; broker %d MiB\n", took.Seconds(), memory>>20, b.system.Broker.PeakMemory()>>20)
+
+	v := newVisitor(b)
+	fmt.Printf("\n%-58s %9s %9s %9s %9s\n", fmt.Sprintf("%d requests each, %d at a time", apiRequests, apiClients), "p50 ms", "p99 ms", "max ms", "KB")
+	worst := 0.0
+	for _, page := range apiPages(l) {
+		worst = max(worst, v.measure(page))
+	}
+	fmt.Printf("slowest p99 %.1f ms; management %d MiB at most\n\n", worst, b.system.Management.PeakMemory()>>20)
+	b.rebuild(ctx, l)
+}
+
+// loadWebhooks stores webhooks as management does, a little older with each number.
+func (b *bench) loadWebhooks() []*webhook.Webhook {
+	keys, _, err := seal.Load(filepath.Join(b.dir, "encryption.key"))
+	if err != nil {
+		b.f.Fatalf("%v", err)
+	}
+	began := time.Now().UTC().Truncate(time.Millisecond)
+	events := []webhook.Pattern{"crm_deal_created", "crm_deal_*", "crm_contact_updated", "crm_organization_created", "*"}
+	names := []string{"Deals to the warehouse", "Contact sync", "Billing", "New leads to the call centre", "Data lake"}
+	_, secret := delivery.NewSecret()
+	hooks := make([]*webhook.Webhook, b.webhooks)
+	for i := range hooks {
+		w := &webhook.Webhook{
+			ID: uuid.NewString(), Account: lab.Account, Name: fmt.Sprintf("%s %05d", names[i%len(names)], i), EventName: events[i%len(events)], Method: "POST",
+			URL: fmt.Sprintf("https://hooks-%d.example.com/crm/%05d", i%500, i), Status: webhook.Active, CreatedAt: began.Add(-time.Duration(i) * time.Second), UpdatedAt: began,
+		}
+		if i%50 == 7 {
+			w.Status = webhook.Disabled
+		}
+		w.URLKey = webhook.URLKey(w.URL)
+		w.Secrets = []webhook.Secret{{Sealed: keys.Seal(secret, w.SealContext("secret"))}}
+		value, err := w.Encode()
+		if err != nil {
+			b.f.Fatalf("%v", err)
+		}
+		if _, err := b.js.PublishAsync("$KV."+bus.BucketWebhooks+"."+w.Key(), value); err != nil {
+			b.f.Fatalf("store webhook: %v", err)
+		}
+		hooks[i] = w
+	}
+	<-b.js.PublishAsyncComplete()
+	return hooks
+}
+
+// loader writes the journal of notifications that have been on their way over the last 20 hours, in the order
+// in which it would have happened.
+type loader struct {
+	b     *bench
+	bus   *bus.Bus
+	hooks []*webhook.Webhook
+
+	attempts, notifications int
+	sample                  []string // ids of notifications with several attempts
+	waiting                 dueHeap
+	unsettled               []*sent
+}
+
+// sent is a notification on its way through the loader.
+type sent struct {
+	hook     *webhook.Webhook
+	id       string
+	event    string
+	due      time.Time // its next attempt
+	done     int
+	last     int // how many attempts it has in the end
+	ends     notification.State
+	started  *bus.StartedRecord // of its newest record, nil when that is stored
+	previous uint64
+}
+
+// dueHeap has the notification that is due first at its top.
+type dueHeap []*sent
+
+func (h dueHeap) Len() int           { return len(h) }
+func (h dueHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
+func (h dueHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+
+// Push adds x.
+func (h *dueHeap) Push(x any) { *h = append(*h, x.(*sent)) } //nolint:forcetypeassert // of ours
+
+// Pop takes the last.
+func (h *dueHeap) Pop() any {
+	last := (*h)[len(*h)-1]
+	*h = (*h)[:len(*h)-1]
+	return last
+}
+
+// inFlight is how many records are published before the oldest must be stored.
+const inFlight = 2000
+
+func (l *loader) run(ctx context.Context) {
+	began := time.Now().Add(-20 * time.Hour)
+	next := l.notification(began)
+	for l.attempts < l.b.attempts {
+		s := next
+		if len(l.waiting) > 0 && l.waiting[0].due.Before(next.due) {
+			s = heap.Pop(&l.waiting).(*sent) //nolint:forcetypeassert // see Push
+		} else {
+			next = l.notification(began)
+		}
+		l.settle(ctx, s)
+		s.done++
+		s.started = l.bus.StartRecord(l.record(s))
+		l.attempts++
+		if l.unsettled = append(l.unsettled, s); len(l.unsettled) > inFlight {
+			l.settle(ctx, l.unsettled[0])
+			l.unsettled = l.unsettled[1:]
+		}
+		if s.done < s.last {
+			s.due = s.due.Add(retryDelays[s.done-1])
+			heap.Push(&l.waiting, s)
+		} else if s.last >= 3 && l.notifications%50 == 0 {
+			l.sample = append(l.sample, s.id)
+		}
+	}
+	for _, s := range l.unsettled {
+		l.settle(ctx, s)
+	}
+}
+
+var retryDelays = []time.Duration{10 * time.Second, time.Minute, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour}
+
+// settle waits until the notification's newest record is stored.
+func (l *loader) settle(ctx context.Context, s *sent) {
+	if s.started == nil {
+		return
+	}
+	sequence, err := s.started.Wait(ctx)
+	if err != nil {
+		l.b.f.Fatalf("write the journal: %v", err)
+	}
+	s.started, s.previous = nil, sequence
+}
+
+// notification makes the n-th: of ten, six are delivered at once, two after a failure or two, one fails six
+// times, one waits for a retry. Six of ten belong to the busy webhooks.
+func (l *loader) notification(began time.Time) *sent {
+	n := l.notifications
+	l.notifications++
+	s := &sent{event: uuid.NewString(), ends: notification.Delivered, last: 1}
+	if n%10 < 6 {
+		s.hook = l.hooks[len(l.hooks)-1-rand.IntN(apiBusy)]
+	} else {
+		s.hook = l.hooks[rand.IntN(len(l.hooks)-apiBusy)]
+	}
+	s.id = uuid.NewSHA1(uuid.MustParse(s.hook.ID), binary.BigEndian.AppendUint64(nil, uint64(n))).String() //nolint:gosec // a count
+	s.due = began.Add(time.Duration(float64(20*time.Hour) * float64(n) / float64(l.b.attempts/2)))         // about two attempts each
+	switch rand.IntN(10) {
+	case 0, 1:
+		s.last = 2 + rand.IntN(2)
+	case 2:
+		s.last, s.ends = notification.MaxAttempts, notification.PermanentlyFailed
+	case 3:
+		s.last, s.ends = 3+rand.IntN(3), notification.Retrying
+	}
+	return s
+}
+
+func (l *loader) record(s *sent) *notification.Record {
+	number, at := s.done, s.due
+	if at.After(time.Now()) {
+		at = time.Now()
+	}
+	a := &notification.Attempt{
+		Number: number, Send: 1, StartedAt: at.UTC(), Outcome: notification.OutcomeFailed, Reason: delivery.Status5xx, HTTPStatus: 503, DurationMS: 41.7,
+		Phases: notification.PhasesMS{DNS: 1.2, Connect: 9.8, TLS: 18.1, FirstByte: 12.1},
+		RequestHeaders: map[string]string{
+			"Content-Type": "application/json", "User-Agent": "Gancho/1.0", "Gancho-Event": "crm_deal_created", "Gancho-Attempt": fmt.Sprint(number),
+			"webhook-id": s.id, "webhook-timestamp": fmt.Sprint(at.Unix()), "webhook-signature": "***",
+		},
+		ResponseHeaders: map[string]string{"Content-Type": "text/html; charset=utf-8", "Server": "nginx", "Date": at.UTC().Format(http.TimeFormat)},
+		ResponseBody:    "<html><head><title>503 Service Temporarily Unavailable</title></head><body><center><h1>503 Service Temporarily Unavailable</h1></center></body></html>",
+	}
+	r := &notification.Record{
+		Kind: notification.KindAttempt, At: at.Add(42 * time.Millisecond).UTC(), Account: s.hook.Account, WebhookID: s.hook.ID, NotificationID: s.id, EventID: s.event,
+		EventName: "crm_deal_created", EventSequence: 1, URLKey: s.hook.URLKey, URLHost: webhook.URLHost(s.hook.URL), Send: 1, AttemptsDone: number,
+		State: notification.Retrying, Reason: string(a.Reason), NextAttemptAt: time.Now().Add(2 * time.Hour).UTC(), Previous: s.previous, Attempt: a,
+	}
+	if number == s.last && s.ends != notification.Retrying {
+		r.State, r.NextAttemptAt = s.ends, time.Time{}
+		if s.ends == notification.Delivered {
+			r.Reason, a.Outcome, a.Reason, a.HTTPStatus = "", notification.OutcomeDelivered, "", 200
+			a.ResponseHeaders["Content-Type"], a.ResponseBody = "application/json", `{"ok":true}`
+		}
+	}
+	return r
+}
+
+// indexed waits until management has read the journal to its end.
+func (b *bench) indexed() {
+	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		s, err := b.js.Stream(context.Background(), bus.Attempts)
+		if err != nil {
+			b.f.Fatalf("%v", err)
+		}
+		c, err := s.Consumer(context.Background(), bus.ConsumerIndex)
+		if err == nil && c.CachedInfo().NumPending == 0 && c.CachedInfo().NumAckPending == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			b.f.Fatalf("the index is not whole after 5 minutes")
+		}
+	}
+}
+
+// restart starts management again and returns how long it took to be ready, and the most memory it needed.
+func (b *bench) restart() (took time.Duration, memory int64) {
+	b.system.Management.Kill()
+	began := time.Now()
+	b.system.Management.Start()
+	b.system.WaitReady()
+	return time.Since(began), b.system.Management.PeakMemory()
+}
+
+// rebuild empties Redis and measures until the index is whole again.
+func (b *bench) rebuild(ctx context.Context, l *loader) {
+	o, err := redis.ParseURL(b.redisURL)
+	if err != nil {
+		b.f.Fatalf("%v", err)
+	}
+	client := redis.NewClient(o)
+	defer client.Close()
+	used := func() string {
+		m := regexp.MustCompile(`used_memory_human:(\S+)`).FindStringSubmatch(client.Info(ctx, "memory").Val())
+		return m[1]
+	}
+	v := newVisitor(b)
+	list := "/crm/v2/webhooks/" + l.hooks[len(l.hooks)-1].ID + "/notifications"
+	before := used()
+	if err := client.FlushAll(ctx).Err(); err != nil {
+		b.f.Fatalf("%v", err)
+	}
+	began := time.Now()
+	answers, partial, slowest := 0, 0, time.Duration(0)
+	for {
+		asked := time.Now()
+		var page struct{ Partial bool }
+		if err := json.Unmarshal(v.get(list), &page); err != nil {
+			b.f.Fatalf("%v", err)
+		}
+		slowest = max(slowest, time.Since(asked))
+		answers++
+		if page.Partial {
+			partial++
+		} else if partial > 0 {
+			break
+		}
+		if time.Since(began) > 3*time.Minute {
+			b.f.Fatalf("the index is not whole after 3 minutes; %d answers were partial", partial)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	fmt.Printf("after FLUSHALL the index was whole in %.1f s; %d of %d lists meanwhile said \"partial\", the slowest took %.0f ms; Redis held %s before and %s after\n",
+		time.Since(began).Seconds(), partial, answers, float64(slowest.Microseconds())/1000, before, used())
+}
+
+// apiPage is one kind of request.
+type apiPage struct {
+	name string
+	path func(i int) string // of the i-th request
+}
+
+func apiPages(l *loader) []apiPage {
+	fixed := func(path string) func(int) string { return func(int) string { return path } }
+	busy := func(i int) string { return l.hooks[len(l.hooks)-1-i%apiBusy].ID }
+	quiet := func(i int) string { return l.hooks[i*331%(len(l.hooks)-apiBusy)].ID }
+	sampled := func(i int) string { return l.sample[i*7919%len(l.sample)] }
+	from := url.QueryEscape(time.Now().Add(-3 * time.Hour).UTC().Format(time.RFC3339))
+	api := func(path func(int) string, rest string) func(int) string {
+		return func(i int) string { return "/crm/v2/webhooks/" + path(i) + rest }
+	}
+	return []apiPage{
+		{"API webhooks, 25", fixed("/crm/v2/webhooks")},
+		{"API webhooks, 200 on a page far behind", func(i int) string {
+			return fmt.Sprintf("/crm/v2/webhooks?page[size]=200&page[number]=%d", 1+i*37%500)
+		}},
+		{"API one webhook", api(quiet, "")},
+		{"API notifications of a busy webhook, 25", api(busy, "/notifications")},
+		{"API notifications of a busy webhook, 200", api(busy, "/notifications?page[size]=200")},
+		{"API ... state=permanently_failed, 200", api(busy, "/notifications?page[size]=200&state=permanently_failed")},
+		{"API ... state=retrying, of the last 3 hours, 25", api(busy, "/notifications?state=retrying&from="+from)},
+		{"API ... state=cancelled (none)", api(busy, "/notifications?state=cancelled")},
+		{"API notifications of a quiet webhook", api(quiet, "/notifications")},
+		{"API one notification", func(i int) string { return "/crm/v2/notifications/" + sampled(i) }},
+		{"console webhooks", fixed("/webhooks")},
+		{"console webhooks, the last pages", func(i int) string { return fmt.Sprintf("/webhooks?page=%d", 4000-i%5) }},
+		{"console webhooks that match a word", func(i int) string { return fmt.Sprintf("/webhooks?q=centre+%d", i%10) }},
+		{"console webhooks, all of them busy", fixed("/webhooks?q=999")},
+		{"console a busy webhook", func(i int) string { return "/webhooks/" + busy(i) }},
+		{"console a busy webhook, its failures", func(i int) string { return "/webhooks/" + busy(i) + "?state=permanently_failed" }},
+		{"console a quiet webhook", func(i int) string { return "/webhooks/" + quiet(i) }},
+		{"console one notification", func(i int) string { return "/notifications/" + sampled(i) }},
+		{"console permanent failures", fixed("/failures")},
+		{"console permanent failures of a busy webhook", func(i int) string { return "/failures?webhook_id=" + busy(i) }},
+		{"console live tail (the page)", fixed("/tail")},
+	}
+}
+
+// visitor asks the API with a token and the console with a session.
+type visitor struct {
+	b      *bench
+	client *http.Client
+}
+
+func newVisitor(b *bench) *visitor {
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		b.f.Fatalf("%v", err)
+	}
+	v := &visitor{b, &http.Client{Jar: jar, Transport: &http.Transport{MaxIdleConnsPerHost: apiClients}}}
+	v.do(http.MethodPost, "/sign-in", strings.NewReader(url.Values{"token": {lab.Token}}.Encode()))
+	return v
+}
+
+func (v *visitor) get(path string) []byte { return v.do(http.MethodGet, path, nil) }
+
+func (v *visitor) do(method, path string, body io.Reader) []byte {
+	req, err := http.NewRequestWithContext(context.Background(), method, v.b.system.APIURL+path, body)
+	if err != nil {
+		v.b.f.Fatalf("%v", err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		req.Header.Set("Origin", v.b.system.APIURL)
+	}
+	if strings.HasPrefix(path, "/crm/") {
+		req.Header.Set("Authorization", "Bearer "+lab.Token)
+	}
+	resp, err := v.client.Do(req)
+	if err != nil {
+		v.b.f.Fatalf("%v", err)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK || strings.HasSuffix(resp.Request.URL.Path, "/sign-in") {
+		v.b.f.Fatalf("%s %s: %s %v %.300s", method, path, resp.Status, err, answer)
+	}
+	return answer
+}
+
+// measure prints how long one kind of request takes and returns the 99th percentile in milliseconds.
+func (v *visitor) measure(p apiPage) float64 {
+	took := make([]time.Duration, apiRequests)
+	size := 0
+	jobs := make(chan int)
+	var clients sync.WaitGroup
+	for range apiClients {
+		clients.Go(func() {
+			for i := range jobs {
+				began := time.Now()
+				body := v.get(p.path(i))
+				took[i] = time.Since(began)
+				if i == 0 {
+					size = len(body)
+				}
+			}
+		})
+	}
+	for i := range took {
+		jobs <- i
+	}
+	close(jobs)
+	clients.Wait()
+	slices.Sort(took)
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+	p99 := ms(took[len(took)*99/100])
+	fmt.Printf("%-58s %9.1f %9.1f %9.1f %9.1f\n", p.name, ms(took[len(took)/2]), p99, ms(took[len(took)-1]), float64(size)/1000)
+	return p99
+}
