@@ -35,22 +35,22 @@ func (b *Bus) Position(ctx context.Context) (first, last uint64, err error) {
 	return info.State.FirstSeq, info.State.LastSeq, nil
 }
 
-// Records hands the journal records with sequences from first to last, both included, to handle in order.
-// It returns an error when it could not read to the end.
-func (b *Bus) Records(ctx context.Context, first, last uint64, handle func(*notification.Record)) error {
-	return b.read(ctx, Attempts, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(first, 1)},
-		func(m jetstream.Msg, sequence, pending uint64) (bool, error) {
-			if sequence > last {
-				return false, nil
-			}
-			r, err := decodeRecord(m.Data(), sequence)
-			if err != nil && !errors.Is(err, schema.ErrNewer) {
-				b.log.Error("an unreadable journal record is skipped", zap.Error(err))
-			} else {
-				handle(&r.Record)
-			}
-			return sequence < last && pending > 0, nil
-		})
+// SummariesOf hands the summaries of the journal records with sequences from first to last, both included, to
+// handle in order. It returns an error when it could not read to the end.
+func (b *Bus) SummariesOf(ctx context.Context, first, last uint64, handle func(*Summary)) error {
+	cfg := jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(first, 1), HeadersOnly: true}
+	return b.read(ctx, Attempts, cfg, func(m jetstream.Msg, sequence, pending uint64) (bool, error) {
+		if sequence > last {
+			return false, nil
+		}
+		s, err := parseSummary(m.Headers().Get(headerSummary), sequence)
+		if err != nil {
+			b.log.Error("an unreadable journal record is skipped", zap.Error(err))
+		} else {
+			handle(&s)
+		}
+		return sequence < last && pending > 0, nil
+	})
 }
 
 // read hands the messages of a stream to handle in order, until handle returns false, an error, nothing is

@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -43,6 +44,12 @@ type Summary struct {
 	HTTPStatus    int
 	// NextAttemptAt is when the next attempt is due; zero when there is none, and in records of older versions.
 	NextAttemptAt time.Time
+
+	// EventID is "", Replay too, and the attempt's time and duration are zero in records of older versions.
+	EventID    string
+	Replay     string
+	StartedAt  time.Time
+	DurationMS float64
 }
 
 // summaryFields is how many values every version joins; what was added since comes after them.
@@ -51,9 +58,10 @@ const summaryFields = 17
 // summarize writes a record's summary. None of the values holds the separator: ids, hosts, numbers and
 // words of closed lists.
 func summarize(r *notification.Record) string {
-	outcome, failure, status := "", "", 0
+	outcome, failure, status, started, took := "", "", 0, "", ""
 	if a := r.Attempt; a != nil {
 		outcome, failure, status = a.Outcome, string(a.Reason), a.HTTPStatus
+		started, took = strconv.FormatInt(a.StartedAt.UnixMilli(), 10), strconv.FormatInt(int64(math.Round(a.DurationMS*1000)), 10)
 	}
 	probe := ""
 	if r.Probe {
@@ -66,7 +74,7 @@ func summarize(r *notification.Record) string {
 	return strings.Join([]string{
 		string(r.Kind), strconv.FormatInt(r.At.UnixMilli(), 10), r.Account, r.WebhookID, r.NotificationID, r.EventName, r.URLKey, r.URLHost,
 		strconv.Itoa(r.Send), strconv.Itoa(r.AttemptsDone), string(r.State), r.Reason, probe, r.Trip,
-		outcome, failure, strconv.Itoa(status), next,
+		outcome, failure, strconv.Itoa(status), next, r.EventID, r.Replay, started, took,
 	}, "|")
 }
 
@@ -83,15 +91,23 @@ func parseSummary(s string, sequence uint64) (Summary, error) {
 		}
 		return n
 	}
-	var next time.Time
-	if len(f) > summaryFields && f[summaryFields] != "" {
-		next = time.UnixMilli(number(f[summaryFields])).UTC()
+	more := make([]string, 5)
+	copy(more, f[summaryFields:])
+	moment := func(ms string) time.Time {
+		if ms == "" {
+			return time.Time{}
+		}
+		return time.UnixMilli(number(ms)).UTC()
+	}
+	took := 0.0
+	if more[4] != "" {
+		took = float64(number(more[4])) / 1000
 	}
 	return Summary{
 		Kind: notification.Kind(f[0]), At: time.UnixMilli(number(f[1])).UTC(), Account: f[2], WebhookID: f[3], NotificationID: f[4], EventName: f[5],
 		URLKey: f[6], URLHost: f[7], Send: int(number(f[8])), AttemptsDone: int(number(f[9])), State: notification.State(f[10]), Reason: f[11],
 		Probe: f[12] != "", Trip: f[13], Outcome: f[14], FailureReason: delivery.Reason(f[15]), HTTPStatus: int(number(f[16])), Sequence: sequence,
-		NextAttemptAt: next,
+		NextAttemptAt: moment(more[0]), EventID: more[1], Replay: more[2], StartedAt: moment(more[3]), DurationMS: took,
 	}, bad
 }
 

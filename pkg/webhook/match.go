@@ -1,6 +1,8 @@
 package webhook
 
 import (
+	"cmp"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -52,9 +54,11 @@ type Index struct {
 	urls     map[string]int // webhooks per <account>.<url_key>
 }
 
+// The slices are handed to readers that hold no lock, so what is in them is never changed.
 type accountIndex struct {
 	exact    map[string][]*Webhook // by event name
 	patterns []*Webhook
+	ordered  []*Webhook // all of them, oldest first; nil until somebody asks
 }
 
 // NewIndex returns an empty index.
@@ -79,6 +83,19 @@ func (x *Index) Put(w *Webhook) {
 	} else {
 		a.patterns = append(a.patterns, w)
 	}
+	if a.ordered == nil {
+		return
+	}
+	if at, _ := slices.BinarySearchFunc(a.ordered, w, byAge); at == len(a.ordered) {
+		a.ordered = append(a.ordered, w)
+	} else {
+		a.ordered = slices.Insert(slices.Clone(a.ordered), at, w)
+	}
+}
+
+// byAge orders webhooks oldest first.
+func byAge(a, b *Webhook) int {
+	return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), strings.Compare(a.ID, b.ID))
 }
 
 // Delete removes the webhook with that key, if it is there.
@@ -110,6 +127,8 @@ func (x *Index) remove(key string) {
 	}
 	if len(a.exact) == 0 && len(a.patterns) == 0 {
 		delete(x.accounts, w.Account)
+	} else if at, found := slices.BinarySearchFunc(a.ordered, w, byAge); found {
+		a.ordered = slices.Delete(slices.Clone(a.ordered), at, at+1)
 	}
 }
 
@@ -167,24 +186,38 @@ func (x *Index) UsesURL(account, urlKey string) bool {
 	return x.urls[account+"."+urlKey] > 0
 }
 
-// Account returns the account's webhooks, oldest first.
+// Account returns the account's webhooks, oldest first. The slice must not be changed.
 func (x *Index) Account(account string) []*Webhook {
 	x.mu.RLock()
-	defer x.mu.RUnlock()
-	var out []*Webhook
-	if a := x.accounts[account]; a != nil {
-		for _, ws := range a.exact {
-			out = append(out, ws...)
+	a := x.accounts[account]
+	if a == nil || a.ordered != nil {
+		defer x.mu.RUnlock()
+		if a == nil {
+			return nil
 		}
-		out = append(out, a.patterns...)
+		return a.ordered
 	}
-	slices.SortFunc(out, func(a, b *Webhook) int {
-		if c := a.CreatedAt.Compare(b.CreatedAt); c != 0 {
-			return c
+	x.mu.RUnlock()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if a = x.accounts[account]; a == nil {
+		return nil
+	}
+	if a.ordered == nil {
+		for _, ws := range a.exact {
+			a.ordered = append(a.ordered, ws...)
 		}
-		return strings.Compare(a.ID, b.ID)
-	})
-	return out
+		a.ordered = append(a.ordered, a.patterns...)
+		slices.SortFunc(a.ordered, byAge)
+	}
+	return a.ordered
+}
+
+// Accounts returns the accounts that have webhooks, in order.
+func (x *Index) Accounts() []string {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return slices.Sorted(maps.Keys(x.accounts))
 }
 
 // All returns every webhook, in no order.

@@ -1,9 +1,14 @@
 package webhook
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"gancho/pkg/event"
 )
@@ -108,5 +113,53 @@ func BenchmarkMatch(b *testing.B) {
 				dst = x.Match(dst[:0], "account0", "crm_deal_created")
 			}
 		})
+	}
+}
+
+// TestAccountOrder changes an account's webhooks at random and compares their order with a sorted one; lists
+// that were handed out stay as they were.
+func TestAccountOrder(t *testing.T) {
+	t.Parallel()
+	x := NewIndex()
+	began := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+	held := map[string]*Webhook{}
+	want := func() []*Webhook {
+		return slices.SortedFunc(maps.Values(held), func(a, b *Webhook) int {
+			return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), strings.Compare(a.ID, b.ID))
+		})
+	}
+	var before, copied []*Webhook
+	for i := range 500 {
+		w := &Webhook{
+			ID: fmt.Sprint(rand.IntN(60)), Account: "acme", EventName: []Pattern{"*", "crm_deal_created"}[rand.IntN(2)], Status: Active,
+			CreatedAt: began.Add(time.Duration(rand.IntN(20)) * time.Hour),
+		}
+		if rand.IntN(3) == 0 {
+			x.Delete(w.Key())
+			delete(held, w.ID)
+		} else {
+			x.Put(w)
+			held[w.ID] = w
+		}
+		if !slices.Equal(before, copied) {
+			t.Fatalf("step %d changed a list that was handed out", i)
+		}
+		if i < 100 || i%3 > 0 {
+			continue // not asked for at first, so that what is loaded is sorted once
+		}
+		before = x.Account("acme")
+		copied = slices.Clone(before)
+		if !slices.Equal(before, want()) {
+			t.Fatalf("step %d: the webhooks are not in order, or not those registered", i)
+		}
+	}
+	if got := x.Accounts(); !slices.Equal(got, []string{"acme"}) {
+		t.Errorf("accounts %v", got)
+	}
+	for key := range held {
+		x.Delete("acme." + key)
+	}
+	if x.Account("acme") != nil || len(x.Accounts()) != 0 {
+		t.Error("an account without webhooks is left")
 	}
 }

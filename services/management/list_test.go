@@ -143,7 +143,7 @@ func TestIndexComesBack(t *testing.T) {
 	s.until("the list caught up", complete(110))
 
 	// What Redis forgot of the last moments is found out.
-	if err := client.Del(t.Context(), "gancho:log:"+hookID, "gancho:log:"+hookID+":last", "gancho:log:seen").Err(); err != nil {
+	if err := client.Del(t.Context(), "gancho:log:"+hookID, "gancho:log:"+hookID+":rows", "gancho:log:seen").Err(); err != nil {
 		t.Fatal(err)
 	}
 	s.until("the list is whole after a partial loss", complete(110))

@@ -10,7 +10,6 @@ import (
 
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/ingest"
-	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
 	"gancho/services/management/internal/webhooks"
@@ -146,11 +145,7 @@ func (a *API) listNotifications(c *call) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	rows := make([]notifications.Listed, 0, len(found.Notifications))
-	for _, n := range found.Notifications {
-		rows = append(rows, a.Notifications.Listed(n))
-	}
-	page := list{Data: rows, HasMore: !found.Next.IsZero(), Partial: found.Partial}
+	page := list{Data: found.Notifications, HasMore: !found.Next.IsZero(), Partial: found.Partial}
 	if page.HasMore {
 		query, err := c.query()
 		if err != nil {

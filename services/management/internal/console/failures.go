@@ -39,25 +39,28 @@ type failureList struct {
 
 func (c *Console) failuresPage(v *visit) error {
 	query := v.r.URL.Query()
-	data := failureList{Hooks: c.byName(v), Webhook: query.Get("webhook_id"), First: true}
-	ids := wanted(data.Hooks, data.Webhook)
+	data := failureList{Webhook: query.Get("webhook_id"), First: true}
 	after, err := strconv.ParseUint(query.Get("after"), 10, 64)
 	if err == nil && after > 0 {
 		data.First = false
 	}
-	found, err := c.Notifications.Failures(v.ctx, v.caller.Account, ids, after, failuresPerPage)
+	found, err := c.Notifications.Failures(v.ctx, v.caller.Account, data.Webhook, after, failuresPerPage)
 	if err != nil {
 		if problem.Of(err).Code() != "index_unavailable" {
 			return err
 		}
 		data.Away = true
 	}
-	names := map[string]string{}
-	for _, w := range data.Hooks {
-		names[w.ID] = w.Name
-	}
+	data.Hooks = found.Webhooks
+	slices.SortStableFunc(data.Hooks, func(a, b *webhook.Webhook) int {
+		return strings.Compare(strings.ToLower(a.Name), strings.ToLower(b.Name))
+	})
 	for _, n := range found.Notifications {
-		data.Rows = append(data.Rows, failureRow{c.Notifications.Listed(n), names[n.WebhookID]})
+		row := failureRow{Listed: n}
+		if w := c.Webhooks.Known(v.caller.Account, n.WebhookID); w != nil {
+			row.WebhookName = w.Name
+		}
+		data.Rows = append(data.Rows, row)
 	}
 	data.Total, data.AtLeast, data.Partial = found.Total, found.Total >= notifications.MaxFailures, found.Partial
 	if found.Next > 0 {
@@ -70,33 +73,13 @@ func (c *Console) failuresPage(v *visit) error {
 	return c.show(v, http.StatusOK, "failures", page{Title: "failures.title", Tab: "failures", Data: data})
 }
 
-// byName are the account's webhooks for a choice.
-func (c *Console) byName(v *visit) []*webhook.Webhook {
-	all := slices.Clone(c.Webhooks.All(v.caller.Account))
-	slices.SortStableFunc(all, func(a, b *webhook.Webhook) int {
-		return strings.Compare(strings.ToLower(a.Name), strings.ToLower(b.Name))
-	})
-	return all
-}
-
-// wanted are the ids of the webhook that was chosen, or of all.
-func wanted(all []*webhook.Webhook, id string) []string {
-	var ids []string
-	for _, w := range all {
-		if id == "" || id == w.ID {
-			ids = append(ids, w.ID)
-		}
-	}
-	return ids
-}
-
 // postResendMany sends the chosen ones again, or all that the list has.
 func (c *Console) postResendMany(v *visit) error {
 	ids := v.r.PostForm["id"]
 	if v.r.PostFormValue("all") != "" {
 		ids = nil
 		for after := uint64(0); ; {
-			found, err := c.Notifications.Failures(v.ctx, v.caller.Account, wanted(c.byName(v), v.r.PostFormValue("webhook_id")), after, failuresPerPage)
+			found, err := c.Notifications.Failures(v.ctx, v.caller.Account, v.r.PostFormValue("webhook_id"), after, failuresPerPage)
 			if err != nil {
 				return err
 			}

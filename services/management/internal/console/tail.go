@@ -23,9 +23,13 @@ const (
 	writeWithin = 10 * time.Second
 )
 
+// hooksOffered is how many webhooks a page offers in a choice.
+const hooksOffered = 200
+
 // tailData is the page of the live tail.
 type tailData struct {
-	Hooks    []*webhook.Webhook
+	Hooks    []*webhook.Webhook // to choose from
+	Many     bool               // there are more: their ids can be typed
 	Webhook  string
 	Outcome  string
 	Outcomes []string
@@ -43,7 +47,7 @@ func (c *Console) tailFilter(v *visit) tail.Filter {
 	if !slices.Contains(outcomes(), f.Outcome) {
 		f.Outcome = ""
 	}
-	if !slices.ContainsFunc(c.Webhooks.All(v.caller.Account), func(w *webhook.Webhook) bool { return w.ID == f.WebhookID }) {
+	if c.Webhooks.Known(v.caller.Account, f.WebhookID) == nil {
 		f.WebhookID = ""
 	}
 	return f
@@ -51,8 +55,9 @@ func (c *Console) tailFilter(v *visit) tail.Filter {
 
 func (c *Console) tailPage(v *visit) error {
 	f := c.tailFilter(v)
+	hooks, all := c.Webhooks.ByName(v.caller.Account, hooksOffered)
 	return c.show(v, http.StatusOK, "tail", page{Title: "tail.title", Tab: "tail", Data: tailData{
-		Hooks: c.byName(v), Webhook: f.WebhookID, Outcome: f.Outcome, Outcomes: outcomes(),
+		Hooks: hooks, Many: !all, Webhook: f.WebhookID, Outcome: f.Outcome, Outcomes: outcomes(),
 		Stream: "/tail/stream?webhook_id=" + f.WebhookID + "&outcome=" + f.Outcome,
 	}})
 }

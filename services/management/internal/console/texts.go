@@ -411,6 +411,7 @@ var texts = map[string]text{
 	"tail.webhook":      {"Webhook", "Webhook"},
 	"tail.outcome":      {"Outcome", "Desfecho"},
 	"tail.all_webhooks": {"All webhooks", "Todos os webhooks"},
+	"tail.webhook_id":   {"Id of a webhook; all when empty", "Id de um webhook; todos se vazio"},
 	"tail.all_outcomes": {"All outcomes", "Todos os desfechos"},
 	"tail.apply":        {"Apply", "Aplicar"},
 	"tail.connecting":   {"Connecting…", "Conectando…"},

@@ -199,9 +199,7 @@ func (c *Console) showWebhook(v *visit, status int, form replayForm) error {
 		if err != nil {
 			return err
 		}
-		for _, n := range found.Notifications {
-			data.Notifications = append(data.Notifications, c.Notifications.Listed(n))
-		}
+		data.Notifications = found.Notifications
 		if !found.Next.IsZero() {
 			q := url.Values{"after": {found.Next.String()}}
 			if data.State != "" {

@@ -77,6 +77,19 @@ func (f *Flags) Get(account, urlKey string) (suspension.Flag, bool) {
 	return flag, ok
 }
 
+// Of returns the account's suspended URLs by their keys.
+func (f *Flags) Of(account string) map[string]bool {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	urls := map[string]bool{}
+	for key := range f.entries {
+		if key.Account == account {
+			urls[key.URLKey] = true
+		}
+	}
+	return urls
+}
+
 // Await waits until done says so of the URL's flag (nil: none), and reports false when ctx ends first.
 func (f *Flags) Await(ctx context.Context, account, urlKey string, done func(*suspension.Flag) bool) bool {
 	return f.board.Wait(ctx, func() bool {

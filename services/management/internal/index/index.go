@@ -22,8 +22,9 @@ import (
 
 const (
 	perWebhook = 1000
-	// slack is how many more may be in a set until it is trimmed.
-	slack = 100
+	// perAccount is how many of an account's permanent failures are kept, those that were sent again since
+	// included.
+	perAccount = 2000
 
 	batchSize = 2000
 	// linger is how long a batch waits for more records: fewer, larger batches cost less.
@@ -36,17 +37,24 @@ const (
 )
 
 const (
-	prefix      = "gancho:log:"
-	keyWebhooks = prefix + "webhooks"
-	keyFloor    = prefix + "floor"
-	keyTarget   = prefix + "target"
-	keySeen     = prefix + "seen"
-	keyLock     = prefix + "rebuilding"
-	keyJanitor  = prefix + "sweeping"
+	prefix       = "gancho:log:"
+	keyWebhooks  = prefix + "webhooks"
+	keyDelivered = prefix + "delivered"
+	keyFloor     = prefix + "floor2" // another name than before there were failures: they are read back once
+	keyTarget    = prefix + "target"
+	keySeen      = prefix + "seen"
+	keyLock      = prefix + "rebuilding"
+	keyJanitor   = prefix + "sweeping"
 )
 
 func keyOrder(webhook string) string { return prefix + webhook }
-func keyLast(webhook string) string  { return prefix + webhook + ":last" }
+func keyRows(webhook string) string  { return prefix + webhook + ":rows" }
+
+// failures is the name under which an account's failures are kept, among the webhooks' names: its set is
+// swept as theirs are.
+func failures(account string) string { return failuresOf + account }
+
+const failuresOf = "failures:"
 
 // ErrAway says that Redis does not answer.
 var ErrAway = errors.New("the index is away")
@@ -69,7 +77,10 @@ type Index struct {
 
 	trouble atomic.Pointer[string]
 	written atomic.Uint64 // the newest sequence this process has written
-	recent  recent
+	// lost says that Redis had forgotten what this process wrote after lostFrom when it wrote again.
+	lost     atomic.Bool
+	lostFrom atomic.Uint64
+	recent   recent
 }
 
 // New returns an index on rdb, which it does not close.
@@ -133,8 +144,8 @@ func (x *Index) live(ctx context.Context) error {
 			continue
 		}
 		w := newWrites()
-		for _, r := range batch.Summaries {
-			w.record(&notification.Record{Sequence: r.Sequence, NotificationID: r.NotificationID, WebhookID: r.WebhookID, At: r.At, State: r.State, Send: r.Send})
+		for i := range batch.Summaries {
+			w.summary(&batch.Summaries[i])
 		}
 		x.recent.add(w)
 		for x.write(ctx, w) != nil {
@@ -169,7 +180,7 @@ func (x *Index) arrivals(ctx context.Context) error {
 		w := newWrites()
 		for _, a := range batch.Arrivals {
 			if id, err := uuid.Parse(a.ID); err == nil && !x.recent.has(id, a.Send) {
-				w.arrival(id, &a)
+				w.arrival(id, &a.Notification, a.StoredAt)
 			}
 		}
 		for x.write(ctx, w) != nil {
@@ -205,17 +216,51 @@ func state(code int) notification.State {
 // writes gathers what goes into Redis in one pipeline.
 type writes struct {
 	webhooks map[string]map[uuid.UUID]spot
+	failed   map[string]*failedWrites // by account
 	seen     uint64
 }
 
-// spot is one notification's place: first seen at, and newest record.
-type spot struct {
-	created int64 // unix ms
-	last    int64 // 8 x sequence + state
-	send    int
+// failedWrites are newest records of notifications that failed, and of some that may have failed before.
+type failedWrites struct {
+	failed, again []redis.Z
+	newest        time.Time
 }
 
-func newWrites() *writes { return &writes{webhooks: map[string]map[uuid.UUID]spot{}} }
+// spot is one notification's place and what a list shows of it.
+type spot struct {
+	created int64 // first seen at, unix ms
+	later   bool  // this is not the first thing known of it
+	rank    int64 // 8 x sequence of the newest record + state
+	send    int
+	row     Row
+}
+
+func newWrites() *writes {
+	return &writes{webhooks: map[string]map[uuid.UUID]spot{}, failed: map[string]*failedWrites{}}
+}
+
+// fate notes what the account's set of failures needs to know: a permanent failure, or that a notification
+// was sent again.
+func (w *writes) fate(account, webhook string, id uuid.UUID, at time.Time, last int64, failed bool, send int) {
+	if !failed && send < 2 || account == "" {
+		return
+	}
+	f := w.failed[account]
+	if f == nil {
+		f = &failedWrites{}
+		w.failed[account] = f
+	}
+	hook := uuid.MustParse(webhook)
+	z := redis.Z{Score: float64(last), Member: string(id[:]) + string(hook[:])}
+	if failed {
+		f.failed = append(f.failed, z)
+		if at.After(f.newest) {
+			f.newest = at
+		}
+	} else {
+		f.again = append(f.again, z)
+	}
+}
 
 func (w *writes) add(webhook string, id uuid.UUID, s spot) {
 	m := w.webhooks[webhook]
@@ -224,102 +269,184 @@ func (w *writes) add(webhook string, id uuid.UUID, s spot) {
 		w.webhooks[webhook] = m
 	}
 	if old, ok := m[id]; ok {
-		s.created, s.last, s.send = min(s.created, old.created), max(s.last, old.last), max(s.send, old.send)
+		newer, older := s, old
+		if old.rank > s.rank {
+			newer, older = old, s
+		}
+		s = newer
+		s.created, s.later, s.send = min(s.created, older.created), s.later && older.later, max(s.send, older.send)
 	}
 	m[id] = s
 }
 
-func (w *writes) record(r *notification.Record) {
+// summary notes a journal record.
+func (w *writes) summary(r *bus.Summary) {
 	w.seen = max(w.seen, r.Sequence)
 	id, err := uuid.Parse(r.NotificationID)
 	if err != nil || uuid.Validate(r.WebhookID) != nil {
 		return
 	}
 	at := r.At
-	if r.Attempt != nil && r.Attempt.StartedAt.Before(at) {
-		at = r.Attempt.StartedAt
+	if !r.StartedAt.IsZero() && r.StartedAt.Before(at) {
+		at = r.StartedAt
 	}
-	w.add(r.WebhookID, id, spot{at.UnixMilli(), int64(r.Sequence)*8 + int64(code(r.State)), r.Send}) //nolint:gosec // sequences stay far below 2^50
+	row := Row{
+		State: r.State, Reason: r.Reason, EventID: r.EventID, EventName: r.EventName, Sends: r.Send, AttemptsMade: r.AttemptsDone,
+		NextAttemptAt: r.NextAttemptAt, Replay: r.Replay, UpdatedAt: r.At,
+	}
+	if r.Outcome != "" {
+		row.Attempt = &RowAttempt{StartedAt: r.StartedAt, Outcome: r.Outcome, Reason: string(r.FailureReason), HTTPStatus: r.HTTPStatus, DurationMS: r.DurationMS}
+	}
+	rank := int64(r.Sequence)*8 + int64(code(r.State)) //nolint:gosec // sequences stay far below 2^50
+	w.add(r.WebhookID, id, spot{at.UnixMilli(), r.AttemptsDone > 1 || r.Send > 1, rank, r.Send, row})
+	w.fate(r.Account, r.WebhookID, id, r.At, rank, r.State == notification.PermanentlyFailed, r.Send)
 }
 
-func (w *writes) arrival(id uuid.UUID, a *bus.Arrival) {
-	w.add(a.WebhookID, id, spot{a.StoredAt.UnixMilli(), int64(a.Journal)*8 + pendingCode, a.Send}) //nolint:gosec // as above
+// arrival notes a message on NOTIFICATIONS.
+func (w *writes) arrival(id uuid.UUID, n *notification.Notification, storedAt time.Time) {
+	if uuid.Validate(n.WebhookID) != nil {
+		return
+	}
+	row := Row{
+		State: notification.Pending, EventID: n.EventID, EventName: n.EventName, Sends: n.Send, AttemptsMade: n.AttemptsDone,
+		Replay: n.Replay, UpdatedAt: storedAt,
+	}
+	rank := int64(n.Journal)*8 + pendingCode //nolint:gosec // as above
+	w.add(n.WebhookID, id, spot{storedAt.UnixMilli(), n.Send > 1, rank, n.Send, row})
+	w.fate(n.Account, n.WebhookID, id, storedAt, rank, false, n.Send)
 }
+
+// put writes notifications of one webhook: the time only falls, an older record never replaces a newer one,
+// and what is not among the newest goes. KEYS: the order and the rows; ARGV: how many to keep, then for each
+// its id, when it was first seen, its state's code, its row, and whether it is known not to be new.
+var put = redis.NewScript(`
+local most, digits = tonumber(ARGV[1]), ` + strconv.Itoa(rankDigits) + `
+local full = redis.call('ZCARD', KEYS[1]) >= most
+for i = 2, #ARGV, 5 do
+  local id, created, code, row = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), ARGV[i + 3]
+  local old = redis.call('HGET', KEYS[2], id)
+  if old or not full or ARGV[i + 4] == '' then
+    local score = old and redis.call('ZSCORE', KEYS[1], id)
+    if score then
+      created = math.min(created, math.floor(tonumber(score) / 8))
+      if string.sub(old, 1, digits) >= string.sub(row, 1, digits) then
+        code, row = tonumber(score) % 8, old
+      end
+    end
+    if row ~= old then
+      redis.call('HSET', KEYS[2], id, row)
+    end
+    redis.call('ZADD', KEYS[1], string.format('%.0f', created * 8 + code), id)
+  end
+end
+local over = redis.call('ZCARD', KEYS[1]) - most
+if over > 0 then
+  local gone = redis.call('ZRANGE', KEYS[1], 0, over - 1)
+  redis.call('ZREMRANGEBYRANK', KEYS[1], 0, over - 1)
+  for i = 1, #gone do
+    redis.call('HDEL', KEYS[2], gone[i])
+  end
+end
+return 0
+`)
 
 // write puts w into Redis. Doing it again changes nothing.
 func (x *Index) write(ctx context.Context, w *writes) error {
+	err := x.pipeline(ctx, w)
+	if redis.HasErrorPrefix(err, "NOSCRIPT") {
+		if err = put.Load(ctx, x.rdb).Err(); err == nil {
+			err = x.pipeline(ctx, w)
+		}
+	}
+	return x.check(err)
+}
+
+func (x *Index) pipeline(ctx context.Context, w *writes) error {
+	var seen *redis.FloatCmd
+	var floor *redis.StringCmd
 	_, err := x.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		touched := make([]redis.Z, 0, len(w.webhooks))
+		touched, delivered := make([]redis.Z, 0, len(w.webhooks)), make([]redis.Z, 0, len(w.webhooks))
 		for webhook, spots := range w.webhooks {
-			order, last := make([]redis.Z, 0, len(spots)), make([]redis.Z, 0, len(spots))
-			newest := int64(0)
+			args := make([]any, 0, 1+5*len(spots))
+			args = append(args, perWebhook)
+			newest, success := int64(0), time.Time{}
 			for id, s := range spots {
-				member := string(id[:])
-				order = append(order, redis.Z{Score: float64(s.created), Member: member})
-				last = append(last, redis.Z{Score: float64(s.last), Member: member})
+				later := ""
+				if s.later {
+					later = "1"
+				}
+				args = append(args, string(id[:]), s.created, s.rank%8, s.row.encode(s.rank), later)
 				newest = max(newest, s.created)
+				if s.row.State == notification.Delivered && s.row.UpdatedAt.After(success) {
+					success = s.row.UpdatedAt
+				}
 			}
-			p.ZAddArgs(ctx, keyOrder(webhook), redis.ZAddArgs{LT: true, Members: order})
-			p.ZAddArgs(ctx, keyLast(webhook), redis.ZAddArgs{GT: true, Members: last})
-			if len(spots) > slack || x.recent.trimDue(webhook, len(spots)) {
-				p.ZRemRangeByRank(ctx, keyOrder(webhook), 0, -perWebhook-1)
-				p.ZRemRangeByRank(ctx, keyLast(webhook), 0, -2*perWebhook-1)
+			if !success.IsZero() {
+				delivered = append(delivered, redis.Z{Score: float64(success.UnixMilli()), Member: webhook})
 			}
+			p.EvalSha(ctx, put.Hash(), []string{keyOrder(webhook), keyRows(webhook)}, args...)
 			touched = append(touched, redis.Z{Score: float64(newest), Member: webhook})
+		}
+		for account, f := range w.failed {
+			name := failures(account)
+			if len(f.failed) > 0 {
+				p.ZAddArgs(ctx, keyOrder(name), redis.ZAddArgs{GT: true, Members: f.failed})
+				p.ZRemRangeByRank(ctx, keyOrder(name), 0, -perAccount-1)
+				touched = append(touched, redis.Z{Score: float64(f.newest.UnixMilli()), Member: name})
+			}
+			if len(f.again) > 0 {
+				p.ZAddArgs(ctx, keyOrder(name), redis.ZAddArgs{XX: true, GT: true, Members: f.again})
+			}
+		}
+		if len(delivered) > 0 {
+			p.ZAddArgs(ctx, keyDelivered, redis.ZAddArgs{GT: true, Members: delivered})
 		}
 		if len(touched) > 0 {
 			p.ZAddArgs(ctx, keyWebhooks, redis.ZAddArgs{GT: true, Members: touched})
 		}
 		if w.seen > 0 {
-			// Replicas write it in any order; it is only compared with what this process has written.
-			p.ZAddArgs(ctx, keySeen, redis.ZAddArgs{GT: true, Members: []redis.Z{{Score: float64(w.seen), Member: "seen"}}})
+			seen, floor = p.ZScore(ctx, keySeen, x.name), p.Get(ctx, keyFloor)
+			p.ZAddArgs(ctx, keySeen, redis.ZAddArgs{GT: true, Members: []redis.Z{{Score: float64(w.seen), Member: x.name}}})
 		}
 		return nil
 	})
-	return x.check(err)
+	if errors.Is(err, redis.Nil) {
+		err = nil
+	}
+	// Redis came back with less than this process had written, and this write would hide it. One that came back
+	// empty is seen by look.
+	if err == nil && seen != nil && floor.Val() != "" && uint64(seen.Val()) < x.written.Load() {
+		x.lost.Store(true)
+		x.lostFrom.Store(uint64(seen.Val()))
+	}
+	return err
 }
 
-// Entry is a notification of a webhook.
+// Sent notes a notification that was just put on NOTIFICATIONS, so that lists show it at once and not only
+// when it is read from there. What fails here is made up for then.
+func (x *Index) Sent(ctx context.Context, n *notification.Notification) {
+	if id, err := uuid.Parse(n.ID); err == nil {
+		w := newWrites()
+		w.arrival(id, n, time.Now().UTC())
+		_ = x.write(ctx, w) // see above
+	}
+}
+
+// Entry is a notification of a webhook, with the state that was last indexed.
 type Entry struct {
 	ID      uuid.UUID
 	Created time.Time
-	// State is the one that was last indexed, "" when it is not known.
-	State notification.State
+	State   notification.State
 }
 
 // Recent returns the webhook's recent notifications, newest first, and whether some may be missing because
 // the index is being filled. ErrAway means that Redis does not answer.
 func (x *Index) Recent(ctx context.Context, webhook string) (entries []Entry, partial bool, err error) {
-	var (
-		order, last   *redis.ZSliceCmd
-		floor, target *redis.StringCmd
-	)
-	_, err = x.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		order = p.ZRevRangeWithScores(ctx, keyOrder(webhook), 0, perWebhook-1)
-		last = p.ZRangeWithScores(ctx, keyLast(webhook), 0, -1)
-		floor, target = p.Get(ctx, keyFloor), p.Get(ctx, keyTarget)
-		return nil
-	})
-	if err := x.check(err); err != nil {
+	all, partial, err := x.Activity(ctx, []string{webhook}, time.Time{})
+	if err != nil {
 		return nil, false, err
 	}
-	codes := make(map[string]int, len(last.Val()))
-	for _, z := range last.Val() {
-		if member, ok := z.Member.(string); ok {
-			codes[member] = int(int64(z.Score) % 8)
-		}
-	}
-	for _, z := range order.Val() {
-		member, ok := z.Member.(string)
-		if !ok || len(member) != len(uuid.UUID{}) {
-			continue
-		}
-		entries = append(entries, Entry{ID: uuid.UUID([]byte(member)), Created: time.UnixMilli(int64(z.Score)).UTC(), State: state(codes[member])})
-	}
-	slices.SortFunc(entries, Compare)
-	low, _ := strconv.ParseUint(target.Val(), 10, 64)
-	at, err := strconv.ParseUint(floor.Val(), 10, 64)
-	return entries, err != nil || at > low, nil
+	return all[0].Entries, partial, nil
 }
 
 // Compare orders entries newest first; of two from the same millisecond the ids decide.
@@ -332,15 +459,18 @@ func Compare(a, b Entry) int {
 
 // Forget drops a deleted webhook's entries.
 func (x *Index) Forget(ctx context.Context, webhook string) error {
-	return x.check(x.rdb.Del(ctx, keyOrder(webhook), keyLast(webhook)).Err())
+	_, err := x.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+		p.Del(ctx, keyOrder(webhook), keyRows(webhook))
+		p.ZRem(ctx, keyDelivered, webhook)
+		return nil
+	})
+	return x.check(err)
 }
 
-// recent remembers which sends were recorded lately, and how much was added to each webhook's sets since
-// they were trimmed. It is safe for concurrent use; its memory is bounded.
+// recent remembers which sends were recorded lately. It is safe for concurrent use; its memory is bounded.
 type recent struct {
 	mu       sync.Mutex
 	new, old map[uuid.UUID]int
-	added    map[string]int
 }
 
 const recentSends = 50_000
@@ -362,20 +492,6 @@ func (r *recent) has(id uuid.UUID, send int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.new[id] >= send || r.old[id] >= send
-}
-
-func (r *recent) trimDue(webhook string, n int) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.added == nil || len(r.added) > recentSends {
-		r.added = map[string]int{}
-	}
-	r.added[webhook] += n
-	if r.added[webhook] < slack {
-		return false
-	}
-	delete(r.added, webhook)
-	return true
 }
 
 // pause waits; false when ctx ended.

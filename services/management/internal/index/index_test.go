@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 	"go.uber.org/zap/zaptest"
 
+	"gancho/pkg/bus"
 	"gancho/pkg/notification"
 	"gancho/pkg/redistest"
 )
@@ -43,7 +44,7 @@ func TestOrderDoesNotMatter(t *testing.T) {
 			n := min(1+rand.IntN(40), len(records))
 			w := newWrites()
 			for _, r := range records[:n] {
-				w.record(r)
+				w.summary(summaryOf(r))
 			}
 			if err := x.write(t.Context(), w); err != nil {
 				t.Fatal(err)
@@ -79,10 +80,10 @@ func TestBounds(t *testing.T) {
 		for range 3 {
 			w := newWrites()
 			for i := range 500 {
-				w.record(&notification.Record{
+				w.summary(summaryOf(&notification.Record{
 					NotificationID: uuid.NewString(), WebhookID: hookID(h), State: notification.Delivered, Send: 1,
 					At: now.Add(time.Duration(h*1000+i) * time.Millisecond), Sequence: 1,
-				})
+				}))
 			}
 			if err := x.write(t.Context(), w); err != nil {
 				t.Fatal(err)
@@ -107,6 +108,18 @@ func TestBounds(t *testing.T) {
 	if n := rdb.ZCard(t.Context(), keyWebhooks).Val(); n != 2 {
 		t.Errorf("%d webhooks are known, want 2", n)
 	}
+}
+
+// summaryOf is what the journal's reader gets of r.
+func summaryOf(r *notification.Record) *bus.Summary {
+	s := &bus.Summary{
+		Kind: r.Kind, At: r.At, Account: r.Account, WebhookID: r.WebhookID, NotificationID: r.NotificationID, EventName: r.EventName, Send: r.Send,
+		AttemptsDone: r.AttemptsDone, State: r.State, Reason: r.Reason, Sequence: r.Sequence, NextAttemptAt: r.NextAttemptAt, EventID: r.EventID, Replay: r.Replay,
+	}
+	if a := r.Attempt; a != nil {
+		s.Outcome, s.FailureReason, s.HTTPStatus, s.StartedAt, s.DurationMS = a.Outcome, a.Reason, a.HTTPStatus, a.StartedAt, a.DurationMS
+	}
+	return s
 }
 
 func hookID(n int) string { return fmt.Sprintf("0c5a0c4e-8f3b-4a52-9d0a-3f3c9b6a%04d", n) }
@@ -142,12 +155,106 @@ func BenchmarkFeed(b *testing.B) {
 					}
 					sequence++
 					r.Sequence = sequence
-					w.record(&r)
+					w.summary(summaryOf(&r))
 				}
 				if err := x.write(context.Background(), w); err != nil {
 					b.Fatal(err)
 				}
 			}
 		})
+	}
+}
+
+// TestFailed keeps an account's failures in the order they happened, without those that were sent again,
+// whatever order the records come in.
+func TestFailed(t *testing.T) {
+	t.Parallel()
+	rdb := redistest.Start(t).Client()
+	x := New(Config{MaxEntries: 1e6, MaxAge: time.Hour}, rdb, nil, zaptest.NewLogger(t))
+	now := time.Now()
+	id := func(n int) uuid.UUID { return uuid.NewSHA1(uuid.NameSpaceURL, []byte{byte(n)}) }
+	record := func(n, hook, send int, s notification.State, sequence uint64) *notification.Record {
+		return &notification.Record{Account: "acme", NotificationID: id(n).String(), WebhookID: hookID(hook), State: s, Send: send, At: now, Sequence: sequence}
+	}
+	failed, delivered := notification.PermanentlyFailed, notification.Delivered
+	records := []*notification.Record{
+		record(1, 1, 1, failed, 10), record(2, 2, 1, failed, 11), record(3, 1, 1, delivered, 12),
+		record(1, 1, 2, delivered, 13),                           // sent again with success
+		record(2, 2, 2, notification.Retrying, 14),               // sent again, not ended
+		record(4, 1, 1, failed, 15), record(4, 1, 2, failed, 16), // failed twice
+		record(5, 2, 1, notification.Retrying, 17), record(5, 2, 1, failed, 18),
+	}
+	want := []Place{{hookID(2), id(5), 18}, {hookID(1), id(4), 16}}
+	check := func(name string, records []*notification.Record) {
+		t.Helper()
+		if err := rdb.FlushAll(t.Context()).Err(); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range records {
+			w := newWrites()
+			w.summary(summaryOf(r))
+			if err := x.write(t.Context(), w); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, _, err := x.Failed(t.Context(), "acme")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s:\n%s", name, diff)
+		}
+		if of, _, err := x.FailedOf(t.Context(), hookID(1)); err != nil || !cmp.Equal(of, want[1:]) {
+			t.Errorf("%s: of one webhook %v %v", name, of, err)
+		}
+		if other, _, err := x.Failed(t.Context(), "globex"); err != nil || len(other) > 0 {
+			t.Errorf("%s: another account sees %v %v", name, other, err)
+		}
+	}
+	check("as they were written", records)
+	check("and twice", append(slices.Clone(records), records...))
+
+	// A notification that is being sent again is listed no more, before its first attempt.
+	w := newWrites()
+	w.arrival(id(5), &notification.Notification{Account: "acme", WebhookID: hookID(2), Send: 2, Journal: 18}, now)
+	if err := x.write(t.Context(), w); err != nil {
+		t.Fatal(err)
+	}
+	if got, _, err := x.Failed(t.Context(), "acme"); err != nil || !cmp.Equal(got, want[1:]) {
+		t.Errorf("after a resend %v %v", got, err)
+	}
+}
+
+func TestRow(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 11, 20, 12, 0, 0, int(7*time.Millisecond), time.UTC)
+	full := Row{
+		State: notification.Retrying, Reason: "status_5xx", EventID: uuid.NewString(), EventName: "crm_deal_created", Sends: 3, AttemptsMade: 2,
+		NextAttemptAt: at.Add(time.Minute), Replay: uuid.NewString(), UpdatedAt: at,
+		Attempt: &RowAttempt{StartedAt: at, Outcome: "failed", Reason: "status_5xx", HTTPStatus: 503, DurationMS: 12.345},
+	}
+	bare := Row{State: notification.Pending, EventID: uuid.NewString(), EventName: "crm_deal_created", Sends: 1, UpdatedAt: at}
+	for _, want := range []Row{full, bare} {
+		c := code(want.State)
+		if want.State == notification.Pending {
+			c = pendingCode
+		}
+		row := want.encode(8*123456 + int64(c))
+		got, ok := decodeRow(row)
+		if diff := cmp.Diff(want, got); !ok || diff != "" {
+			t.Errorf("ok %v:\n%s", ok, diff)
+		}
+		for n := range len(row) { // cut off anywhere, it is no row, or one without its attempt
+			if got, ok := decodeRow(row[:n]); ok && got.Attempt != nil {
+				t.Errorf("%d of %d bytes are a row: %+v", n, len(row), got)
+			}
+		}
+	}
+	unknown := Row{State: notification.Delivered, EventName: "crm_deal_created", Sends: 1, UpdatedAt: at}
+	if _, ok := decodeRow(unknown.encode(8 + 3)); ok {
+		t.Error("a row without its event's id is taken for whole")
+	}
+	if a, b := full.encode(8*9), full.encode(8*10); a >= b {
+		t.Error("rows do not sort as their ranks do")
 	}
 }

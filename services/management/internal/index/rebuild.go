@@ -8,8 +8,6 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
-
-	"gancho/pkg/notification"
 )
 
 const (
@@ -17,6 +15,9 @@ const (
 	rebuildRecords = 2_000_000
 	// chunk is how many records are read at once.
 	chunk = 5000
+
+	// seenProcesses is how many processes' marks are kept, those of replicas that are gone included.
+	seenProcesses = 100
 
 	lockFor    = 15 * time.Second
 	sweepEvery = time.Minute
@@ -48,6 +49,10 @@ func (x *Index) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	lost := x.lost.Load()
+	if lost {
+		seen = x.lostFrom.Load()
+	}
 	switch {
 	case floor == 0 || floor > last+1: // empty, or of another journal
 		target = max(first, 1)
@@ -58,11 +63,13 @@ func (x *Index) look(ctx context.Context) error {
 			return err
 		}
 		floor = last + 1
-	case seen < written && floor <= target:
+		x.lost.Store(false)
+	case (lost || seen < written) && floor <= target:
 		if err := x.start(ctx, written+1, max(seen, first, 1)); err != nil {
 			return err
 		}
 		floor, target = written+1, max(seen, first, 1)
+		x.lost.Store(false)
 	}
 	switch low := max(target, first); {
 	case floor > low:
@@ -81,7 +88,7 @@ func (x *Index) marks(ctx context.Context) (floor, target, seen uint64, err erro
 	var f, t *redis.StringCmd
 	var s *redis.FloatCmd
 	_, err = x.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		f, t, s = p.Get(ctx, keyFloor), p.Get(ctx, keyTarget), p.ZScore(ctx, keySeen, "seen")
+		f, t, s = p.Get(ctx, keyFloor), p.Get(ctx, keyTarget), p.ZScore(ctx, keySeen, x.name)
 		return nil
 	})
 	if err := x.check(err); err != nil {
@@ -98,7 +105,8 @@ func (x *Index) start(ctx context.Context, floor, target uint64) error {
 		p.Set(ctx, keyFloor, floor, 0)
 		p.Set(ctx, keyTarget, target, 0)
 		// What is missing is known now; the newest part comes by itself.
-		p.ZAddArgs(ctx, keySeen, redis.ZAddArgs{GT: true, Members: []redis.Z{{Score: float64(x.written.Load()), Member: "seen"}}})
+		p.ZAddArgs(ctx, keySeen, redis.ZAddArgs{GT: true, Members: []redis.Z{{Score: float64(x.written.Load()), Member: x.name}}})
+		p.ZRemRangeByRank(ctx, keySeen, 0, -seenProcesses-1)
 		return nil
 	})
 	return x.check(err)
@@ -116,7 +124,7 @@ func (x *Index) fill(ctx context.Context, floor, target uint64) error {
 			from = floor - chunk
 		}
 		w := newWrites()
-		if err := x.bus.Records(ctx, from, floor-1, func(r *notification.Record) { w.record(r) }); err != nil {
+		if err := x.bus.SummariesOf(ctx, from, floor-1, w.summary); err != nil {
 			return err
 		}
 		w.seen = 0 // that is what comes live
@@ -186,8 +194,9 @@ func (x *Index) sweep(ctx context.Context) error {
 			break
 		}
 		_, err := x.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-			p.Del(ctx, keyOrder(name(z)), keyLast(name(z)))
+			p.Del(ctx, keyOrder(name(z)), keyRows(name(z)))
 			p.ZRem(ctx, keyWebhooks, name(z))
+			p.ZRem(ctx, keyDelivered, name(z))
 			return nil
 		})
 		if err := x.check(err); err != nil {

@@ -4,8 +4,8 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
-	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -26,7 +26,7 @@ type Filter struct {
 
 // Page is one page of a list.
 type Page struct {
-	Notifications []*Notification // newest first, each with its newest record only
+	Notifications []Listed // newest first
 	// Next is where the next page begins, the zero Cursor on the last one.
 	Next Cursor
 	// Partial says that the index is being filled, so some may be missing.
@@ -65,17 +65,15 @@ func ParseCursor(s string) (Cursor, bool) {
 // readers is how many notifications of a page are read at once.
 const readers = 16
 
-// List returns recent notifications of the account's webhook, newest first. It needs the index in Redis.
+// List returns recent notifications of the account's webhook, newest first, as the index in Redis has them:
+// about 0.1 s behind the journal.
 func (s *Service) List(ctx context.Context, account, webhookID string, f Filter) (Page, error) {
 	if _, err := s.webhooks.Get(ctx, account, webhookID); err != nil {
 		return Page{}, err
 	}
 	entries, partial, err := s.index.Recent(ctx, webhookID)
-	if errors.Is(err, index.ErrAway) {
-		return Page{}, problem.Unavailable("index_unavailable", "the list of recent notifications is away, because Redis does not answer; a notification can still be read by its id", err)
-	}
 	if err != nil {
-		return Page{}, err
+		return Page{}, away(err)
 	}
 	var wanted []index.Entry
 	for _, e := range entries {
@@ -83,53 +81,52 @@ func (s *Service) List(ctx context.Context, account, webhookID string, f Filter)
 		case !f.After.IsZero() && index.Compare(e, f.After.entry()) <= 0,
 			!f.From.IsZero() && e.Created.Before(f.From),
 			!f.To.IsZero() && !e.Created.Before(f.To),
-			f.State != "" && e.State != "" && e.State != f.State:
+			f.State != "" && e.State != f.State:
 			continue
 		}
 		wanted = append(wanted, e)
 	}
 	page := Page{Partial: partial}
-	for len(wanted) > 0 && len(page.Notifications) < f.Limit {
-		n := min(f.Limit-len(page.Notifications), len(wanted))
-		found, err := s.summaries(ctx, account, wanted[:n])
-		if err != nil {
-			return Page{}, err
-		}
-		for _, x := range found {
-			// The journal has the last word on the state.
-			if x != nil && x.WebhookID == webhookID && (f.State == "" || x.State == f.State) {
-				page.Notifications = append(page.Notifications, x)
-			}
-		}
-		last := wanted[n-1]
-		page.Next, wanted = Cursor{last.Created.UnixMilli(), last.ID}, wanted[n:]
+	if len(wanted) > f.Limit {
+		last := wanted[f.Limit-1]
+		page.Next, wanted = Cursor{last.Created.UnixMilli(), last.ID}, wanted[:f.Limit]
 	}
-	if len(wanted) == 0 {
-		page.Next = Cursor{}
+	places := make([]index.Place, len(wanted))
+	for i, e := range wanted {
+		places[i] = index.Place{Webhook: webhookID, ID: e.ID}
 	}
-	return page, nil
+	page.Notifications, err = s.listed(ctx, account, places)
+	return page, err
 }
 
-// summaries reads the newest record of each entry; nil for those that have aged out.
-func (s *Service) summaries(ctx context.Context, account string, entries []index.Entry) ([]*Notification, error) {
-	out := make([]*Notification, len(entries))
+// listed shows the notifications at these places. What the index does not know all of is read from the
+// journal; what is not there any more is left out.
+func (s *Service) listed(ctx context.Context, account string, places []index.Place) ([]Listed, error) {
+	found, err := s.index.Find(ctx, places)
+	if err != nil {
+		return nil, away(err)
+	}
+	rows := make([]Listed, len(found))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(readers)
-	for i, e := range entries {
+	for i, f := range found {
+		if f.Known {
+			rows[i] = listedRow(f, places[i].Webhook)
+			continue
+		}
 		group.Go(func() error {
-			n, err := s.look(ctx, account, e.ID.String())
-			if err != nil {
-				if problem.Of(err).Status == http.StatusNotFound {
-					return nil
-				}
+			n, err := s.look(ctx, account, f.ID.String())
+			switch {
+			case err == nil:
+				rows[i] = listed(n)
+			case problem.Of(err).Status != http.StatusNotFound:
 				return err
 			}
-			n.CreatedAt = e.Created
-			out[i] = n
 			return nil
 		})
 	}
-	return out, group.Wait()
+	err = group.Wait()
+	return slices.DeleteFunc(rows, func(l Listed) bool { return l.ID == "" }), err
 }
 
 // Listed is a notification in a list.
@@ -160,19 +157,36 @@ type ListedAttempt struct {
 	DurationMS float64   `json:"duration_ms"`
 }
 
-// Listed returns n as a list shows it.
-func (s *Service) Listed(n *Notification) Listed {
+// listed returns n as a list shows it.
+func listed(n *Notification) Listed {
 	v := Listed{
 		ID: n.ID, WebhookID: n.WebhookID, EventID: n.EventID, EventName: n.EventName, State: string(n.State),
 		Reason: optional(n.Reason), Sends: n.Sends, AttemptsMade: n.AttemptsDone, ReplayID: optional(n.Replay),
-		CreatedAt: n.CreatedAt, UpdatedAt: n.UpdatedAt,
+		CreatedAt: n.CreatedAt, UpdatedAt: n.UpdatedAt, NextAttemptAt: n.next(),
 	}
-	if n.State == notification.Retrying && !n.NextAttemptAt.IsZero() {
-		v.NextAttemptAt = &n.NextAttemptAt
-	}
-	if len(n.History) > 0 && n.History[len(n.History)-1].Attempt != nil {
+	if len(n.History) > 0 && n.History[len(n.History)-1].Attempt != nil && n.State != notification.Pending {
 		a := ShowAttempt(n.History[len(n.History)-1].Attempt)
 		v.LastAttempt = &ListedAttempt{a.Number, a.Send, a.StartedAt, a.Outcome, a.Reason, a.HTTPStatus, a.DurationMS}
+	}
+	return v
+}
+
+// listedRow is listed for what the index knows.
+func listedRow(f index.Found, webhookID string) Listed {
+	r := f.Row
+	v := Listed{
+		ID: f.ID.String(), WebhookID: webhookID, EventID: r.EventID, EventName: r.EventName, State: string(r.State),
+		Reason: optional(r.Reason), Sends: r.Sends, AttemptsMade: r.AttemptsMade, ReplayID: optional(r.Replay),
+		CreatedAt: f.Created, UpdatedAt: r.UpdatedAt,
+	}
+	if r.State == notification.Retrying && !r.NextAttemptAt.IsZero() {
+		v.NextAttemptAt = &r.NextAttemptAt
+	}
+	if a := r.Attempt; a != nil {
+		v.LastAttempt = &ListedAttempt{r.AttemptsMade, r.Sends, a.StartedAt, a.Outcome, optional(a.Reason), nil, a.DurationMS}
+		if a.HTTPStatus > 0 {
+			v.LastAttempt.HTTPStatus = &a.HTTPStatus
+		}
 	}
 	return v
 }

@@ -121,7 +121,7 @@ func (s *Service) look(ctx context.Context, account, id string) (*Notification, 
 		n.WebhookID, n.EventID, n.EventName, n.EventSequence = r.WebhookID, r.EventID, r.EventName, r.EventSequence
 		n.State, n.Reason, n.Sends, n.AttemptsDone = r.State, r.Reason, r.Send, r.AttemptsDone
 		n.NextAttemptAt, n.Replay, n.last = r.NextAttemptAt, r.Replay, r.Sequence
-		n.CreatedAt, n.UpdatedAt, n.Truncated = r.At, r.At, r.Previous > 0
+		n.CreatedAt, n.UpdatedAt, n.Truncated = began(&r), r.At.Truncate(time.Millisecond), r.Previous > 0
 		n.History = []*notification.Record{&r}
 		if pending != nil && pending.Send > r.Send {
 			n.follow(pending)
@@ -145,8 +145,26 @@ func (n *Notification) follow(m *notification.Notification) {
 	n.State, n.Reason, n.Sends, n.AttemptsDone = notification.Pending, "", m.Send, m.AttemptsDone
 	n.NextAttemptAt, n.Replay = time.Time{}, m.Replay
 	if n.CreatedAt.IsZero() {
-		n.CreatedAt, n.UpdatedAt = m.EventTime.UTC(), m.EventTime.UTC()
+		n.CreatedAt, n.UpdatedAt = m.EventTime.UTC().Truncate(time.Millisecond), m.EventTime.UTC().Truncate(time.Millisecond)
 	}
+}
+
+// began is when the first thing in a record happened.
+func began(r *notification.Record) time.Time {
+	at := r.At
+	if r.Attempt != nil && r.Attempt.StartedAt.Before(at) {
+		at = r.Attempt.StartedAt
+	}
+	return at.Truncate(time.Millisecond)
+}
+
+// next is when the next attempt is due, nil when none is.
+func (n *Notification) next() *time.Time {
+	if n.State != notification.Retrying || n.NextAttemptAt.IsZero() {
+		return nil
+	}
+	at := n.NextAttemptAt.Truncate(time.Millisecond)
+	return &at
 }
 
 // readHistory completes n.History.
@@ -169,7 +187,7 @@ func (s *Service) readHistory(ctx context.Context, n *Notification) error {
 			return problem.Broker(err)
 		}
 		n.History = append(n.History, &r.Record)
-		n.CreatedAt, previous = r.At, r.Previous
+		n.CreatedAt, previous = began(&r.Record), r.Previous
 	}
 	slices.Reverse(n.History)
 	return nil
@@ -232,20 +250,6 @@ func (s *Service) Resend(ctx context.Context, account, id string) (*Notification
 	return s.Get(ctx, account, id)
 }
 
-// SendAgain opens the next send of n, which must have ended. replay is the id of the replay that asks for it.
-func (s *Service) SendAgain(ctx context.Context, n *Notification, replay string) error {
-	m, err := s.message(ctx, n)
-	if err != nil {
-		return err
-	}
-	again := notification.Notification{
-		Account: n.Account, ID: n.ID, WebhookID: n.WebhookID, EventID: n.EventID, EventName: n.EventName,
-		EventSequence: n.EventSequence, EventTime: m.EventTime, Send: n.Sends + 1, Journal: n.last, Replay: replay,
-		Traceparent: m.Traceparent, Body: m.Body,
-	}
-	return problem.Broker(s.bus.Notify(&again).Wait(ctx))
-}
-
 // Test sends a sample of the webhook's event through the real path, to this webhook only, and returns the
 // notification. A pattern gets a sample of the first known name it matches.
 func (s *Service) Test(ctx context.Context, account, webhookID string) (*Notification, error) {
@@ -267,6 +271,7 @@ func (s *Service) Test(ctx context.Context, account, webhookID string) (*Notific
 	if err := s.bus.Notify(&m).Wait(ctx); err != nil {
 		return nil, problem.Broker(err)
 	}
+	s.index.Sent(ctx, &m)
 	n := &Notification{Account: account, ID: m.ID, Webhook: w}
 	n.follow(&m)
 	return n, nil

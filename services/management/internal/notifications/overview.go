@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"gancho/pkg/bus"
 	"gancho/pkg/notification"
-	"gancho/pkg/schema"
+	"gancho/pkg/webhook"
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/problem"
 )
@@ -32,64 +32,75 @@ func (s *Service) Health(ctx context.Context, account string, webhookIDs []strin
 	if err != nil {
 		return nil, false, away(err)
 	}
-	all = make([]Health, len(known))
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(readers)
-	for i, a := range known {
-		all[i] = Health{Recent: a.Entries, Full: a.Full}
-		if a.Delivered == 0 {
-			continue
-		}
-		group.Go(func() error {
-			r, err := s.bus.RecordAt(ctx, a.Delivered)
-			switch {
-			case errors.Is(err, bus.ErrNotFound):
-				return nil
-			case err != nil && !errors.Is(err, schema.ErrNewer):
-				return problem.Broker(err)
-			case r.Account == account && r.State == notification.Delivered: // else the index is of another journal
-				all[i].LastDelivered = r.At
-			}
-			return nil
-		})
+	for _, a := range known {
+		all = append(all, Health{a.Entries, a.Full, a.Delivered})
 	}
-	return all, partial, group.Wait()
+	return all, partial, nil
 }
 
 // MaxFailures is how many permanent failures are listed at most.
 const MaxFailures = 1000
 
-// Failures are permanent failures of several webhooks, those that failed last first.
+// Failures are permanent failures, those that failed last first.
 type Failures struct {
-	Notifications []*Notification // each with its newest record only
+	Notifications []Listed
 	// Total is how many there are on all pages, at most MaxFailures.
 	Total int
+	// Webhooks are those of the account that have permanent failures, as far as they are listed.
+	Webhooks []*webhook.Webhook
 	// Next is where the next page begins, 0 on the last one.
 	Next uint64
 	// Partial says that the index is being filled, so some may be missing.
 	Partial bool
 }
 
-// Failures returns the account's permanent failures of these webhooks that failed before the place after (0:
-// all), at most limit. It needs the index in Redis.
-func (s *Service) Failures(ctx context.Context, account string, webhookIDs []string, after uint64, limit int) (Failures, error) {
-	places, partial, err := s.index.In(ctx, webhookIDs, notification.PermanentlyFailed, MaxFailures)
+// Failures returns the permanent failures of the account's webhooks, or of one of them when webhookID is not
+// "", that failed before the place after (0: all), at most limit. It needs the index in Redis.
+func (s *Service) Failures(ctx context.Context, account, webhookID string, after uint64, limit int) (Failures, error) {
+	places, partial, err := s.index.Failed(ctx, account)
 	if err != nil {
 		return Failures{}, away(err)
 	}
-	page := Failures{Total: len(places), Partial: partial}
+	page := Failures{Partial: partial}
+	hooks := map[string]*webhook.Webhook{}
+	for _, p := range places {
+		if _, known := hooks[p.Webhook]; known {
+			continue
+		}
+		w := s.webhooks.Known(account, p.Webhook)
+		if hooks[p.Webhook] = w; w != nil {
+			page.Webhooks = append(page.Webhooks, w)
+		}
+	}
+	if webhookID != "" {
+		w := s.webhooks.Known(account, webhookID)
+		if w == nil {
+			return page, nil
+		}
+		if _, listed := hooks[webhookID]; !listed {
+			page.Webhooks = append(page.Webhooks, w)
+		}
+		if places, partial, err = s.index.FailedOf(ctx, webhookID); err != nil {
+			return Failures{}, away(err)
+		}
+		page.Partial = page.Partial || partial
+	} else { // a deleted webhook's cannot be sent again
+		places = slices.DeleteFunc(places, func(p index.Place) bool { return hooks[p.Webhook] == nil })
+	}
+	places = places[:min(len(places), MaxFailures)]
+	page.Total = len(places)
 	for len(places) > 0 && after > 0 && places[0].Sequence >= after {
 		places = places[1:]
 	}
 	for len(places) > 0 && len(page.Notifications) < limit {
 		n := min(limit-len(page.Notifications), len(places))
-		found, err := s.summariesOf(ctx, account, places[:n])
+		found, err := s.listed(ctx, account, places[:n])
 		if err != nil {
 			return Failures{}, err
 		}
-		for i, x := range found {
-			if x != nil && x.WebhookID == places[i].Webhook && x.State == notification.PermanentlyFailed { // the journal has the last word
-				page.Notifications = append(page.Notifications, x)
+		for _, l := range found {
+			if l.State == string(notification.PermanentlyFailed) { // else it was sent again since
+				page.Notifications = append(page.Notifications, l)
 			}
 		}
 		page.Next, places = places[n-1].Sequence, places[n:]
@@ -98,23 +109,6 @@ func (s *Service) Failures(ctx context.Context, account string, webhookIDs []str
 		page.Next = 0
 	}
 	return page, nil
-}
-
-func (s *Service) summariesOf(ctx context.Context, account string, places []index.Place) ([]*Notification, error) {
-	out := make([]*Notification, len(places))
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(readers)
-	for i, p := range places {
-		group.Go(func() error {
-			n, err := s.look(ctx, account, p.ID.String())
-			if err != nil && problem.Of(err).Status != http.StatusNotFound {
-				return err
-			}
-			out[i] = n
-			return nil
-		})
-	}
-	return out, group.Wait()
 }
 
 // ResendMany sends notifications again as Resend does and returns, in the order of ids, why one was not: nil
@@ -148,7 +142,20 @@ func (s *Service) again(ctx context.Context, n *Notification) error {
 	case !n.State.Terminal():
 		return problem.New(http.StatusConflict, "still_on_its_way", "the notification is still on its way ("+string(n.State)+"); it can be sent again once it ended")
 	}
-	return s.SendAgain(ctx, n, "")
+	m, err := s.message(ctx, n)
+	if err != nil {
+		return err
+	}
+	again := notification.Notification{
+		Account: n.Account, ID: n.ID, WebhookID: n.WebhookID, EventID: n.EventID, EventName: n.EventName,
+		EventSequence: n.EventSequence, EventTime: m.EventTime, Send: n.Sends + 1, Journal: n.last,
+		Traceparent: m.Traceparent, Body: m.Body,
+	}
+	if err := s.bus.Notify(&again).Wait(ctx); err != nil {
+		return problem.Broker(err)
+	}
+	s.index.Sent(ctx, &again)
+	return nil
 }
 
 // away turns an index that does not answer into a 503.

@@ -46,10 +46,7 @@ func (s *Service) View(n *Notification) View {
 	v := View{
 		ID: n.ID, WebhookID: n.WebhookID, EventID: n.EventID, EventName: n.EventName, State: string(n.State),
 		Reason: optional(n.Reason), Sends: n.Sends, AttemptsMade: n.AttemptsDone, ReplayID: optional(n.Replay),
-		CreatedAt: n.CreatedAt, UpdatedAt: n.UpdatedAt, Attempts: []Attempt{}, Explain: s.Explain(n), Partial: n.Truncated,
-	}
-	if n.State == notification.Retrying && !n.NextAttemptAt.IsZero() {
-		v.NextAttemptAt = &n.NextAttemptAt
+		CreatedAt: n.CreatedAt, UpdatedAt: n.UpdatedAt, NextAttemptAt: n.next(), Attempts: []Attempt{}, Explain: s.Explain(n), Partial: n.Truncated,
 	}
 	for _, r := range n.History {
 		if r.Attempt != nil {
@@ -62,7 +59,7 @@ func (s *Service) View(n *Notification) View {
 // ShowAttempt returns a as its owner sees it.
 func ShowAttempt(a *notification.Attempt) Attempt {
 	v := Attempt{
-		Number: a.Number, Send: a.Send, StartedAt: a.StartedAt, Outcome: a.Outcome, Reason: optional(string(a.Reason)),
+		Number: a.Number, Send: a.Send, StartedAt: a.StartedAt.Truncate(time.Millisecond), Outcome: a.Outcome, Reason: optional(string(a.Reason)),
 		DurationMS: a.DurationMS, Phases: a.Phases, RequestHeaders: a.RequestHeaders, ResponseHeaders: a.ResponseHeaders,
 		ResponseBody: a.ResponseBody, ResponseBase64: a.ResponseBase64,
 	}

@@ -41,13 +41,35 @@ const (
 
 // Suspension is why the URL of a webhook is set aside, and for how long.
 type Suspension struct {
-	Since    time.Time           `json:"since"`
-	Until    *time.Time          `json:"until" doc:"when the next probe is due; null: only a resume or a changed URL ends it"`
-	Reason   string              `json:"reason" doc:"always_failing or by_hand"`
-	Evidence suspension.Evidence `json:"evidence"`
+	Since    time.Time  `json:"since"`
+	Until    *time.Time `json:"until" doc:"when the next probe is due; null: only a resume or a changed URL ends it"`
+	Reason   string     `json:"reason" doc:"always_failing or by_hand"`
+	Evidence Evidence   `json:"evidence"`
 	// Parked is null when the number is not known at the moment.
 	Parked         *uint64    `json:"parked" doc:"notifications of this webhook that wait; null when that is not known at the moment"`
 	OldestParkedAt *time.Time `json:"oldest_parked_at"`
+}
+
+// Evidence is what a suspension was decided on. One by hand has none.
+type Evidence struct {
+	Failures int        `json:"failures" doc:"within the window when it was suspended, and one more for each failed probe since"`
+	FirstAt  *time.Time `json:"first_at"`
+	LastAt   *time.Time `json:"last_at"`
+	Statuses []string   `json:"statuses" doc:"the last few different outcomes, oldest first: a status of HTTP, or a reason where there was none"`
+}
+
+func evidence(e suspension.Evidence) Evidence {
+	v := Evidence{Failures: e.Failures, Statuses: e.Statuses}
+	if v.Statuses == nil {
+		v.Statuses = []string{}
+	}
+	if !e.FirstAt.IsZero() {
+		v.FirstAt = &e.FirstAt
+	}
+	if !e.LastAt.IsZero() {
+		v.LastAt = &e.LastAt
+	}
+	return v
 }
 
 // Show returns the account's webhook.
@@ -100,10 +122,7 @@ func (s *Service) views(ctx context.Context, account string, page []*webhook.Web
 		v.Status = status
 		if flag != nil {
 			suspended = true
-			v.Suspension = &Suspension{Since: flag.Since, Reason: flag.Reason, Evidence: flag.Evidence}
-			if v.Suspension.Evidence.Statuses == nil {
-				v.Suspension.Evidence.Statuses = []string{}
-			}
+			v.Suspension = &Suspension{Since: flag.Since, Reason: flag.Reason, Evidence: evidence(flag.Evidence)}
 			if !flag.Until.IsZero() {
 				v.Suspension.Until = &flag.Until
 			}

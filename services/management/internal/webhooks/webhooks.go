@@ -66,6 +66,7 @@ type Service struct {
 	names    event.Names
 	log      *zap.Logger
 	changes  notice.Board
+	byName   roster
 }
 
 // New returns a service. Changed must be told of every change of the registry.
@@ -77,7 +78,10 @@ func New(o Options) *Service {
 }
 
 // Changed is called after each change of the registry.
-func (s *Service) Changed(_, _ *webhook.Webhook) { s.changes.Post() }
+func (s *Service) Changed(before, after *webhook.Webhook) {
+	s.byName.changed(before, after)
+	s.changes.Post()
+}
 
 // Names returns the event names that a webhook may name exactly, in alphabetical order.
 func (s *Service) Names() []string { return s.names.All() }
@@ -426,6 +430,9 @@ func (s *Service) Get(ctx context.Context, account, id string) (*webhook.Webhook
 	}
 	return s.fetch(ctx, account, id) // another replica may have created it a moment ago
 }
+
+// Known returns the account's webhook when this process knows it, else nil.
+func (s *Service) Known(account, id string) *webhook.Webhook { return s.registry.Get(account, id) }
 
 // seen waits until this process's copy of the registry has the change, so that the next request does.
 func (s *Service) seen(ctx context.Context, w *webhook.Webhook) {
