@@ -180,7 +180,7 @@ func (x *exhibits) pages() map[string][2]string {
 		"/notifications/" + x.delivered:               {"Attempt 1 was answered with 200", "A tentativa 1 foi respondida com 200"},
 		"/notifications/" + x.retrying:                {"Attempt 1 of 6 failed: no answer within", "A tentativa 1 de 6 falhou: nenhuma resposta em"},
 		"/failures":                                   {"Permanent failures", "Falhas permanentes"},
-		"/failures?webhook_id=" + x.hook:              {"Send all 1 again", "Reenviar todas as 1"},
+		"/failures?webhook_id=" + x.hook:              {"Send all again (1)", "Reenviar todas (1)"},
 		"/replays/" + x.replay:                        {"Nothing has been sent yet", "Nada foi enviado ainda"},
 		"/tail":                                       {"Attempts as they happen", "Tentativas no momento em que acontecem"},
 		"/tail?outcome=failed&webhook_id=" + x.hook:   {"Live tail", "Ao vivo"},

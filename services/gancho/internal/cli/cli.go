@@ -163,7 +163,11 @@ func advise(err error) (code int, hint string) {
 		return adviseRefused(refused)
 	}
 	if e, ok := errors.AsType[*client.NoAnswer](err); ok {
-		return exitError, "Is Gancho running there, and is " + e.URL + " its address (GANCHO_URL)? What was asked for may have happened."
+		hint := "Is Gancho running there, and is " + e.URL + " its address (GANCHO_URL)?"
+		if !strings.HasPrefix(e.Call, "GET ") {
+			hint += " What was asked for may have happened."
+		}
+		return exitError, hint
 	}
 	if _, ok := errors.AsType[*client.Unexpected](err); ok {
 		return exitError, "Is GANCHO_URL the address of Gancho's API, and is it as new as this program?"

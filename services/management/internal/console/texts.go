@@ -366,7 +366,7 @@ var texts = map[string]text{
 	"failures.select_page":            {"Select this page", "Selecionar esta página"},
 	"failures.select_one":             {"Select {event} of {webhook}", "Selecionar {event} de {webhook}"},
 	"failures.resend_selected":        {"Send selected again", "Reenviar selecionadas"},
-	"failures.resend_all":             {"Send all {total} again", "Reenviar todas as {total}"},
+	"failures.resend_all":             {"Send all again ({total})", "Reenviar todas ({total})"},
 	"failures.resend_all_many":        {"Send the newest {total} again", "Reenviar as {total} mais recentes"},
 	"failures.resend_all_title":       {"Send all again?", "Reenviar todas?"},
 	"failures.resend_all_about.one":   {"{n} notification gets a new send with up to 6 attempts.", "{n} notificação recebe um novo envio com até 6 tentativas."},
