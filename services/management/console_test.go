@@ -535,7 +535,7 @@ func TestConsoleFailures(t *testing.T) {
 		x.attempted(n, delivery.Timeout)
 	}
 	x.until("both are listed", func() bool { return strings.Contains(string(b.get("/failures").raw), n.ID) })
-	b.get("/failures").want(200).has(x.failed, n.ID, "Send all 2 again", "Timeout")
+	b.get("/failures").want(200).has(x.failed, n.ID, "Send all again (2)", "Timeout")
 	b.post("/failures/resend").leads("/failures")
 	b.get("/failures").want(200).has("Choose at least one notification.")
 	b.post("/failures/resend", "id", n.ID).leads("/failures")

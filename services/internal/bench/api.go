@@ -6,8 +6,8 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"hash/fnv"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
@@ -143,7 +143,11 @@ func (h dueHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
 func (h dueHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
 
 // Push adds x.
-func (h *dueHeap) Push(x any) { *h = append(*h, x.(*sent)) } //nolint:forcetypeassert // of ours
+func (h *dueHeap) Push(x any) {
+	if s, ok := x.(*sent); ok {
+		*h = append(*h, s)
+	}
+}
 
 // Pop takes the last.
 func (h *dueHeap) Pop() any {
@@ -161,7 +165,8 @@ func (l *loader) run(ctx context.Context) {
 	for l.attempts < l.b.attempts {
 		s := next
 		if len(l.waiting) > 0 && l.waiting[0].due.Before(next.due) {
-			s = heap.Pop(&l.waiting).(*sent) //nolint:forcetypeassert // see Push
+			s = l.waiting[0]
+			heap.Pop(&l.waiting)
 		} else {
 			next = l.notification(began)
 		}
@@ -206,21 +211,28 @@ func (l *loader) notification(began time.Time) *sent {
 	l.notifications++
 	s := &sent{event: uuid.NewString(), ends: notification.Delivered, last: 1}
 	if n%10 < 6 {
-		s.hook = l.hooks[len(l.hooks)-1-rand.IntN(apiBusy)]
+		s.hook = l.hooks[len(l.hooks)-1-scatter(n, apiBusy)]
 	} else {
-		s.hook = l.hooks[rand.IntN(len(l.hooks)-apiBusy)]
+		s.hook = l.hooks[scatter(n, len(l.hooks)-apiBusy)]
 	}
 	s.id = uuid.NewSHA1(uuid.MustParse(s.hook.ID), binary.BigEndian.AppendUint64(nil, uint64(n))).String() //nolint:gosec // a count
 	s.due = began.Add(time.Duration(float64(20*time.Hour) * float64(n) / float64(l.b.attempts/2)))         // about two attempts each
-	switch rand.IntN(10) {
+	switch scatter(n+1, 10) {
 	case 0, 1:
-		s.last = 2 + rand.IntN(2)
+		s.last = 2 + scatter(n+2, 2)
 	case 2:
 		s.last, s.ends = notification.MaxAttempts, notification.PermanentlyFailed
 	case 3:
-		s.last, s.ends = 3+rand.IntN(3), notification.Retrying
+		s.last, s.ends = 3+scatter(n+2, 3), notification.Retrying
 	}
 	return s
+}
+
+// scatter spreads n over 0 to below-1, the same in every run.
+func scatter(n, below int) int {
+	h := fnv.New32a()
+	_, _ = fmt.Fprint(h, n)
+	return int(h.Sum32()) % below
 }
 
 func (l *loader) record(s *sent) *notification.Record {

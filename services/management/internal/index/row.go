@@ -70,7 +70,7 @@ func appendTime(b []byte, t time.Time) []byte {
 
 func appendText(b []byte, s string) []byte {
 	s = s[:min(len(s), math.MaxUint8)]
-	return append(append(b, byte(len(s))), s...)
+	return append(append(b, byte(len(s))), s...) //nolint:gosec // at most 255
 }
 
 // rankOf returns the rank that a row begins with, 0 for what is no row.
