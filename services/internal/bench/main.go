@@ -68,7 +68,7 @@ func main() {
 	}
 	for sync := range strings.SplitSeq(*syncs, ",") {
 		b := newBench(f, dir, sync, strings.Fields(*env))
-		b.profile, b.webhooks, b.attempts = *profile, max(*webhooks, 1000), *attempts
+		b.profile, b.apiWebhooks, b.apiAttempts = *profile, max(*webhooks, 1000), *attempts
 		b.run(*only)
 		b.stop()
 	}
@@ -114,7 +114,7 @@ type bench struct {
 	dir      string // of the broker's store and the key file
 	redisURL string
 
-	webhooks, attempts int // of the api scenario
+	apiWebhooks, apiAttempts int // that the api scenario loads
 
 	js      jetstream.JetStream
 	nc      *nats.Conn
