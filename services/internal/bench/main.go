@@ -6,6 +6,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
@@ -48,6 +49,7 @@ func main() {
 	syncs := flag.String("sync", "default,always", "sync_interval settings of the broker")
 	env := flag.String("env", "", "environment for the services, separated by spaces")
 	profile := flag.String("profile", "", "write a CPU profile of the dispatcher during throughput to this file")
+	bin := flag.String("bin", "", "use the programs in this folder instead of building them; built ones are left there when it is empty")
 	webhooks := flag.Int("webhooks", 100_000, "how many webhooks the api scenario loads, at least 1,000")
 	attempts := flag.Int("attempts", 1_000_000, "how many attempts the api scenario loads")
 	flag.Parse()
@@ -59,25 +61,28 @@ func main() {
 	f.cleanup = func() { _ = os.RemoveAll(dir) }
 	defer f.cleanup()
 	fmt.Printf("%s, %d cores, %s; %s\n\n", cpuName(), runtime.NumCPU(), runtime.Version(), time.Now().UTC().Format(time.DateOnly))
-	if err := lab.Build(dir, false); err != nil {
-		f.Fatalf("%v", err)
+	programs := cmp.Or(*bin, dir)
+	if _, err := os.Stat(filepath.Join(programs, "nats-server")); err != nil {
+		if err := lab.Build(programs, false); err != nil {
+			f.Fatalf("%v", err)
+		}
 	}
 	if strings.HasPrefix(*only, "scale") {
-		scale(f, dir, *only, strings.Fields(*env))
+		scale(f, programs, dir, *only, strings.Fields(*env))
 		return
 	}
 	for sync := range strings.SplitSeq(*syncs, ",") {
-		b := newBench(f, dir, sync, strings.Fields(*env))
+		b := newBench(f, programs, dir, sync, strings.Fields(*env))
 		b.profile, b.apiWebhooks, b.apiAttempts = *profile, max(*webhooks, 1000), *attempts
 		b.run(*only)
 		b.stop()
 	}
-	traces(f, dir, *only, strings.Fields(*env))
+	traces(f, programs, dir, *only, strings.Fields(*env))
 }
 
 // traces measures what recording and sending spans costs: the same load without and with a collector, which
 // takes everything and keeps nothing. Its own work is not counted.
-func traces(f *fatal, dir, only string, env []string) {
+func traces(f *fatal, bin, dir, only string, env []string) {
 	if !strings.Contains("traces off, traces on", only) {
 		return
 	}
@@ -87,7 +92,7 @@ func traces(f *fatal, dir, only string, env []string) {
 	}))
 	defer sink.Close()
 	for _, s := range []struct{ name, collector string }{{"traces off", ""}, {"traces on", sink.URL}} {
-		b := newBench(f, dir, "default", append(slices.Clone(env), "OTEL_EXPORTER_OTLP_ENDPOINT="+s.collector))
+		b := newBench(f, bin, dir, "default", append(slices.Clone(env), "OTEL_EXPORTER_OTLP_ENDPOINT="+s.collector))
 		b.scenario(s.name, "crm_task_created", 10, 2000, 150) // below what the slower one can do: processor time is compared
 		b.stop()
 	}
@@ -122,7 +127,7 @@ type bench struct {
 	last    map[string]time.Duration // processor time when the scenario began
 }
 
-func newBench(f *fatal, dir, sync string, env []string) *bench {
+func newBench(f *fatal, bin, dir, sync string, env []string) *bench {
 	b := &bench{f: f, sync: sync}
 	work, err := os.MkdirTemp(dir, "run-")
 	if err != nil {
@@ -149,7 +154,7 @@ func newBench(f *fatal, dir, sync string, env []string) *bench {
 	b.receiver.Start()
 	b.target = b.receiver.Find(`^listening on (.*)$`)
 	b.dir, b.redisURL = work, "redis://127.0.0.1:"+port
-	options := lab.Options{Bin: dir, Dir: work, RedisURL: b.redisURL, Env: append([]string{"SUSPENSION_MIN_FAILURES=1000000"}, env...)}
+	options := lab.Options{Bin: bin, Dir: work, RedisURL: b.redisURL, Env: append([]string{"SUSPENSION_MIN_FAILURES=1000000"}, env...)}
 	if sync != "default" {
 		options.Sync = sync
 	}

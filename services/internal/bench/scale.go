@@ -25,11 +25,11 @@ var scales = []struct {
 }
 
 // scale runs those whose name holds only.
-func scale(f *fatal, dir, only string, env []string) {
+func scale(f *fatal, bin, dir, only string, env []string) {
 	for _, s := range scales {
 		if strings.Contains(s.name, only) {
 			fmt.Println(s.name)
-			b := newBench(f, dir, "default", append(slices.Clone(env), s.env...))
+			b := newBench(f, bin, dir, "default", append(slices.Clone(env), s.env...))
 			s.run(b)
 			b.stop()
 			fmt.Println()
