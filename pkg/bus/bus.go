@@ -28,6 +28,8 @@ type Config struct {
 	CredsFile string `env:"NATS_CREDS_FILE"`
 	// CAFile adds the authority that signed the broker's certificate, for tls:// addresses.
 	CAFile string `env:"NATS_CA_FILE"`
+	// SyncInterval is the broker's sync_interval: always (each message is on disk before it is acknowledged; what waits for that is then sent in batches) or a duration up to 10m. It changes speed only.
+	SyncInterval string `env:"NATS_SYNC_INTERVAL" envDefault:"2m"`
 }
 
 // Validate reports an address that cannot be one.
@@ -52,7 +54,24 @@ func (c Config) Validate() error {
 	if _, err := c.roots(); err != nil {
 		errs = append(errs, err)
 	}
+	if c.SyncInterval != "" { // as the zero Config has it: not always
+		if _, err := ParseSyncInterval(c.SyncInterval); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// ParseSyncInterval reads a sync_interval of the broker; 0 is always.
+func ParseSyncInterval(s string) (time.Duration, error) {
+	if s == "always" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d <= 0 || d > 10*time.Minute {
+		return 0, fmt.Errorf("NATS_SYNC_INTERVAL: %q is neither always nor a duration up to 10m", s)
+	}
+	return d, nil
 }
 
 // roots returns the system's authorities and that of CAFile; nil when there is no CAFile.
@@ -86,6 +105,10 @@ type Bus struct {
 	streams  map[string]jetstream.Stream
 	problems map[string]string // what is wrong besides the connection, by what it is about
 
+	synced    bool // the broker syncs each message before it acknowledges it
+	writersMu sync.RWMutex
+	writers   map[string]*writer // by stream
+
 	keepers sync.WaitGroup
 	closing context.Context //nolint:containedctx // of the keepers, which end with Close
 	end     context.CancelFunc
@@ -94,6 +117,7 @@ type Bus struct {
 type metrics struct {
 	publish    *prometheus.HistogramVec
 	retried    *prometheus.CounterVec
+	batched    *prometheus.CounterVec
 	reconnects prometheus.Counter
 	recreated  *prometheus.CounterVec
 	newer      *prometheus.CounterVec
@@ -103,13 +127,16 @@ type metrics struct {
 // in the broker's list of connections and makes the inbox prefix _INBOX_<name>. A wrong configuration is an
 // error.
 func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer) (*Bus, error) {
-	b := &Bus{log: log.Named("bus"), told: map[string]time.Time{}, streams: map[string]jetstream.Stream{}, problems: map[string]string{}, metrics: metrics{
+	b := &Bus{log: log.Named("bus"), told: map[string]time.Time{}, streams: map[string]jetstream.Stream{}, problems: map[string]string{}, writers: map[string]*writer{}, synced: cfg.SyncInterval == "always", metrics: metrics{
 		publish: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "gancho_jetstream_publish_seconds", Help: "Time from publishing a message to the broker's acknowledgement.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"stream"}),
 		retried: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gancho_jetstream_publish_retries_total", Help: "Publishes that had to be repeated, by stream.",
+		}, []string{"stream"}),
+		batched: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gancho_jetstream_batched_messages_total", Help: "Messages stored in atomic batches, by stream: with NATS_SYNC_INTERVAL=always, those that had to wait for the broker.",
 		}, []string{"stream"}),
 		reconnects: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gancho_nats_reconnects_total", Help: "Reconnections to NATS.",
@@ -126,7 +153,7 @@ func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 	}
 	b.metrics.recreated.WithLabelValues("stream")
 	b.metrics.recreated.WithLabelValues("consumer")
-	reg.MustRegister(b.metrics.publish, b.metrics.retried, b.metrics.reconnects, b.metrics.recreated, b.metrics.newer)
+	reg.MustRegister(b.metrics.publish, b.metrics.retried, b.metrics.batched, b.metrics.reconnects, b.metrics.recreated, b.metrics.newer)
 	b.closing, b.end = context.WithCancel(context.Background())
 	opts := []nats.Option{
 		nats.Name("gancho " + name),
@@ -258,6 +285,9 @@ func (b *Bus) Own(ctx context.Context, o Owner, l Limits) error {
 	for _, cfg := range o.Streams(l) {
 		b.metrics.publish.WithLabelValues(cfg.Name)
 		b.metrics.retried.WithLabelValues(cfg.Name)
+		if slices.Contains(inBatches, cfg.Name) {
+			b.metrics.batched.WithLabelValues(cfg.Name)
+		}
 		if err := b.ensure(ctx, "stream "+cfg.Name, cfg); err != nil {
 			return err
 		}

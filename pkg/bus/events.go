@@ -102,20 +102,14 @@ func (b *Bus) PublishEvent(ctx context.Context, subject, msgID string, headers m
 		m.Header[name] = []string{value}
 	}
 	p := b.start(Events, m)
-	if p.err != nil {
-		return Published{}, fmt.Errorf("publish event: %w", p.err)
-	}
-	select {
-	case ack := <-p.future.Ok():
-		return Published{ack.Stream, ack.Sequence, ack.Duplicate}, nil
-	case err := <-p.future.Err():
+	ack, err := p.answer(ctx)
+	if err != nil {
 		if final := p.final(err); final != nil {
 			err = final
 		}
 		return Published{}, fmt.Errorf("publish event: %w", err)
-	case <-ctx.Done():
-		return Published{}, fmt.Errorf("publish event: %w", ctx.Err())
 	}
+	return Published{ack.Stream, ack.Sequence, ack.Duplicate}, nil
 }
 
 // purgeEvery is how often NOTIFICATIONS is trimmed.

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
@@ -34,16 +35,25 @@ type StartedRecord struct {
 
 // StartRecord starts writing r as Record does. r must not be changed before Wait returns.
 func (b *Bus) StartRecord(r *notification.Record) *StartedRecord {
+	m, err := recordMessage(r)
+	if err != nil {
+		return &StartedRecord{err: err}
+	}
+	return &StartedRecord{r: r, p: b.start(Attempts, m)}
+}
+
+// recordMessage returns r as a message that is stored only on top of r.Previous.
+func recordMessage(r *notification.Record) (*nats.Msg, error) {
 	r.Schema = schema.Newest
 	body, err := json.Marshal(r)
 	if err != nil {
-		return &StartedRecord{err: fmt.Errorf("encode journal record: %w", err)}
+		return nil, fmt.Errorf("encode journal record: %w", err)
 	}
 	m := message(subjectAttempts(r.Account, r.NotificationID), "", body)
 	m.Header[headerSummary] = []string{summarize(r)}
 	m.Header[headerSchema] = []string{strconv.Itoa(r.Schema)}
 	expectLast(m, r.Previous)
-	return &StartedRecord{r: r, p: b.start(Attempts, m)}
+	return m, nil
 }
 
 // Wait returns what Record does.
@@ -54,7 +64,7 @@ func (s *StartedRecord) Wait(ctx context.Context) (uint64, error) {
 	ack, err := s.p.wait(ctx)
 	if errors.Is(err, ErrConflict) {
 		// Our own record, stored while its answer was lost, conflicts with its repetition.
-		if last, lookErr := s.p.b.LastRecord(ctx, s.r.Account, s.r.NotificationID); lookErr == nil && last.sameAs(s.r) {
+		if last, lookErr := s.p.w.b.LastRecord(ctx, s.r.Account, s.r.NotificationID); lookErr == nil && last.sameAs(s.r) {
 			return last.Sequence, nil
 		}
 	}

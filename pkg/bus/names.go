@@ -2,6 +2,7 @@ package bus
 
 import (
 	"cmp"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -21,6 +22,9 @@ const (
 	WebhookStatus = "WEBHOOK_STATUS"
 	Commands      = "SUSPENSION_COMMANDS"
 )
+
+// inBatches are the streams whose messages may be stored in atomic batches.
+var inBatches = []string{Notifications, Attempts, Parked}
 
 // Buckets.
 const (
@@ -149,7 +153,7 @@ func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 		return jetstream.StreamConfig{
 			Name: name, Subjects: subjects, Retention: jetstream.LimitsPolicy, Storage: jetstream.FileStorage,
 			MaxAge: age, MaxBytes: l.maxBytes(name), Discard: jetstream.DiscardOld, Replicas: l.Replicas, AllowDirect: l.direct(),
-			Duplicates: min(window, cmp.Or(age, window)),
+			Duplicates: min(window, cmp.Or(age, window)), AllowAtomicPublish: slices.Contains(inBatches, name),
 		}
 	}
 	work := func(name string, subjects ...string) jetstream.StreamConfig {
@@ -164,7 +168,6 @@ func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 		events.Discard = jetstream.DiscardNew
 		notifications := limits(Notifications, 0, "gancho.notifications.*.*")
 		notifications.Discard = jetstream.DiscardNew
-		notifications.AllowAtomicPublish = true
 		return []jetstream.StreamConfig{
 			events, notifications,
 			limits(Rejected, 30*24*time.Hour, "gancho.rejected.*"),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -35,53 +36,55 @@ func expectLast(m *nats.Msg, sequence uint64) {
 	m.Header["Nats-Expected-Last-Subject-Sequence"] = []string{strconv.FormatUint(sequence, 10)}
 }
 
-// pending is a publish under way.
-type pending struct {
-	b      *Bus
-	stream string
-	msg    *nats.Msg
-	future jetstream.PubAckFuture
-	err    error
-	began  time.Time
-}
-
-// start sends m and returns without waiting; publishes started one after another are stored in that order.
+// start puts m on its way and returns without waiting; messages started one after another are stored in
+// that order. What is started must be waited for.
 func (b *Bus) start(stream string, m *nats.Msg) *pending {
-	p := &pending{b: b, stream: stream, msg: m, began: time.Now()}
-	p.send()
+	w := b.writer(stream)
+	p := &pending{w: w, msg: m, began: time.Now()}
+	w.add(p)
 	return p
 }
 
-func (p *pending) send() {
-	p.msg.Reply = ""
-	p.future, p.err = p.b.js.PublishMsgAsync(p.msg)
+// writer returns the stream's writer.
+func (b *Bus) writer(stream string) *writer {
+	b.writersMu.RLock()
+	w := b.writers[stream]
+	b.writersMu.RUnlock()
+	if w != nil {
+		return w
+	}
+	b.writersMu.Lock()
+	defer b.writersMu.Unlock()
+	if w = b.writers[stream]; w == nil {
+		w = &writer{b: b, stream: stream, synced: b.synced && slices.Contains(inBatches, stream)}
+		b.writers[stream] = w
+	}
+	return w
 }
 
 // wait returns the broker's answer. What is not answered is sent again until ctx ends; the message id or
 // the expected sequence keeps the repetition from being stored twice.
 func (p *pending) wait(ctx context.Context) (*jetstream.PubAck, error) {
-	defer p.b.answered(p.stream)
+	b, stream := p.w.b, p.w.stream
+	defer b.answered(stream)
 	pause := newBackoff(50*time.Millisecond, 2*time.Second)
 	for {
-		err := p.err
+		ack, err := p.answer(ctx)
 		if err == nil {
-			select {
-			case ack := <-p.future.Ok():
-				p.b.metrics.publish.WithLabelValues(p.stream).Observe(time.Since(p.began).Seconds())
-				return ack, nil
-			case err = <-p.future.Err():
-			case <-ctx.Done():
-				return nil, fmt.Errorf("publish to %s: %w", p.stream, ctx.Err())
-			}
+			b.metrics.publish.WithLabelValues(stream).Observe(time.Since(p.began).Seconds())
+			return ack, nil
+		}
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("publish to %s: %w", stream, ctx.Err())
 		}
 		if final := p.final(err); final != nil {
-			return nil, fmt.Errorf("publish to %s: %w", p.stream, final)
+			return nil, fmt.Errorf("publish to %s: %w", stream, final)
 		}
-		p.b.metrics.retried.WithLabelValues(p.stream).Inc()
-		p.b.silent(p.stream, err)
-		p.b.log.Debug("publish repeated", zap.String("stream", p.stream), zap.Error(err))
+		b.metrics.retried.WithLabelValues(stream).Inc()
+		b.silent(stream, err)
+		b.log.Debug("publish repeated", zap.String("stream", stream), zap.Error(err))
 		if err := pause.wait(ctx); err != nil {
-			return nil, fmt.Errorf("publish to %s: %w", p.stream, err)
+			return nil, fmt.Errorf("publish to %s: %w", stream, err)
 		}
 		p.send()
 	}

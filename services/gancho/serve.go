@@ -49,22 +49,10 @@ func (c *Config) Validate() error {
 	if _, _, err := net.SplitHostPort(c.NATSListen); err != nil {
 		errs = append(errs, fmt.Errorf("NATS_LISTEN: %q is not host:port", c.NATSListen))
 	}
-	if _, err := c.syncInterval(); err != nil {
+	if _, err := bus.ParseSyncInterval(c.NATSSyncInterval); err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
-}
-
-// syncInterval is 0 for always.
-func (c *Config) syncInterval() (time.Duration, error) {
-	if c.NATSSyncInterval == "always" {
-		return 0, nil
-	}
-	d, err := time.ParseDuration(c.NATSSyncInterval)
-	if err != nil || d <= 0 || d > 10*time.Minute {
-		return 0, fmt.Errorf("NATS_SYNC_INTERVAL: %q is neither always nor a duration up to 10m", c.NATSSyncInterval)
-	}
-	return d, nil
 }
 
 // firstAccount owns the token that serve makes when none is given.
@@ -140,6 +128,7 @@ func prepare(cfg *Config, environ []string, stdout io.Writer) (*stack, []string,
 		}
 		vars["API_TOKENS_FILE"] = path
 	}
+	vars["NATS_SYNC_INTERVAL"] = cfg.NATSSyncInterval
 	vars["NATS_URL"], vars["REDIS_URL"] = "nats://127.0.0.1:4222", "redis://127.0.0.1:6379" // replaced when they listen
 	s := &stack{cfg: *cfg}
 	for k, v := range vars {
@@ -260,7 +249,7 @@ func (s *stack) startBroker() (*server.Server, error) {
 	if n == 0 {
 		n = server.RANDOM_PORT
 	}
-	every, err := s.cfg.syncInterval()
+	every, err := bus.ParseSyncInterval(s.cfg.NATSSyncInterval)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,176 @@
+package bus_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/bus/bustest"
+	"gancho/pkg/notification"
+)
+
+// delivered returns first records of the notifications number from to below to.
+func delivered(from, to int) (records []*notification.Record) {
+	for i := from; i < to; i++ {
+		n := example(i)
+		records = append(records, &notification.Record{
+			Kind: notification.KindAttempt, At: time.Now().UTC(), Account: n.Account, WebhookID: n.WebhookID, NotificationID: n.ID,
+			Send: 1, AttemptsDone: 1, State: notification.Delivered,
+		})
+	}
+	return records
+}
+
+// record starts all records at once and returns what became of each.
+func record(ctx context.Context, b *bus.Bus, records []*notification.Record) (sequences []uint64, errs []error) {
+	var started []*bus.StartedRecord
+	for _, r := range records {
+		started = append(started, b.StartRecord(r))
+	}
+	for _, s := range started {
+		sequence, err := s.Wait(ctx)
+		sequences, errs = append(sequences, sequence), append(errs, err)
+	}
+	return sequences, errs
+}
+
+// check compares what the journal has with the answers.
+func check(t *testing.T, b *bus.Bus, records []*notification.Record, sequences []uint64) {
+	t.Helper()
+	for i, r := range records {
+		last, err := b.LastRecord(t.Context(), r.Account, r.NotificationID)
+		if err != nil || last.Sequence != sequences[i] {
+			t.Fatalf("record %d: the journal has it at %+v (%v), the answer said %d", i, last, err, sequences[i])
+		}
+	}
+}
+
+func TestBatchesKeepOrderAndSequences(t *testing.T) {
+	t.Parallel()
+	b := bustest.Start(t).Topology(bustest.Limits())
+	b.SyncingBroker(bus.Attempts)
+	records := delivered(0, 500)
+	sequences, errs := record(t.Context(), b, records)
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.IsSorted(sequences) {
+		t.Errorf("not stored in the order in which they were started: %v", sequences)
+	}
+	check(t, b, records, sequences)
+	if w := b.Written(bus.Attempts); w.Batches < 1 || w.Queued != 0 || w.InFlight != 0 {
+		t.Errorf("writer: %+v; want batches, and nothing left", w)
+	}
+}
+
+func TestOneConflictSpoilsNoOtherRecord(t *testing.T) {
+	t.Parallel()
+	b := bustest.Start(t).Topology(bustest.Limits())
+	if _, err := b.Record(t.Context(), delivered(100, 101)[0]); err != nil {
+		t.Fatal(err)
+	}
+	b.SyncingBroker(bus.Attempts)
+	records := delivered(0, 200)
+	sequences, errs := record(t.Context(), b, records)
+	for i, err := range errs {
+		if want := i == 100; errors.Is(err, bus.ErrConflict) != want || !want && err != nil {
+			t.Errorf("record %d: %v", i, err)
+		}
+	}
+	check(t, b, records[:100], sequences[:100])
+	check(t, b, records[101:], sequences[101:])
+	if w := b.Written(bus.Attempts); w.InFlight != 0 {
+		t.Errorf("writer: %+v; want nothing in flight", w)
+	}
+}
+
+func TestLostAnswerOfABatch(t *testing.T) {
+	t.Parallel()
+	b := bustest.Start(t).Topology(bustest.Limits())
+	records := delivered(0, 50)
+	sequences, err := b.RecordUnanswered(t.Context(), records)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, b, records, sequences)
+}
+
+func TestDuplicatesInABatchAreStoredOnce(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	b := s.Topology(bustest.Limits())
+	for range 2 {
+		b.SyncingBroker(bus.Notifications)
+		var started []bus.Started
+		for i := range 200 {
+			started = append(started, b.Notify(example(i)))
+		}
+		for _, n := range started {
+			if err := n.Wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	stream, err := raw(t, s).Stream(t.Context(), bus.Notifications)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := stream.CachedInfo().State.Msgs; n != 200 {
+		t.Errorf("%d messages stored, want 200", n)
+	}
+}
+
+func TestStreamWithoutBatches(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	b := s.Topology(bustest.Limits())
+	js := raw(t, s)
+	stream, err := js.Stream(t.Context(), bus.Attempts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := stream.CachedInfo().Config
+	cfg.AllowAtomicPublish = false // as a version before batches made it
+	if _, err := js.UpdateStream(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	b.SyncingBroker(bus.Attempts)
+	records := delivered(0, 200)
+	sequences, errs := record(t.Context(), b, records)
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	check(t, b, records, sequences)
+	if w := b.Written(bus.Attempts); !w.Spared || w.InFlight != 0 {
+		t.Errorf("writer: %+v; want batches spared, and nothing in flight", w)
+	}
+}
+
+func TestWriterForgetsWhatNobodyWaitsFor(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	b := s.Topology(bustest.Limits())
+	b.SyncingBroker(bus.Attempts)
+	s.Stop() // nothing is answered
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, errs := record(ctx, b, delivered(0, 300))
+	for i, err := range errs {
+		if !errors.Is(err, context.Canceled) {
+			t.Fatalf("record %d: %v", i, err)
+		}
+	}
+	s.Run()
+	records := delivered(1000, 1300)
+	sequences, errs := record(t.Context(), b, records)
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	check(t, b, records, sequences)
+	if w := b.Written(bus.Attempts); w.Queued != 0 || w.InFlight != 0 {
+		t.Errorf("writer: %+v; want nothing left", w)
+	}
+}
