@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -20,8 +23,9 @@ type Entry struct {
 
 // Bucket is a small replicated map that processes watch. It is safe for concurrent use.
 type Bucket struct {
-	b    *Bus
-	name string
+	b      *Bus
+	name   string
+	refill func(context.Context) error
 
 	mu sync.Mutex
 	kv jetstream.KeyValue
@@ -30,7 +34,7 @@ type Bucket struct {
 // Bucket returns the bucket, waiting until its owner created it.
 func (b *Bus) Bucket(ctx context.Context, name string) (*Bucket, error) {
 	k := &Bucket{b: b, name: name}
-	return k, b.insist(ctx, "bucket "+name, k.open)
+	return k, b.insist(ctx, k.what(), k.open)
 }
 
 // open takes a new handle of the bucket: how it is read changes with its replicas.
@@ -51,47 +55,53 @@ func (k *Bucket) handle() jetstream.KeyValue {
 	return k.kv
 }
 
+func (k *Bucket) what() string { return "bucket " + k.name }
+
+// Refill makes Watch call f when somebody deleted the bucket while the process ran and it was created anew,
+// empty: f writes back what the process knows, by Create. It is called before Watch begins.
+func (k *Bucket) Refill(f func(context.Context) error) { k.refill = f }
+
+// refillWithin is how long keys of a bucket that was created anew are believed although they are not in it:
+// its owner is writing them back.
+const refillWithin = time.Minute
+
 // Watch calls apply with every entry, first those that exist, then each change in order, until ctx ends.
-// loaded is called once after the existing ones. After a loss of the broker it carries on; when the watch
-// itself is lost it starts anew, so an entry can come twice.
+// loaded is called once when every key that existed at the start has been applied, whatever is written
+// meanwhile. After a loss of the broker it carries on; when the watch itself is lost it starts anew, so an
+// entry can come twice. Keys that went with a deleted bucket and were not written back come as deleted, with
+// the highest revision there is.
 func (k *Bucket) Watch(ctx context.Context, apply func(Entry), loaded func()) error {
+	w := &watch{Bucket: k, apply: apply, loaded: loaded, known: map[string]struct{}{}}
 	pause := newBackoff(200*time.Millisecond, 2*time.Second)
 	for {
-		// Asked first, and for a short time: a watch asked of a stream that has no leader just then would not
-		// be answered for 10 s.
-		last, err := k.last(ctx)
-		var w jetstream.KeyWatcher
-		if err == nil {
-			w, err = k.handle().WatchAll(ctx)
+		err := w.run(ctx)
+		if ctx.Err() != nil {
+			return nil
 		}
 		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
 			k.b.trouble("watch "+k.name, err)
 			if pause.wait(ctx) != nil {
 				return nil
 			}
-			continue
-		}
-		pause = newBackoff(200*time.Millisecond, 2*time.Second)
-		k.drain(ctx, w, last, apply, &loaded)
-		_ = w.Stop()
-		if ctx.Err() != nil {
-			return nil
 		}
 	}
 }
 
-// last returns the sequence of the newest message that the bucket's stream has had.
-func (k *Bucket) last(ctx context.Context) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	s, err := k.b.js.Stream(ctx, bucketPrefix+k.name)
-	if err != nil {
-		return 0, err
-	}
-	return s.CachedInfo().State.LastSeq, nil
+// watch is one call of Watch.
+type watch struct {
+	*Bucket
+
+	apply  func(Entry)
+	loaded func() // nil once it was called
+
+	created time.Time           // of the bucket
+	known   map[string]struct{} // keys that exist
+	missing map[string]struct{} // keys that exist and have not come yet
+	stale   map[string]struct{} // keys that went with the bucket
+	until   time.Time           // when what is stale is given up
+
+	seen    atomic.Uint64 // highest revision that came, or was there when it began
+	settled atomic.Bool   // nothing is missing
 }
 
 // lookForSilence is how often a watch is compared with its bucket. When the server that feeds it dies and the
@@ -102,54 +112,175 @@ const lookForSilence = time.Second
 // heartbeats, which took 8.5 s: that long a new webhook would not be known.
 const lookForReconnect = 250 * time.Millisecond
 
-// drain applies what the watch brings, until it ends or is found to be dead. Everything up to the sequence
-// seen is in the first entries.
-func (k *Bucket) drain(ctx context.Context, w jetstream.KeyWatcher, seen uint64, apply func(Entry), loaded *func()) {
-	reconnects := k.b.nc.Stats().Reconnects
+// quietFor is when keys that should exist and do not come are taken for deleted.
+const quietFor = 5 * time.Second
+
+// run watches until the connection or the bucket was lost, or ctx ends.
+func (w *watch) run(ctx context.Context) error {
+	info, err := w.info(ctx)
+	if err != nil {
+		return err
+	}
+	if anew := !w.created.IsZero() && !info.Created.Equal(w.created); anew {
+		if w.refill != nil {
+			if err := w.refill(ctx); err != nil {
+				return fmt.Errorf("write back bucket %s: %w", w.name, err)
+			}
+		}
+		w.until = time.Now().Add(refillWithin)
+	}
+	w.created = info.Created
+	w.seen.Store(info.State.LastSeq)
+	w.settled.Store(false)
+	if w.missing, err = w.keys(ctx); err != nil {
+		return err
+	}
+	w.stale = map[string]struct{}{}
+	for key := range w.known {
+		if _, there := w.missing[key]; !there {
+			w.stale[key] = struct{}{}
+		}
+	}
+	updates, err := w.handle().WatchAll(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = updates.Stop() }()
+	looking, stop := context.WithCancel(ctx)
+	defer stop()
+	gone := make(chan struct{})
+	go func() { w.look(looking); close(gone) }()
+	w.complete()
+
+	reconnects := w.b.nc.Stats().Reconnects
 	tick := time.NewTicker(lookForReconnect)
 	defer tick.Stop()
-	look := time.NewTicker(lookForSilence)
-	defer look.Stop()
-	complete, moved, due := false, false, uint64(0) // due was there a while ago
+	last := time.Now()
+	for {
+		select {
+		case <-gone:
+			return nil
+		case <-tick.C:
+			if w.b.nc.Stats().Reconnects != reconnects {
+				return nil
+			}
+			if len(w.missing) > 0 && time.Since(last) > quietFor {
+				clear(w.missing)
+				w.complete()
+			}
+			w.giveUp()
+		case e, open := <-updates.Updates():
+			if !open {
+				return nil
+			}
+			if e == nil { // the client's mark comes too soon when entries are changed meanwhile
+				continue
+			}
+			last = time.Now()
+			w.take(e)
+		}
+	}
+}
+
+func (w *watch) take(e jetstream.KeyValueEntry) {
+	w.seen.Store(max(w.seen.Load(), e.Revision()))
+	delete(w.stale, e.Key())
+	if e.Operation() == jetstream.KeyValuePut {
+		w.known[e.Key()] = struct{}{}
+		w.apply(Entry{e.Key(), e.Value(), e.Revision()})
+	} else {
+		delete(w.known, e.Key())
+		w.apply(Entry{e.Key(), nil, e.Revision()})
+	}
+	if len(w.missing) > 0 {
+		delete(w.missing, e.Key())
+		w.complete()
+	}
+}
+
+// complete calls loaded when nothing is missing.
+func (w *watch) complete() {
+	if len(w.missing) > 0 {
+		return
+	}
+	w.settled.Store(true)
+	if w.loaded != nil {
+		w.loaded()
+		w.loaded = nil
+	}
+}
+
+// giveUp tells that stale keys are gone.
+func (w *watch) giveUp() {
+	if len(w.stale) == 0 || time.Now().Before(w.until) {
+		return
+	}
+	for key := range w.stale {
+		delete(w.known, key)
+		w.apply(Entry{key, nil, math.MaxUint64})
+	}
+	clear(w.stale)
+}
+
+// look returns when the bucket is another one than the one being watched, when the watch is silent although
+// something was written, or when ctx ends. Meanwhile the service is not ready while there is no bucket.
+func (w *watch) look(ctx context.Context) {
+	tick := time.NewTicker(lookForSilence)
+	defer tick.Stop()
+	defer w.b.setProblem(w.what(), "")
+	var written, seen uint64 // at the look before
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if k.b.nc.Stats().Reconnects != reconnects {
-				return
-			}
-		case <-look.C:
-			if !complete {
-				continue
-			}
-			if due > seen && !moved {
-				k.b.trouble("watch "+k.name, errors.New("it is silent; beginning anew"))
-				return
-			}
-			if last, err := k.last(ctx); err == nil { // else the next look tells
-				due, moved = last, false
-			}
-		case e, open := <-w.Updates():
-			if e != nil {
-				seen, moved = max(seen, e.Revision()), true
-			}
-			switch {
-			case !open:
-				return
-			case e == nil:
-				complete = true
-				if *loaded != nil {
-					(*loaded)()
-					*loaded = nil
-				}
-			case e.Operation() == jetstream.KeyValuePut:
-				apply(Entry{e.Key(), e.Value(), e.Revision()})
-			default:
-				apply(Entry{e.Key(), nil, e.Revision()})
-			}
+		}
+		info, err := w.info(ctx)
+		switch {
+		case errors.Is(err, jetstream.ErrStreamNotFound):
+			w.b.setProblem(w.what(), "deleted by somebody; its owner creates it anew")
+		case err != nil: // the next look tells
+		case !info.Created.Equal(w.created):
+			return
+		case w.settled.Load() && written > w.seen.Load() && seen == w.seen.Load():
+			w.b.trouble("watch "+w.name, errors.New("it is silent; beginning anew"))
+			return
+		default:
+			w.b.setProblem(w.what(), "")
+			written, seen = info.State.LastSeq, w.seen.Load()
 		}
 	}
+}
+
+// info asks the broker about the bucket.
+func (k *Bucket) info(ctx context.Context) (*jetstream.StreamInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	s, err := k.b.js.Stream(ctx, bucketPrefix+k.name)
+	if err != nil {
+		return nil, err
+	}
+	return s.CachedInfo(), nil
+}
+
+// keys returns every key, deleted ones included.
+func (k *Bucket) keys(ctx context.Context) (map[string]struct{}, error) {
+	prefix := "$KV." + k.name + "."
+	s, err := k.b.stream(ctx, bucketPrefix+k.name)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(prefix+">"))
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]struct{}, len(info.State.Subjects))
+	for subject := range info.State.Subjects {
+		out[strings.TrimPrefix(subject, prefix)] = struct{}{}
+	}
+	return out, nil
 }
 
 // Get returns the entry, ErrNotFound when there is none.

@@ -142,7 +142,7 @@ func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 			Name: "gancho_nats_reconnects_total", Help: "Reconnections to NATS.",
 		}),
 		recreated: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gancho_jetstream_recreated_total", Help: "Streams and consumers that somebody deleted while the service ran, and that it created anew.",
+			Name: "gancho_jetstream_recreated_total", Help: "Streams, buckets and consumers that somebody deleted while the service ran, and that it created anew.",
 		}, []string{"kind"}),
 		newer: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gancho_newer_messages_total", Help: "Times that this service left a message to a newer version, by stream.",
@@ -152,6 +152,7 @@ func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 		b.metrics.newer.WithLabelValues(s)
 	}
 	b.metrics.recreated.WithLabelValues("stream")
+	b.metrics.recreated.WithLabelValues("bucket")
 	b.metrics.recreated.WithLabelValues("consumer")
 	reg.MustRegister(b.metrics.publish, b.metrics.retried, b.metrics.batched, b.metrics.reconnects, b.metrics.recreated, b.metrics.newer)
 	b.closing, b.end = context.WithCancel(context.Background())
@@ -272,8 +273,8 @@ func (b *Bus) tellNewer(stream string) {
 }
 
 // Own creates the owner's streams and buckets that are missing, waiting for the broker as long as it
-// takes. It leaves those that exist alone. Until Close it then watches the streams: one that somebody
-// deleted makes the service unready and is created anew, empty.
+// takes. It leaves those that exist alone. Until Close it then watches them: one that somebody deleted makes
+// the service unready and is created anew, empty.
 func (b *Bus) Own(ctx context.Context, o Owner, l Limits) error {
 	err := b.insist(ctx, "disk of the account", func(ctx context.Context) (err error) {
 		l, err = b.granted(ctx, l)
@@ -297,7 +298,7 @@ func (b *Bus) Own(ctx context.Context, o Owner, l Limits) error {
 			return err
 		}
 	}
-	b.keepers.Go(func() { b.keep(o.Streams(l)) })
+	b.keepers.Go(func() { b.keep(o.Streams(l), o.Buckets(l)) })
 	return nil
 }
 
@@ -315,33 +316,63 @@ func (b *Bus) ensure(ctx context.Context, what string, cfg jetstream.StreamConfi
 	})
 }
 
-// keepEvery is how often an owner looks whether its streams exist.
+// keepEvery is how often an owner looks whether its streams and buckets exist.
 const keepEvery = 5 * time.Second
 
-// keep creates streams anew that were deleted, until Close.
-func (b *Bus) keep(streams []jetstream.StreamConfig) {
+// revisionGap is how far above the last known revision those of a bucket begin that is created anew: a copy of
+// the old one takes no new entry for an old one, and no condition on an old revision holds by chance.
+const revisionGap = 1 << 20
+
+// keep creates streams and buckets anew that were deleted, until Close.
+func (b *Bus) keep(streams, buckets []jetstream.StreamConfig) {
 	tick := time.NewTicker(keepEvery)
 	defer tick.Stop()
+	was := map[string]*jetstream.StreamInfo{} // buckets
 	for {
+		for _, cfg := range streams {
+			b.keepOne("stream", cfg.Name, cfg.Name, func(ctx context.Context) error {
+				_, err := b.js.CreateStream(ctx, cfg)
+				return err
+			})
+		}
+		for _, cfg := range buckets {
+			info := b.keepOne("bucket", strings.TrimPrefix(cfg.Name, bucketPrefix), cfg.Name, func(ctx context.Context) error {
+				if before := was[cfg.Name]; before != nil {
+					cfg = before.Config
+					cfg.FirstSeq = before.State.LastSeq + revisionGap
+				}
+				_, err := b.js.CreateStream(ctx, cfg)
+				return err
+			})
+			if info != nil {
+				was[cfg.Name] = info
+			}
+		}
 		select {
 		case <-b.closing.Done():
 			return
 		case <-tick.C:
 		}
-		for _, cfg := range streams {
-			ctx, cancel := context.WithTimeout(b.closing, keepEvery)
-			_, err := b.js.Stream(ctx, cfg.Name)
-			if errors.Is(err, jetstream.ErrStreamNotFound) {
-				b.metrics.recreated.WithLabelValues("stream").Inc()
-				b.log.Error("a stream was deleted by somebody; it is created anew, empty", zap.String("stream", cfg.Name))
-				b.setProblem("stream "+cfg.Name, "deleted by somebody")
-				if _, err = b.js.CreateStream(ctx, cfg); err == nil || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
-					b.setProblem("stream "+cfg.Name, "")
-				}
-			}
-			cancel()
+	}
+}
+
+// keepOne looks whether the stream is there, and calls create when it is not. It returns what it saw.
+func (b *Bus) keepOne(kind, shown, name string, create func(context.Context) error) *jetstream.StreamInfo {
+	ctx, cancel := context.WithTimeout(b.closing, keepEvery)
+	defer cancel()
+	s, err := b.js.Stream(ctx, name)
+	if err == nil {
+		return s.CachedInfo()
+	}
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		b.metrics.recreated.WithLabelValues(kind).Inc()
+		b.log.Error("a "+kind+" was deleted by somebody; it is created anew, empty", zap.String(kind, shown))
+		b.setProblem(kind+" "+shown, "deleted by somebody")
+		if err = create(ctx); err == nil || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+			b.setProblem(kind+" "+shown, "")
 		}
 	}
+	return nil
 }
 
 // Await returns once the streams of other owners exist.

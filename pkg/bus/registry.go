@@ -60,6 +60,25 @@ func (r *Registry) note(key string, newer bool) {
 	}
 }
 
+// Restores makes this process write its copy back when somebody deleted the bucket: for the bucket's owner. It
+// is called before Run.
+func (r *Registry) Restores() {
+	r.bucket.Refill(func(ctx context.Context) error {
+		all := r.All()
+		r.bucket.b.log.Error("the bucket of webhooks was deleted by somebody; what this process knows is written back", zap.Int("webhooks", len(all)))
+		for _, w := range all {
+			value, err := w.Encode()
+			if err != nil {
+				return err
+			}
+			if _, err := r.bucket.Create(ctx, w.Key(), value); err != nil && !errors.Is(err, ErrConflict) {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // Bucket is where the webhooks are written.
 func (r *Registry) Bucket() *Bucket { return r.bucket }
 

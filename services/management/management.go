@@ -98,6 +98,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		if err != nil {
 			return ended(ctx, err)
 		}
+		registry.Restores()
 		claims, err := b.Bucket(ctx, bus.BucketClaims)
 		if err != nil {
 			return ended(ctx, err)

@@ -181,6 +181,7 @@ func (m *Monitor) run(ctx context.Context, up func()) error {
 	webhooks, flags := make(chan struct{}), make(chan struct{})
 	probes := make(chan suspension.Flag, 1024)
 	group.Go(func() error { return m.registry.Run(ctx, func() { close(webhooks) }, nil) })
+	m.suspensions.Refill(m.refill)
 	group.Go(func() error {
 		return m.suspensions.Watch(ctx, func(e bus.Entry) { m.seen(ctx, e, probes) }, func() { close(flags) })
 	})
@@ -293,6 +294,28 @@ func (m *Monitor) restore(ctx context.Context) error {
 		m.log.Warn("Redis had forgotten the suspensions; they were put back", zap.Int("flags", n))
 	}
 	return err
+}
+
+// refill writes the flags back that went with a deleted bucket.
+func (m *Monitor) refill(ctx context.Context) error {
+	m.mu.Lock()
+	flags := map[suspension.Key]suspension.Flag{}
+	for k, x := range m.mirror {
+		if x.flag != nil {
+			flags[k] = *x.flag
+		}
+	}
+	m.mu.Unlock()
+	for key, flag := range flags {
+		body, err := json.Marshal(flag)
+		if err != nil {
+			return err
+		}
+		if _, err := m.suspensions.Create(ctx, key.String(), body); err != nil && !errors.Is(err, bus.ErrConflict) {
+			return err
+		}
+	}
+	return nil
 }
 
 // readJournal folds the journal until ctx ends.
