@@ -139,23 +139,75 @@ func New() *Keyring {
 
 // Write stores the keyring in a new file that only its owner may read, durably and all or nothing. It
 // never overwrites: what is sealed under a lost key is lost.
-func (r *Keyring) Write(path string) (err error) {
+func (r *Keyring) Write(path string) error {
 	var text bytes.Buffer
 	text.WriteString("# Keys for secrets at rest: <key id>:<base64 of 32 bytes>. The first seals, all open. Back this file up.\n")
-	for _, k := range r.keys {
-		fmt.Fprintf(&text, "%s:%s\n", k.id, base64.StdEncoding.EncodeToString(k.raw[:]))
+	for i := range r.keys {
+		text.WriteString(r.keys[i].line())
 	}
+	// Link, unlike Rename, fails when path exists.
+	return store(path, text.Bytes(), os.Link)
+}
+
+func (k *key) line() string { return k.id + ":" + base64.StdEncoding.EncodeToString(k.raw[:]) + "\n" }
+
+// Add puts a new random key first in the key file at path, so that it seals from the next start on, and
+// returns its id. What was in the file stays behind it. The file is replaced all or nothing.
+func Add(path string) (id string, err error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read key file: %w", err)
+	}
+	fresh := New().keys[0]
+	text = append([]byte(fresh.line()), bytes.TrimPrefix(text, []byte("\ufeff"))...)
+	if _, err := parse(text); err != nil {
+		return "", fmt.Errorf("key file %s with a new first line: %w", path, err)
+	}
+	return fresh.id, store(path, text, os.Rename)
+}
+
+// Remove takes the key with that id out of the key file at path. The first one stays: it seals. What is
+// still sealed under the removed key does not open any more. The file is replaced all or nothing.
+func Remove(path, id string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("read key file: %w", err)
+	}
+	ring, err := parse(text)
+	if err != nil {
+		return fmt.Errorf("key file %s: %w", path, err)
+	}
+	if ring.Current() == id {
+		return fmt.Errorf("key %q is the first in %s, which seals; add a new one before it is removed", id, path)
+	}
+	var kept bytes.Buffer
+	found := false
+	for line := range strings.Lines(string(text)) {
+		if name, _, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == id {
+			found = true
+			continue
+		}
+		kept.WriteString(line)
+	}
+	if !found {
+		return fmt.Errorf("there is no key %q in %s", id, path)
+	}
+	return store(path, kept.Bytes(), os.Rename)
+}
+
+// store writes a file that only its owner may read, durably and all or nothing; place moves it from where
+// it was written to path.
+func store(path string, text []byte, place func(from, to string) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".keys-*") // mode 0600
 	if err != nil {
 		return fmt.Errorf("write key file: %w", err)
 	}
 	defer os.Remove(f.Name())
-	_, err = f.Write(text.Bytes())
+	_, err = f.Write(text)
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("write key file: %w", err)
 	}
-	// Link, unlike Rename, fails when path exists.
-	if err := os.Link(f.Name(), path); err != nil {
+	if err := place(f.Name(), path); err != nil {
 		return fmt.Errorf("write key file: %w", err)
 	}
 	return syncDir(filepath.Dir(path))

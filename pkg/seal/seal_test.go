@@ -242,6 +242,59 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+func TestAddAndRemove(t *testing.T) {
+	t.Parallel()
+	path := write(t, 0o600, "\ufeff# ours\nold:"+b64(32, 1)+"\n\nolder:"+b64(32, 2)) // no line break at the end
+	ids := func() (out []string) {
+		t.Helper()
+		ring, warnings, err := Load(path)
+		if err != nil || len(warnings) > 0 {
+			t.Fatal(err, warnings)
+		}
+		for _, k := range ring.keys {
+			out = append(out, k.id)
+		}
+		return out
+	}
+	id, err := Add(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := ids(), []string{id, "old", "older"}; !cmp.Equal(got, want) {
+		t.Fatalf("after Add: %q, want %q", got, want)
+	}
+	for _, refused := range []string{id, "none", "# ours", ""} {
+		if err := Remove(path, refused); err == nil {
+			t.Errorf("Remove(%q) did not fail", refused)
+		}
+	}
+	for _, old := range []string{"old", "older"} {
+		if err := Remove(path, old); err != nil {
+			t.Error(err)
+		}
+	}
+	if got, want := ids(), []string{id}; !cmp.Equal(got, want) {
+		t.Errorf("after Remove: %q, want %q", got, want)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil || !strings.Contains(string(text), "# ours\n") {
+		t.Errorf("the file is %q, %v", text, err)
+	}
+	if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 1 {
+		t.Errorf("files left: %v, %v", left, err)
+	}
+	bad := write(t, 0o600, "broken")
+	if _, err := Add(bad); err == nil {
+		t.Error("a key was added to a file that cannot be read")
+	}
+	if text, _ := os.ReadFile(bad); string(text) != "broken" {
+		t.Errorf("a bad file was changed to %q", text)
+	}
+	if _, err := Add(path + "-none"); err == nil {
+		t.Error("Add made a file")
+	}
+}
+
 func FuzzOpen(f *testing.F) {
 	ring := load(f, "k1:"+b64(32, 1))
 	// Fixed, as each worker process of the fuzzer runs this function anew.

@@ -5,6 +5,7 @@ package webhook
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -52,6 +53,8 @@ type Secret struct {
 	Sealed    string    `json:"sealed"`
 	ExpiresAt time.Time `json:"expires_at,omitzero"` // zero: does not expire
 }
+
+func (s Secret) expired(now time.Time) bool { return !s.ExpiresAt.IsZero() && !now.Before(s.ExpiresAt) }
 
 // Decode reads a stored webhook and derives its keys. One that a newer version wrote is schema.ErrNewer.
 func Decode(b []byte) (*Webhook, error) {
@@ -101,7 +104,7 @@ func (w *Webhook) Open(keys *seal.Keyring, now time.Time) (Credentials, error) {
 		c.AuthKey = string(key)
 	}
 	for _, s := range w.Secrets {
-		if !s.ExpiresAt.IsZero() && !now.Before(s.ExpiresAt) {
+		if s.expired(now) {
 			continue
 		}
 		key, err := keys.Open(s.Sealed, w.SealContext("secret"))
@@ -111,4 +114,56 @@ func (w *Webhook) Open(keys *seal.Keyring, now time.Time) (Credentials, error) {
 		c.Secrets = append(c.Secrets, key)
 	}
 	return c, nil
+}
+
+// KeyIDs returns the ids of the keys that w is sealed under, each once. Secrets that expired before now do
+// not count.
+func (w *Webhook) KeyIDs(now time.Time) ([]string, error) {
+	var ids []string
+	add := func(sealed string) error {
+		id, err := seal.KeyID(sealed)
+		if err != nil {
+			return fmt.Errorf("webhook %s: %w", w.ID, err)
+		}
+		if !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+		return nil
+	}
+	if w.AuthKey != "" {
+		if err := add(w.AuthKey); err != nil {
+			return nil, err
+		}
+	}
+	for _, s := range w.Secrets {
+		if s.expired(now) {
+			continue
+		}
+		if err := add(s.Sealed); err != nil {
+			return nil, err
+		}
+	}
+	return ids, nil
+}
+
+// Reseal returns w with the same secrets sealed anew under the first key of keys. Secrets that expired
+// before now are left out. Nothing else changes, not even UpdatedAt.
+func (w *Webhook) Reseal(keys *seal.Keyring, now time.Time) (*Webhook, error) {
+	open, err := w.Open(keys, now)
+	if err != nil {
+		return nil, err
+	}
+	out := *w
+	if w.AuthKey != "" {
+		out.AuthKey = keys.Seal([]byte(open.AuthKey), w.SealContext("auth_key"))
+	}
+	out.Secrets = nil
+	for _, s := range w.Secrets {
+		if s.expired(now) {
+			continue
+		}
+		sealed := keys.Seal(open.Secrets[len(out.Secrets)], w.SealContext("secret"))
+		out.Secrets = append(out.Secrets, Secret{Sealed: sealed, ExpiresAt: s.ExpiresAt})
+	}
+	return &out, nil
 }

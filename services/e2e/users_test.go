@@ -24,6 +24,7 @@ import (
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
 	"gancho/services/dispatcher"
+	"gancho/services/gancho"
 	"gancho/services/management"
 	"gancho/services/publisher"
 	monitor "gancho/services/suspension-monitor"
@@ -251,6 +252,14 @@ func TestServicesUnderTheirUsers(t *testing.T) {
 		_ = resp.Body.Close()
 	}
 	stop()
+	// The last: the services that run here do not have the new key.
+	added, err := seal.Add(keys)
+	must(t, "a new key", err)
+	var report, problems strings.Builder
+	if code := gancho.Reseal([]string{"NATS_URL=" + b.url(userManagement), "ENCRYPTION_KEY_FILE=" + keys}, false, &report, &problems); code != 0 ||
+		!strings.Contains(report.String(), "Everything is sealed under "+added) {
+		t.Errorf("gancho keys reseal: exit code %d\n%s%s", code, &report, &problems)
+	}
 	want(http.StatusNoContent, "DELETE", "/webhooks/"+bad, nil)
 }
 

@@ -27,15 +27,20 @@ const brokerUser = "operator"
 // patience is how long a command waits for the broker.
 const patience = 10 * time.Second
 
-// withBroker runs f with a connection, and returns the exit code.
+// withBroker runs f with an operator's connection, and returns the exit code.
 func withBroker(environ []string, stderr io.Writer, f func(ctx context.Context, b *bus.Bus, cfg brokerConfig) (int, error)) int {
 	var cfg brokerConfig
 	if problems := service.Load(&cfg, environ); len(problems) > 0 {
 		return refuse(stderr, problems)
 	}
+	return connected(cfg.Bus, brokerUser, stderr, func(ctx context.Context, b *bus.Bus) (int, error) { return f(ctx, b, cfg) })
+}
+
+// connected runs f with a connection that receives on user's inbox, and returns the exit code.
+func connected(cfg bus.Config, user string, stderr io.Writer, f func(ctx context.Context, b *bus.Bus) (int, error)) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	b, err := bus.Connect(cfg.Bus, brokerUser, zap.NewNop(), prometheus.NewRegistry())
+	b, err := bus.Connect(cfg, user, zap.NewNop(), prometheus.NewRegistry())
 	if err != nil {
 		return refuse(stderr, []string{err.Error()})
 	}
@@ -47,7 +52,7 @@ func withBroker(environ []string, stderr io.Writer, f func(ctx context.Context, 
 		}
 		<-time.After(20 * time.Millisecond)
 	}
-	code, err := f(ctx, b, cfg)
+	code, err := f(ctx, b)
 	if err != nil {
 		fmt.Fprintln(stderr, "gancho:", err)
 		return service.ExitError

@@ -42,6 +42,7 @@ type Program struct {
 	Topology       func(environ []string, apply bool, stdout, stderr io.Writer) int
 	Backup         func(environ []string, dir string, stdout, stderr io.Writer) int
 	Restore        func(environ []string, dir string, stdout, stderr io.Writer) int
+	Reseal         func(environ []string, dryRun bool, stdout, stderr io.Writer) int
 }
 
 // grammar is the whole command line.
@@ -61,6 +62,7 @@ type grammar struct {
 	Topology topologyCmd `cmd:"" group:"broker" help:"Compare streams, buckets and consumers with what they should be."`
 	Backup   backupCmd   `cmd:"" group:"broker" help:"Copy every stream and bucket into a folder."`
 	Restore  restoreCmd  `cmd:"" group:"broker" help:"Make streams and buckets from a backup on an empty broker."`
+	Keys     keysCmd     `cmd:"" group:"broker" help:"Change the key that the webhooks' secrets are sealed under."`
 
 	Completion completionCmd `cmd:"" group:"more" help:"Print a completion script for bash, zsh or fish."`
 	Version    versionCmd    `cmd:"" group:"more" help:"Print the version."`

@@ -1,0 +1,207 @@
+package gancho
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"time"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/seal"
+	"gancho/pkg/service"
+	"gancho/pkg/webhook"
+)
+
+// keysConfig is what Reseal reads.
+type keysConfig struct {
+	Bus bus.Config
+
+	// EncryptionKeyFile holds the keys: the first seals, all open.
+	EncryptionKeyFile string `env:"ENCRYPTION_KEY_FILE"`
+}
+
+// keysUser is the broker's user whose rights Reseal needs; the operator has them too.
+const keysUser = "management"
+
+// listWithin is how long reading all webhooks may take.
+const listWithin = 2 * time.Minute
+
+// progressEvery is how often Reseal says how far it is.
+const progressEvery = 5 * time.Second
+
+// rounds bounds how often Reseal looks again for webhooks that were sealed under an old key meanwhile.
+const rounds = 3
+
+// Reseal seals every webhook's secrets under the first key of ENCRYPTION_KEY_FILE, so that the other keys can
+// be removed. The services may run: each write is compare-and-set on the webhook's revision, and a webhook that
+// was changed meanwhile is read again. It can be stopped and started again at any time. With dryRun it only
+// counts. The exit code is 1 while anything is sealed under another key, or does not open.
+func Reseal(environ []string, dryRun bool, stdout, stderr io.Writer) int {
+	var cfg keysConfig
+	problems := service.Load(&cfg, environ)
+	keys, warnings, err := seal.Load(cfg.EncryptionKeyFile)
+	if err != nil {
+		problems = append(problems, err.Error())
+	}
+	if len(problems) > 0 {
+		return refuse(stderr, problems)
+	}
+	for _, w := range warnings {
+		fmt.Fprintln(stderr, "warning:", w)
+	}
+	return connected(cfg.Bus, keysUser, stderr, func(ctx context.Context, b *bus.Bus) (int, error) {
+		within, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		bucket, err := b.Bucket(within, bus.BucketWebhooks)
+		if err != nil {
+			return 0, fmt.Errorf("open the bucket %s: %w; is this the broker of Gancho, and the user management or operator?", bus.BucketWebhooks, err)
+		}
+		r := &resealer{bucket: bucket, keys: keys, stdout: stdout, stderr: stderr}
+		for round := 1; ; round++ {
+			r.broken = 0
+			others, err := r.list(ctx)
+			if err != nil {
+				return 0, err
+			}
+			switch left := len(others) + r.broken; {
+			case left == 0:
+				fmt.Fprintf(stdout, "Everything is sealed under %s. The other keys may be removed from the file; keep them with the backups made until now, which need them.\n", keys.Current())
+				return service.ExitOK, nil
+			case dryRun:
+				fmt.Fprintf(stdout, "%d webhooks need another key than %s.\n", left, keys.Current())
+				return service.ExitError, nil
+			case len(others) == 0:
+				return 0, fmt.Errorf("%d webhooks do not open, see above; the others are sealed under %s", r.broken, keys.Current())
+			case round > rounds:
+				return 0, fmt.Errorf("%d webhooks were sealed under another key meanwhile; restart every management with this key file, then run it again", len(others))
+			}
+			if err := r.reseal(ctx, others); err != nil {
+				return 0, err
+			}
+			if r.broken > 0 {
+				return 0, fmt.Errorf("%d webhooks do not open, see above; add the line of their key again", r.broken)
+			}
+		}
+	})
+}
+
+type resealer struct {
+	bucket         *bus.Bucket
+	keys           *seal.Keyring
+	stdout, stderr io.Writer
+	broken         int // webhooks that do not open
+}
+
+// list reads all webhooks, prints how many use each key, and returns those that use another than the first.
+func (r *resealer) list(ctx context.Context) (others []bus.Entry, err error) {
+	all := map[string]bus.Entry{}
+	listing, done := context.WithTimeout(ctx, listWithin)
+	defer done()
+	complete := false
+	err = r.bucket.Watch(listing, func(e bus.Entry) {
+		if e.Value == nil {
+			delete(all, e.Key)
+		} else {
+			all[e.Key] = e
+		}
+	}, func() { complete = true; done() })
+	if err == nil && !complete {
+		err = errors.Join(errors.New("the webhooks could not be read"), context.Cause(listing))
+	}
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	used := map[string]int{r.keys.Current(): 0}
+	for _, key := range slices.Sorted(maps.Keys(all)) {
+		w, err := decode(all[key])
+		if err != nil {
+			r.fails(err)
+			continue
+		}
+		ids, err := w.KeyIDs(now)
+		if err != nil {
+			r.fails(err)
+			continue
+		}
+		for _, id := range ids {
+			used[id]++
+		}
+		if slices.ContainsFunc(ids, func(id string) bool { return id != r.keys.Current() }) {
+			others = append(others, all[key])
+		}
+	}
+	fmt.Fprintf(r.stdout, "%d webhooks\n", len(all))
+	for _, id := range slices.Sorted(maps.Keys(used)) {
+		note := ""
+		if id == r.keys.Current() {
+			note = " (the first in the file)"
+		}
+		fmt.Fprintf(r.stdout, "  key %s: %d%s\n", id, used[id], note)
+	}
+	return others, nil
+}
+
+// reseal seals the webhooks anew, one after the other.
+func (r *resealer) reseal(ctx context.Context, others []bus.Entry) error {
+	said := time.Now()
+	for i, e := range others {
+		if err := r.one(ctx, e); err != nil {
+			return fmt.Errorf("%d of %d webhooks are sealed anew; run it again for the others: %w", i, len(others), err)
+		}
+		if time.Since(said) > progressEvery {
+			said = time.Now()
+			fmt.Fprintf(r.stdout, "%d of %d sealed anew\n", i+1, len(others))
+		}
+	}
+	fmt.Fprintf(r.stdout, "%d sealed anew\n", len(others)-r.broken)
+	return nil
+}
+
+// one seals a webhook anew, on top of its newest revision. An error ends the run.
+func (r *resealer) one(ctx context.Context, e bus.Entry) error {
+	for {
+		w, err := decode(e)
+		if err == nil {
+			w, err = w.Reseal(r.keys, time.Now())
+		}
+		if err != nil {
+			r.fails(err)
+			return nil
+		}
+		value, err := w.Encode()
+		if err != nil {
+			return err
+		}
+		if _, err = r.bucket.Update(ctx, e.Key, value, e.Revision); !errors.Is(err, bus.ErrConflict) {
+			return err
+		}
+		e, err = r.bucket.Get(ctx, e.Key) // its owner was faster
+		if errors.Is(err, bus.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (r *resealer) fails(err error) {
+	r.broken++
+	fmt.Fprintln(r.stderr, "gancho:", err)
+}
+
+// decode reads an entry; the keys of what is sealed depend on its place.
+func decode(e bus.Entry) (*webhook.Webhook, error) {
+	w, err := webhook.Decode(e.Value)
+	if err != nil {
+		return nil, err
+	}
+	if w.Key() != e.Key {
+		return nil, fmt.Errorf("the webhook under %s says that it is %s", e.Key, w.Key())
+	}
+	return w, nil
+}
