@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -226,6 +228,14 @@ func syncDir(path string) error {
 
 // Current is the id of the key that seals.
 func (r *Keyring) Current() string { return r.keys[0].id }
+
+// Derive returns a key of 32 bytes for another purpose than sealing. It is the same wherever the first key is,
+// and says nothing about that.
+func (r *Keyring) Derive(purpose string) []byte {
+	mac := hmac.New(sha256.New, r.keys[0].raw[:])
+	mac.Write([]byte("gancho\x00" + purpose))
+	return mac.Sum(nil)
+}
 
 // Seal encrypts plaintext under the current key and binds it to context: Open needs the same context.
 // Sealing the same value twice gives different texts.

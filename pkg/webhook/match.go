@@ -59,6 +59,7 @@ type accountIndex struct {
 	exact    map[string][]*Webhook // by event name
 	patterns []*Webhook
 	ordered  []*Webhook // all of them, oldest first; nil until somebody asks
+	count    int
 }
 
 // NewIndex returns an empty index.
@@ -78,6 +79,7 @@ func (x *Index) Put(w *Webhook) {
 		a = &accountIndex{exact: map[string][]*Webhook{}}
 		x.accounts[w.Account] = a
 	}
+	a.count++
 	if w.EventName.Exact() {
 		a.exact[string(w.EventName)] = append(a.exact[string(w.EventName)], w)
 	} else {
@@ -117,6 +119,7 @@ func (x *Index) remove(key string) {
 		delete(x.urls, u)
 	}
 	a := x.accounts[w.Account]
+	a.count--
 	is := func(o *Webhook) bool { return o == w }
 	if !w.EventName.Exact() {
 		a.patterns = without(a.patterns, is)
@@ -177,6 +180,16 @@ func (x *Index) Len() int {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return len(x.webhooks)
+}
+
+// Count returns how many webhooks the account has.
+func (x *Index) Count(account string) int {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if a := x.accounts[account]; a != nil {
+		return a.count
+	}
+	return 0
 }
 
 // UsesURL reports whether any webhook of the account still points at the URL.

@@ -40,6 +40,12 @@ type Config struct {
 	JWTJWKSURL string `env:"JWT_JWKS_URL"`
 	// JWTHMACSecret verifies JWTs signed with HS256 instead; at least 32 bytes.
 	JWTHMACSecret string `env:"JWT_HMAC_SECRET"`
+	// JWTIssuer is what the claim iss must be; any without it.
+	JWTIssuer string `env:"JWT_ISSUER"`
+	// JWTAudience is what must be in the claim aud; anything without it. Set it when the issuer's tokens are for other services too.
+	JWTAudience string `env:"JWT_AUDIENCE"`
+	// WebhooksPerAccount is how many webhooks one account may have.
+	WebhooksPerAccount int `env:"WEBHOOKS_PER_ACCOUNT" envDefault:"20000" range:"1..1000000"`
 	// ConsolePlainHTTP accepts sessions of the console over plain HTTP on every host, readable for others on the way. Without it that works for loopback addresses only.
 	ConsolePlainHTTP bool `env:"CONSOLE_PLAIN_HTTP" envDefault:"false"`
 	// EventNames are event names that webhooks may name beside RD Station's, separated by commas.
@@ -58,13 +64,13 @@ func (c *Config) Validate() error {
 	if _, _, err := net.SplitHostPort(c.HTTPAddr); err != nil && c.Listener == nil {
 		errs = append(errs, fmt.Errorf("HTTP_ADDR: %q is not host:port; give an address such as :8080 or 127.0.0.1:8080", c.HTTPAddr))
 	}
-	if _, err := c.tokens(); err != nil {
+	if _, err := c.tokens(nil); err != nil {
 		errs = append(errs, err)
 	}
 	if c.APITokens == "" && c.APITokensFile == "" && c.JWTJWKSURL == "" && c.JWTHMACSecret == "" {
 		errs = append(errs, errors.New("API_TOKENS: nobody could use the API; set it, API_TOKENS_FILE, JWT_JWKS_URL or JWT_HMAC_SECRET"))
 	}
-	errs = append(errs, auth.CheckJWT(c.JWTJWKSURL, c.JWTHMACSecret))
+	errs = append(errs, c.jwt().Check())
 	if _, err := event.KnownNames(c.EventNames...); err != nil {
 		errs = append(errs, fmt.Errorf("EVENT_NAMES: %w", err))
 	}
@@ -82,9 +88,13 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// tokens reads API_TOKENS and API_TOKENS_FILE.
-func (c *Config) tokens() (*auth.Tokens, error) {
-	t := auth.NewTokens()
+func (c *Config) jwt() auth.JWT {
+	return auth.JWT{JWKSURL: c.JWTJWKSURL, HMACSecret: c.JWTHMACSecret, Issuer: c.JWTIssuer, Audience: c.JWTAudience}
+}
+
+// tokens reads API_TOKENS and API_TOKENS_FILE; names is the key of the tokens' names.
+func (c *Config) tokens(names []byte) (*auth.Tokens, error) {
+	t := auth.NewTokens(names)
 	errs := []error{t.Add("API_TOKENS", c.APITokens)}
 	if c.APITokensFile != "" {
 		text, err := os.ReadFile(c.APITokensFile)

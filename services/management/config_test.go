@@ -32,6 +32,7 @@ func TestConfig(t *testing.T) {
 		"tokens":          {[]string{"API_TOKENS=a:b:c,x", "API_TOKENS_FILE=" + tokens}, []string{"API_TOKENS: entry 1", "API_TOKENS: entry 2", "API_TOKENS_FILE: entry 2"}},
 		"no token file":   {[]string{"API_TOKENS_FILE=" + tokens + "x"}, []string{"API_TOKENS_FILE: open"}},
 		"JWT":             {[]string{"JWT_HMAC_SECRET=short", "JWT_JWKS_URL=ftp://x"}, []string{"JWT_HMAC_SECRET:", "JWT_JWKS_URL: give", "JWT_JWKS_URL: it cannot"}},
+		"JWT of nobody":   {[]string{"JWT_ISSUER=x", "JWT_AUDIENCE=y"}, []string{"JWT_AUDIENCE: it has no effect", "JWT_ISSUER: it has no effect"}},
 		"event names":     {[]string{"EVENT_NAMES=crm_visit_done,Visit"}, []string{"EVENT_NAMES: \"Visit\""}},
 		"rate":            {[]string{"API_RATE_LIMIT=0"}, []string{"API_RATE_LIMIT: 0 is out of range"}},
 		"egress":          {[]string{"EGRESS_ALLOW_CIDRS=0.0.0.0/0", "EGRESS_ALLOW_PORTS=x"}, []string{"EGRESS_ALLOW_CIDRS", "EGRESS_ALLOW_PORTS"}},

@@ -50,12 +50,15 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	if err != nil {
 		return fmt.Errorf("EVENT_NAMES: %w", err)
 	}
-	tokens, err := cfg.tokens()
+	tokens, err := cfg.tokens(keys.Derive("names of API tokens"))
 	if err != nil {
 		return err
 	}
+	if n := tokens.Short(); n > 0 {
+		proc.Log.Warn("API tokens have fewer than 16 characters and may be guessed; use random ones, as from: openssl rand -hex 24", zap.Int("tokens", n))
+	}
 	gate, err := auth.New(ctx, auth.Config{
-		Tokens: tokens, JWKSURL: cfg.JWTJWKSURL, HMACSecret: cfg.JWTHMACSecret, PerSecond: cfg.APIRateLimit, BadPerMinute: cfg.APIBadTokensPerMinute,
+		Tokens: tokens, JWT: cfg.jwt(), PerSecond: cfg.APIRateLimit, BadPerMinute: cfg.APIBadTokensPerMinute,
 	}, proc.Log, proc.Metrics)
 	if err != nil {
 		return err
@@ -107,7 +110,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		suspended := flags.New(proc.Log)
 		proc.Health.Want("suspensions", suspended.State)
 		hooks := webhooks.New(webhooks.Options{
-			Bus: b, Registry: registry, Claims: claims, Flags: suspended, Keys: keys, Policy: policy, Names: names, Log: proc.Log,
+			Bus: b, Registry: registry, Claims: claims, Flags: suspended, Keys: keys, Policy: policy, Names: names, PerAccount: cfg.WebhooksPerAccount, Log: proc.Log,
 		})
 		told := notifications.New(b, hooks, recent)
 		jobs, err := b.Bucket(ctx, bus.BucketReplays)

@@ -11,6 +11,7 @@ import (
 	"gancho/pkg/delivery"
 	"gancho/pkg/seal"
 	"gancho/pkg/webhook"
+	"gancho/services/management"
 )
 
 func TestWebhookLife(t *testing.T) {
@@ -145,4 +146,16 @@ func TestConcurrentChangesMerge(t *testing.T) {
 	if wins > 1 {
 		t.Errorf("%d changes with the same If-Match won, want at most one", wins)
 	}
+}
+
+func TestWebhooksPerAccount(t *testing.T) {
+	t.Parallel()
+	s := start(t, func(c *management.Config) { c.WebhooksPerAccount = 2 })
+	first := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://ok.example/1")).want(http.StatusCreated)
+	s.do(acme, "POST", "/crm/v2/webhooks", hook("https://ok.example/2")).want(http.StatusCreated)
+	s.do(acme, "POST", "/crm/v2/webhooks", hook("https://ok.example/3")).refused(http.StatusUnprocessableEntity, "too_many_webhooks", "")
+	s.do(other, "POST", "/crm/v2/webhooks", hook("https://ok.example/1")).want(http.StatusCreated)
+	s.do(acme, "PUT", "/crm/v2/webhooks/"+first.id(), map[string]any{"name": "changed"}).want(http.StatusOK)
+	s.do(acme, "DELETE", "/crm/v2/webhooks/"+first.id(), nil).want(http.StatusNoContent)
+	s.do(acme, "POST", "/crm/v2/webhooks", hook("https://ok.example/3")).want(http.StatusCreated)
 }

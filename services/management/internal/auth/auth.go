@@ -30,9 +30,8 @@ import (
 
 // Config of a Gate.
 type Config struct {
-	Tokens     *Tokens
-	JWKSURL    string
-	HMACSecret string
+	Tokens *Tokens
+	JWT    JWT
 	// PerSecond is how many requests each token may make, with a burst of one second's worth.
 	PerSecond int
 	// BadPerMinute is how many bad tokens one address may try before it is locked out for a while.
@@ -51,7 +50,7 @@ type Gate struct {
 
 // New returns a gate. Its JWKS is kept fresh until ctx ends.
 func New(ctx context.Context, cfg Config, log *zap.Logger, reg prometheus.Registerer) (*Gate, error) {
-	jwts, err := newVerifier(ctx, cfg.JWKSURL, cfg.HMACSecret, log)
+	jwts, err := newVerifier(ctx, cfg.JWT, log)
 	if err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ import (
 
 func tokens(t *testing.T, text string) *Tokens {
 	t.Helper()
-	set := NewTokens()
+	set := NewTokens([]byte("names"))
 	if err := set.Add("API_TOKENS", text); err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func TestTokens(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			set := NewTokens()
+			set := NewTokens([]byte("names"))
 			err := set.Add("API_TOKENS", tc.text)
 			if set.Len() != tc.count || (err == nil) != (tc.bad == "") || err != nil && !strings.Contains(err.Error(), tc.bad) {
 				t.Errorf("%d tokens, %v; want %d and %q", set.Len(), err, tc.count, tc.bad)
@@ -233,7 +233,7 @@ func TestBucketsAreBounded(t *testing.T) {
 func TestJWTHS256(t *testing.T) {
 	t.Parallel()
 	const secret = "0123456789abcdef0123456789abcdef"
-	g := gate(t, Config{HMACSecret: secret, BadPerMinute: 1000})
+	g := gate(t, Config{JWT: JWT{HMACSecret: secret}, BadPerMinute: 1000})
 	sign := func(m jwt.SigningMethod, key any, claims jwt.MapClaims) string {
 		s, err := jwt.NewWithClaims(m, claims).SignedString(key)
 		if err != nil {
@@ -298,7 +298,7 @@ func TestJWTWithKeySet(t *testing.T) {
 		_, _ = w.Write(set)
 	}))
 	t.Cleanup(issuer.Close)
-	g := gate(t, Config{JWKSURL: issuer.URL, BadPerMinute: 1000})
+	g := gate(t, Config{JWT: JWT{JWKSURL: issuer.URL}, BadPerMinute: 1000})
 	sign := func(kid string, m jwt.SigningMethod, k any) string {
 		token := jwt.NewWithClaims(m, jwt.MapClaims{"account_id": "acme", "exp": time.Now().Add(time.Hour).Unix()})
 		token.Header["kid"] = kid
@@ -325,17 +325,75 @@ func TestJWTWithKeySet(t *testing.T) {
 	}
 }
 
+// TestJWTIssuerAndAudience: where they are set, a token of another issuer or for another service is refused.
+func TestJWTIssuerAndAudience(t *testing.T) {
+	t.Parallel()
+	const secret = "0123456789abcdef0123456789abcdef"
+	g := gate(t, Config{JWT: JWT{HMACSecret: secret, Issuer: "https://id.example.com/", Audience: "gancho"}, BadPerMinute: 1000})
+	for name, tc := range map[string]struct {
+		claims jwt.MapClaims
+		want   int
+	}{
+		"good":                {jwt.MapClaims{"iss": "https://id.example.com/", "aud": "gancho"}, 0},
+		"one of the audience": {jwt.MapClaims{"iss": "https://id.example.com/", "aud": []string{"crm", "gancho"}}, 0},
+		"another issuer":      {jwt.MapClaims{"iss": "https://id.example.com", "aud": "gancho"}, 401},
+		"no issuer":           {jwt.MapClaims{"aud": "gancho"}, 401},
+		"another audience":    {jwt.MapClaims{"iss": "https://id.example.com/", "aud": "crm"}, 401},
+		"no audience":         {jwt.MapClaims{"iss": "https://id.example.com/"}, 401},
+	} {
+		tc.claims["account_id"], tc.claims["exp"] = "acme", time.Now().Add(time.Hour).Unix()
+		token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, tc.claims).SignedString([]byte(secret))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := status(g, request(token, "192.0.2.1:1"), true); s != tc.want {
+			t.Errorf("%s: status %d, want %d", name, s, tc.want)
+		}
+	}
+}
+
+// TestTokenNames: a name is the same wherever the key is, and tells nothing to those without it.
+func TestTokenNames(t *testing.T) {
+	t.Parallel()
+	name := func(key, token string) string {
+		set := NewTokens([]byte(key))
+		if err := set.Add("API_TOKENS", "acme:"+token); err != nil {
+			t.Fatal(err)
+		}
+		grant, ok := set.find(token)
+		if !ok || set.Short() != 1 {
+			t.Fatalf("found %v, %d short ones", ok, set.Short())
+		}
+		return grant.Name
+	}
+	if a, b := name("key", "t0ken"), name("key", "t0ken"); a != b {
+		t.Errorf("names %q and %q of one token", a, b)
+	}
+	if a, b := name("key", "t0ken"), name("other", "t0ken"); a == b {
+		t.Errorf("name %q does not depend on the key: whoever reads it in a log can try tokens", a)
+	}
+	if a, b := name("key", "t0ken"), name("key", "t1ken"); a == b {
+		t.Errorf("two tokens are called %q", a)
+	}
+}
+
 func TestCheckJWT(t *testing.T) {
 	t.Parallel()
-	for name, tc := range map[string]struct{ url, secret, bad string }{
-		"neither":      {"", "", ""},
-		"both":         {"https://id.example.com/keys", strings.Repeat("s", 32), "JWT_JWKS_URL: it cannot be set together"},
-		"short secret": {"", "short", "JWT_HMAC_SECRET: it has 5 bytes"},
-		"http":         {"http://id.example.com/keys", "", "JWT_JWKS_URL: give an https:// address"},
-		"loopback":     {"http://127.0.0.1:1/keys", "", ""},
-		"no URL":       {"::", "", "JWT_JWKS_URL"},
+	for name, tc := range map[string]struct {
+		JWT
+
+		bad string
+	}{
+		"neither":           {JWT{}, ""},
+		"both":              {JWT{JWKSURL: "https://id.example.com/keys", HMACSecret: strings.Repeat("s", 32)}, "JWT_JWKS_URL: it cannot be set together"},
+		"short secret":      {JWT{HMACSecret: "short"}, "JWT_HMAC_SECRET: it has 5 bytes"},
+		"http":              {JWT{JWKSURL: "http://id.example.com/keys"}, "JWT_JWKS_URL: give an https:// address"},
+		"loopback":          {JWT{JWKSURL: "http://127.0.0.1:1/keys", Issuer: "x", Audience: "y"}, ""},
+		"no URL":            {JWT{JWKSURL: "::"}, "JWT_JWKS_URL"},
+		"an issuer of none": {JWT{Issuer: "x"}, "JWT_ISSUER: it has no effect without JWT_JWKS_URL or JWT_HMAC_SECRET"},
+		"audience of none":  {JWT{Audience: "y"}, "JWT_AUDIENCE: it has no effect without JWT_JWKS_URL or JWT_HMAC_SECRET"},
 	} {
-		err := CheckJWT(tc.url, tc.secret)
+		err := tc.Check()
 		if (err == nil) != (tc.bad == "") || err != nil && !strings.Contains(err.Error(), tc.bad) {
 			t.Errorf("%s: %v, want %q", name, err, tc.bad)
 		}

@@ -31,9 +31,21 @@ type verifier struct {
 	key    jwt.Keyfunc
 }
 
-// CheckJWT reports what is wrong with the settings, each line beginning with the variable's name.
-func CheckJWT(jwksURL, hmacSecret string) error {
+// JWT says whose tokens are good: those signed with a key of the set at JWKSURL or with HMACSecret. With
+// neither there are none. Issuer and Audience, where they are set, must be the token's iss and among its aud.
+type JWT struct{ JWKSURL, HMACSecret, Issuer, Audience string }
+
+// Check reports what is wrong with the settings, each line beginning with the variable's name.
+func (c JWT) Check() error {
+	jwksURL, hmacSecret := c.JWKSURL, c.HMACSecret
 	var errs []error
+	if jwksURL == "" && hmacSecret == "" {
+		for _, v := range []struct{ name, value string }{{"JWT_ISSUER", c.Issuer}, {"JWT_AUDIENCE", c.Audience}} {
+			if v.value != "" {
+				errs = append(errs, fmt.Errorf("%s: it has no effect without JWT_JWKS_URL or JWT_HMAC_SECRET; set one of them, or leave it out", v.name))
+			}
+		}
+	}
 	if jwksURL != "" && hmacSecret != "" {
 		errs = append(errs, errors.New("JWT_JWKS_URL: it cannot be set together with JWT_HMAC_SECRET; give one of them"))
 	}
@@ -56,16 +68,16 @@ func isLoopback(host string) bool {
 
 // newVerifier returns nil when JWTs are not configured. Keys of a JWKS are fetched in the background and
 // again each hour, and when an unknown key id turns up, at most once in 10 s.
-func newVerifier(ctx context.Context, jwksURL, hmacSecret string, log *zap.Logger) (*verifier, error) {
+func newVerifier(ctx context.Context, cfg JWT, log *zap.Logger) (*verifier, error) {
 	methods := []string{"HS256"}
 	var key jwt.Keyfunc
 	switch {
-	case hmacSecret != "":
-		secret := []byte(hmacSecret)
+	case cfg.HMACSecret != "":
+		secret := []byte(cfg.HMACSecret)
 		key = func(*jwt.Token) (any, error) { return secret, nil }
-	case jwksURL != "":
+	case cfg.JWKSURL != "":
 		methods = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
-		set, err := keyfunc.NewDefaultOverrideCtx(ctx, []string{jwksURL}, keyfunc.Override{
+		set, err := keyfunc.NewDefaultOverrideCtx(ctx, []string{cfg.JWKSURL}, keyfunc.Override{
 			Client: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 				Proxy: nil, TLSHandshakeTimeout: 5 * time.Second, DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
 			}},
@@ -85,9 +97,14 @@ func newVerifier(ctx context.Context, jwksURL, hmacSecret string, log *zap.Logge
 	default:
 		return nil, nil
 	}
-	return &verifier{key: key, parser: jwt.NewParser(
-		jwt.WithValidMethods(methods), jwt.WithExpirationRequired(), jwt.WithLeeway(clockSkew), jwt.WithStrictDecoding(),
-	)}, nil
+	opts := []jwt.ParserOption{jwt.WithValidMethods(methods), jwt.WithExpirationRequired(), jwt.WithLeeway(clockSkew), jwt.WithStrictDecoding()}
+	if cfg.Issuer != "" {
+		opts = append(opts, jwt.WithIssuer(cfg.Issuer))
+	}
+	if cfg.Audience != "" {
+		opts = append(opts, jwt.WithAudience(cfg.Audience))
+	}
+	return &verifier{key: key, parser: jwt.NewParser(opts...)}, nil
 }
 
 // verify returns the grant of a JWT: claim account_id, which names one account, and scope, which may be read.

@@ -26,12 +26,15 @@ type Grant struct {
 // Tokens are the configured ones. They are kept only as keyed hashes.
 type Tokens struct {
 	key    [32]byte // random, of this process
+	names  []byte   // key of the tokens' names
 	grants map[[sha256.Size]byte]Grant
+	short  int
 }
 
-// NewTokens returns an empty set.
-func NewTokens() *Tokens {
-	t := &Tokens{grants: map[[sha256.Size]byte]Grant{}}
+// NewTokens returns an empty set. names is a secret key: under the same one a token has the same name in the
+// logs of every process, and nobody without it can try tokens against a name.
+func NewTokens(names []byte) *Tokens {
+	t := &Tokens{names: names, grants: map[[sha256.Size]byte]Grant{}}
 	_, _ = rand.Read(t.key[:]) // never fails: the program ends when the system has no randomness
 	return t
 }
@@ -76,7 +79,10 @@ func (t *Tokens) addOne(entry string) error {
 	if _, twice := t.grants[h]; twice {
 		return errors.New("has the token of another entry; every token belongs to one account")
 	}
-	t.grants[h] = Grant{account, restricted, "token:" + fingerprint(token)}
+	if len(token) < shortToken {
+		t.short++
+	}
+	t.grants[h] = Grant{account, restricted, "token:" + t.fingerprint(token)}
 	return nil
 }
 
@@ -94,10 +100,11 @@ func wellFormed(token string) bool {
 	return true
 }
 
-// fingerprint is short enough to say nothing about a token that somebody has not got already.
-func fingerprint(token string) string {
-	sum := sha256.Sum256([]byte("gancho token name\x00" + token))
-	return hex.EncodeToString(sum[:4])
+// fingerprint names a token in logs.
+func (t *Tokens) fingerprint(token string) string {
+	mac := hmac.New(sha256.New, t.names)
+	mac.Write([]byte(token))
+	return hex.EncodeToString(mac.Sum(nil)[:4])
 }
 
 // hash is keyed with a secret of this process, so the time a look-up takes tells nothing about tokens.
@@ -114,6 +121,12 @@ func (t *Tokens) find(token string) (Grant, bool) {
 	g, ok := t.grants[t.hash(token)]
 	return g, ok
 }
+
+// shortToken is below how many characters a token is thought to be guessable.
+const shortToken = 16
+
+// Short is the number of tokens so short that they may be guessed.
+func (t *Tokens) Short() int { return t.short }
 
 // Len is the number of tokens.
 func (t *Tokens) Len() int { return len(t.grants) }

@@ -6,6 +6,7 @@ package tail
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -22,6 +23,8 @@ const (
 	buffer = 512
 	// maxTails is how many tails one process serves at once.
 	maxTails = 200
+	// maxOfAccount is how many of them one account may have, so that none takes all.
+	maxOfAccount = 20
 )
 
 // Attempt is one attempt with what it belongs to.
@@ -51,12 +54,42 @@ func (f Filter) wants(r *notification.Record) bool {
 
 // Service opens tails. It is safe for concurrent use.
 type Service struct {
-	bus  *bus.Bus
-	open atomic.Int64
+	bus *bus.Bus
+
+	mu       sync.Mutex
+	open     int            // tails
+	accounts map[string]int // tails of each account that has one
 }
 
 // New returns a service.
-func New(b *bus.Bus) *Service { return &Service{bus: b} }
+func New(b *bus.Bus) *Service { return &Service{bus: b, accounts: map[string]int{}} }
+
+// enter counts one more tail of the account, or says why there may be none.
+func (s *Service) enter(account string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	refuse := func(status int, detail string) error {
+		return &problem.Error{Status: status, RetryAfter: 10 * time.Second, Problems: []problem.Problem{{Code: "too_many_tails", Detail: detail}}}
+	}
+	switch {
+	case s.accounts[account] >= maxOfAccount:
+		return refuse(http.StatusTooManyRequests, fmt.Sprintf("this account has %d live tails open here, as many as it may; close one", maxOfAccount))
+	case s.open >= maxTails:
+		return refuse(http.StatusServiceUnavailable, "this process serves as many live tails as it may; close one, or try again later")
+	}
+	s.open++
+	s.accounts[account]++
+	return nil
+}
+
+func (s *Service) leave(account string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open--
+	if s.accounts[account]--; s.accounts[account] == 0 {
+		delete(s.accounts, account)
+	}
+}
 
 // End says why a tail ended.
 type End string
@@ -85,21 +118,17 @@ func (t *Tail) End() End {
 	return ""
 }
 
-// Open starts a tail of the account's attempts that ends with ctx. It is an error of 503 when there are too
-// many already.
+// Open starts a tail of the account's attempts that ends with ctx. It is an error of 429 when the
+// account has too many already, of 503 when all together have.
 func (s *Service) Open(ctx context.Context, account string, f Filter) (*Tail, error) {
-	if s.open.Add(1) > maxTails {
-		s.open.Add(-1)
-		return nil, &problem.Error{
-			Status: http.StatusServiceUnavailable, RetryAfter: 10 * time.Second,
-			Problems: []problem.Problem{{Code: "too_many_tails", Detail: "this process serves as many live tails as it may; close one, or try again later"}},
-		}
+	if err := s.enter(account); err != nil {
+		return nil, err
 	}
 	began, attempts := make(chan struct{}), make(chan Attempt, buffer)
 	t := &Tail{Began: began, Attempts: attempts}
 	ctx, cut := context.WithCancel(ctx)
 	go func() {
-		defer s.open.Add(-1)
+		defer s.leave(account)
 		defer close(attempts)
 		defer cut()
 		start := sync.OnceFunc(func() { close(began) })

@@ -2,6 +2,8 @@ package tail
 
 import (
 	"context"
+	"fmt"
+	"net/http"
 	"testing"
 	"time"
 
@@ -10,6 +12,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/notification"
+	"gancho/services/management/internal/problem"
 )
 
 func record(t *testing.T, b *bus.Bus, account string) {
@@ -72,12 +75,17 @@ func TestTailsAreBounded(t *testing.T) {
 	var last *Tail
 	for i := range maxTails {
 		var err error
-		if last, err = s.Open(ctx, "acme", Filter{}); err != nil {
+		if last, err = s.Open(ctx, fmt.Sprint("account", i/maxOfAccount), Filter{}); err != nil {
 			t.Fatalf("tail %d: %v", i+1, err)
 		}
+		if i == maxOfAccount-1 {
+			if _, err := s.Open(ctx, "account0", Filter{}); problem.Of(err).Status != http.StatusTooManyRequests {
+				t.Errorf("one more than an account may have: %v", err)
+			}
+		}
 	}
-	if _, err := s.Open(ctx, "acme", Filter{}); err == nil {
-		t.Error("one more than there may be was opened")
+	if _, err := s.Open(ctx, "another", Filter{}); problem.Of(err).Status != http.StatusServiceUnavailable {
+		t.Errorf("one more than there may be: %v", err)
 	}
 	stop()
 	for range last.Attempts {
@@ -87,9 +95,9 @@ func TestTailsAreBounded(t *testing.T) {
 		t.Errorf("end = %q, want none: the reader left by itself", end)
 	}
 	deadline := time.Now().Add(10 * time.Second)
-	for s.open.Load() > 0 {
+	for counted := func() int { s.mu.Lock(); defer s.mu.Unlock(); return s.open + len(s.accounts) }; counted() > 0; {
 		if time.Now().After(deadline) {
-			t.Fatalf("%d tails are still counted", s.open.Load())
+			t.Fatalf("%d tails and accounts are still counted", counted())
 		}
 		time.Sleep(time.Millisecond)
 	}

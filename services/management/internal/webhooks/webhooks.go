@@ -10,6 +10,7 @@ package webhooks
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"time"
@@ -52,7 +53,9 @@ type Options struct {
 	Keys     *seal.Keyring
 	Policy   *egress.Policy
 	Names    event.Names
-	Log      *zap.Logger
+	// PerAccount is how many webhooks one account may have.
+	PerAccount int
+	Log        *zap.Logger
 }
 
 // Service is safe for concurrent use.
@@ -64,6 +67,7 @@ type Service struct {
 	keys     *seal.Keyring
 	policy   *egress.Policy
 	names    event.Names
+	most     int // of an account
 	log      *zap.Logger
 	changes  notice.Board
 	byName   roster
@@ -72,7 +76,7 @@ type Service struct {
 // New returns a service. Changed must be told of every change of the registry.
 func New(o Options) *Service {
 	return &Service{
-		bus: o.Bus, registry: o.Registry, claims: o.Claims, flags: o.Flags, keys: o.Keys, policy: o.Policy, names: o.Names,
+		bus: o.Bus, registry: o.Registry, claims: o.Claims, flags: o.Flags, keys: o.Keys, policy: o.Policy, names: o.Names, most: o.PerAccount,
 		log: o.Log.Named("webhooks"),
 	}
 }
@@ -112,6 +116,11 @@ func (s *Service) Create(ctx context.Context, account string, in Input) (View, s
 	slices.SortFunc(missing, func(a, b problem.Problem) int { return len(a.Pointer) - len(b.Pointer) })
 	if err := s.apply(w, in, missing); err != nil {
 		return View{}, "", err
+	}
+	// Registrations at the same moment may exceed it by a few.
+	if s.registry.Count(account) >= s.most {
+		return View{}, "", problem.New(http.StatusUnprocessableEntity, "too_many_webhooks",
+			fmt.Sprintf("this account has %d webhooks, as many as it may; delete some, or ask the operator for more", s.most))
 	}
 	shown, secret := delivery.NewSecret()
 	w.Secrets = []webhook.Secret{{Sealed: s.keys.Seal(secret, w.SealContext("secret"))}}
