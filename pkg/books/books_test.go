@@ -101,7 +101,7 @@ func (d *desk) take(p *bus.Puller) (got *bus.Delivery) {
 		if time.Now().After(deadline) {
 			d.t.Fatal("no delivery")
 		}
-		if _, err := p.Pull(d.t.Context(), 1, func(m *bus.Delivery) { got = m }); err != nil {
+		if _, err := p.Pull(d.t.Context(), 1, bus.Unbounded, func(m *bus.Delivery) { got = m }); err != nil {
 			d.t.Fatal(err)
 		}
 	}
@@ -325,7 +325,7 @@ func TestLateDuplicateIsNoLoss(t *testing.T) {
 			t.Fatal("the duplicate is still recognised")
 		}
 		d.notify(n)
-		if _, err := d.first.Pull(t.Context(), 1, func(m *bus.Delivery) { last = m.Sequence; m.Ack() }); err != nil {
+		if _, err := d.first.Pull(t.Context(), 1, bus.Unbounded, func(m *bus.Delivery) { last = m.Sequence; m.Ack() }); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -54,7 +54,7 @@ func pull(t *testing.T, p *bus.Puller, n int) []*bus.Delivery {
 		if time.Now().After(deadline) {
 			t.Fatalf("got %d deliveries, want %d", len(got), n)
 		}
-		if _, err := p.Pull(t.Context(), n-len(got), func(d *bus.Delivery) { got = append(got, d) }); err != nil {
+		if _, err := p.Pull(t.Context(), n-len(got), bus.Unbounded, func(d *bus.Delivery) { got = append(got, d) }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -81,7 +81,7 @@ func TestNotifyIsStoredOnceAndUnchanged(t *testing.T) {
 		t.Errorf("got %+v", d.Notification)
 	}
 	d.Ack()
-	if more, err := first.Pull(t.Context(), 1, func(*bus.Delivery) {}); err != nil || more != 0 {
+	if more, err := first.Pull(t.Context(), 1, bus.Unbounded, func(*bus.Delivery) {}); err != nil || more != 0 {
 		t.Errorf("the same notification was stored again: %d, %v", more, err)
 	}
 	again := *n
@@ -143,7 +143,7 @@ func TestRetriesCountToFive(t *testing.T) {
 	}
 	var x *bus.Exhausted
 	for deadline := time.Now().Add(30 * time.Second); x == nil && time.Now().Before(deadline); {
-		if more, err := retries.Pull(t.Context(), 1, func(*bus.Delivery) {}); err != nil || more != 0 {
+		if more, err := retries.Pull(t.Context(), 1, bus.Unbounded, func(*bus.Delivery) {}); err != nil || more != 0 {
 			t.Fatalf("a sixth delivery: %d, %v", more, err)
 		}
 		if err := exhausted.Pull(t.Context(), func(got *bus.Exhausted) error { x = got; return b.Remove(t.Context(), got) }); err != nil {
@@ -333,7 +333,7 @@ func TestDrainsDoNotOverlap(t *testing.T) {
 	}
 	var hops []int
 	take := func() {
-		if _, err := all.Take(t.Context(), 5, func(d *bus.Delivery) { hops = append(hops, d.Hop); d.Ack() }); err != nil {
+		if _, err := all.Take(t.Context(), 5, bus.Unbounded, func(d *bus.Delivery) { hops = append(hops, d.Hop); d.Ack() }); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"sync"
@@ -141,12 +142,13 @@ func (c *Consumer) info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
 	return info, nil
 }
 
-// fetch asks for at most n messages and hands each to handle as it comes. It returns when n came or
-// fetchWait passed, with how many came. An error means that the broker or the consumer is in trouble; fetch
-// has then paused a little, and logged it when it is time to.
-func (c *Consumer) fetch(ctx context.Context, n int, handle func(jetstream.Msg)) (int, error) {
+// fetch asks for at most n messages of together at most room bytes, headers included, and hands each to handle
+// as it comes. It returns when that came or fetchWait passed, with how many came. A message larger than room is
+// never handed out: room must be at least MaxMessage. An error means that the broker or the consumer is in
+// trouble; fetch has then paused a little, and logged it when it is time to.
+func (c *Consumer) fetch(ctx context.Context, n, room int, handle func(jetstream.Msg)) (int, error) {
 	c.look(ctx)
-	batch, err := c.c.Fetch(n, jetstream.FetchMaxWait(fetchWait))
+	batch, err := c.c.Fetch(n, jetstream.FetchMaxWait(fetchWait), jetstream.FetchMaxBytes(room))
 	got := 0
 	if err == nil {
 		for m := range batch.Messages() {
@@ -176,7 +178,7 @@ func (c *Consumer) fetch(ctx context.Context, n int, handle func(jetstream.Msg))
 
 // gather hands at most n messages to add; it waits for the first like fetch, and for more at most linger.
 func (c *Consumer) gather(ctx context.Context, n int, linger time.Duration, add func(jetstream.Msg)) error {
-	got, err := c.fetch(ctx, 1, add)
+	got, err := c.fetch(ctx, 1, Unbounded, add)
 	if err != nil || got == 0 || n == 1 {
 		return err
 	}
@@ -305,11 +307,17 @@ func (b *Bus) Retries(ctx context.Context, ackWait time.Duration) (*Puller, erro
 	return &Puller{c, LaneRetry}, err
 }
 
-// Pull asks for at most n deliveries and hands each to handle as it comes; it returns how many came after
-// n came or about a second passed. What is not one of our messages goes to QUARANTINE.
-func (p *Puller) Pull(ctx context.Context, n int, handle func(*Delivery)) (int, error) {
+// Unbounded is the room of a pull that its number of messages bounds well enough.
+const Unbounded = math.MaxInt32
+
+// MaxMessage is how many bytes a message takes at most when events have at most eventMaxBytes.
+func MaxMessage(eventMaxBytes int) int { return eventMaxBytes + BrokerHeadroom }
+
+// Pull asks for at most n deliveries of together at most room bytes (at least MaxMessage) and hands each to
+// handle as it comes; it returns how many came after that came or about a second passed. What is not one of our messages goes to QUARANTINE.
+func (p *Puller) Pull(ctx context.Context, n, room int, handle func(*Delivery)) (int, error) {
 	handled := 0
-	_, err := p.fetch(ctx, n, func(m jetstream.Msg) {
+	_, err := p.fetch(ctx, n, room, func(m jetstream.Msg) {
 		if d := p.b.delivery(ctx, p.lane, m, p.again); d != nil {
 			handled++
 			handle(d)

@@ -61,9 +61,9 @@ func (b *Bus) Events(ctx context.Context) (*EventsConsumer, error) {
 	return &EventsConsumer{c}, err
 }
 
-// Pull asks for at most n events and hands each to handle as it comes.
-func (c *EventsConsumer) Pull(ctx context.Context, n int, handle func(*EventMessage)) error {
-	_, err := c.fetch(ctx, n, func(m jetstream.Msg) {
+// Pull asks for at most n events of together at most room bytes (at least MaxMessage) and hands each to handle as it comes.
+func (c *EventsConsumer) Pull(ctx context.Context, n, room int, handle func(*EventMessage)) error {
+	_, err := c.fetch(ctx, n, room, func(m jetstream.Msg) {
 		meta, err := m.Metadata()
 		if err != nil {
 			c.b.log.Error("a message without JetStream metadata was ignored", zap.Error(err))

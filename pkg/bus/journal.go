@@ -186,7 +186,7 @@ func (b *Bus) Exhausted(ctx context.Context) (*ExhaustedConsumer, error) {
 
 // Pull hands the exhausted messages to handle; a nil error from it settles the advisory.
 func (c *ExhaustedConsumer) Pull(ctx context.Context, handle func(*Exhausted) error) error {
-	_, err := c.fetch(ctx, 100, func(m jetstream.Msg) {
+	_, err := c.fetch(ctx, 100, Unbounded, func(m jetstream.Msg) {
 		var advisory struct {
 			Stream    string `json:"stream"`
 			Consumer  string `json:"consumer"`

@@ -44,7 +44,7 @@ func TestDeletedConsumerIsDoubted(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("got %d deliveries", len(got))
 		}
-		_, err := first.Pull(t.Context(), 3, func(d *bus.Delivery) { got = append(got, d); d.Ack() }) // one pull meets the error
+		_, err := first.Pull(t.Context(), 3, bus.Unbounded, func(d *bus.Delivery) { got = append(got, d); d.Ack() }) // one pull meets the error
 		if err != nil && !errors.Is(err, jetstream.ErrConsumerDeleted) && !strings.Contains(err.Error(), "responders") {
 			t.Fatal(err)
 		}

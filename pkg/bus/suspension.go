@@ -51,7 +51,7 @@ func (b *Bus) Commands(ctx context.Context) (*CommandConsumer, error) {
 
 // Pull hands the next commands to handle with their stream sequences; a nil error from it settles one.
 func (c *CommandConsumer) Pull(ctx context.Context, handle func(Command, uint64) error) error {
-	_, err := c.fetch(ctx, 1, func(m jetstream.Msg) {
+	_, err := c.fetch(ctx, 1, Unbounded, func(m jetstream.Msg) {
 		meta, err := m.Metadata()
 		if err != nil {
 			return

@@ -28,8 +28,10 @@ type Config struct {
 	RetryJitter float64 `env:"RETRY_JITTER" envDefault:"0.2" range:"0..0.9"`
 	// MaxRetryAfter is the longest wait a receiver's Retry-After header can ask for.
 	MaxRetryAfter time.Duration `env:"MAX_RETRY_AFTER" envDefault:"1h" range:"0s..24h"`
-	// MaxInFlight is how many requests this dispatcher has open at once; a hanging one costs about 53 KB. Half is kept for first attempts.
+	// MaxInFlight is how many requests this dispatcher has open at once; a hanging one costs about 53 KB. Half is kept for first attempts; one account takes at most a quarter while others have traffic too.
 	MaxInFlight int `env:"MAX_IN_FLIGHT" envDefault:"2048" range:"8..100000"`
+	// MaxInFlightBytes is how many bytes of events the dispatcher has in memory at once; with events that large it has fewer than MAX_IN_FLIGHT open. At least four times the largest event and 64 KiB.
+	MaxInFlightBytes int64 `env:"MAX_IN_FLIGHT_BYTES" envDefault:"268435456" range:"1048576..1000000000000"`
 	// MaxInFlightPerURL is the most of them for one URL. A URL's share starts small, doubles while it answers well and halves when it fails.
 	MaxInFlightPerURL int `env:"MAX_IN_FLIGHT_PER_URL" envDefault:"64" range:"1..10000"`
 	// ParkedMaxAge is how long a notification waits for a suspended URL before it is permanently failed (expired_while_suspended).
@@ -52,6 +54,9 @@ func (c *Config) Validate() error {
 	}
 	if c.MaxInFlightPerURL > c.MaxInFlight {
 		errs = append(errs, fmt.Errorf("MAX_IN_FLIGHT_PER_URL: %d exceeds MAX_IN_FLIGHT (%d); give a number from 1 to MAX_IN_FLIGHT", c.MaxInFlightPerURL, c.MaxInFlight))
+	}
+	if least := 4 * int64(bus.MaxMessage(c.Limits.EventMaxBytes)); c.MaxInFlightBytes < least {
+		errs = append(errs, fmt.Errorf("MAX_IN_FLIGHT_BYTES: %d must be at least %d, four times EVENT_MAX_BYTES and 64 KiB", c.MaxInFlightBytes, least))
 	}
 	if c.ParkedMaxAge >= c.Limits.LogMaxAge {
 		errs = append(errs, fmt.Errorf("PARKED_MAX_AGE: %v must be less than LOG_MAX_AGE (%v), or a parked notification outlives its records", c.ParkedMaxAge, c.Limits.LogMaxAge))

@@ -169,7 +169,7 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 	d := &Dispatcher{
 		cfg: cfg, name: host + "-" + uuid.NewString()[:8], log: proc.Log, bus: b, registry: registry, keys: keys, sender: sender,
 		schedule: schedule{cfg.RetryDelays, cfg.RetryJitter, cfg.MaxRetryAfter},
-		shares:   newShares(cfg.MaxInFlightPerURL), flags: newFlags(proc.Log), metrics: newMetrics(proc.Metrics), trace: proc.Trace,
+		shares:   newShares(cfg.MaxInFlightPerURL, cfg.MaxInFlight), flags: newFlags(proc.Log), metrics: newMetrics(proc.Metrics), trace: proc.Trace,
 	}
 	leases, err := b.Bucket(ctx, bus.BucketLeases)
 	if err != nil {
@@ -215,103 +215,44 @@ func (d *Dispatcher) run(ctx context.Context, suspensions *bus.Bucket, up func()
 		}
 	}
 	up()
-	group.Go(func() error { d.pull(ctx, first, d.cfg.MaxInFlight/2, d.brake.wait); return nil })
-	group.Go(func() error { d.pull(ctx, retries, d.cfg.MaxInFlight/4, func(context.Context) {}); return nil })
+	group.Go(func() error { d.pull(ctx, first, 2, d.brake.wait); return nil })
+	group.Go(func() error { d.pull(ctx, retries, 4, func(context.Context) {}); return nil })
 	group.Go(func() error { d.drains.run(ctx); return nil })
 	group.Go(func() error { d.repair(ctx, exhausted, retries); return nil })
 	return group.Wait()
 }
 
-// pull keeps at most budget deliveries of the lane in hand: it asks the broker for as many as there are
-// free places, after wait returned. It returns when ctx ended and the last one is settled.
-func (d *Dispatcher) pull(ctx context.Context, lane *bus.Puller, budget int, wait func(context.Context)) {
-	places := newPlaces(budget)
+// pull keeps at most one in part of MAX_IN_FLIGHT and MAX_IN_FLIGHT_BYTES in hand of the lane: it asks the broker for as many as there are free places and room for, after wait returned. It returns when ctx ended and the last one is settled.
+func (d *Dispatcher) pull(ctx context.Context, lane *bus.Puller, part int, wait func(context.Context)) {
+	places := bus.NewPlaces(max(d.cfg.MaxInFlight/part, 1), int(d.cfg.MaxInFlightBytes)/part, d.mostBytes())
 	var inFlight sync.WaitGroup
 	defer inFlight.Wait()
 	work := context.WithoutCancel(ctx)
 	for {
 		wait(ctx)
-		n := places.take(ctx)
+		n, room := places.Take(ctx)
 		if n == 0 {
 			return
 		}
-		handed, err := lane.Pull(ctx, n, func(m *bus.Delivery) {
+		used := 0
+		handed, err := lane.Pull(ctx, n, room, func(m *bus.Delivery) {
+			size := len(m.Body)
+			used += size
 			rest := d.arrive(work, m)
 			inFlight.Go(func() {
-				defer places.give(1)
+				defer places.Give(1, size)
 				rest()
 			})
 		})
-		places.give(n - handed)
+		places.Give(n-handed, room-used)
 		if err != nil && !errors.Is(err, context.Canceled) {
 			d.log.Debug("notifications cannot be pulled; trying again", zap.Error(err))
 		}
 	}
 }
 
-// places counts what one lane may have in hand.
-type places struct {
-	mu   sync.Mutex
-	free int
-	all  int
-	wake chan struct{}
-}
-
-func newPlaces(n int) *places { return &places{free: n, all: n, wake: make(chan struct{}, 1)} }
-
-// gather is how long take waits for more than a few places, so that a busy lane asks for many at once.
-const gather = 2 * time.Millisecond
-
-// take waits until a place is free, then takes all that are; 0 means that ctx ended.
-func (p *places) take(ctx context.Context) int {
-	for ctx.Err() == nil {
-		switch free := p.count(); {
-		case free >= max(p.all/8, 1):
-			return p.grab()
-		case free > 0:
-			_ = sleep(ctx, gather)
-			return p.grab()
-		}
-		select {
-		case <-ctx.Done():
-		case <-p.wake:
-		}
-	}
-	return 0
-}
-
-func (p *places) count() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.free
-}
-
-func (p *places) grab() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	n := p.free
-	p.free = 0
-	return n
-}
-
-// try takes up to n places without waiting and returns how many.
-func (p *places) try(n int) int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	n = min(n, p.free)
-	p.free -= n
-	return n
-}
-
-func (p *places) give(n int) {
-	p.mu.Lock()
-	p.free += n
-	p.mu.Unlock()
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
-}
+// mostBytes is how many bytes one message may take.
+func (d *Dispatcher) mostBytes() int { return bus.MaxMessage(d.cfg.Limits.EventMaxBytes) }
 
 // sleep waits for d, or returns the context's error.
 func sleep(ctx context.Context, d time.Duration) error {

@@ -517,7 +517,7 @@ func TestJournalDecides(t *testing.T) {
 			id := r.notify(w, 1)
 			var dead *bus.Delivery // it was handed to a dispatcher that died with it
 			for dead == nil {
-				if _, err := first.Pull(t.Context(), 1, func(d *bus.Delivery) { dead = d }); err != nil {
+				if _, err := first.Pull(t.Context(), 1, bus.Unbounded, func(d *bus.Delivery) { dead = d }); err != nil {
 					t.Fatal(err)
 				}
 			}

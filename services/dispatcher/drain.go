@@ -31,7 +31,7 @@ type drains struct {
 	d           *Dispatcher
 	suspensions *bus.Bucket
 	leases      *bus.Bucket
-	places      *places
+	places      *bus.Places
 
 	mu      sync.Mutex
 	running map[laneKey]bool
@@ -43,7 +43,7 @@ type drains struct {
 
 func newDrains(d *Dispatcher, suspensions, leases *bus.Bucket) *drains {
 	return &drains{
-		d: d, suspensions: suspensions, leases: leases, places: newPlaces(max(d.cfg.MaxInFlight/4, 1)),
+		d: d, suspensions: suspensions, leases: leases, places: bus.NewPlaces(max(d.cfg.MaxInFlight/4, 1), int(d.cfg.MaxInFlightBytes)/4, d.mostBytes()),
 		running: map[laneKey]bool{}, flagged: map[urlKey]chan struct{}{}, nudge: make(chan struct{}, 1),
 	}
 }
@@ -249,17 +249,19 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, free func
 	var inFlight sync.WaitGroup
 	defer inFlight.Wait()
 	for ctx.Err() == nil {
-		places := x.places.try(x.d.cfg.MaxInFlightPerURL)
+		places, room := x.places.Try(x.d.cfg.MaxInFlightPerURL)
 		n := free(places)
 		if n < 0 {
-			x.places.give(places)
+			x.places.Give(places, room)
 			return nil
 		}
-		got := 0
+		got, used := 0, 0
 		if n > 0 {
-			got, err = drain.Take(ctx, n, func(m *bus.Delivery) {
+			got, err = drain.Take(ctx, n, room, func(m *bus.Delivery) {
+				size := len(m.Body)
+				used += size
 				inFlight.Go(func() {
-					defer x.places.give(1)
+					defer x.places.Give(1, size)
 					handle(m)
 				})
 			})
@@ -267,7 +269,7 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, free func
 				x.d.shares.leave(k.url(), n-got)
 			}
 		}
-		x.places.give(places - got)
+		x.places.Give(places-got, room-used)
 		switch {
 		case err != nil:
 			return err
@@ -328,7 +330,7 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 		return err
 	}
 	for attempted := false; !attempted; {
-		took, err := drain.Take(ctx, 1, func(m *bus.Delivery) { attempted = d.handle(work, m, ticket{key: key, probe: &claimed}) })
+		took, err := drain.Take(ctx, 1, bus.Unbounded, func(m *bus.Delivery) { attempted = d.handle(work, m, ticket{key: key, probe: &claimed}) })
 		if err != nil {
 			return err
 		}
@@ -385,7 +387,7 @@ func (x *drains) expire(ctx context.Context, k laneKey) error {
 	defer x.close(ctx, drain)
 	work := context.WithoutCancel(ctx)
 	for young := false; !young; {
-		took, err := drain.Take(ctx, 64, func(m *bus.Delivery) {
+		took, err := drain.Take(ctx, 64, 4*x.d.mostBytes(), func(m *bus.Delivery) {
 			if time.Since(m.StoredAt) <= x.d.cfg.ParkedMaxAge {
 				young = true
 				return

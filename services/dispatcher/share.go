@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"math"
 	"sync"
 	"time"
 )
@@ -25,14 +26,29 @@ const (
 // What is over the share waits in memory only when the URL's own speed says that the wait is short;
 // otherwise it is refused, and the caller parks it. So no delivery is held for a slow URL.
 //
+// One account, however many URLs it has, holds at most ofAccount places while other accounts have traffic too;
+// what is over that is refused like what is over a URL's share.
+//
 // It is safe for concurrent use; the mutex guards everything and is never held across a wait.
 type shares struct {
-	mu   sync.Mutex
-	most int // limit per URL
-	urls map[urlKey]*share
+	mu        sync.Mutex
+	most      int // limit per URL
+	ofAccount int // limit per account while it is not alone
+	urls      map[urlKey]*share
+	accounts  map[string]*holding
+	latest    *holding  // of the account that was active last
+	latestAt  time.Time // when it was
+	othersAt  time.Time // when any other was; zero: there was none yet
 }
 
+// aloneAfter is how long no other account had traffic when one may take every place.
+const aloneAfter = time.Minute
+
+// holding is what an account has in flight over all its URLs.
+type holding struct{ inFlight, urls int }
+
 type share struct {
+	account  *holding
 	limit    int
 	inFlight int
 	streak   int           // successes since the last failure or growth
@@ -42,16 +58,44 @@ type share struct {
 	used     time.Time
 }
 
-func newShares(most int) *shares { return &shares{most: most, urls: map[urlKey]*share{}} }
+// newShares bounds each URL to most; an account to a quarter of maxInFlight, which is half of what is for first
+// attempts.
+func newShares(most, maxInFlight int) *shares {
+	return &shares{most: most, ofAccount: max(maxInFlight/4, 1), urls: map[urlKey]*share{}, accounts: map[string]*holding{}}
+}
 
 func (s *shares) get(k urlKey) *share {
 	u := s.urls[k]
 	if u == nil {
-		u = &share{limit: min(startShare, s.most)}
+		a := s.accounts[k.account]
+		if a == nil {
+			a = new(holding)
+			s.accounts[k.account] = a
+		}
+		a.urls++
+		u = &share{account: a, limit: min(startShare, s.most)}
 		s.urls[k] = u
 	}
 	u.used = time.Now()
+	if s.latest != u.account {
+		s.latest, s.othersAt = u.account, s.latestAt
+	}
+	s.latestAt = u.used
 	return u
+}
+
+// room is how many more places the URL's account may take now. u is what get returned just now.
+func (s *shares) room(u *share) int {
+	if s.othersAt.IsZero() || u.used.Sub(s.othersAt) > aloneAfter {
+		return math.MaxInt
+	}
+	return s.ofAccount - u.account.inFlight
+}
+
+// place takes n places, or gives them back when it is negative.
+func (u *share) place(n int) {
+	u.inFlight += n
+	u.account.inFlight += n
 }
 
 // live is what live traffic may have in flight.
@@ -67,23 +111,26 @@ func (s *shares) try(k urlKey) (placed, refused bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	u := s.get(k)
-	if u.inFlight < u.live() && len(u.waiting) == 0 {
-		u.inFlight++
+	full := s.room(u) <= 0
+	if !full && u.inFlight < u.live() && len(u.waiting) == 0 {
+		u.place(1)
 		return true, false
 	}
-	return false, !u.worthWaiting()
+	return false, full || !u.worthWaiting()
 }
 
-// enter takes a place for live traffic, waiting for it at most about maxWait. False: the URL is over its share.
+// enter takes a place for live traffic, waiting for it at most about maxWait. False: the URL or its account is
+// over its share.
 func (s *shares) enter(k urlKey) bool {
 	s.mu.Lock()
 	u := s.get(k)
-	if u.inFlight < u.live() && len(u.waiting) == 0 {
-		u.inFlight++
+	full := s.room(u) <= 0
+	if !full && u.inFlight < u.live() && len(u.waiting) == 0 {
+		u.place(1)
 		s.mu.Unlock()
 		return true
 	}
-	if !u.worthWaiting() {
+	if full || !u.worthWaiting() {
 		s.mu.Unlock()
 		return false
 	}
@@ -109,8 +156,8 @@ func (s *shares) take(k urlKey, n int) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	u := s.get(k)
-	n = max(0, min(n, u.limit-u.inFlight))
-	u.inFlight += n
+	n = max(0, min(n, u.limit-u.inFlight, s.room(u)))
+	u.place(n)
 	return n
 }
 
@@ -119,7 +166,7 @@ func (s *shares) leave(k urlKey, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	u := s.get(k)
-	u.inFlight -= n
+	u.place(-n)
 	u.admit()
 }
 
@@ -128,7 +175,7 @@ func (s *shares) done(k urlKey, delivered bool, took time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	u := s.get(k)
-	u.inFlight--
+	u.place(-1)
 	if u.latency == 0 {
 		u.latency = took
 	}
@@ -146,7 +193,7 @@ func (s *shares) done(k urlKey, delivered bool, took time.Duration) {
 // admit grants places to those who wait, and refuses the last ones when the wait has become too long.
 func (u *share) admit() {
 	for len(u.waiting) > 0 && u.inFlight < u.live() {
-		u.inFlight++
+		u.place(1)
 		u.waiting[0] <- true
 		u.waiting = u.waiting[1:]
 	}
@@ -187,6 +234,9 @@ func (s *shares) forget() {
 	for k, u := range s.urls {
 		if u.inFlight == 0 && !u.backlog && time.Since(u.used) > forgetAfter {
 			delete(s.urls, k)
+			if u.account.urls--; u.account.urls == 0 {
+				delete(s.accounts, k.account)
+			}
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,7 +24,7 @@ func limit(s *shares) int { return s.urls[k].limit }
 
 func TestShareDoublesAndHalves(t *testing.T) {
 	t.Parallel()
-	s := newShares(64)
+	s := newShares(64, 2048)
 	attempts(t, s, startShare-1, true, time.Millisecond)
 	if limit(s) != startShare {
 		t.Errorf("before a clean round has ended: got %d", limit(s))
@@ -52,7 +53,7 @@ func TestShareDoublesAndHalves(t *testing.T) {
 
 func TestSlowURLIsRefusedAtOnce(t *testing.T) {
 	t.Parallel()
-	s := newShares(4)
+	s := newShares(4, 2048)
 	attempts(t, s, 1, true, 4900*time.Millisecond)
 	for range limit(s) {
 		if placed, _ := s.try(k); !placed {
@@ -70,7 +71,7 @@ func TestSlowURLIsRefusedAtOnce(t *testing.T) {
 func TestFastURLWaitsInOrder(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newShares(1)
+		s := newShares(1, 2048)
 		attempts(t, s, 1, true, time.Millisecond)
 		if !s.enter(k) {
 			t.Fatal("its share is free")
@@ -97,7 +98,7 @@ func TestFastURLWaitsInOrder(t *testing.T) {
 func TestWaitingIsRefusedWhenTheURLBecomesSlow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newShares(1)
+		s := newShares(1, 2048)
 		attempts(t, s, 1, true, time.Millisecond)
 		s.enter(k)
 		answers := make(chan bool, 8)
@@ -122,7 +123,7 @@ func TestWaitingIsRefusedWhenTheURLBecomesSlow(t *testing.T) {
 
 func TestBacklogHasPriority(t *testing.T) {
 	t.Parallel()
-	s := newShares(8)
+	s := newShares(8, 2048)
 	s.setBacklog(k, true)
 	live := 0
 	for {
@@ -168,4 +169,64 @@ func TestScheduleDelay(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestOneAccountLeavesPlaces: an account with very many URLs takes at most a quarter of MAX_IN_FLIGHT while
+// another has traffic, and all when it is alone.
+func TestOneAccountLeavesPlaces(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newShares(8, 400)
+		flood := func(n int) (placed int) {
+			for i := range n {
+				k := urlKey{"many", strconv.Itoa(i)}
+				if got, _ := s.try(k); got {
+					placed++
+				}
+			}
+			return placed
+		}
+		if got := flood(300); got != 300 {
+			t.Fatalf("alone it got %d of 300", got)
+		}
+		for i := range 300 {
+			s.done(urlKey{"many", strconv.Itoa(i)}, true, time.Millisecond)
+		}
+		few := urlKey{"few", "url"}
+		if got, _ := s.try(few); !got {
+			t.Fatal("no place for another account")
+		}
+		if got := flood(300); got != 100 {
+			t.Errorf("beside another it got %d, want 100 of 400", got)
+		}
+		over := urlKey{"many", "one more"}
+		if placed, refused := s.try(over); placed || !refused {
+			t.Errorf("one more: placed %v, refused %v", placed, refused)
+		}
+		if s.enter(over) || s.take(over, 1) != 0 {
+			t.Error("one more was let in")
+		}
+		if got, _ := s.try(few); !got {
+			t.Error("the other account is held up")
+		}
+		s.done(urlKey{"many", "0"}, true, time.Millisecond)
+		if s.take(over, 5) != 1 {
+			t.Error("the place that became free is not given")
+		}
+		s.done(few, true, time.Millisecond)
+		s.done(few, true, time.Millisecond)
+		time.Sleep(aloneAfter + time.Second)
+		if got := flood(300); got != 300 {
+			t.Errorf("alone again it got %d of 300", got)
+		}
+		for k, u := range s.urls {
+			for u.inFlight > 0 {
+				s.done(k, true, time.Millisecond)
+			}
+		}
+		time.Sleep(forgetAfter + time.Second)
+		if s.forget(); len(s.urls)+len(s.accounts) > 0 {
+			t.Errorf("%d URLs and %d accounts are remembered", len(s.urls), len(s.accounts))
+		}
+	})
 }

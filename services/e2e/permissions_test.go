@@ -164,7 +164,7 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	events, err := publisher.Events(ctx)
 	must(t, "publisher consumes events", err)
 	var got []*bus.EventMessage
-	must(t, "publisher pulls", events.Pull(ctx, 2, func(m *bus.EventMessage) { got = append(got, m) }))
+	must(t, "publisher pulls", events.Pull(ctx, 2, bus.Unbounded, func(m *bus.EventMessage) { got = append(got, m) }))
 	if len(got) != 2 {
 		t.Fatalf("publisher got %d events, want 2", len(got))
 	}
@@ -180,7 +180,7 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 
 	first, err := dispatcher.First(ctx, 20*time.Second)
 	must(t, "dispatcher consumes first attempts", err)
-	pulled, err := first.Pull(ctx, 1, func(d *bus.Delivery) {
+	pulled, err := first.Pull(ctx, 1, bus.Unbounded, func(d *bus.Delivery) {
 		record := &notification.Record{Kind: notification.KindAttempt, At: time.Now(), Account: d.Account, NotificationID: d.ID, WebhookID: d.WebhookID, Send: 1}
 		_, recordErr := dispatcher.Record(ctx, record)
 		must(t, "dispatcher records", recordErr)
@@ -200,7 +200,7 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	retries, err := dispatcher.Retries(ctx, 20*time.Second)
 	must(t, "dispatcher consumes retries", err)
 	for done := false; !done && ctx.Err() == nil; { // the schedule fires within a second
-		_, err = retries.Pull(ctx, 1, func(d *bus.Delivery) {
+		_, err = retries.Pull(ctx, 1, bus.Unbounded, func(d *bus.Delivery) {
 			done = true
 			d.NakAfter(time.Hour)
 		})
@@ -224,7 +224,7 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	must(t, "management reads the oldest parked", err)
 	drain, err := dispatcher.Drain(ctx, n.Account, backlogs[0].Lane, "*", 1, 20*time.Second)
 	must(t, "dispatcher drains", err)
-	_, err = drain.Take(ctx, 1, func(d *bus.Delivery) { d.Ack() })
+	_, err = drain.Take(ctx, 1, bus.Unbounded, func(d *bus.Delivery) { d.Ack() })
 	must(t, "dispatcher takes from a drain", err)
 	_, err = drain.Empty(ctx)
 	must(t, "dispatcher looks at a drain", err)

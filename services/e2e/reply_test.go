@@ -59,7 +59,7 @@ func TestReplySubjectsAreNoWayIn(t *testing.T) {
 	// A stream takes the answer for a message. It has none of our headers, so nobody is told of it.
 	first, err := b.bus(t, userDispatcher).First(ctx, 10*time.Second)
 	must(t, "first attempts", err)
-	if n, err := first.Pull(ctx, 10, func(d *bus.Delivery) { t.Errorf("an answer of the broker became a delivery: %+v", d.Notification) }); n > 0 || err != nil {
+	if n, err := first.Pull(ctx, 10, bus.Unbounded, func(d *bus.Delivery) { t.Errorf("an answer of the broker became a delivery: %+v", d.Notification) }); n > 0 || err != nil {
 		t.Errorf("first attempts: %d, %v", n, err)
 	}
 	q, err := operator.Stream(ctx, bus.Quarantine)

@@ -75,7 +75,7 @@ func notify(t *testing.T, b *bus.Bus, n int, lose bool) {
 			t.Fatal(err)
 		}
 		for got := 0; got == 0; {
-			got, err = first.Pull(t.Context(), 1, func(d *bus.Delivery) {
+			got, err = first.Pull(t.Context(), 1, bus.Unbounded, func(d *bus.Delivery) {
 				if i > 0 || !lose {
 					_, err := b.Record(t.Context(), &notification.Record{
 						Kind: notification.KindAttempt, At: time.Now(), Account: "acme", NotificationID: m.ID, WebhookID: m.WebhookID, Send: 1, State: notification.Delivered,

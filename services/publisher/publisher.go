@@ -20,7 +20,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/semaphore"
 
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
@@ -34,6 +33,8 @@ const (
 	// maxEvents is how many events are worked on at once: enough to keep the broker busy, few enough to
 	// finish within the shutdown timeout.
 	maxEvents = 512
+	// maxBytes is how many bytes of events are worked on at once.
+	maxBytes = 128 << 20
 	// page is how many notifications of one event are under way at once. An event that matches more is
 	// published page by page, so it cannot take the whole publish window from the events beside it.
 	page = 512
@@ -46,6 +47,8 @@ type Publisher struct {
 	registry *bus.Registry
 	metrics  metrics
 	trace    *tracing.Tracer
+
+	mostBytes int // of one event
 }
 
 type metrics struct {
@@ -98,7 +101,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	if err != nil {
 		return err
 	}
-	p := &Publisher{log: proc.Log, bus: b, registry: registry, metrics: newMetrics(proc.Metrics), trace: proc.Trace}
+	p := &Publisher{log: proc.Log, bus: b, registry: registry, metrics: newMetrics(proc.Metrics), trace: proc.Trace, mostBytes: bus.MaxMessage(cfg.Limits.EventMaxBytes)}
 	group, ctx := errgroup.WithContext(ctx)
 	loaded := make(chan struct{})
 	group.Go(func() error { return registry.Run(ctx, func() { close(loaded) }, nil) })
@@ -117,43 +120,30 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 
 // consume pulls events while there are free places and returns when ctx ended and the last one is done.
 func (p *Publisher) consume(ctx context.Context, events *bus.EventsConsumer) {
-	places := semaphore.NewWeighted(maxEvents)
+	places := bus.NewPlaces(maxEvents, maxBytes, p.mostBytes)
 	var inFlight sync.WaitGroup
 	defer inFlight.Wait()
 	work := context.WithoutCancel(ctx)
 	for ctx.Err() == nil {
-		n := takePlaces(ctx, places)
+		n, room := places.Take(ctx)
 		if n == 0 {
 			return
 		}
-		got := 0
-		err := events.Pull(ctx, n, func(m *bus.EventMessage) {
-			got++
+		got, used := 0, 0
+		err := events.Pull(ctx, n, room, func(m *bus.EventMessage) {
+			size := len(m.Body)
+			got, used = got+1, used+size
 			started := p.start(work, m)
 			inFlight.Go(func() {
-				defer places.Release(1)
+				defer places.Give(1, size)
 				p.finish(work, m, started)
 			})
 		})
-		places.Release(int64(n - got))
+		places.Give(n-got, room-used)
 		if err != nil && ctx.Err() == nil {
 			p.log.Debug("events cannot be pulled; trying again", zap.Error(err))
 		}
 	}
-}
-
-// takePlaces waits for one free place and takes all that are free then; 0 means that ctx ended.
-func takePlaces(ctx context.Context, places *semaphore.Weighted) int {
-	if places.Acquire(ctx, 1) != nil {
-		return 0
-	}
-	n := 1
-	for chunk := maxEvents / 2; chunk > 0; chunk /= 2 {
-		if places.TryAcquire(int64(chunk)) {
-			n += chunk
-		}
-	}
-	return n
 }
 
 // job is what one event leads to, with its first page of notifications already on the way. Starting in
