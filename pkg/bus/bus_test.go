@@ -333,7 +333,7 @@ func TestDrainsDoNotOverlap(t *testing.T) {
 	}
 	var hops []int
 	take := func() {
-		if _, err := all.Take(t.Context(), 5, bus.Unbounded, func(d *bus.Delivery) { hops = append(hops, d.Hop); d.Ack() }); err != nil {
+		if _, err := all.Take(t.Context(), 5, func(d *bus.Delivery) { hops = append(hops, d.Hop); d.Ack() }); err != nil {
 			t.Fatal(err)
 		}
 	}

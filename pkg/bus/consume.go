@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,7 +42,12 @@ type Consumer struct {
 	floor   uint64    // all up to this stream sequence was acknowledged, as far as known
 	looked  time.Time
 	highest uint64 // stream sequence of the latest first delivery
+
+	size int // bytes of the largest message lately; of the one goroutine that fetches
 }
+
+// firstSize is how large messages are taken to be before any came.
+const firstSize = 256 << 10
 
 // lookEvery is how often the state of the broker's consumer is read.
 const lookEvery = 5 * time.Second
@@ -142,17 +148,19 @@ func (c *Consumer) info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
 	return info, nil
 }
 
-// fetch asks for at most n messages of together at most room bytes, headers included, and hands each to handle
-// as it comes. It returns when that came or fetchWait passed, with how many came. A message larger than room is
-// never handed out: room must be at least MaxMessage. An error means that the broker or the consumer is in
+// fetch asks for at most n messages and hands each to handle as it comes. It returns when n came or fetchWait
+// passed, with how many came. It asks for fewer where those that came lately say that n would take more than room
+// bytes. (A pull request's own limit of bytes ends with a status that nats.go's Fetch may read before the message
+// it follows: that delivery is then lost until its ack wait.) An error means that the broker or the consumer is in
 // trouble; fetch has then paused a little, and logged it when it is time to.
 func (c *Consumer) fetch(ctx context.Context, n, room int, handle func(jetstream.Msg)) (int, error) {
 	c.look(ctx)
-	batch, err := c.c.Fetch(n, jetstream.FetchMaxWait(fetchWait), jetstream.FetchMaxBytes(room))
+	batch, err := c.c.Fetch(min(n, max(room/cmp.Or(c.size, firstSize), 1)), jetstream.FetchMaxWait(fetchWait))
 	got := 0
 	if err == nil {
 		for m := range batch.Messages() {
 			got++
+			c.size = max(len(m.Data()), c.size-c.size/64, 1)
 			handle(m)
 		}
 		err = batch.Error()
@@ -313,8 +321,9 @@ const Unbounded = math.MaxInt32
 // MaxMessage is how many bytes a message takes at most when events have at most eventMaxBytes.
 func MaxMessage(eventMaxBytes int) int { return eventMaxBytes + BrokerHeadroom }
 
-// Pull asks for at most n deliveries of together at most room bytes (at least MaxMessage) and hands each to
-// handle as it comes; it returns how many came after that came or about a second passed. What is not one of our messages goes to QUARANTINE.
+// Pull asks for at most n deliveries of together about room bytes at most (at least MaxMessage) and hands each to
+// handle as it comes; it returns how many came after that or about a second passed. What is not one of our
+// messages goes to QUARANTINE.
 func (p *Puller) Pull(ctx context.Context, n, room int, handle func(*Delivery)) (int, error) {
 	handled := 0
 	_, err := p.fetch(ctx, n, room, func(m jetstream.Msg) {

@@ -80,10 +80,9 @@ func (b *Bus) Drain(ctx context.Context, account, lane, webhook string, atMost i
 	return &Drain{&Puller{&Consumer{b: b, stream: Parked, cfg: cfg, c: c}, LaneParked}}, nil
 }
 
-// Take hands at most n messages of together at most room bytes (at least MaxMessage) that are there now to
-// handle, without waiting for more than a moment.
-func (d *Drain) Take(ctx context.Context, n, room int, handle func(*Delivery)) (int, error) {
-	batch, err := d.c.Fetch(n, jetstream.FetchMaxWait(10*time.Millisecond), jetstream.FetchMaxBytes(room))
+// Take hands at most n messages that are there now to handle, without waiting for more.
+func (d *Drain) Take(ctx context.Context, n int, handle func(*Delivery)) (int, error) {
+	batch, err := d.c.FetchNoWait(n)
 	if err != nil {
 		return 0, fmt.Errorf("take from a lane: %w", err)
 	}

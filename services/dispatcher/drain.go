@@ -257,7 +257,7 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, free func
 		}
 		got, used := 0, 0
 		if n > 0 {
-			got, err = drain.Take(ctx, n, room, func(m *bus.Delivery) {
+			got, err = drain.Take(ctx, n, func(m *bus.Delivery) {
 				size := len(m.Body)
 				used += size
 				inFlight.Go(func() {
@@ -330,7 +330,7 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 		return err
 	}
 	for attempted := false; !attempted; {
-		took, err := drain.Take(ctx, 1, bus.Unbounded, func(m *bus.Delivery) { attempted = d.handle(work, m, ticket{key: key, probe: &claimed}) })
+		took, err := drain.Take(ctx, 1, func(m *bus.Delivery) { attempted = d.handle(work, m, ticket{key: key, probe: &claimed}) })
 		if err != nil {
 			return err
 		}
@@ -387,7 +387,7 @@ func (x *drains) expire(ctx context.Context, k laneKey) error {
 	defer x.close(ctx, drain)
 	work := context.WithoutCancel(ctx)
 	for young := false; !young; {
-		took, err := drain.Take(ctx, 64, 4*x.d.mostBytes(), func(m *bus.Delivery) {
+		took, err := drain.Take(ctx, 64, func(m *bus.Delivery) {
 			if time.Since(m.StoredAt) <= x.d.cfg.ParkedMaxAge {
 				young = true
 				return

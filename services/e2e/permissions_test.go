@@ -224,7 +224,7 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	must(t, "management reads the oldest parked", err)
 	drain, err := dispatcher.Drain(ctx, n.Account, backlogs[0].Lane, "*", 1, 20*time.Second)
 	must(t, "dispatcher drains", err)
-	_, err = drain.Take(ctx, 1, bus.Unbounded, func(d *bus.Delivery) { d.Ack() })
+	_, err = drain.Take(ctx, 1, func(d *bus.Delivery) { d.Ack() })
 	must(t, "dispatcher takes from a drain", err)
 	_, err = drain.Empty(ctx)
 	must(t, "dispatcher looks at a drain", err)
