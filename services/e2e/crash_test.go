@@ -163,8 +163,8 @@ func TestStopUnderLoad(t *testing.T) {
 	good, retried := s.register(dealCreated, rc.URL), s.register(dealCreated, flaky.URL)
 	var txs []string
 	for _, p := range []*lab.Process{s.Dispatchers[0], s.Publisher, s.Monitor, s.Management, s.Dispatchers[0]} {
-		txs = append(txs, s.publishMany(60)...)
 		seen := rc.total()
+		txs = append(txs, s.publishMany(60)...)
 		s.Until("deliveries go on", func() bool { return rc.total() > seen })
 		s.stopCleanly(p)
 		p.Start()
