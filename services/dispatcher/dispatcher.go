@@ -222,7 +222,9 @@ func (d *Dispatcher) run(ctx context.Context, suspensions *bus.Bucket, up func()
 	return group.Wait()
 }
 
-// pull keeps at most one in part of MAX_IN_FLIGHT and MAX_IN_FLIGHT_BYTES in hand of the lane: it asks the broker for as many as there are free places and room for, after wait returned. It returns when ctx ended and the last one is settled.
+// pull keeps at most one in part of MAX_IN_FLIGHT, and about that of MAX_IN_FLIGHT_BYTES, in hand of the lane: it
+// asks the broker for as many as there are free places and room for, after wait returned. It returns when ctx
+// ended and the last one is settled.
 func (d *Dispatcher) pull(ctx context.Context, lane *bus.Puller, part int, wait func(context.Context)) {
 	places := bus.NewPlaces(max(d.cfg.MaxInFlight/part, 1), int(d.cfg.MaxInFlightBytes)/part, d.mostBytes())
 	var inFlight sync.WaitGroup
