@@ -125,22 +125,35 @@ func (x *Books) Audit(ctx context.Context) (*Report, []Lost, error) {
 	if err := x.CatchUp(ctx); err != nil {
 		return nil, nil, err
 	}
-	uncarried := map[owner][]Lost{}
+	// Most often every webhook's are where they should be, so they are counted before they are listed.
+	isUncarried := func(k key, e entry) bool {
+		return !onRetries[k.id] && e.seq <= acked && now.Sub(time.Unix(int64(e.changed), 0)) >= x.settled
+	}
+	counted := make([]uint64, len(x.ledger.owners))
 	for k, e := range x.ledger.open {
-		if onRetries[k.id] || e.seq > acked || now.Sub(time.Unix(int64(e.changed), 0)) < x.settled {
-			continue
+		if isUncarried(k, e) {
+			counted[e.owner]++
 		}
-		o := x.ledger.owners[e.owner]
-		uncarried[o] = append(uncarried[o], Lost{k, e, o})
+	}
+	uncarried := map[owner][]Lost{}
+	for i, n := range counted {
+		if o := x.ledger.owners[i]; n > onParked[o] {
+			uncarried[o] = make([]Lost, 0, n)
+		}
+	}
+	if len(uncarried) > 0 {
+		for k, e := range x.ledger.open {
+			o := x.ledger.owners[e.owner]
+			if _, short := uncarried[o]; short && isUncarried(k, e) {
+				uncarried[o] = append(uncarried[o], Lost{k, e, o})
+			}
+		}
 	}
 	var found []Lost
 	missing, short := map[key]uint64{}, map[owner]uint64{}
 	byAccount, inState := map[string]uint64{}, map[state]uint64{}
 	for o, all := range uncarried {
 		there := onParked[o]
-		if uint64(len(all)) <= there {
-			continue
-		}
 		gone, err := x.search(ctx, o, all, there)
 		if err != nil {
 			return nil, nil, err

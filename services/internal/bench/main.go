@@ -50,7 +50,8 @@ func main() {
 	env := flag.String("env", "", "environment for the services, separated by spaces")
 	profile := flag.String("profile", "", "write a CPU profile of the dispatcher during throughput to this file")
 	bin := flag.String("bin", "", "use the programs in this folder instead of building them; built ones are left there when it is empty")
-	webhooks := flag.Int("webhooks", 100_000, "how many webhooks the api scenario loads, at least 1,000")
+	webhooks := flag.Int("webhooks", 100_000, "how many webhooks the api scenario and scale: webhooks load, at least 10,000")
+	parked := flag.Int("parked", 100_000, "how many notifications scale: parked parks")
 	attempts := flag.Int("attempts", 1_000_000, "how many attempts the api scenario loads")
 	flag.Parse()
 	f := &fatal{cleanup: func() {}}
@@ -68,12 +69,12 @@ func main() {
 		}
 	}
 	if strings.HasPrefix(*only, "scale") {
-		scale(f, programs, dir, *only, strings.Fields(*env))
+		scale(f, programs, dir, *only, strings.Fields(*env), max(*webhooks, 10_000), *parked)
 		return
 	}
 	for sync := range strings.SplitSeq(*syncs, ",") {
 		b := newBench(f, programs, dir, sync, strings.Fields(*env))
-		b.profile, b.apiWebhooks, b.apiAttempts = *profile, max(*webhooks, 1000), *attempts
+		b.profile, b.apiWebhooks, b.apiAttempts = *profile, max(*webhooks, 10_000), *attempts
 		b.run(*only)
 		b.stop()
 	}
@@ -119,7 +120,8 @@ type bench struct {
 	dir      string // of the broker's store and the key file
 	redisURL string
 
-	apiWebhooks, apiAttempts int // that the api scenario loads
+	apiWebhooks, apiAttempts      int // that the api scenario loads
+	scaleWebhooks, parkedMessages int // that those of growth load
 
 	js      jetstream.JetStream
 	nc      *nats.Conn

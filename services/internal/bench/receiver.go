@@ -35,9 +35,10 @@ func receive() {
 		took  []int64
 		times [2]int64
 	)
-	var slow atomic.Int64
+	var slow, back atomic.Int64
 	mux := http.NewServeMux()
 	mux.HandleFunc("/slow-count", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, slow.Swap(0)) })
+	mux.HandleFunc("/back-count", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, back.Load()) })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		now := time.Now().UnixNano()
@@ -50,6 +51,9 @@ func receive() {
 			now = time.Now().UnixNano()
 		case "fail":
 			w.WriteHeader(http.StatusInternalServerError)
+			return
+		case "back":
+			back.Add(1)
 			return
 		case "slow":
 			slow.Add(1)

@@ -22,14 +22,16 @@ var scales = []struct {
 }{
 	{"scale: dispatchers", []string{"MAX_IN_FLIGHT=64"}, (*bench).dispatchers},
 	{"scale: webhooks", nil, (*bench).webhooks},
+	{"scale: parked", nil, (*bench).parked},
 }
 
 // scale runs those whose name holds only.
-func scale(f *fatal, bin, dir, only string, env []string) {
+func scale(f *fatal, bin, dir, only string, env []string, webhooks, parked int) {
 	for _, s := range scales {
 		if strings.Contains(s.name, only) {
 			fmt.Println(s.name)
 			b := newBench(f, bin, dir, "default", append(slices.Clone(env), s.env...))
+			b.scaleWebhooks, b.parkedMessages = webhooks, parked
 			s.run(b)
 			b.stop()
 			fmt.Println()
@@ -91,7 +93,7 @@ func (b *bench) webhooks() {
 		b.f.Fatalf("%v", err)
 	}
 	stored := 1
-	for _, n := range []int{1_000, 10_000} {
+	for _, n := range []int{1_000, b.scaleWebhooks / 10, b.scaleWebhooks} {
 		for ; stored < n; stored++ {
 			other := *w
 			other.ID, other.Account = uuid.NewString(), fmt.Sprint("account-", stored%2000)
@@ -127,6 +129,67 @@ func (b *bench) webhooks() {
 		b.settle()
 	}
 	b.disk()
+}
+
+// parked measures one webhook's latency at 200 events/s before and while many notifications are parked for
+// another URL, then while those are released.
+func (b *bench) parked() {
+	const healthy, waiting, runs = "crm_deal_created", "crm_task_created", 5
+	b.register(healthy, fmt.Sprintf("http://%s/ok/%s/0", b.target, healthy))
+	id := b.register(waiting, fmt.Sprintf("http://%s/back/%s/0", b.target, waiting))
+	b.post("/crm/v2/webhooks/"+id+"/suspend", nil)
+	b.publishAt(healthy, 1000, 200) // warm, and the flag is known everywhere
+	b.settle()
+	measure := func(what string) {
+		var p50, p99 []float64
+		for range runs {
+			b.reset()
+			b.publishAt(healthy, 2000, 200)
+			r := b.waitFor(2000)
+			p50, p99 = append(p50, r.P50), append(p99, r.P99)
+		}
+		fmt.Printf("%-28s p50 %5.1f ms, p99 %5.1f ms (of %d: %s)\n", what, median(p50), median(p99), runs, strings.Join(format(p99), " "))
+	}
+	measure("none parked")
+	began := time.Now()
+	b.publishAt(waiting, b.parkedMessages, 0)
+	for deadline := time.Now().Add(30 * time.Minute); b.waiting("PARKED") < b.parkedMessages; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			b.f.Fatalf("%d of %d are parked after half an hour", b.waiting("PARKED"), b.parkedMessages)
+		}
+	}
+	fmt.Printf("%d parked in %.0f s\n", b.parkedMessages, time.Since(began).Seconds())
+	b.settle()
+	time.Sleep(15 * time.Second) // what follows from the load is over: checkpoints, the books
+	b.cpu()
+	before := time.Now()
+	measure(fmt.Sprintf("%d parked", b.parkedMessages))
+	fmt.Print("processors used meanwhile, %:")
+	for _, p := range b.processes() {
+		fmt.Printf(" %s %.1f", p.Name, 100*(p.CPU()-b.last[p.Name]).Seconds()/time.Since(before).Seconds())
+	}
+	fmt.Print("\npeak MiB:")
+	for _, p := range b.processes() {
+		fmt.Printf(" %s %d", p.Name, p.PeakMemory()>>20)
+	}
+	fmt.Println()
+	b.post("/crm/v2/webhooks/"+id+"/resume", nil)
+	began = time.Now()
+	b.reset()
+	b.publishAt(healthy, 2000, 200)
+	r := b.waitFor(2000)
+	fmt.Printf("while they are released      p50 %5.1f ms, p99 %5.1f ms\n", r.P50, r.P99)
+	for b.released() < b.parkedMessages && time.Since(began) < 30*time.Minute {
+		time.Sleep(100 * time.Millisecond)
+	}
+	fmt.Printf("%d released in %.0f s\n", b.released(), time.Since(began).Seconds())
+	b.disk()
+}
+
+func (b *bench) released() int {
+	var n int
+	b.ask("/back-count", &n)
+	return n
 }
 
 // disk prints what the streams hold for each message, after events of 1 KiB went to one webhook each.
