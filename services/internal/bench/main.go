@@ -206,11 +206,14 @@ func (b *bench) run(only string) {
 	fmt.Println()
 }
 
-// post is one API call; it returns the body of the answer.
+// post is one API call, without a body when data is nil; it returns the body of the answer.
 func (b *bench) post(path string, data any) []byte {
-	body, err := json.Marshal(map[string]any{"data": data})
-	if err != nil {
-		b.f.Fatalf("%v", err)
+	var body []byte
+	if data != nil {
+		var err error
+		if body, err = json.Marshal(map[string]any{"data": data}); err != nil {
+			b.f.Fatalf("%v", err)
+		}
 	}
 	req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, b.system.APIURL+path, bytes.NewReader(body))
 	if err != nil {
