@@ -37,7 +37,7 @@ const (
 	apiClients  = 2   // at once
 )
 
-// api loads b.apiWebhooks webhooks of one account and b.apiAttempts attempts, and measures how long the API and the
+// api loads b.load.webhooks webhooks of one account and b.load.attempts attempts, and measures how long the API and the
 // console take to list, filter and show them. The worst case is one account: with many, each has less to
 // look through. The webhooks go straight into their bucket, the attempts into the journal as the dispatcher
 // writes them; management indexes them itself.
@@ -85,7 +85,7 @@ func (b *bench) loadWebhooks() []*webhook.Webhook {
 	events := []webhook.Pattern{"crm_deal_created", "crm_deal_*", "crm_contact_updated", "crm_organization_created", "*"}
 	names := []string{"Deals to the warehouse", "Contact sync", "Billing", "New leads to the call centre", "Data lake"}
 	_, secret := delivery.NewSecret()
-	hooks := make([]*webhook.Webhook, b.apiWebhooks)
+	hooks := make([]*webhook.Webhook, b.load.webhooks)
 	for i := range hooks {
 		w := &webhook.Webhook{
 			ID: uuid.NewString(), Account: lab.Account, Name: fmt.Sprintf("%s %05d", names[i%len(names)], i), EventName: events[i%len(events)], Method: "POST",
@@ -162,7 +162,7 @@ const inFlight = 2000
 func (l *loader) run(ctx context.Context) {
 	began := time.Now().Add(-20 * time.Hour)
 	next := l.notification(began)
-	for l.attempts < l.b.apiAttempts {
+	for l.attempts < l.b.load.attempts {
 		s := next
 		if len(l.waiting) > 0 && l.waiting[0].due.Before(next.due) {
 			s = l.waiting[0]
@@ -216,7 +216,7 @@ func (l *loader) notification(began time.Time) *sent {
 		s.hook = l.hooks[scatter(n, len(l.hooks)-apiBusy)]
 	}
 	s.id = uuid.NewSHA1(uuid.MustParse(s.hook.ID), binary.BigEndian.AppendUint64(nil, uint64(n))).String() //nolint:gosec // a count
-	s.due = began.Add(time.Duration(float64(20*time.Hour) * float64(n) / float64(l.b.apiAttempts/2)))      // about two attempts each
+	s.due = began.Add(time.Duration(float64(20*time.Hour) * float64(n) / float64(l.b.load.attempts/2)))    // about two attempts each
 	switch scatter(n+1, 10) {
 	case 0, 1:
 		s.last = 2 + scatter(n+2, 2)

@@ -50,10 +50,11 @@ func main() {
 	env := flag.String("env", "", "environment for the services, separated by spaces")
 	profile := flag.String("profile", "", "write a CPU profile of the dispatcher during throughput to this file")
 	bin := flag.String("bin", "", "use the programs in this folder instead of building them; built ones are left there when it is empty")
-	webhooks := flag.Int("webhooks", 100_000, "how many webhooks the api scenario and scale: webhooks load, at least 10,000")
-	parked := flag.Int("parked", 100_000, "how many notifications scale: parked parks")
+	webhooks := flag.Int("webhooks", 100_000, "how many webhooks api and scale: webhooks load, at least 1,000")
+	parked := flag.Int("parked", 100_000, "how many notifications scale: parked has parked")
 	attempts := flag.Int("attempts", 1_000_000, "how many attempts the api scenario loads")
 	flag.Parse()
+	load := load{webhooks: max(*webhooks, 1_000), attempts: *attempts, parked: *parked}
 	f := &fatal{cleanup: func() {}}
 	dir, err := os.MkdirTemp("", "gancho-bench-")
 	if err != nil {
@@ -69,12 +70,12 @@ func main() {
 		}
 	}
 	if strings.HasPrefix(*only, "scale") {
-		scale(f, programs, dir, *only, strings.Fields(*env), max(*webhooks, 10_000), *parked)
+		scale(f, programs, dir, *only, strings.Fields(*env), load)
 		return
 	}
 	for sync := range strings.SplitSeq(*syncs, ",") {
 		b := newBench(f, programs, dir, sync, strings.Fields(*env))
-		b.profile, b.apiWebhooks, b.apiAttempts = *profile, max(*webhooks, 10_000), *attempts
+		b.profile, b.load = *profile, load
 		b.run(*only)
 		b.stop()
 	}
@@ -109,6 +110,9 @@ func cpuName() string {
 	return runtime.GOARCH
 }
 
+// load is how much the scenarios of growth and the api scenario store.
+type load struct{ webhooks, attempts, parked int }
+
 type bench struct {
 	f        *fatal
 	sync     string
@@ -120,8 +124,7 @@ type bench struct {
 	dir      string // of the broker's store and the key file
 	redisURL string
 
-	apiWebhooks, apiAttempts      int // that the api scenario loads
-	scaleWebhooks, parkedMessages int // that those of growth load
+	load load
 
 	js      jetstream.JetStream
 	nc      *nats.Conn

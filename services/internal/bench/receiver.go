@@ -35,10 +35,10 @@ func receive() {
 		took  []int64
 		times [2]int64
 	)
-	var slow, back atomic.Int64
+	var slow, back atomic.Int64 // requests
 	mux := http.NewServeMux()
-	mux.HandleFunc("/slow-count", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, slow.Swap(0)) })
-	mux.HandleFunc("/back-count", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, back.Load()) })
+	mux.HandleFunc("/count/slow", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, slow.Load()) })
+	mux.HandleFunc("/count/back", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, back.Load()) })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		now := time.Now().UnixNano()
@@ -102,6 +102,12 @@ func receive() {
 }
 
 func (b *bench) reset() { b.ask("/reset", nil) }
+
+// count is how many requests of a kind the receiver has seen.
+func (b *bench) count(kind string) (n int) {
+	b.ask("/count/"+kind, &n)
+	return n
+}
 
 func (b *bench) report() (r report) {
 	b.ask("/report", &r)

@@ -26,12 +26,12 @@ var scales = []struct {
 }
 
 // scale runs those whose name holds only.
-func scale(f *fatal, bin, dir, only string, env []string, webhooks, parked int) {
+func scale(f *fatal, bin, dir, only string, env []string, load load) {
 	for _, s := range scales {
 		if strings.Contains(s.name, only) {
 			fmt.Println(s.name)
 			b := newBench(f, bin, dir, "default", append(slices.Clone(env), s.env...))
-			b.scaleWebhooks, b.parkedMessages = webhooks, parked
+			b.load = load
 			s.run(b)
 			b.stop()
 			fmt.Println()
@@ -93,7 +93,7 @@ func (b *bench) webhooks() {
 		b.f.Fatalf("%v", err)
 	}
 	stored := 1
-	for _, n := range []int{1_000, b.scaleWebhooks / 10, b.scaleWebhooks} {
+	for n := 1_000; n <= b.load.webhooks; n *= 10 {
 		for ; stored < n; stored++ {
 			other := *w
 			other.ID, other.Account = uuid.NewString(), fmt.Sprint("account-", stored%2000)
@@ -152,18 +152,14 @@ func (b *bench) parked() {
 	}
 	measure("none parked")
 	began := time.Now()
-	b.publishAt(waiting, b.parkedMessages, 0)
-	for deadline := time.Now().Add(30 * time.Minute); b.waiting("PARKED") < b.parkedMessages; time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			b.f.Fatalf("%d of %d are parked after half an hour", b.waiting("PARKED"), b.parkedMessages)
-		}
-	}
-	fmt.Printf("%d parked in %.0f s\n", b.parkedMessages, time.Since(began).Seconds())
+	b.publishAt(waiting, b.load.parked, 0)
+	b.reach(b.load.parked, "parked", func() int { return b.waiting("PARKED") })
+	fmt.Printf("%d parked in %.0f s\n", b.load.parked, time.Since(began).Seconds())
 	b.settle()
 	time.Sleep(15 * time.Second) // what follows from the load is over: checkpoints, the books
 	b.cpu()
 	before := time.Now()
-	measure(fmt.Sprintf("%d parked", b.parkedMessages))
+	measure(fmt.Sprintf("%d parked", b.load.parked))
 	fmt.Print("processors used meanwhile, %:")
 	for _, p := range b.processes() {
 		fmt.Printf(" %s %.1f", p.Name, 100*(p.CPU()-b.last[p.Name]).Seconds()/time.Since(before).Seconds())
@@ -179,17 +175,18 @@ func (b *bench) parked() {
 	b.publishAt(healthy, 2000, 200)
 	r := b.waitFor(2000)
 	fmt.Printf("while they are released      p50 %5.1f ms, p99 %5.1f ms\n", r.P50, r.P99)
-	for b.released() < b.parkedMessages && time.Since(began) < 30*time.Minute {
-		time.Sleep(100 * time.Millisecond)
-	}
-	fmt.Printf("%d released in %.0f s\n", b.released(), time.Since(began).Seconds())
+	b.reach(b.load.parked, "released", func() int { return b.count("back") })
+	fmt.Printf("%d released in %.0f s\n", b.load.parked, time.Since(began).Seconds())
 	b.disk()
 }
 
-func (b *bench) released() int {
-	var n int
-	b.ask("/back-count", &n)
-	return n
+// reach waits until want are done.
+func (b *bench) reach(want int, done string, count func() int) {
+	for deadline := time.Now().Add(30 * time.Minute); count() < want; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			b.f.Fatalf("%d of %d are %s after half an hour", count(), want, done)
+		}
+	}
 }
 
 // disk prints what the streams hold for each message, after events of 1 KiB went to one webhook each.
