@@ -134,6 +134,15 @@ func TestChaos(t *testing.T) {
 	s.AddDispatcher()
 	w := newWitness()
 	broken := make(chan struct{}) // closed when the faulty receivers are repaired
+	untilRepaired := func(answer func(http.ResponseWriter, string)) func(http.ResponseWriter, string) {
+		return func(rw http.ResponseWriter, attempt string) {
+			select {
+			case <-broken:
+			default:
+				answer(rw, attempt)
+			}
+		}
+	}
 	receivers := []*receiver{
 		newReceiver(t, w.watch(succeed)),
 		newReceiver(t, w.watch(func(rw http.ResponseWriter, attempt string) {
@@ -141,24 +150,14 @@ func TestChaos(t *testing.T) {
 				fail(rw, attempt)
 			}
 		})),
-		// Refuses half of them. In the end it is repaired too: else only those are left, its URL is suspended again
-		// and again, and each needs a probe of its own, more than this test waits for.
-		newReceiver(t, w.watch(func(rw http.ResponseWriter, attempt string) {
-			select {
-			case <-broken:
-			default:
-				if rw.Header().Get(seenID) < "8" {
-					fail(rw, attempt)
-				}
-			}
-		})),
-		newReceiver(t, w.watch(func(rw http.ResponseWriter, attempt string) {
-			select {
-			case <-broken:
-			default:
+		// If half were refused for good, only those would be left, their URL suspended again and again, and each of
+		// them would need a probe of its own: more than this test waits for.
+		newReceiver(t, w.watch(untilRepaired(func(rw http.ResponseWriter, attempt string) {
+			if rw.Header().Get(seenID) < "8" {
 				fail(rw, attempt)
 			}
-		})),
+		}))),
+		newReceiver(t, w.watch(untilRepaired(fail))),
 	}
 	var hooks []hook
 	for _, rc := range receivers {

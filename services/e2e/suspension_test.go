@@ -339,11 +339,22 @@ func TestByHand(t *testing.T) {
 	s.waitStatus(other.ID, "suspended")
 	late := s.publishMany(3)
 	s.waitAll(ids(dealCreated, other, late), "parked") // an event matched after the deletion makes no notification
-	// A deleted webhook's notifications are cancelled.
+	// A deleted webhook's notifications are cancelled: the API says so at once, and they are taken out.
 	if status := s.call(http.MethodDelete, "/crm/v2/webhooks/"+other.ID, nil, nil); status != http.StatusNoContent {
 		t.Fatalf("DELETE: status %d", status)
 	}
 	s.waitAll(ids(dealCreated, other, late), "cancelled")
+	s.Until("nothing is parked", func() bool { return s.parked() == 0 })
+}
+
+// parked is how many messages are on PARKED.
+func (s *system) parked() int {
+	s.t.Helper()
+	stream, err := s.js.Stream(s.t.Context(), "PARKED")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return int(stream.CachedInfo().State.Msgs)
 }
 
 func TestHangingURLsDoNotHoldUpOthers(t *testing.T) {
@@ -370,15 +381,7 @@ func TestHangingURLsDoNotHoldUpOthers(t *testing.T) {
 	if n := hanging.total(); n > 6*64 {
 		t.Errorf("%d requests hang before the healthy ones are done", n)
 	}
-	parked := 0
-	stream, err := s.js.Stream(t.Context(), "PARKED")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if info, err := stream.Info(t.Context()); err == nil {
-		parked = int(info.State.Msgs)
-	}
-	if parked == 0 {
+	if s.parked() == 0 {
 		t.Error("nothing of the hanging URLs is parked")
 	}
 }
