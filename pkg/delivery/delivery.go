@@ -204,10 +204,19 @@ func (s *Sender) Send(ctx context.Context, r Request) Outcome {
 		}
 		o.Reason, o.Detail = a.classify(err, s.timeout)
 		o.Detail = tidy(secrets.hide(o.Detail))
+		o.Certificate = s.ended(err, o.Started.Add(o.Duration))
 		return o
 	}
 	o.Phases.FirstByte = o.Started.Add(o.Duration).Sub(a.got)
 	o.judge(resp)
+	if resp.TLS != nil && len(resp.TLS.PeerCertificates) > 0 {
+		leaf := resp.TLS.PeerCertificates[0]
+		o.Certificate = Certificate{From: leaf.NotBefore, Until: leaf.NotAfter, New: a.fresh && !resp.TLS.DidResume}
+		if o.Certificate.EndsSoon(o.Started) {
+			// The next handshake is a full one: resumed sessions could go on with this one after its renewal.
+			s.tls.ClientSessionCache.Put(req.URL.Hostname(), nil)
+		}
+	}
 	o.ResponseHeaders = resp.Header
 	secrets.hideHeader(o.ResponseHeaders)
 

@@ -12,14 +12,15 @@ import (
 
 // attempt is the context of one request. net/http dials in goroutines of its own that may outlive the
 // request and drop its deadline, so what they need and measure travels here. deadline and host are set
-// before the request starts and then only read; got belongs to the goroutine of Send; the rest belongs to
-// dialling goroutines and Send at once.
+// before the request starts and then only read; got and fresh belong to the goroutine of Send; the rest
+// belongs to dialling goroutines and Send at once.
 type attempt struct {
 	context.Context
 	deadline time.Time
 	host     string // of the URL, with its port if it has one
 
-	got time.Time // when the request had its (last) connection; zero before
+	got   time.Time // when the request had its (last) connection; zero before
+	fresh bool      // it is the first on that connection
 
 	step              atomic.Int32
 	dns, connect, tls atomic.Int64 // nanoseconds
@@ -27,7 +28,7 @@ type attempt struct {
 
 // gotConn is called by net/http in the goroutine of Send.
 func (a *attempt) gotConn(info httptrace.GotConnInfo) {
-	a.got = time.Now()
+	a.got, a.fresh = time.Now(), !info.Reused
 	c := info.Conn
 	if t, ok := c.(*tls.Conn); ok {
 		c = t.NetConn()

@@ -58,6 +58,24 @@ type Phases struct {
 	FirstByte time.Duration
 }
 
+// Certificate is how long the receiver's own (leaf) certificate is valid.
+type Certificate struct {
+	From, Until time.Time
+	// New means that the receiver showed it for this attempt, in a full handshake. On a kept connection and in
+	// a resumed session it is the one of an earlier handshake, and may have been renewed since.
+	New bool
+}
+
+// certificateNotice is how long before its end a certificate ends soon; of one that is valid for less than three
+// times as long, the last third of its time, so those that are renewed every few days do not.
+const certificateNotice = 14 * 24 * time.Hour
+
+// EndsSoon reports whether the certificate ends within 14 days, or within a third of its validity where that is
+// less, or has ended. The zero Certificate does not.
+func (c Certificate) EndsSoon(now time.Time) bool {
+	return !c.Until.IsZero() && c.Until.Sub(now) <= min(certificateNotice, c.Until.Sub(c.From)/3)
+}
+
 // Outcome is what came of one attempt. It belongs to the caller.
 type Outcome struct {
 	// Delivered means a 2xx within the timeout.
@@ -76,6 +94,9 @@ type Outcome struct {
 	Started  time.Time
 	Duration time.Duration // from Started to the verdict, without reading the body
 	Phases   Phases
+	// Certificate is that of the receiver that answered, or the one that was refused and has ended; nothing else of
+	// that one is verified. Zero for plain HTTP and all other failures without an answer.
+	Certificate Certificate
 
 	// RequestHeaders are those sent, the auth key and the signature as "***".
 	// Nil when no request could be built.
@@ -207,6 +228,22 @@ func isTLS(err error) bool {
 	}
 	_, ok := errors.AsType[tls.RecordHeaderError](err)
 	return ok
+}
+
+// ended returns the receiver's certificate where err says that it was refused and it has ended.
+func (s *Sender) ended(err error, now time.Time) Certificate {
+	refused, ok := errors.AsType[*tls.CertificateVerificationError](err)
+	if !ok || len(refused.UnverifiedCertificates) == 0 {
+		return Certificate{}
+	}
+	if _, dialing := errors.AsType[*dialError](err); dialing && s.policy.Proxy != nil {
+		return Certificate{} // it is the proxy's
+	}
+	leaf := refused.UnverifiedCertificates[0]
+	if !now.After(leaf.NotAfter) {
+		return Certificate{}
+	}
+	return Certificate{From: leaf.NotBefore, Until: leaf.NotAfter, New: true}
 }
 
 const maxDetailBytes = 400

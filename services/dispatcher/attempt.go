@@ -223,6 +223,7 @@ func (d *Dispatcher) observe(m *bus.Delivery, r *notification.Record, o delivery
 	if r.AttemptsDone == 1 && m.Lane == bus.LaneFirst && m.Replay == "" && m.Send == 1 { // what was parked waited on purpose
 		d.metrics.latency.Observe(o.Started.Sub(m.EventTime).Seconds())
 	}
+	d.receivers.saw(m, r.URLHost, o.Certificate)
 	if r.State.Terminal() {
 		d.metrics.ended.WithLabelValues(string(r.State)).Inc()
 	}

@@ -42,6 +42,7 @@ type Dispatcher struct {
 	flags       *flags
 	drains      *drains
 	metrics     metrics
+	receivers   *certificates
 	credentials credentials
 	crowded     atomic.Bool // too many delayed NAKs on RETRIES
 	brake       brake
@@ -169,7 +170,7 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 	d := &Dispatcher{
 		cfg: cfg, name: host + "-" + uuid.NewString()[:8], log: proc.Log, bus: b, registry: registry, keys: keys, sender: sender,
 		schedule: schedule{cfg.RetryDelays, cfg.RetryJitter, cfg.MaxRetryAfter},
-		shares:   newShares(cfg.MaxInFlightPerURL, cfg.MaxInFlight), flags: newFlags(proc.Log), metrics: newMetrics(proc.Metrics), trace: proc.Trace,
+		shares:   newShares(cfg.MaxInFlightPerURL, cfg.MaxInFlight), flags: newFlags(proc.Log), metrics: newMetrics(proc.Metrics), receivers: newCertificates(proc.Log, proc.Metrics), trace: proc.Trace,
 	}
 	leases, err := b.Bucket(ctx, bus.BucketLeases)
 	if err != nil {

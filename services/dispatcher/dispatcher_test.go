@@ -42,6 +42,7 @@ type rig struct {
 	keys     *seal.Keyring
 	cfg      Config
 	log      *zap.Logger
+	metrics  *prometheus.Registry // of the dispatcher started last
 	run      func(context.Context, Config, *service.Process) error
 	stop     func()
 }
@@ -79,7 +80,8 @@ func (r *rig) start() {
 	r.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	proc := &service.Process{Name: "dispatcher", Log: r.log, Metrics: prometheus.NewRegistry(), Health: service.NewHealth()}
+	r.metrics = prometheus.NewRegistry()
+	proc := &service.Process{Name: "dispatcher", Log: r.log, Metrics: r.metrics, Health: service.NewHealth()}
 	go func() { done <- r.run(ctx, r.cfg, proc) }()
 	r.stop = sync.OnceFunc(func() {
 		cancel()

@@ -75,6 +75,7 @@ func (x *drains) run(ctx context.Context) {
 		}
 		x.act(backlogs)
 		x.d.shares.forget()
+		x.d.receivers.sweep()
 	}
 }
 
