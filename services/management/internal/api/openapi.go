@@ -58,16 +58,27 @@ func document(routes []route) ([]byte, error) {
 			Properties: map[string]*huma.Schema{"errors": {Type: huma.TypeArray, Items: ref(problem.Problem{})}},
 		}}},
 	}
+	slower := *failure
+	slower.Description = "too many requests, or too many wrong tokens"
+	slower.Headers = map[string]*huma.Param{"Retry-After": {Description: "seconds to wait", Required: true, Schema: &huma.Schema{Type: huma.TypeInteger}}}
 	doc := &huma.OpenAPI{
 		OpenAPI: "3.1.0",
 		Info: &huma.Info{
 			Title: "Gancho", Version: service.Version,
 			Description: "Webhooks of a CRM: registrations, notifications, resends and replays. The shape is that of RD Station CRM's API v2.",
+			License:     &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"},
 		},
-		Tags: []*huma.Tag{{Name: "webhooks"}, {Name: "notifications"}, {Name: "replays"}, {Name: "events"}, {Name: "meta"}},
+		Servers: []*huma.Server{{URL: "/", Description: "where this document comes from"}},
+		Tags: []*huma.Tag{
+			{Name: "webhooks", Description: "registrations: which events are sent where"},
+			{Name: "notifications", Description: "what became of each, and sending one again"},
+			{Name: "replays", Description: "past events sent to a webhook again"},
+			{Name: "events", Description: "publishing an event without NATS"},
+			{Name: "meta", Description: "this document"},
+		},
 		Components: &huma.Components{
 			Schemas:         registry,
-			Responses:       map[string]*huma.Response{"Error": failure},
+			Responses:       map[string]*huma.Response{"Error": failure, "TooMany": &slower},
 			SecuritySchemes: map[string]*huma.SecurityScheme{"token": {Type: "http", Scheme: "bearer", Description: "a token of one account; an operator's also needs X-Account-Id"}},
 		},
 		Security: []map[string][]string{{"token": {}}},
@@ -173,9 +184,17 @@ func operation(r route, ref func(any) *huma.Schema) *huma.Operation {
 		op.Security = []map[string][]string{}
 	}
 	for _, status := range fails {
-		op.Responses[strconv.Itoa(status)] = &huma.Response{Ref: "#/components/responses/Error"}
+		op.Responses[strconv.Itoa(status)] = &huma.Response{Ref: "#/components/responses/" + failureOf(status)}
 	}
 	return op
+}
+
+// failureOf names the component that describes the answers of a status.
+func failureOf(status int) string {
+	if status == http.StatusTooManyRequests {
+		return "TooMany"
+	}
+	return "Error"
 }
 
 func response(res result, ref func(any) *huma.Schema, wrap func(*huma.Schema) *huma.Schema) *huma.Response {

@@ -120,12 +120,6 @@ document.addEventListener("submit", (event) => {
 });
 window.addEventListener("pageshow", () => { for (const f of document.forms) delete f.dataset.sent; });
 
-for (const form of document.querySelectorAll("form[data-submit]")) {
-  for (const select of form.querySelectorAll("select")) select.addEventListener("change", () => form.requestSubmit());
-  const apply = form.querySelector("button:not([type])");
-  if (apply) apply.hidden = true;
-}
-
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", async () => {
     const field = $(button.dataset.copy);
@@ -229,7 +223,6 @@ function follow() {
   connect();
   pause.addEventListener("click", () => {
     paused = !paused;
-    pause.setAttribute("aria-pressed", paused);
     pause.textContent = paused ? pause.dataset.resume : pause.dataset.pause;
     if (!paused) { waiting.forEach(add); waiting = []; }
     show();
