@@ -76,6 +76,8 @@ type Message struct {
 	Header   func(key string) string // the first value of a header, "" when missing
 	Body     []byte
 	Sequence uint64
+	// MaxBytes is how large the body of an event may be, EVENT_MAX_BYTES; 0: it was looked at before.
+	MaxBytes int
 }
 
 var (
@@ -108,6 +110,9 @@ func Parse(m Message) (Event, *Rejected) {
 	acct, evName, ok := splitSubject(m.Subject)
 	if !ok {
 		return Event{}, &Rejected{BadSubject, "the subject is not crm.events.<account_id>.<event_name>"}
+	}
+	if m.MaxBytes > 0 && len(m.Body) > m.MaxBytes {
+		return Event{}, &Rejected{NotObject, fmt.Sprintf("the body has %d bytes, more than EVENT_MAX_BYTES (%d)", len(m.Body), m.MaxBytes)}
 	}
 	if rejected := checkBody(m.Body, evName); rejected != nil {
 		return Event{}, rejected

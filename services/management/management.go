@@ -112,7 +112,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		hooks := webhooks.New(webhooks.Options{
 			Bus: b, Registry: registry, Claims: claims, Flags: suspended, Keys: keys, Policy: policy, Names: names, PerAccount: cfg.WebhooksPerAccount, Log: proc.Log,
 		})
-		told := notifications.New(b, hooks, recent)
+		told := notifications.New(b, hooks, recent, cfg.Limits.EventMaxBytes)
 		jobs, err := b.Bucket(ctx, bus.BucketReplays)
 		if err != nil {
 			return ended(ctx, err)

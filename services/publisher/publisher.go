@@ -48,7 +48,8 @@ type Publisher struct {
 	metrics  metrics
 	trace    *tracing.Tracer
 
-	mostBytes int // of one event
+	mostBytes    int // of one event with its headers
+	maxBodyBytes int
 }
 
 type metrics struct {
@@ -101,7 +102,10 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	if err != nil {
 		return err
 	}
-	p := &Publisher{log: proc.Log, bus: b, registry: registry, metrics: newMetrics(proc.Metrics), trace: proc.Trace, mostBytes: bus.MaxMessage(cfg.Limits.EventMaxBytes)}
+	p := &Publisher{
+		log: proc.Log, bus: b, registry: registry, metrics: newMetrics(proc.Metrics), trace: proc.Trace,
+		mostBytes: bus.MaxMessage(cfg.Limits.EventMaxBytes), maxBodyBytes: cfg.Limits.EventMaxBytes,
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	loaded := make(chan struct{})
 	group.Go(func() error { return registry.Run(ctx, func() { close(loaded) }, nil) })
@@ -159,6 +163,7 @@ type job struct {
 }
 
 func (p *Publisher) start(_ context.Context, m *bus.EventMessage) *job {
+	m.MaxBytes = p.maxBodyBytes // the broker's limit counts headers too
 	ev, rejected := event.Parse(m.Message)
 	j := &job{event: ev, rejected: rejected, newer: rejected == nil && p.registry.Newer(ev.Account)}
 	if rejected != nil || j.newer {

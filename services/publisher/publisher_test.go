@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -214,6 +215,39 @@ func TestCloudEvents(t *testing.T) {
 	want := event.NotificationID(event.ID("acme", "crm_lead_created", "ce-1"), w.UUID)
 	if len(all) != 1 || all[0].Header.Get("Gancho-Notification-Id") != want || string(all[0].Data) != `{ "raw" : true }` {
 		t.Errorf("got %+v", all)
+	}
+}
+
+// TestLargestEvent: rows 47 and 48 of the bad inputs. The broker's limit leaves room for headers, so a body may
+// be larger than EVENT_MAX_BYTES and still be stored: it is no event. One of exactly that is, and arrives whole.
+func TestLargestEvent(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.webhook("acme", "*", webhook.Active)
+	r.start()
+	of := func(size int) string {
+		const head, tail = `{"n":"`, `"}`
+		return head + strings.Repeat("x", size-len(head)-len(tail)) + tail
+	}
+	most := bustest.Limits().EventMaxBytes
+	const subject = "crm.events.acme.crm_deal_created"
+	for _, size := range []int{most + 1, most + 900} {
+		r.publish(subject, of(size), nil)
+		all := r.stored(bus.Rejected)
+		if len(all) == 0 {
+			t.Fatalf("%d bytes were not rejected", size)
+		}
+		last := all[len(all)-1]
+		if last.Header.Get("Gancho-Reason") != "not_object" || last.Header.Get("Gancho-Subject") != subject || string(last.Data) != of(size) {
+			t.Errorf("%d bytes: got %v and %d bytes", size, last.Header, len(last.Data))
+		}
+	}
+	if n := len(r.stored(bus.Notifications)); n != 0 {
+		t.Errorf("%d notifications of what is no event", n)
+	}
+	r.publish(subject, of(most), nats.Header{"Nats-Msg-Id": {strings.Repeat("i", 64+1+64+1+128)}})
+	if all := r.stored(bus.Notifications); len(all) != 1 || string(all[0].Data) != of(most) {
+		t.Errorf("%d notifications of the largest event, want it whole", len(all))
 	}
 }
 

@@ -107,7 +107,7 @@ func lists() []list {
 			about: "Header `Gancho-Reason` of a message on the stream `REJECTED_EVENTS`, which keeps its bytes for 30 days; HTTP ingest answers with the same words as `code`. A rejected event never holds up the next one. An event that is too large is refused by the broker (over HTTP: 413), so it is never acknowledged.",
 			first: "reason", actions: "what the CRM has to change", closed: names(event.Reasons()...), words: []word{
 				{string(event.BadSubject), "the subject is not `crm.events.<account_id>.<event_name>`", "account: 1 to 64 of `A-Za-z0-9_-`; event: `crm_<entity>_<action>`, `a-z0-9_`, at most 64"},
-				{string(event.NotObject), "the body is empty, or JSON but not an object", "send one JSON object"},
+				{string(event.NotObject), "the body is empty, JSON but not an object, or larger than `EVENT_MAX_BYTES`", "send one JSON object, not larger"},
 				{string(event.BadJSON), "the body is not one well-formed JSON value", "no byte order mark, nothing after the closing brace, nested at most 10,000 deep"},
 				{string(event.EventNameMismatch), "`event_name` of the body, or the header `ce-type`, is not the name in the subject", "make them equal, or leave `event_name` out"},
 				{string(event.BadTransactionUUID), "`transaction_uuid` is not a string of 1 to 128 of `A-Za-z0-9_-`", "correct it, or leave it out"},

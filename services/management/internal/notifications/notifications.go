@@ -39,11 +39,13 @@ type Service struct {
 	bus      *bus.Bus
 	webhooks *webhooks.Service
 	index    *index.Index
+
+	eventMaxBytes int
 }
 
-// New returns a service.
-func New(b *bus.Bus, w *webhooks.Service, x *index.Index) *Service {
-	return &Service{bus: b, webhooks: w, index: x}
+// New returns a service. eventMaxBytes is how large an event may be: what is larger is not replayed.
+func New(b *bus.Bus, w *webhooks.Service, x *index.Index, eventMaxBytes int) *Service {
+	return &Service{bus: b, webhooks: w, index: x, eventMaxBytes: eventMaxBytes}
 }
 
 // Notification is what is known of one.

@@ -35,7 +35,9 @@ func (s *Service) States(ctx context.Context, w *webhook.Webhook, events []*bus.
 // of returns the event and its notification for the webhook; nil where there is none, and a zero event where
 // the message is none.
 func (s *Service) of(ctx context.Context, w *webhook.Webhook, e *bus.StoredEvent) (event.Event, *Notification, error) {
-	ev, rejected := event.Parse(e.Message)
+	m := e.Message
+	m.MaxBytes = s.eventMaxBytes
+	ev, rejected := event.Parse(m)
 	if rejected != nil || !w.EventName.Matches(ev.Name) {
 		return event.Event{}, nil, nil
 	}
