@@ -3,6 +3,7 @@ package publisher
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -13,12 +14,14 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/event"
 	"gancho/pkg/service"
 	"gancho/pkg/webhook"
+	"gancho/services/internal/lab"
 )
 
 // rig is a publisher on a real broker; the test plays the CRM and looks at what is stored.
@@ -251,9 +254,130 @@ func TestLargestEvent(t *testing.T) {
 	}
 }
 
-// TestLargeFanOutHoldsUpNothing: row 58 of the bad inputs. 10,000 webhooks match the first event; the one
-// behind it is stored before the last of them, and a publisher that is stopped in the middle loses and
-// repeats none.
+// TestFanOutIsWholeAfterAStop: row 58 of the bad inputs. A publisher that is stopped or killed in the middle of a
+// large fan-out, where a full stream holds it, loses none of the notifications and doubles none.
+func TestFanOutIsWholeAfterAStop(t *testing.T) {
+	t.Parallel()
+	const many, some = 3 * page, 2*page - 16
+	full := func(r *rig, messages int64) {
+		r.t.Helper()
+		s, err := r.js.Stream(r.t.Context(), bus.Notifications)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		cfg := s.CachedInfo().Config
+		cfg.MaxMsgs = messages
+		if _, err := r.js.UpdateStream(r.t.Context(), cfg); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	begin := func(t *testing.T) *rig {
+		t.Helper()
+		r := newRig(t)
+		for range many {
+			r.webhook("acme", "*", webhook.Active)
+		}
+		full(r, some)
+		r.publish("crm.events.acme.crm_deal_created", body, nil)
+		return r
+	}
+	halfway := func(r *rig) {
+		r.t.Helper()
+		deadline := time.After(time.Minute)
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			s, err := r.js.Stream(r.t.Context(), bus.Notifications)
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			if s.CachedInfo().State.Msgs == some {
+				return
+			}
+			select {
+			case <-deadline:
+				r.t.Fatalf("%d notifications after a minute, want %d", s.CachedInfo().State.Msgs, some)
+			case <-tick.C:
+			}
+		}
+	}
+	whole := func(r *rig) {
+		r.t.Helper()
+		seen := map[string]int{}
+		for _, m := range r.stored(bus.Notifications) {
+			seen[m.Header.Get("Gancho-Webhook-Id")]++
+		}
+		if len(seen) != many {
+			r.t.Errorf("%d webhooks have a notification, want %d", len(seen), many)
+		}
+		for id, n := range seen {
+			if n != 1 {
+				r.t.Errorf("webhook %s has %d notifications", id, n)
+			}
+		}
+	}
+	t.Run("stopped", func(t *testing.T) {
+		t.Parallel()
+		r := begin(t)
+		r.start()
+		halfway(r)
+		done := make(chan struct{})
+		go func() { defer close(done); r.stop() }()
+		full(r, -1)
+		<-done
+		whole(r) // no other publisher is there to complete it
+	})
+	t.Run("killed", func(t *testing.T) {
+		t.Parallel()
+		r := begin(t)
+		p := lab.NewProcess(t, "publisher", []string{brokerOfChild + "=" + r.broker.URL()}, os.Args[0])
+		p.Start()
+		t.Cleanup(p.Kill)
+		halfway(r)
+		p.Kill()
+		full(r, -1)
+		// The broker hands the event out again after its wait, which is not waited for here.
+		s, err := r.js.Stream(t.Context(), bus.Events)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := s.Consumer(t.Context(), bus.ConsumerPublisher)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := c.CachedInfo().Config
+		cfg.AckWait = 10 * time.Millisecond
+		if c, err = s.UpdateConsumer(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		m, err := c.Next(jetstream.FetchMaxWait(time.Minute))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Nak(); err != nil {
+			t.Fatal(err)
+		}
+		r.start()
+		whole(r)
+	})
+}
+
+// brokerOfChild makes of this test a publisher, for another test to kill.
+const brokerOfChild = "GANCHO_TEST_PUBLISHER_OF"
+
+func TestMain(m *testing.M) {
+	url := os.Getenv(brokerOfChild)
+	if url == "" {
+		os.Exit(m.Run())
+	}
+	proc := &service.Process{Name: "publisher", Log: zap.NewNop(), Metrics: prometheus.NewRegistry(), Health: service.NewHealth()}
+	if err := Run(context.Background(), Config{Bus: bus.Config{URL: url}, Limits: bustest.Limits()}, proc); err != nil {
+		panic(err)
+	}
+}
+
+// TestLargeFanOutHoldsUpNothing: 10,000 webhooks match the first event; the one behind it is stored before the
+// last of them.
 func TestLargeFanOutHoldsUpNothing(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
