@@ -178,6 +178,9 @@ func (s *site) at(base, token, method, path string, body any, headers ...string)
 	}
 	for i := 0; i+1 < len(headers); i += 2 {
 		req.Header.Set(headers[i], headers[i+1])
+		if headers[i] == "Host" {
+			req.Host = headers[i+1] // the client does not look for it among the headers
+		}
 		if headers[i+1] == "" {
 			req.Header.Del(headers[i])
 		}

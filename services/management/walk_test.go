@@ -149,9 +149,46 @@ func TestWalk(t *testing.T) {
 				t.Errorf("Allow = %q", r.header.Get("Allow"))
 			}
 		}
-		s.do(acme, "GET", "/crm/v2/webhooks/"+hookID, nil, "X-HTTP-Method-Override", "DELETE", "X-Forwarded-For", "127.0.0.1", "Host", "evil.example").want(200)
 		s.do(acme, "HEAD", "/crm/v2/webhooks/"+hookID, nil).want(200)
 	})
+}
+
+// TestHeadersThatRuleNothing: row 93 of the bad inputs. Neither the method, nor the client's address, nor where
+// links lead is taken from what a client says of itself.
+func TestHeadersThatRuleNothing(t *testing.T) {
+	t.Parallel()
+	s := start(t, func(c *management.Config) { c.APIBadTokensPerMinute = 4 })
+	evil := []string{
+		"Host", "evil.example", "X-Forwarded-Host", "evil.example", "X-Forwarded-Proto", "gopher", "X-Original-Url", "/crm/v2/openapi.json", "X-Rewrite-Url", "/",
+		"X-HTTP-Method-Override", "DELETE", "X-HTTP-Method", "DELETE", "X-Method-Override", "DELETE", "X-Account-Id", "",
+	}
+	created := s.do(acme, "POST", "/crm/v2/webhooks?_method=DELETE", hook("https://hooks.example.com/x"), evil...).want(201)
+	path := "/crm/v2/webhooks/" + created.id()
+	if at := created.header.Get("Location"); at != path {
+		t.Errorf("Location = %q, want %q", at, path)
+	}
+	s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/y")).want(201)
+	list := s.do(acme, "GET", "/crm/v2/webhooks?page[size]=1", nil, evil...).want(200)
+	if next := text(object(list.json, "links"), "next"); next == "" || strings.Contains(next, "evil") || strings.Contains(next, "gopher") {
+		t.Errorf("next = %q", next)
+	}
+	s.do(acme, "GET", path, nil, evil...).want(200)
+	s.do(acme, "PUT", path, map[string]any{"name": "changed"}, evil...).want(200)
+	s.do(acme, "POST", path, nil, evil...).refused(405, "method_not_allowed", "")
+	s.do(acme, "POST", path+"/rotate_secret", nil, evil...).want(200)
+	if r := s.do(acme, "GET", path, nil).want(200); r.data()["name"] != "changed" {
+		t.Errorf("webhook = %s", r.raw)
+	}
+	// Each guess says it comes from elsewhere, and all are counted as the one client's that they are.
+	from := func(i int) []string {
+		a := fmt.Sprintf("203.0.113.%d", i)
+		return []string{"X-Forwarded-For", a, "X-Real-Ip", a, "Forwarded", "for=" + a, "True-Client-Ip", a}
+	}
+	for i := range 4 {
+		s.do("guess", "GET", path, nil, from(i)...).refused(401, "bad_token", "")
+	}
+	s.do("guess", "GET", path, nil, from(5)...).refused(429, "locked_out", "")
+	s.do(acme, "GET", path, nil).want(200)
 }
 
 // validBody is one that an operation accepts, so that what is refused is something else.
