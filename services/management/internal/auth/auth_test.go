@@ -101,6 +101,30 @@ func TestTokens(t *testing.T) {
 	}
 }
 
+// TestTokensAreComparedWhole: what stands at a token's place is not good before its whole hash is the same.
+func TestTokensAreComparedWhole(t *testing.T) {
+	t.Parallel()
+	set := tokens(t, "acme:good,globex:other")
+	for _, token := range []string{"good", "other"} {
+		if _, ok := set.find(token); !ok {
+			t.Errorf("%s is unknown", token)
+		}
+	}
+	h := set.hash("guess")
+	for i := len(place{}); i < len(h); i++ {
+		near := h
+		near[i] ^= 1
+		set.grants[place(h[:])] = append(set.grants[place(h[:])], held{near, Grant{Account: "acme"}})
+	}
+	if g, ok := set.find("guess"); ok {
+		t.Errorf("a token is good whose hash only begins like another: %+v", g)
+	}
+	set.grants[place(h[:])] = append(set.grants[place(h[:])], held{h, Grant{Account: "globex"}})
+	if g, ok := set.find("guess"); !ok || g.Account != "globex" {
+		t.Errorf("of those at one place the right one is not found: %+v", g)
+	}
+}
+
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	g := gate(t, Config{})

@@ -4,6 +4,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/subtle"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -27,14 +28,23 @@ type Grant struct {
 type Tokens struct {
 	key    [32]byte // random, of this process
 	names  []byte   // key of the tokens' names
-	grants map[[sha256.Size]byte]Grant
+	grants map[place][]held
+	count  int
 	short  int
+}
+
+// place is where a token is looked up: the first bytes of its hash. Two tokens may share one.
+type place [8]byte
+
+type held struct {
+	hash  [sha256.Size]byte
+	grant Grant
 }
 
 // NewTokens returns an empty set. names is a secret key: under the same one a token has the same name in the
 // logs of every process, and nobody without it can try tokens against a name.
 func NewTokens(names []byte) *Tokens {
-	t := &Tokens{names: names, grants: map[[sha256.Size]byte]Grant{}}
+	t := &Tokens{names: names, grants: map[place][]held{}}
 	_, _ = rand.Read(t.key[:]) // never fails: the program ends when the system has no randomness
 	return t
 }
@@ -75,14 +85,15 @@ func (t *Tokens) addOne(entry string) error {
 	case restricted && access != "read":
 		return errors.New("ends in something else than :read, the only restriction there is")
 	}
-	h := t.hash(token)
-	if _, twice := t.grants[h]; twice {
+	if _, twice := t.find(token); twice {
 		return errors.New("has the token of another entry; every token belongs to one account")
 	}
 	if len(token) < shortToken {
 		t.short++
 	}
-	t.grants[h] = Grant{account, restricted, "token:" + t.fingerprint(token)}
+	h := t.hash(token)
+	t.grants[place(h[:])] = append(t.grants[place(h[:])], held{h, Grant{account, restricted, "token:" + t.fingerprint(token)}})
+	t.count++
 	return nil
 }
 
@@ -115,11 +126,17 @@ func (t *Tokens) hash(token string) (out [sha256.Size]byte) {
 	return out
 }
 
-// find returns the token's grant. The look-up compares keyed hashes, whose bits a client cannot choose, so
-// its duration is the same for a near miss as for a far one, however many tokens there are.
+// find returns the token's grant. Where it is looked up depends on a keyed hash, whose bits a client cannot
+// choose; whether it is the one is told by comparing whole hashes in constant time. So the duration is the same
+// for a near miss as for a far one, however many tokens there are.
 func (t *Tokens) find(token string) (Grant, bool) {
-	g, ok := t.grants[t.hash(token)]
-	return g, ok
+	h := t.hash(token)
+	for _, e := range t.grants[place(h[:])] {
+		if subtle.ConstantTimeCompare(h[:], e.hash[:]) == 1 {
+			return e.grant, true
+		}
+	}
+	return Grant{}, false
 }
 
 // shortToken is below how many characters a token is thought to be guessable.
@@ -129,4 +146,4 @@ const shortToken = 16
 func (t *Tokens) Short() int { return t.short }
 
 // Len is the number of tokens.
-func (t *Tokens) Len() int { return len(t.grants) }
+func (t *Tokens) Len() int { return t.count }
