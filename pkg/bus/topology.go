@@ -86,19 +86,39 @@ func (b *Bus) Topology(ctx context.Context, l Limits) ([]Part, error) {
 // Apply creates the streams and buckets that are missing and loosens those that are too tight. It changes
 // nothing else, and returns what it did, one line each.
 func (b *Bus) Apply(ctx context.Context, l Limits) (done []string, err error) {
+	return b.each(ctx, l, b.apply)
+}
+
+// Create creates the streams and buckets that are missing, and leaves those that are there as they are.
+func (b *Bus) Create(ctx context.Context, l Limits) error {
+	_, err := b.each(ctx, l, func(ctx context.Context, kind, name string, want jetstream.StreamConfig) ([]string, error) {
+		switch _, err := b.js.Stream(ctx, want.Name); {
+		case errors.Is(err, jetstream.ErrStreamNotFound):
+			return b.create(ctx, kind, name, want)
+		case err != nil:
+			return nil, fmt.Errorf("look at %s %s: %w", kind, name, err)
+		default:
+			return nil, nil
+		}
+	})
+	return err
+}
+
+// each calls do for every stream and bucket and returns the lines of all.
+func (b *Bus) each(ctx context.Context, l Limits, do func(ctx context.Context, kind, name string, want jetstream.StreamConfig) ([]string, error)) (done []string, err error) {
 	l, err = b.granted(ctx, l)
 	if err != nil {
 		return nil, err
 	}
 	for _, o := range Owners() {
 		for _, want := range o.Streams(l) {
-			did, err := b.apply(ctx, KindStream, want.Name, want)
+			did, err := do(ctx, KindStream, want.Name, want)
 			if done = append(done, did...); err != nil {
 				return done, err
 			}
 		}
 		for _, want := range o.Buckets(l) {
-			did, err := b.apply(ctx, KindBucket, strings.TrimPrefix(want.Name, bucketPrefix), want)
+			did, err := do(ctx, KindBucket, strings.TrimPrefix(want.Name, bucketPrefix), want)
 			if done = append(done, did...); err != nil {
 				return done, err
 			}
@@ -107,14 +127,18 @@ func (b *Bus) Apply(ctx context.Context, l Limits) (done []string, err error) {
 	return done, nil
 }
 
+func (b *Bus) create(ctx context.Context, kind, name string, want jetstream.StreamConfig) (done []string, err error) {
+	if _, err := b.js.CreateStream(ctx, want); err != nil {
+		return nil, fmt.Errorf("create %s %s: %w", kind, name, err)
+	}
+	return []string{"created " + kind + " " + name}, nil
+}
+
 // apply creates or loosens one stream or bucket.
 func (b *Bus) apply(ctx context.Context, kind, name string, want jetstream.StreamConfig) (done []string, err error) {
 	s, err := b.js.Stream(ctx, want.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		if _, err := b.js.CreateStream(ctx, want); err != nil {
-			return nil, fmt.Errorf("create %s %s: %w", kind, name, err)
-		}
-		return []string{"created " + kind + " " + name}, nil
+		return b.create(ctx, kind, name, want)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("look at %s %s: %w", kind, name, err)

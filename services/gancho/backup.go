@@ -127,7 +127,9 @@ func Restore(environ []string, dir string, stdout, stderr io.Writer) int {
 			}
 			fmt.Fprintf(stdout, "%-22s %d messages\n", s.Name, s.Messages)
 		}
-		if _, err := b.Apply(ctx, cfg.Limits); err != nil { // what a backup leaves out, or did not have yet
+		// What a backup leaves out, or did not have yet. The limits of what it brings are left as they were: those
+		// of another broker, or for more replicas, are for gancho topology --apply.
+		if err := b.Create(ctx, cfg.Limits); err != nil {
 			return 0, err
 		}
 		fmt.Fprintf(stdout, "Restored as of %s. Start the services with the same encryption key, then run gancho doctor.\n", m.At.Format(time.RFC3339))

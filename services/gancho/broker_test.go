@@ -40,8 +40,8 @@ func backup(s *bustest.Server, dir string) command {
 	return runCommand(s, func(e []string, o, x *strings.Builder) int { return Backup(e, dir, o, x) })
 }
 
-func restore(s *bustest.Server, dir string) command {
-	return runCommand(s, func(e []string, o, x *strings.Builder) int { return Restore(e, dir, o, x) })
+func restore(s *bustest.Server, dir string, env ...string) command {
+	return runCommand(s, func(e []string, o, x *strings.Builder) int { return Restore(e, dir, o, x) }, env...)
 }
 
 func (c command) want(t *testing.T, code int, patterns ...string) {
@@ -163,7 +163,9 @@ func TestBackupAndRestore(t *testing.T) {
 	if err := os.WriteFile(path, whole, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	restore(to, dir).want(t, 0, `ATTEMPTS +5 messages`, `Restored as of`)
+	const more = "EVENTS_MAX_AGE=400h"
+	restore(to, dir, more).want(t, 0, `ATTEMPTS +5 messages`, `Restored as of`)
+	topology(to, false, more).want(t, 1, `CRM_EVENTS .*max_age \S+ -> 400h0m0s \(--apply\)`) // limits are as they were backed up
 	doctor(to).want(t, 0, `matched +5`, `delivered +5`, `The books balance`)
 	restore(to, dir).want(t, 1, `holds messages already`)
 	restore(to, t.TempDir()).want(t, 1, `no complete backup`)
