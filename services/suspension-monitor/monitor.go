@@ -16,7 +16,6 @@ package monitor
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"os"
 	"strconv"
@@ -25,17 +24,14 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"gancho/pkg/books"
 	"gancho/pkg/bus"
 	"gancho/pkg/notification"
-	"gancho/pkg/schema"
 	"gancho/pkg/service"
 	"gancho/pkg/suspension"
-	"gancho/pkg/webhook"
 )
 
 const (
@@ -62,55 +58,6 @@ type Monitor struct {
 
 	mu     sync.Mutex
 	mirror map[suspension.Key]mirrored // the bucket as this process has seen it
-}
-
-type mirrored struct {
-	flag     *suspension.Flag // nil: deleted
-	revision uint64
-}
-
-type metrics struct {
-	transitions *prometheus.CounterVec
-	suspended   prometheus.Gauge
-	candidates  prometheus.Gauge
-	holding     prometheus.Gauge
-	redis       prometheus.Histogram
-	redisErrors prometheus.Counter
-	repaired    *prometheus.CounterVec
-}
-
-func newMetrics(reg prometheus.Registerer) metrics {
-	m := metrics{
-		transitions: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gancho_suspension_transitions_total", Help: "Steps of suspensions, by event.",
-		}, []string{"event"}),
-		suspended: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "gancho_suspended_urls", Help: "URLs that are suspended now, by hand or automatically.",
-		}),
-		candidates: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "gancho_suspension_candidates", Help: "URLs that failed all the time in the last 15 minutes, suspended or not.",
-		}),
-		holding: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "gancho_suspension_holding", Help: "1 while nothing is suspended automatically because too many URLs fail at once: the fault is probably on our side.",
-		}),
-		redis: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "gancho_redis_seconds", Help: "Time of one exchange with Redis.", Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1},
-		}),
-		redisErrors: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "gancho_redis_errors_total", Help: "Exchanges with Redis that failed.",
-		}),
-		repaired: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gancho_repairs_total", Help: "Notifications put right after a crash, by kind.",
-		}, []string{"kind"}),
-	}
-	for _, e := range []suspension.Event{suspension.EventAtRisk, suspension.EventSuspended, suspension.EventProbing, suspension.EventResumed} {
-		m.transitions.WithLabelValues(string(e))
-	}
-	for _, k := range books.Kinds() {
-		m.repaired.WithLabelValues(k)
-	}
-	reg.MustRegister(m.transitions, m.suspended, m.candidates, m.holding, m.redis, m.redisErrors, m.repaired)
-	return m
 }
 
 // Run runs a monitor until ctx ends.
@@ -205,42 +152,6 @@ func (m *Monitor) run(ctx context.Context, up func()) error {
 	return group.Wait()
 }
 
-// seen keeps the copy of the bucket and passes on probes that a dispatcher began.
-func (m *Monitor) seen(ctx context.Context, e bus.Entry, probes chan<- suspension.Flag) {
-	key, ok := suspension.ParseKey(e.Key)
-	if !ok {
-		return
-	}
-	var flag *suspension.Flag
-	if e.Value != nil {
-		flag = new(suspension.Flag)
-		if err := json.Unmarshal(e.Value, flag); err != nil {
-			m.log.Error("an unreadable suspension is ignored", zap.String("key", e.Key), zap.Error(err))
-			return
-		}
-	}
-	m.mu.Lock()
-	if m.mirror[key].revision < e.Revision {
-		m.mirror[key] = mirrored{flag, e.Revision}
-	}
-	suspended := 0
-	for k, x := range m.mirror {
-		if x.flag != nil {
-			suspended++
-		} else if k != key {
-			delete(m.mirror, k)
-		}
-	}
-	m.mu.Unlock()
-	m.metrics.suspended.Set(float64(suspended))
-	if flag != nil && flag.State == suspension.Probing && flag.Probe != nil {
-		select {
-		case probes <- *flag:
-		case <-ctx.Done():
-		}
-	}
-}
-
 // insist repeats f until it succeeds or ctx ends; meanwhile the monitor says that it is degraded. Flags
 // that Redis forgot are put back first.
 func (m *Monitor) insist(ctx context.Context, f func() error) bool {
@@ -277,45 +188,6 @@ func pause(ctx context.Context, d time.Duration) {
 	case <-ctx.Done():
 	case <-t.C:
 	}
-}
-
-// restore puts back the flags that Redis lost.
-func (m *Monitor) restore(ctx context.Context) error {
-	m.mu.Lock()
-	var flags []suspension.Flag
-	for _, x := range m.mirror {
-		if x.flag != nil {
-			flags = append(flags, *x.flag)
-		}
-	}
-	m.mu.Unlock()
-	n, err := m.store.Restore(ctx, flags)
-	if err == nil {
-		m.log.Warn("Redis had forgotten the suspensions; they were put back", zap.Int("flags", n))
-	}
-	return err
-}
-
-// refill writes the flags back that went with a deleted bucket.
-func (m *Monitor) refill(ctx context.Context) error {
-	m.mu.Lock()
-	flags := map[suspension.Key]suspension.Flag{}
-	for k, x := range m.mirror {
-		if x.flag != nil {
-			flags[k] = *x.flag
-		}
-	}
-	m.mu.Unlock()
-	for key, flag := range flags {
-		body, err := json.Marshal(flag)
-		if err != nil {
-			return err
-		}
-		if _, err := m.suspensions.Create(ctx, key.String(), body); err != nil && !errors.Is(err, bus.ErrConflict) {
-			return err
-		}
-	}
-	return nil
 }
 
 // readJournal folds the journal until ctx ends.
@@ -375,122 +247,6 @@ func (m *Monitor) carryOut(ctx context.Context, d suspension.Decision) error {
 			zap.String("url_host", t.Flag.URLHost), zap.String("reason", t.Flag.Reason), zap.Time("until", t.Flag.Until),
 			zap.Int("failures", t.Flag.Evidence.Failures), zap.Strings("statuses", t.Flag.Evidence.Statuses))
 		if err := m.tell(ctx, t); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// mirrorFlag makes the bucket's entry what Redis holds. It reads the entry first and Redis second, so its
-// compare-and-set fails when another monitor wrote in between, and it looks again.
-func (m *Monitor) mirrorFlag(ctx context.Context, key suspension.Key) error {
-	for {
-		entry, err := m.suspensions.Get(ctx, key.String())
-		if err != nil && !errors.Is(err, bus.ErrNotFound) {
-			return err
-		}
-		flag, err := m.store.Get(ctx, key)
-		if err != nil {
-			return err
-		}
-		switch {
-		case flag == nil && entry.Value == nil:
-			return nil
-		case flag == nil:
-			err = m.suspensions.Delete(ctx, key.String(), entry.Revision)
-		default:
-			var have suspension.Flag
-			if entry.Value != nil && json.Unmarshal(entry.Value, &have) == nil && schema.Check(have.Schema) != nil {
-				return nil // a newer version's
-			}
-			if entry.Value != nil && have.Trip == flag.Trip && have.ByHand == flag.ByHand && (have.State == suspension.Probing || have.State == flag.State) {
-				return nil // the same stretch, perhaps with a dispatcher's claim on its probe
-			}
-			var body []byte
-			if body, err = json.Marshal(flag); err != nil {
-				return err
-			}
-			if entry.Value == nil {
-				_, err = m.suspensions.Create(ctx, key.String(), body)
-			} else {
-				_, err = m.suspensions.Update(ctx, key.String(), body, entry.Revision)
-			}
-		}
-		if !errors.Is(err, bus.ErrConflict) {
-			return err
-		}
-	}
-}
-
-// tell stores a step on WEBHOOK_STATUS, once for each webhook of the URL.
-func (m *Monitor) tell(ctx context.Context, t suspension.Transition) error {
-	for _, w := range m.webhooks(t.Flag.Key()) {
-		if err := m.bus.Tell(ctx, status(t, w), stepName(t)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func status(t suspension.Transition, w *webhook.Webhook) bus.Status {
-	s := bus.Status{
-		Event: string(t.Event), Account: w.Account, WebhookID: w.ID, URLHost: t.Flag.URLHost, At: t.At.UTC(),
-		Reason: t.Flag.Reason, Evidence: t.Flag.Evidence,
-	}
-	if !t.Flag.Until.IsZero() {
-		s.Until = &t.Flag.Until
-	}
-	return s
-}
-
-func stepName(t suspension.Transition) string {
-	name := string(t.Event) + ":" + t.Flag.Trip
-	if t.Event == suspension.EventProbing && t.Flag.Probe != nil {
-		name += ":" + strconv.FormatInt(t.Flag.Probe.StartedAt.UnixMilli(), 10)
-	}
-	return name
-}
-
-func (m *Monitor) webhooks(key suspension.Key) []*webhook.Webhook {
-	var out []*webhook.Webhook
-	for _, w := range m.registry.Account(key.Account) {
-		if w.URLKey == key.URLKey {
-			out = append(out, w)
-		}
-	}
-	return out
-}
-
-// tellFailures tells permanent failures, one event for each webhook and minute.
-func (m *Monitor) tellFailures(ctx context.Context, records []bus.Summary) error {
-	type minute struct {
-		webhook string
-		minute  int64
-	}
-	type evidence struct {
-		Notifications []string `json:"notifications"` // the first few of this minute
-		Failures      int      `json:"failures"`      // known when the event was told
-	}
-	first := map[minute]*bus.Status{}
-	for _, r := range records {
-		if r.State != notification.PermanentlyFailed {
-			continue
-		}
-		k := minute{r.WebhookID, r.At.Unix() / 60}
-		s := first[k]
-		if s == nil {
-			s = &bus.Status{Event: "permanent_failure", Account: r.Account, WebhookID: r.WebhookID, URLHost: r.URLHost, At: r.At, Reason: r.Reason, Evidence: &evidence{}}
-			first[k] = s
-		}
-		if e, ok := s.Evidence.(*evidence); ok {
-			if e.Failures++; len(e.Notifications) < 10 {
-				e.Notifications = append(e.Notifications, r.NotificationID)
-			}
-		}
-	}
-	for k, s := range first {
-		if err := m.bus.Tell(ctx, *s, strconv.FormatInt(k.minute, 10)); err != nil {
-			m.log.Error("a permanent failure is not told; its records come again", zap.Error(err))
 			return err
 		}
 	}
@@ -575,56 +331,4 @@ func (m *Monitor) keep(ctx context.Context) {
 		case <-ticker.C:
 		}
 	}
-}
-
-// compare finds steps that a monitor decided but died before it mirrored or told.
-func (m *Monitor) compare(ctx context.Context) error {
-	m.mu.Lock() // before Redis is read: what is in the mirror now and not in Redis then was resumed
-	stale := make(map[suspension.Key]suspension.Flag, len(m.mirror))
-	for k, x := range m.mirror {
-		if x.flag != nil {
-			stale[k] = *x.flag
-		}
-	}
-	m.mu.Unlock()
-	flags, err := m.store.All(ctx)
-	if err != nil {
-		return err
-	}
-	for _, f := range flags {
-		if have, ok := stale[f.Key()]; !ok || have.Trip != f.Trip {
-			if err := m.late(ctx, suspension.Transition{Event: suspension.EventSuspended, At: time.Now(), Flag: f}); err != nil {
-				return err
-			}
-		}
-		delete(stale, f.Key())
-	}
-	if lost, err := m.store.Lost(ctx); err != nil || lost {
-		return err // the mirror is right, then
-	}
-	for _, f := range stale {
-		if err := m.late(ctx, suspension.Transition{Event: suspension.EventResumed, At: time.Now(), Flag: f}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// late mirrors and tells a step that was decided earlier, unless it was told.
-func (m *Monitor) late(ctx context.Context, t suspension.Transition) error {
-	if err := m.mirrorFlag(ctx, t.Flag.Key()); err != nil {
-		return err
-	}
-	for _, w := range m.webhooks(t.Flag.Key()) {
-		s := status(t, w)
-		if told, err := m.bus.Told(ctx, s, stepName(t)); err != nil {
-			return err
-		} else if told {
-			continue
-		}
-		if err := m.bus.Tell(ctx, s, stepName(t)); err != nil {
-			return err
-		}
-	}
-	return nil
 }

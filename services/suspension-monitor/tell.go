@@ -1,0 +1,88 @@
+package monitor
+
+import (
+	"context"
+	"strconv"
+
+	"go.uber.org/zap"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/notification"
+	"gancho/pkg/suspension"
+	"gancho/pkg/webhook"
+)
+
+// tell stores a step on WEBHOOK_STATUS, once for each webhook of the URL.
+func (m *Monitor) tell(ctx context.Context, t suspension.Transition) error {
+	for _, w := range m.webhooks(t.Flag.Key()) {
+		if err := m.bus.Tell(ctx, status(t, w), stepName(t)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func status(t suspension.Transition, w *webhook.Webhook) bus.Status {
+	s := bus.Status{
+		Event: string(t.Event), Account: w.Account, WebhookID: w.ID, URLHost: t.Flag.URLHost, At: t.At.UTC(),
+		Reason: t.Flag.Reason, Evidence: t.Flag.Evidence,
+	}
+	if !t.Flag.Until.IsZero() {
+		s.Until = &t.Flag.Until
+	}
+	return s
+}
+
+func stepName(t suspension.Transition) string {
+	name := string(t.Event) + ":" + t.Flag.Trip
+	if t.Event == suspension.EventProbing && t.Flag.Probe != nil {
+		name += ":" + strconv.FormatInt(t.Flag.Probe.StartedAt.UnixMilli(), 10)
+	}
+	return name
+}
+
+func (m *Monitor) webhooks(key suspension.Key) []*webhook.Webhook {
+	var out []*webhook.Webhook
+	for _, w := range m.registry.Account(key.Account) {
+		if w.URLKey == key.URLKey {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
+// tellFailures tells permanent failures, one event for each webhook and minute.
+func (m *Monitor) tellFailures(ctx context.Context, records []bus.Summary) error {
+	type minute struct {
+		webhook string
+		minute  int64
+	}
+	type evidence struct {
+		Notifications []string `json:"notifications"` // the first few of this minute
+		Failures      int      `json:"failures"`      // known when the event was told
+	}
+	first := map[minute]*bus.Status{}
+	for _, r := range records {
+		if r.State != notification.PermanentlyFailed {
+			continue
+		}
+		k := minute{r.WebhookID, r.At.Unix() / 60}
+		s := first[k]
+		if s == nil {
+			s = &bus.Status{Event: "permanent_failure", Account: r.Account, WebhookID: r.WebhookID, URLHost: r.URLHost, At: r.At, Reason: r.Reason, Evidence: &evidence{}}
+			first[k] = s
+		}
+		if e, ok := s.Evidence.(*evidence); ok {
+			if e.Failures++; len(e.Notifications) < 10 {
+				e.Notifications = append(e.Notifications, r.NotificationID)
+			}
+		}
+	}
+	for k, s := range first {
+		if err := m.bus.Tell(ctx, *s, strconv.FormatInt(k.minute, 10)); err != nil {
+			m.log.Error("a permanent failure is not told; its records come again", zap.Error(err))
+			return err
+		}
+	}
+	return nil
+}
