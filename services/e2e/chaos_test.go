@@ -7,10 +7,16 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+
+	"gancho/pkg/bus"
 )
 
 var (
@@ -24,23 +30,45 @@ type outcome struct {
 	attempts []int // numbers of the recorded attempts of the last send
 }
 
-// audit compares three ledgers: what was acknowledged, what the receivers saw, and what the API says. It
-// returns what is wrong; a crash may repeat an attempt, so repetitions are counted and not wrong.
-func audit(acknowledged []string, seen map[string][]sighting, said map[string]outcome) (problems []string, repeated int) {
+// ledgers are what a run left behind.
+type ledgers struct {
+	published map[string]string     // the event of each notification that must be sent, by id: it was acknowledged to the CRM
+	seen      map[string][]sighting // requests at the receivers
+	bodies    map[string][]string   // and what they brought
+	said      map[string]outcome    // what the API says
+	kept      map[string]bool       // what FAILED keeps
+	left      map[string]int        // by stream: messages for the dispatchers that wait, or that none of them acknowledged
+	again     int                   // deliveries of first attempts that the broker repeated
+	lost      int                   // notifications that the books found lost, and put right
+	crashes   bool                  // processes were killed: an attempt may be repeated, and a loss be put right
+}
+
+// audit compares the ledgers and returns what is wrong. A crash may repeat an attempt, so after one repetitions
+// are counted and not wrong.
+func audit(l ledgers) (problems []string, repeated int) {
 	wrong := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
-	for _, id := range acknowledged {
-		o, known := said[id]
+	for _, id := range slices.Sorted(maps.Keys(l.published)) {
+		o, known := l.said[id]
 		if !known {
 			wrong("%s is lost: nothing is known of it", id)
 			continue
 		}
 		accepted, numbers := false, map[string]bool{}
-		for _, s := range seen[id] {
+		for _, s := range l.seen[id] {
 			if numbers[s.attempt] {
 				repeated++
+				if !l.crashes {
+					wrong("%s: attempt %s was made twice", id, s.attempt)
+				}
 			}
 			numbers[s.attempt] = true
 			accepted = accepted || s.accepted
+		}
+		for _, body := range l.bodies[id] {
+			if body != l.published[id] {
+				wrong("%s: the receiver got %q instead of %q", id, body, l.published[id])
+				break
+			}
 		}
 		for i, n := range o.attempts {
 			if n != i+1 {
@@ -60,17 +88,28 @@ func audit(acknowledged []string, seen map[string][]sighting, said map[string]ou
 			if len(o.attempts) != 6 {
 				wrong("%s is permanently failed after %d attempts", id, len(o.attempts))
 			}
+			if !l.kept[id] {
+				wrong("%s is permanently failed, but its payload is not kept", id)
+			}
 		default:
-			wrong("%s has not ended: %s after attempts %v, seen %v", id, o.state, o.attempts, seen[id])
+			wrong("%s has not ended: %s after attempts %v, seen %v", id, o.state, o.attempts, l.seen[id])
 		}
 		if len(numbers) > len(o.attempts) {
 			wrong("%s: the receiver saw attempts %v, recorded are %v", id, slices.Sorted(maps.Keys(numbers)), o.attempts)
 		}
 	}
-	for id := range seen {
-		if !slices.Contains(acknowledged, id) {
+	for id := range l.seen {
+		if _, ok := l.published[id]; !ok {
 			wrong("%s was sent but never acknowledged to the publisher", id)
 		}
+	}
+	for stream, n := range l.left {
+		if n != 0 {
+			wrong("%d messages are left on %s", n, stream)
+		}
+	}
+	if l.lost > 0 && !l.crashes {
+		wrong("%d notifications were lost, until the books put them right", l.lost)
 	}
 	return problems, repeated
 }
@@ -84,40 +123,139 @@ type sighting struct {
 // TestAuditCatches breaks each rule of the ledgers once: an audit that lets one pass proves nothing.
 func TestAuditCatches(t *testing.T) {
 	t.Parallel()
-	good := func() ([]string, map[string][]sighting, map[string]outcome) {
-		return []string{"a", "b"},
-			map[string][]sighting{"a": {{"1", false}, {"2", true}}, "b": {{"1", false}, {"2", false}, {"3", false}, {"4", false}, {"5", false}, {"6", false}}},
-			map[string]outcome{"a": {"delivered", []int{1, 2}}, "b": {"permanently_failed", []int{1, 2, 3, 4, 5, 6}}}
+	good := func() *ledgers {
+		return &ledgers{
+			published: map[string]string{"a": "event a", "b": "event b"},
+			seen:      map[string][]sighting{"a": {{"1", false}, {"2", true}}, "b": {{"1", false}, {"2", false}, {"3", false}, {"4", false}, {"5", false}, {"6", false}}},
+			bodies:    map[string][]string{"a": {"event a", "event a"}, "b": {"event b"}},
+			said:      map[string]outcome{"a": {"delivered", []int{1, 2}}, "b": {"permanently_failed", []int{1, 2, 3, 4, 5, 6}}},
+			kept:      map[string]bool{"b": true},
+			left:      map[string]int{"RETRIES": 0},
+		}
 	}
-	if problems, repeated := audit(good()); len(problems) != 0 || repeated != 0 {
+	if problems, repeated := audit(*good()); len(problems) != 0 || repeated != 0 {
 		t.Fatalf("good books: %v, %d", problems, repeated)
 	}
-	for name, breakIt := range map[string]func(acked *[]string, seen map[string][]sighting, said map[string]outcome){
-		"ack dropped, event lost": func(_ *[]string, _ map[string][]sighting, said map[string]outcome) { delete(said, "a") },
-		"stuck while parked": func(_ *[]string, _ map[string][]sighting, said map[string]outcome) {
-			said["a"] = outcome{"parked", []int{1}}
+	crashed := good()
+	crashed.crashes, crashed.lost, crashed.seen["a"] = true, 1, append(crashed.seen["a"], sighting{"2", true})
+	if problems, repeated := audit(*crashed); len(problems) != 0 || repeated != 1 {
+		t.Fatalf("good books after a crash: %v, %d", problems, repeated)
+	}
+	for name, breakIt := range map[string]func(l *ledgers){
+		"ack dropped, event lost":      func(l *ledgers) { delete(l.said, "a") },
+		"stuck while parked":           func(l *ledgers) { l.said["a"] = outcome{"parked", []int{1}} },
+		"delivered but never accepted": func(l *ledgers) { l.seen["a"] = l.seen["a"][:1] },
+		"failed too early": func(l *ledgers) {
+			l.said["b"] = outcome{"permanently_failed", []int{1, 2, 3, 4, 5}}
+			l.seen["b"] = l.seen["b"][:5]
 		},
-		"delivered but never accepted": func(_ *[]string, seen map[string][]sighting, _ map[string]outcome) { seen["a"] = seen["a"][:1] },
-		"failed too early": func(_ *[]string, _ map[string][]sighting, said map[string]outcome) {
-			said["b"] = outcome{"permanently_failed", []int{1, 2, 3, 4, 5}}
+		"failed and not kept": func(l *ledgers) { delete(l.kept, "b") },
+		"a seventh attempt":   func(l *ledgers) { l.seen["b"] = append(l.seen["b"], sighting{"7", false}) },
+		"an attempt skipped":  func(l *ledgers) { l.said["a"] = outcome{"delivered", []int{1, 3}} },
+		"an attempt repeated": func(l *ledgers) { l.seen["a"] = append(l.seen["a"], sighting{"2", true}) },
+		"sent without a record": func(l *ledgers) {
+			l.seen["a"] = append(l.seen["a"], sighting{"3", true})
 		},
-		"a seventh attempt": func(_ *[]string, seen map[string][]sighting, _ map[string]outcome) {
-			seen["b"] = append(seen["b"], sighting{"7", false})
-		},
-		"an attempt skipped": func(_ *[]string, _ map[string][]sighting, said map[string]outcome) {
-			said["a"] = outcome{"delivered", []int{1, 3}}
-		},
-		"sent without a record": func(_ *[]string, seen map[string][]sighting, _ map[string]outcome) {
-			seen["a"] = append(seen["a"], sighting{"3", true})
-		},
-		"sent without having been asked": func(acked *[]string, _ map[string][]sighting, _ map[string]outcome) { *acked = (*acked)[1:] },
+		"sent without having been asked": func(l *ledgers) { delete(l.published, "a") },
+		"another body":                   func(l *ledgers) { l.bodies["a"][1] = "Event a" },
+		"a message left behind":          func(l *ledgers) { l.left["RETRIES"] = 1 },
+		"lost and found":                 func(l *ledgers) { l.lost = 1 },
 	} {
-		acked, seen, said := good()
-		breakIt(&acked, seen, said)
-		if problems, _ := audit(acked, seen, said); len(problems) == 0 {
+		l := good()
+		breakIt(l)
+		if problems, _ := audit(*l); len(problems) == 0 {
 			t.Errorf("%s: not caught", name)
 		}
 	}
+}
+
+// rest waits until every notification has ended and nothing is left to do, at most for patience, and returns the
+// ledgers.
+func (s *system) rest(published map[string]string, w *witness, receivers []*receiver, patience time.Duration) ledgers {
+	s.t.Helper()
+	l := ledgers{published: published, bodies: map[string][]string{}, said: map[string]outcome{}}
+	deadline := time.Now().Add(patience)
+	until := func(is func() bool) { // once at least
+		for !is() && time.Now().Before(deadline) {
+			<-time.After(50 * time.Millisecond)
+		}
+	}
+	var mu sync.Mutex
+	var group errgroup.Group
+	group.SetLimit(8)
+	failed := 0
+	for id := range published {
+		group.Go(func() error {
+			var n note
+			until(func() bool {
+				n = s.notification(id)
+				return n.State == "delivered" || n.State == "permanently_failed"
+			})
+			o := outcome{state: n.State}
+			for _, a := range n.Attempts {
+				o.attempts = append(o.attempts, a.Number)
+			}
+			slices.Sort(o.attempts)
+			mu.Lock()
+			defer mu.Unlock()
+			if l.said[id] = o; n.State == "permanently_failed" {
+				failed++
+			}
+			return nil
+		})
+	}
+	_ = group.Wait() // there are no errors
+	until(func() bool {
+		l.kept = s.kept()
+		l.left, l.again = s.left()
+		return len(l.kept) == failed && l.left[bus.Notifications]+l.left[bus.Retries]+l.left[bus.Parked] == 0
+	})
+	l.lost = int(s.count(s.Monitor, `gancho_repairs_total{kind="lost"}`))
+	l.seen = w.seen()
+	for _, rc := range receivers {
+		rc.mu.Lock()
+		maps.Copy(l.bodies, rc.bodies)
+		rc.mu.Unlock()
+	}
+	return l
+}
+
+// kept returns the ids of the notifications whose payload is on FAILED.
+func (s *system) kept() map[string]bool {
+	s.t.Helper()
+	ids := map[string]bool{}
+	failed, err := s.js.Stream(s.t.Context(), bus.Failed)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	info, err := failed.Info(s.t.Context(), jetstream.WithSubjectFilter("gancho.failed.>"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for subject := range info.State.Subjects {
+		ids[subject[strings.LastIndexByte(subject, '.')+1:]] = true
+	}
+	return ids
+}
+
+// left counts what dispatchers still have to do or to acknowledge, and the first attempts that came to them again.
+func (s *system) left() (counts map[string]int, again int) {
+	s.t.Helper()
+	counts = map[string]int{}
+	for _, stream := range []string{bus.Retries, bus.Parked} { // work queues: what is acknowledged is gone
+		st, err := s.js.Stream(s.t.Context(), stream)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		counts[stream] = int(st.CachedInfo().State.Msgs)
+	}
+	first, err := s.js.Consumer(s.t.Context(), bus.Notifications, bus.ConsumerFirst)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	info := first.CachedInfo()
+	counts[bus.Notifications] = int(info.NumPending) + info.NumAckPending
+	return counts, int(info.Delivered.Consumer) - int(info.Delivered.Stream)
 }
 
 // TestChaos kills, freezes and restarts every process at random under steady load, then lets everything
@@ -163,7 +301,7 @@ func TestChaos(t *testing.T) {
 	for _, rc := range receivers {
 		hooks = append(hooks, s.register(dealCreated, rc.URL))
 	}
-	var acknowledged []string
+	published := map[string]string{}
 	ctx := time.After(*chaosFor)
 	load := time.NewTicker(50 * time.Millisecond)
 	defer load.Stop()
@@ -174,10 +312,7 @@ func TestChaos(t *testing.T) {
 		case <-ctx:
 			running = false
 		case <-load.C:
-			tx := s.publish(dealCreated)
-			for _, h := range hooks {
-				acknowledged = append(acknowledged, ids(dealCreated, h, []string{tx})...)
-			}
+			owe(published, hooks, s.publish(dealCreated))
 			if time.Now().After(next) {
 				s.fault(random)
 				faults++
@@ -187,33 +322,20 @@ func TestChaos(t *testing.T) {
 	}
 	close(broken)
 	s.mend()
-	said := map[string]outcome{}
-	rest := time.After(2 * time.Minute)
-	for _, id := range acknowledged {
-		var n note
-		for waited := false; !waited; {
-			if n = s.notification(id); n.State == "delivered" || n.State == "permanently_failed" {
-				break
-			}
-			select {
-			case <-rest:
-				waited = true
-				rest = time.After(0) // no more patience for the others
-			case <-time.After(50 * time.Millisecond):
-			}
-		}
-		o := outcome{state: n.State}
-		for _, a := range n.Attempts {
-			o.attempts = append(o.attempts, a.Number)
-		}
-		slices.Sort(o.attempts)
-		said[id] = o
-	}
-	problems, repeated := audit(acknowledged, w.seen(), said)
+	l := s.rest(published, w, receivers, 2*time.Minute)
+	l.crashes = true
+	problems, repeated := audit(l)
 	for _, p := range problems[:min(20, len(problems))] {
 		t.Error(p)
 	}
-	t.Logf("%d faults, %d notifications, %d attempts repeated after crashes, %d problems", faults, len(acknowledged), repeated, len(problems))
+	t.Logf("%d faults, %d notifications, %d attempts repeated after crashes, %d losses put right, %d problems", faults, len(published), repeated, l.lost, len(problems))
+}
+
+// owe adds the notifications that must come of an event.
+func owe(published map[string]string, hooks []hook, transaction string) {
+	for _, h := range hooks {
+		published[ids(dealCreated, h, []string{transaction})[0]] = eventBody(dealCreated, transaction)
+	}
 }
 
 // fault breaks one thing. What is frozen or down is mended by a later fault or by mend.

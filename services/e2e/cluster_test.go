@@ -12,14 +12,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/redis/go-redis/v9"
-	"golang.org/x/sync/errgroup"
 
 	"gancho/services/internal/lab"
 )
@@ -334,19 +332,21 @@ func TestClusterLosesServers(t *testing.T) {
 	txs := <-loaded
 	close(repaired)
 
-	var acknowledged []string
-	for _, h := range hooks {
-		acknowledged = append(acknowledged, ids(dealCreated, h, txs)...)
+	published := map[string]string{}
+	for _, tx := range txs {
+		owe(published, hooks, tx)
 	}
 	passed("the load is over")
-	said := s.outcomes(acknowledged)
+	s.js = operator
+	l := s.rest(published, w, receivers, 2*time.Minute)
+	l.crashes = true
 	passed("everything has ended")
-	problems, repeated := audit(acknowledged, w.seen(), said)
+	problems, repeated := audit(l)
 	for _, p := range problems[:min(20, len(problems))] {
 		t.Error(p)
 	}
-	t.Logf("%d notifications, %d attempts repeated, %d problems", len(acknowledged), repeated, len(problems))
-	s.waitBooks(`gancho_notifications_opened{}`, float64(len(acknowledged)))
+	t.Logf("%d notifications, %d attempts repeated, %d problems", len(published), repeated, len(problems))
+	s.waitBooks(`gancho_notifications_opened{}`, float64(len(published)))
 	s.waitBooks(`gancho_unaccounted_notifications{}`, 0)
 	for _, p := range s.Services() {
 		for line := range strings.Lines(p.Log()) {
@@ -355,36 +355,6 @@ func TestClusterLosesServers(t *testing.T) {
 			}
 		}
 	}
-}
-
-// outcomes waits until the notifications have ended, for two minutes at most, and returns what the API says of
-// each.
-func (s *system) outcomes(ids []string) map[string]outcome {
-	said := map[string]outcome{}
-	var mu sync.Mutex
-	var group errgroup.Group
-	group.SetLimit(8)
-	rest := time.Now().Add(2 * time.Minute)
-	for _, id := range ids {
-		group.Go(func() error {
-			n := s.notification(id)
-			for n.State != "delivered" && n.State != "permanently_failed" && time.Now().Before(rest) {
-				<-time.After(50 * time.Millisecond)
-				n = s.notification(id)
-			}
-			o := outcome{state: n.State}
-			for _, a := range n.Attempts {
-				o.attempts = append(o.attempts, a.Number)
-			}
-			slices.Sort(o.attempts)
-			mu.Lock()
-			defer mu.Unlock()
-			said[id] = o
-			return nil
-		})
-	}
-	_ = group.Wait() // there are no errors
-	return said
 }
 
 // waitPrimary waits until the Sentinels name another primary.

@@ -195,7 +195,7 @@ func (s *system) publish(eventName string) string {
 	s.t.Helper()
 	s.settle()
 	id := uuid.NewString()
-	body := fmt.Sprintf(`{"event_name":%q,"document":{"id":"67900a6e0000000000000001","amount_total":1200.50},"event_timestamp":"2026-01-21T20:58:22.000Z","transaction_uuid":%q}`, eventName, id)
+	body := eventBody(eventName, id)
 	s.Until("the broker acknowledged an event", func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
@@ -203,6 +203,11 @@ func (s *system) publish(eventName string) string {
 		return err == nil
 	})
 	return id
+}
+
+// eventBody is the event that publish publishes.
+func eventBody(eventName, transaction string) string {
+	return fmt.Sprintf(`{"event_name":%q,"document":{"id":"67900a6e0000000000000001","amount_total":1200.50},"event_timestamp":"2026-01-21T20:58:22.000Z","transaction_uuid":%q}`, eventName, transaction)
 }
 
 // note is a notification as the API answers it.
@@ -237,14 +242,14 @@ type receiver struct {
 
 	mu       sync.Mutex
 	requests map[string][]string // Gancho-Attempt, by webhook-id, in order of arrival
-	bodies   map[string]string   // by webhook-id
+	bodies   map[string][]string // likewise
 	order    []string            // webhook-ids, in order of arrival
 	answer   func(w http.ResponseWriter, attempt string)
 }
 
 func newReceiver(t *testing.T, answer func(w http.ResponseWriter, attempt string)) *receiver {
 	t.Helper()
-	r := &receiver{requests: map[string][]string{}, bodies: map[string]string{}, answer: answer}
+	r := &receiver{requests: map[string][]string{}, bodies: map[string][]string{}, answer: answer}
 	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		body, err := io.ReadAll(req.Body)
 		if err != nil {
@@ -253,7 +258,7 @@ func newReceiver(t *testing.T, answer func(w http.ResponseWriter, attempt string
 		id, attempt := req.Header.Get("webhook-id"), req.Header.Get("Gancho-Attempt")
 		r.mu.Lock()
 		r.requests[id] = append(r.requests[id], attempt)
-		r.bodies[id] = string(body)
+		r.bodies[id] = append(r.bodies[id], string(body))
 		r.order = append(r.order, id)
 		answer := r.answer
 		r.mu.Unlock()
