@@ -83,7 +83,7 @@ bench: needs-go ## measure throughput and latency on this machine (BENCH="-flags
 	go run -buildvcs=false ./services/internal/bench $(BENCH)
 
 .PHONY: chaos
-chaos: needs-go tools ## kill and pause processes under load for CHAOS (10m), then count
+chaos: needs-go tools ## kill and pause processes under load for CHAOS (10m), then count; prove the count with seeded bugs
 	go test ./services/e2e -run Chaos -count=1 -v -timeout 0 -args -chaos $(CHAOS)
 
 .PHONY: outages

@@ -238,6 +238,9 @@ type Delivery struct {
 // Ack settles the delivery. It is sent without waiting for the broker: a lost ack means that the
 // notification comes again and the journal tells what has been done.
 func (d *Delivery) Ack() {
+	if unacknowledged(d) {
+		return
+	}
 	if err := d.msg.Ack(); err != nil {
 		d.b.log.Debug("ack not sent; the message will come again", zap.Error(err))
 	}
@@ -364,6 +367,7 @@ func (b *Bus) delivery(ctx context.Context, lane Lane, m jetstream.Msg, again fu
 		}
 		return nil
 	}
+	handedOut(d)
 	return d
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -34,13 +35,33 @@ var binaries = sync.OnceValues(func() (string, error) {
 	return dir, lab.Build(dir, raceEnabled)
 })
 
-// built is set once by binaries.
-var built string
+// newestBinaries builds the services once more, as the version yet to come (build tag rehearsal); the broker
+// beside them is the same.
+var newestBinaries = sync.OnceValues(func() (string, error) {
+	old, err := binaries()
+	if err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp("", "gancho-e2e-newest-")
+	if err != nil {
+		return "", err
+	}
+	builtNewest = dir
+	if err := os.Symlink(filepath.Join(old, "nats-server"), filepath.Join(dir, "nats-server")); err != nil {
+		return "", err
+	}
+	return dir, lab.BuildWith(dir, raceEnabled, "rehearsal", "publisher", "dispatcher", "suspension-monitor", "management")
+})
+
+// Each is set once, by binaries and newestBinaries.
+var built, builtNewest string
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if built != "" {
-		_ = os.RemoveAll(built)
+	for _, dir := range []string{built, builtNewest} {
+		if dir != "" {
+			_ = os.RemoveAll(dir)
+		}
 	}
 	os.Exit(code)
 }
@@ -68,15 +89,18 @@ func newSystem(t *testing.T, env ...string) *system {
 	return newSystemWith(t, lab.Options{}, env...)
 }
 
-// newSystemWith is newSystem with a broker of its own kind: Store, MaxStore and Sync of the options count.
+// newSystemWith is newSystem with a broker of its own kind or other programs: Store, MaxStore, Sync and Bin of the
+// options count.
 func newSystemWith(t *testing.T, o lab.Options, env ...string) *system {
 	t.Helper()
-	dir, err := binaries()
-	if err != nil {
-		t.Fatal(err)
+	if o.Bin == "" {
+		var err error
+		if o.Bin, err = binaries(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	s := &system{t: t, redis: redistest.Start(t), token: token}
-	o.Bin, o.Dir, o.RedisURL = dir, t.TempDir(), s.redis.URL()
+	o.Dir, o.RedisURL = t.TempDir(), s.redis.URL()
 	o.Env = append([]string{"RETRY_DELAYS=400ms,400ms,400ms,400ms,400ms", "RETRY_JITTER=0", "SUSPENSION_MIN_FAILURES=1000000"}, env...)
 	s.System = lab.New(t, o)
 	t.Cleanup(func() {

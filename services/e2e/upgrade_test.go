@@ -50,8 +50,8 @@ func TestRollingUpgrade(t *testing.T) {
 	t.Parallel()
 	const otherAccount, otherToken = "other", "test-token-of-other"
 	s := newSystem(t, "API_TOKENS="+account+":"+token+","+otherAccount+":"+otherToken)
-	next := t.TempDir()
-	if err := lab.BuildWith(next, raceEnabled, "rehearsal", "publisher", "dispatcher", "suspension-monitor"); err != nil {
+	next, err := newestBinaries()
+	if err != nil {
 		t.Fatal(err)
 	}
 	good, parked := newReceiver(t, succeed), newReceiver(t, succeed)
