@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -21,6 +22,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
@@ -134,6 +136,80 @@ func TestAnswers(t *testing.T) {
 			if n := rec.accepted(); n != 1 {
 				t.Errorf("%d connections, want 1", n)
 			}
+		})
+	}
+}
+
+// TestNoHandshakeWithLogins: row 99. A receiver that asks for NTLM, Negotiate or a password gets one request, with
+// the owner's header and nothing of ours.
+func TestNoHandshakeWithLogins(t *testing.T) {
+	t.Parallel()
+	for _, challenge := range []string{
+		"401 Unauthorized\r\nWWW-Authenticate: NTLM", "401 Unauthorized\r\nWWW-Authenticate: NTLM TlRMTVNTUAACAAAAAAAAADgAAAA=",
+		"401 Unauthorized\r\nWWW-Authenticate: Negotiate", `401 Unauthorized` + "\r\n" + `WWW-Authenticate: Basic realm="x"`,
+		"407 Proxy Authentication Required\r\nProxy-Authenticate: NTLM",
+	} {
+		for _, auth := range []string{"", "Bearer of-the-owner"} {
+			t.Run(strings.ReplaceAll(challenge, "\r\n", " ")+" "+auth, func(t *testing.T) {
+				t.Parallel()
+				headers := make(chan http.Header, 10)
+				rec := newRaw(t, nil, func(c net.Conn) {
+					br := bufio.NewReader(c)
+					for { // on one connection, as such logins go on
+						req, _, err := readRequest(br)
+						if err != nil {
+							return
+						}
+						headers <- req.Header
+						_, _ = io.WriteString(c, "HTTP/1.1 "+challenge+"\r\nContent-Length: 0\r\n\r\n")
+					}
+				})
+				r := request(rec.url)
+				if r.AuthKey = auth; auth != "" {
+					r.AuthHeader = "Authorization"
+				}
+				s := newSender(t, nil, 10*time.Second)
+				expect(t, s.Send(t.Context(), r), "status_4xx")
+				if got := <-headers; got.Get("Authorization") != auth || got.Get("Proxy-Authorization") != "" {
+					t.Errorf("headers %v", got)
+				}
+				if len(headers) > 0 || rec.accepted() != 1 {
+					t.Errorf("%d more requests, %d connections", len(headers), rec.accepted())
+				}
+			})
+		}
+	}
+}
+
+// TestVerdictTime: row 102 at the default timeout, on a clock of its own: an answer counts up to 5 s, and the
+// verdict of a later one falls at 5 s, not when it comes.
+func TestVerdictTime(t *testing.T) {
+	t.Parallel()
+	for after, want := range map[time.Duration]string{
+		0: "delivered", 4900 * time.Millisecond: "delivered", 4999 * time.Millisecond: "delivered", 5001 * time.Millisecond: "timeout", 5100 * time.Millisecond: "timeout",
+	} {
+		t.Run(after.String(), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := newSender(t, nil, 5*time.Second)
+				s.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
+					ours, theirs := net.Pipe()
+					go func() {
+						defer theirs.Close()
+						if _, _, err := readRequest(bufio.NewReader(theirs)); err == nil {
+							time.Sleep(after)
+							_, _ = io.WriteString(theirs, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+						}
+					}()
+					return ours, nil
+				}
+				o := s.Send(t.Context(), request("http://127.0.0.1"))
+				expect(t, o, want)
+				defer time.Sleep(time.Second) // the receiver ends too
+				if took := min(after, 5*time.Second); o.Duration != took || time.Since(o.Started) != took {
+					t.Errorf("the verdict came after %v, Send returned after %v, want %v", o.Duration, time.Since(o.Started), took)
+				}
+			})
 		})
 	}
 }
@@ -653,6 +729,7 @@ func TestCertificates(t *testing.T) {
 		{"112 self-signed", with(self()), "tls"},
 		{"112 unknown authority", with(other.leaf(t, nil)), "tls"},
 		{"112 another name", changed(func(c *x509.Certificate) { c.IPAddresses = nil }), "tls"},
+		{"112 SHA-1", changed(func(c *x509.Certificate) { c.SignatureAlgorithm = x509.ECDSAWithSHA1 }), "tls"},
 		{"112 not for servers", changed(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }), "tls"},
 		{"113 TLS 1.0 only", &tls.Config{Certificates: ca.server(t).Certificates, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS10}, "tls"},
 		{"113 TLS 1.1 only", &tls.Config{Certificates: ca.server(t).Certificates, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, "tls"},
@@ -685,6 +762,34 @@ func TestCertificates(t *testing.T) {
 			})
 		}
 	}
+	t.Run("112 revocation is not looked up", func(t *testing.T) {
+		t.Parallel()
+		list := newRaw(t, nil, func(net.Conn) {})
+		url := receiver(t, changed(func(c *x509.Certificate) {
+			c.CRLDistributionPoints, c.OCSPServer = []string{list.url}, []string{list.url}
+		}), func(http.ResponseWriter, *http.Request) {})
+		expect(t, newSender(t, ca, 10*time.Second).Send(t.Context(), request(url)), "delivered")
+		if n := list.accepted(); n != 0 {
+			t.Errorf("a certificate made us connect %d times elsewhere", n)
+		}
+	})
+	t.Run("114 renegotiation", func(t *testing.T) {
+		t.Parallel()
+		alert := make(chan byte, 1)
+		ln := newRaw(t, nil, func(c net.Conn) {
+			if kind := renegotiate(c, ca.server(t).Certificates); kind != 0 {
+				alert <- kind
+			}
+		})
+		o := newSender(t, ca, 10*time.Second).Send(t.Context(), request("https"+strings.TrimPrefix(ln.url, "http")))
+		expect(t, o, "tls")
+		if kind := <-alert; kind != recordAlert {
+			t.Errorf("the sender answered with a record of type %d, want an alert", kind)
+		}
+		if n := ln.accepted(); n != 1 {
+			t.Errorf("%d connections, want 1", n)
+		}
+	})
 	for _, tc := range []struct{ row, answer string }{
 		{"113 SSL 3 alert", "\x15\x03\x00\x00\x02\x02\x28"},
 		{"113 plain HTTP", "HTTP/1.1 400 Bad Request\r\n\r\n"},
