@@ -183,6 +183,46 @@ func TestReplaySurvives(t *testing.T) {
 	}
 }
 
+// TestReplayIsCancelled: row 92 of the bad inputs. A running replay of many events stops when its owner cancels it,
+// is told as cancelled with what it has sent, and cannot go on.
+func TestReplayIsCancelled(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	hookID := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()
+	const events = 300
+	began := time.Now().Add(-time.Second).UTC().Format(time.RFC3339)
+	for i := range events {
+		if _, err := s.bus.PublishEvent(t.Context(), event.Subject("acme", "crm_deal_created"), uuid.NewString(), nil, fmt.Appendf(nil, `{"transaction_uuid":"n-%d"}`, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	id := s.do(acme, "POST", "/crm/v2/webhooks/"+hookID+"/replays", map[string]any{"from": began, "rate": 20}).want(201).id() // 15 s, were it not cancelled
+	path := "/crm/v2/replays/" + id
+	s.do(acme, "POST", path+"/start", nil).want(200)
+	s.until("some are sent", func() bool { return number(s.do(acme, "GET", path, nil).want(200).data(), "sent") > 0 })
+	s.do(other, "DELETE", path, nil).refused(404, "not_found", "")
+	s.do(acmeRead, "DELETE", path, nil).refused(403, "read_only", "")
+	s.do(acme, "DELETE", path, nil).want(204)
+	s.do(acme, "DELETE", path, nil).want(204)
+	bucket, err := s.bus.Bucket(t.Context(), bus.BucketReplays)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.until("its runner has left off", func() bool {
+		e, err := bucket.Get(t.Context(), "acme."+id)
+		var job struct{ Runner string }
+		return err == nil && json.Unmarshal(e.Value, &job) == nil && job.Runner == ""
+	})
+	d := s.do(acme, "GET", path, nil).want(200).data()
+	n, err := s.arrived()
+	if err != nil || d["state"] != "cancelled" || number(d, "sent") != float64(n) || n == 0 || n >= events {
+		t.Errorf("replay = %v, and %d notifications arrived (%v)", d, n, err)
+	}
+	for _, verb := range []string{"start", "pause", "resume"} {
+		s.do(acme, "POST", path+"/"+verb, nil).refused(409, "wrong_state", "")
+	}
+}
+
 // TestReplayOfADeadRunner takes up a job whose runner went without a word, after its last note.
 func TestReplayOfADeadRunner(t *testing.T) {
 	t.Parallel()

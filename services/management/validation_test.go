@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -53,6 +54,8 @@ func TestRegistrationRefuses(t *testing.T) {
 		"name with NUL":         {body("name", "a\x00b"), 422, "bad_name", "/data/name"},
 		"unknown event":         {body("event_name", "crm_deal_frozen"), 422, "unknown_event_name", "/data/event_name"},
 		"NATS wildcard":         {body("event_name", "crm.>"), 422, "unknown_event_name", "/data/event_name"},
+		"200 names":             {body("event_name", slices.Repeat([]string{"crm_deal_created"}, 200)), 422, "wrong_type", "/data/event_name"},
+		"200 names in one":      {body("event_name", strings.Repeat("crm_deal_created,", 200)), 422, "unknown_event_name", "/data/event_name"},
 		"two stars":             {body("event_name", "crm_*_*"), 422, "bad_pattern", "/data/event_name"},
 		"method TRACE":          {body("http_method", "TRACE"), 422, "bad_http_method", "/data/http_method"},
 		"method post":           {body("http_method", "post"), 422, "bad_http_method", "/data/http_method"},

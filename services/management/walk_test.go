@@ -1,8 +1,11 @@
 package management_test
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"slices"
 	"sort"
@@ -189,6 +192,76 @@ func TestHeadersThatRuleNothing(t *testing.T) {
 	}
 	s.do("guess", "GET", path, nil, from(5)...).refused(429, "locked_out", "")
 	s.do(acme, "GET", path, nil).want(200)
+}
+
+// TestBodiesThatLie: row 84 of the bad inputs, written by hand as no client would. Each is refused and its connection
+// closed; what stands behind a body is not taken for a part of it.
+func TestBodiesThatLie(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	const endless = "" // chunks without an end
+	whole := `{"data":{"name":"n","event_name":"crm_deal_created","http_method":"POST","url":"https://hooks.example.com/x"}}`
+	t.Run("all", func(t *testing.T) {
+		for name, tc := range map[string]struct {
+			head, body string
+			cut        bool // nothing follows, and the server is told
+			status     int
+		}{
+			"length 1 and more":        {"Content-Length: 1\r\n", whole + "\r\n\r\n", false, 400},
+			"longer than it says":      {fmt.Sprintf("Content-Length: %d\r\n", len(whole)-1), whole + "\r\n\r\n", false, 400},
+			"shorter than it says":     {fmt.Sprintf("Content-Length: %d\r\n", len(whole)+1), whole, true, 400},
+			"two lengths":              {fmt.Sprintf("Content-Length: 2\r\nContent-Length: %d\r\n", len(whole)), whole, false, 400},
+			"a length that is none":    {"Content-Length: -1\r\n", whole, false, 400},
+			"endless chunks":           {"Transfer-Encoding: chunked\r\n", endless, false, 413},
+			"chunks cut off":           {"Transfer-Encoding: chunked\r\n", "2\r\n{}\r\n", true, 400},
+			"a chunk of nonsense":      {"Transfer-Encoding: chunked\r\n", "zz\r\n{}\r\n0\r\n\r\n", false, 400},
+			"a coding nobody knows":    {"Transfer-Encoding: gzip, chunked\r\n", "2\r\n{}\r\n0\r\n\r\n", false, 501},
+			"10 MB that are announced": {"Content-Length: 10485760\r\n", strings.Repeat(" ", 2<<20), true, 413},
+		} {
+			for _, path := range []string{"/crm/v2/webhooks", "/crm/v2/events/crm_deal_created"} {
+				t.Run(name+" "+path, func(t *testing.T) {
+					t.Parallel()
+					c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer c.Close()
+					go func() {
+						_, err := fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\n%s\r\n%s", path, acme, tc.head, tc.body)
+						for chunk := "400\r\n" + strings.Repeat(" ", 0x400) + "\r\n"; err == nil && tc.body == endless; {
+							_, err = c.Write([]byte(chunk))
+						}
+						if tc.cut {
+							_ = c.(*net.TCPConn).CloseWrite() //nolint:errcheck // it is TCP
+						}
+					}()
+					br := bufio.NewReader(c)
+					resp, err := http.ReadResponse(br, nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer resp.Body.Close()
+					if resp.StatusCode != tc.status {
+						t.Errorf("status %d, want %d", resp.StatusCode, tc.status)
+					}
+					_, _ = io.Copy(io.Discard, resp.Body)
+					for more := 0; ; more++ { // until the connection ends
+						resp, err := http.ReadResponse(br, nil)
+						if err != nil {
+							break
+						}
+						_ = resp.Body.Close()
+						if resp.StatusCode != 400 || more > 0 {
+							t.Fatalf("what is behind the body was answered with %d", resp.StatusCode)
+						}
+					}
+				})
+			}
+		}
+	})
+	if r := s.do(acme, "GET", "/crm/v2/webhooks", nil).want(200); len(r.rows()) > 0 {
+		t.Errorf("stored: %s", r.raw)
+	}
 }
 
 // validBody is one that an operation accepts, so that what is refused is something else.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/zap/zaptest"
 
 	"gancho/services/management/internal/problem"
@@ -233,6 +234,29 @@ func TestLockOut(t *testing.T) {
 		time.Sleep(4 * time.Second)
 		if s := status(g, request("reader", home), false); s != 0 {
 			t.Errorf("after a pause: %d", s)
+		}
+	})
+}
+
+// TestThousandGuesses: row 95 of the bad inputs. Of 1,000 guesses in a minute as many are looked at as may be, the
+// others are refused and counted.
+func TestThousandGuesses(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := gate(t, Config{BadPerMinute: 20})
+		statuses := map[int]float64{}
+		for i := range 1000 {
+			statuses[status(g, request(fmt.Sprint("guess", i), "192.0.2.1:1"), false)]++
+			time.Sleep(60 * time.Millisecond)
+		}
+		if looked := statuses[401]; looked < 20 || looked > 40 || looked+statuses[429] != 1000 {
+			t.Errorf("answers: %v, want at most 20 at once and 20 in the minute looked at", statuses)
+		}
+		for reason, status := range map[string]int{"bad_token": 401, "locked_out": 429} {
+			var m dto.Metric
+			if err := g.refused.WithLabelValues(reason).Write(&m); err != nil || m.GetCounter().GetValue() != statuses[status] {
+				t.Errorf("%v are counted as %s (%v), %v were", m.GetCounter().GetValue(), reason, err, statuses[status])
+			}
 		}
 	})
 }
