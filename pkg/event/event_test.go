@@ -1,6 +1,7 @@
 package event
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -78,6 +79,7 @@ func TestParseKeepsBytes(t *testing.T) {
 		"51 duplicate keys":     `{"event_name":"crm_deal_created","event_name":"x","Event_Name":"y"}`,
 		"white space":           " {\n\t\"a\" : 1 } \r\n",
 		"unknown name accepted": `{"anything":true}`,
+		"50 100,000 keys":       `{` + manyKeys(100_000) + `"transaction_uuid":"t-1"}`,
 		"50 large key":          `{"` + strings.Repeat("k", 100_000) + `":1}`,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -93,6 +95,14 @@ func TestParseKeepsBytes(t *testing.T) {
 	}
 }
 
+func manyKeys(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, `"key-%d":%d,`, i, i)
+	}
+	return b.String()
+}
+
 func TestEventID(t *testing.T) {
 	t.Parallel()
 	id := func(subject, body string, h func(string) string, seq uint64) string {
@@ -106,6 +116,9 @@ func TestEventID(t *testing.T) {
 	base := id(subject, withUUID, header(), 1)
 	if want := ID("acme", "crm_deal_created", "t-1"); base != want {
 		t.Fatalf("got %s, want %s", base, want)
+	}
+	if got := id(subject, `{`+manyKeys(100_000)+withUUID[1:], header(), 1); got != base {
+		t.Error("row 50: a transaction_uuid behind 100,000 keys counts too")
 	}
 	if got := id(subject, withUUID, header(HeaderCEID, "other", HeaderMsgID, "more"), 2); got != base {
 		t.Error("transaction_uuid must rule over every header")

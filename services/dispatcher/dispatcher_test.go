@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -406,6 +408,90 @@ func TestWebhookGone(t *testing.T) {
 	r.state(r.notify(w, 1), notification.Cancelled)
 	if rc.total() != 0 {
 		t.Error("a deleted webhook got a request")
+	}
+}
+
+// TestDeletedDuringAnAttempt: row 90 of the bad inputs. The attempt under way ends as it would; no other follows.
+func TestDeletedDuringAnAttempt(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		answer int
+		want   notification.State
+	}{
+		"that fails":    {http.StatusInternalServerError, notification.Cancelled},
+		"that succeeds": {http.StatusOK, notification.Delivered},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, func(c *Config) { c.Delivery.Timeout = 30 * time.Second })
+			began, deleted := make(chan struct{}, 10), make(chan struct{})
+			rc := newReceiver(t, func(_ string, w http.ResponseWriter) {
+				began <- struct{}{}
+				<-deleted
+				w.WriteHeader(tc.answer)
+			})
+			w, other := r.webhook(rc.URL, nil), r.webhook(newReceiver(t, ok).URL, nil)
+			r.start()
+			id := r.notify(w, 1)
+			<-began
+			if err := r.webhooks.Delete(t.Context(), w.Key(), 0); err != nil {
+				t.Fatal(err)
+			}
+			later := r.notify(w, 2)
+			r.state(later, notification.Cancelled) // it is known
+			close(deleted)
+			r.state(id, tc.want)
+			r.state(r.notify(other, 3), notification.Delivered) // the others go on
+			if got := rc.attempts(id); !slices.Equal(got, []string{"1"}) || rc.total() != 1 {
+				t.Errorf("attempts: got %v of %d requests, want one", got, rc.total())
+			}
+		})
+	}
+}
+
+// TestForgedAttempts: row 62 of the bad inputs, in both lanes. What claims attempts that cannot be leads to no
+// request, and the notification behind it is delivered.
+func TestForgedAttempts(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	rc := newReceiver(t, ok)
+	w := r.webhook(rc.URL, nil)
+	nc, err := nats.Connect(r.broker.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var forged uint64
+	for _, bad := range [][2]string{
+		{"Attempts-Done", "6"}, {"Attempts-Done", "7"}, {"Attempts-Done", "-1"}, {"Attempts-Done", `"1"`}, {"Attempts-Done", "1.0"},
+		{"Attempts-Done", "9999999999999999999999"}, {"Send", "0"}, {"Send", "-1"}, {"Send", ""},
+	} {
+		eventID := event.ID(w.Account, "crm_deal_created", fmt.Sprint("forged", forged))
+		id := event.NotificationID(eventID, w.UUID)
+		h := nats.Header{
+			"Gancho-Schema": {"1"}, "Gancho-Account": {w.Account}, "Gancho-Event-Name": {"crm_deal_created"}, "Gancho-Event-Id": {eventID},
+			"Gancho-Webhook-Id": {w.ID}, "Gancho-Notification-Id": {id}, "Gancho-Send": {"1"},
+		}
+		h["Gancho-"+bad[0]] = []string{bad[1]}
+		for _, subject := range []string{"gancho.notifications.acme." + id, "gancho.retries.due.acme." + w.ID + "." + id} {
+			if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: subject, Header: h, Data: []byte(`{"forged":true}`)}); err != nil {
+				t.Fatal(err)
+			}
+			forged++
+		}
+	}
+	r.start()
+	r.state(r.notify(w, 1), notification.Delivered)
+	r.until("all forged ones are set aside", func() bool {
+		s, err := js.Stream(t.Context(), bus.Quarantine)
+		return err == nil && s.CachedInfo().State.Msgs == forged
+	})
+	if rc.total() != 1 {
+		t.Errorf("%d requests, want the good one's only", rc.total())
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
@@ -31,11 +32,13 @@ type rig struct {
 	webhooks *bus.Bucket
 	stop     func()
 	broker   *bustest.Server
+	log      *zap.Logger
+	metrics  *prometheus.Registry
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, broker: bustest.Start(t)}
+	r := &rig{t: t, broker: bustest.Start(t), log: bustest.Logger(t), metrics: prometheus.NewRegistry()}
 	b := r.broker.Topology(bustest.Limits())
 	var err error
 	if r.webhooks, err = b.Bucket(t.Context(), bus.BucketWebhooks); err != nil {
@@ -57,7 +60,7 @@ func (r *rig) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	cfg := Config{Bus: bus.Config{URL: r.broker.URL()}, Limits: bustest.Limits()}
-	proc := &service.Process{Name: "publisher", Log: bustest.Logger(r.t), Metrics: prometheus.NewRegistry(), Health: service.NewHealth()}
+	proc := &service.Process{Name: "publisher", Log: r.log, Metrics: r.metrics, Health: service.NewHealth()}
 	go func() { done <- Run(ctx, cfg, proc) }()
 	r.stop = sync.OnceFunc(func() {
 		cancel()
@@ -218,6 +221,94 @@ func TestCloudEvents(t *testing.T) {
 	want := event.NotificationID(event.ID("acme", "crm_lead_created", "ce-1"), w.UUID)
 	if len(all) != 1 || all[0].Header.Get("Gancho-Notification-Id") != want || string(all[0].Data) != `{ "raw" : true }` {
 		t.Errorf("got %+v", all)
+	}
+}
+
+// events returns how many events had that result.
+func (r *rig) events(result string) float64 {
+	r.t.Helper()
+	families, err := r.metrics.Gather()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == "gancho_events_total" && m.GetLabel()[0].GetValue() == result {
+				return m.GetCounter().GetValue()
+			}
+		}
+	}
+	r.t.Fatalf("no events are counted as %s", result)
+	return 0
+}
+
+// TestNobodyListens: row 59 of the bad inputs. An event that no webhook matches is settled and counted.
+func TestNobodyListens(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.webhook("acme", "crm_task_created", webhook.Active)
+	r.webhook("other", "*", webhook.Active)
+	r.start()
+	for i := range 3 {
+		r.publish("crm.events.acme.crm_deal_created", fmt.Sprintf(`{"transaction_uuid":"t-%d"}`, i), nil)
+	}
+	if n := len(r.stored(bus.Notifications)); n != 0 {
+		t.Errorf("%d notifications", n)
+	}
+	if n := len(r.stored(bus.Rejected)); n != 0 {
+		t.Errorf("%d rejected", n)
+	}
+	if none, matched := r.events("no_webhooks"), r.events("matched"); none != 3 || matched != 0 {
+		t.Errorf("%v counted without webhooks, %v as matched; want 3 and 0", none, matched)
+	}
+}
+
+// TestTextStaysText: rows 52, 60 and 68 of the bad inputs. Whatever text is in an event or in headers beside it, the
+// body goes on byte for byte, the headers do not, and the log holds none of it.
+func TestTextStaysText(t *testing.T) {
+	t.Parallel()
+	core, logs := observer.New(zap.DebugLevel)
+	r := newRig(t)
+	r.log = zap.New(core)
+	r.webhook("acme", "*", webhook.Active)
+	r.start()
+	const canary = "c4n4ry"
+	headers := nats.Header{
+		"traceparent": {"00-" + canary + "-x-01"}, "tracestate": {canary}, "baggage": {strings.Repeat(canary+"=1,", 1500)},
+		"X-Other": {canary + "\x1b[2J\xff"}, "ce-source": {canary + "</script>"},
+	}
+	bodies := []string{
+		"{\r\n\t\"name\" : \"" + canary + "<script>alert(1)</script>\\r\\n{\\\"level\\\":\\\"error\\\"}\" }\r\n",
+		`{"name":"` + canary + `\u001b[31m\u0000\u202e` + "\u2028\u202e\x7f" + `"}`,
+		"{\"name\":\"" + canary + "\xff\xc0\xaf\", \"half\":\"\\ud800\"}",
+		`{"event_name":"crm_deal_created","event_name":"` + canary + `","Event_Name":7}`,
+	}
+	for _, b := range bodies {
+		r.publish("crm.events.acme.crm_deal_created", b, headers)
+	}
+	for _, b := range []string{`{"name":"` + canary, "[\"" + canary + "\x00\"]", `{"transaction_uuid":"` + canary + `\n"}`, `{"event_name":"` + canary + `"}`} {
+		r.publish("crm.events.acme.crm_deal_created", b, headers)
+	}
+	if n := len(r.stored(bus.Rejected)); n != 4 {
+		t.Errorf("%d rejected, want 4", n)
+	}
+	all := r.stored(bus.Notifications)
+	if len(all) != len(bodies) {
+		t.Fatalf("%d notifications, want %d", len(all), len(bodies))
+	}
+	for _, m := range all {
+		if !slices.Contains(bodies, string(m.Data)) {
+			t.Errorf("this body was not sent: %q", m.Data)
+		}
+		if text := fmt.Sprint(m.Header); strings.Contains(text, canary) || m.Header.Get("traceparent") != "" {
+			t.Errorf("headers went on: %.300s", text)
+		}
+	}
+	r.stop()
+	for _, line := range logs.All() {
+		if text := fmt.Sprint(line.Message, line.ContextMap()); strings.Contains(text, canary) {
+			t.Errorf("logged: %.300s", text)
+		}
 	}
 }
 
