@@ -126,14 +126,14 @@ func TestConsoleInABrowser(t *testing.T) {
 
 	c.do("the webhook", chromedp.Navigate(s.APIURL+"/webhooks/"+h.ID), shown("#rows tbody tr"))
 	s.publish(dealCreated)
-	c.do("its suspension appears", shown("#resume"))
+	c.do("its suspension appears", shown("#resume"), gone("#suspend-open"))
 	second := s.publish(dealCreated)
 	c.do("what comes now waits", shown("#rows .chip-parked"))
 	if got := c.text("#suspension"); !strings.Contains(got, "Suspended: it always failed") || !strings.Contains(got, "500") {
 		t.Errorf("the banner says %q", got)
 	}
 	rc.become(succeed)
-	c.do("resume", click("#resume"), gone("#resume"), shown("#chips .chip-active"))
+	c.do("resume", click("#resume"), gone("#resume"), shown("#chips .chip-active"), shown("#suspend-open"))
 	c.do("what waited is delivered", shown("#rows .chip-delivered"))
 	s.waitAll(ids(dealCreated, h, []string{second}), "delivered")
 
