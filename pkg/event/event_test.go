@@ -38,6 +38,8 @@ func TestParseRefuses(t *testing.T) {
 		"46 two objects":              {body: `{}{}`, want: BadJSON},
 		"46 byte order mark":          {body: "\ufeff{}", want: BadJSON},
 		"49 10,001 nested":            {body: `{"a":` + strings.Repeat("[", 10_001) + strings.Repeat("]", 10_001) + `}`, want: BadJSON},
+		"49 a megabyte of nesting":    {body: `{"a":` + strings.Repeat("[", 1<<20), want: BadJSON},
+		"49 nested objects":           {body: strings.Repeat(`{"a":`, 10_001) + "1" + strings.Repeat("}", 10_001), want: BadJSON},
 		"54 uuid not a string":        {body: `{"transaction_uuid":7}`, want: BadTransactionUUID},
 		"54 uuid null":                {body: `{"transaction_uuid":null}`, want: BadTransactionUUID},
 		"54 uuid empty":               {body: `{"transaction_uuid":""}`, want: BadTransactionUUID},

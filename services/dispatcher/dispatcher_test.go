@@ -6,12 +6,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/net/dns/dnsmessage"
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
@@ -446,6 +450,134 @@ func TestDeletedDuringAnAttempt(t *testing.T) {
 				t.Errorf("attempts: got %v of %d requests, want one", got, rc.total())
 			}
 		})
+	}
+}
+
+// TestRebinding: row 28 of the bad inputs. A name that leads to a forbidden address, at once or from the second
+// look-up on, costs its notification six attempts and the address no connection.
+func TestRebinding(t *testing.T) {
+	t.Parallel()
+	const open, closed = "127.0.0.2", "127.0.0.3"
+	var lookups atomic.Int32
+	dns := nameServer(t, func(name string) string {
+		if name == "rebinding.test." && lookups.Add(1) == 1 {
+			return open
+		}
+		return closed
+	})
+	r := newRig(t, func(c *Config) { c.Egress.AllowCIDRs, c.Egress.DNSServer = []string{open + "/32"}, dns })
+	sink, err := net.Listen("tcp4", "0.0.0.0:0") // whatever it is called
+	if err != nil {
+		t.Fatal(err)
+	}
+	var connections sync.Map // by the address they came to
+	srv := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Connection", "close") // so that each attempt looks the name up
+	}), ConnState: func(c net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			host, _, _ := net.SplitHostPort(c.LocalAddr().String())
+			connections.Store(host, true)
+		}
+	}}
+	go func() { _ = srv.Serve(sink) }()
+	t.Cleanup(func() { _ = srv.Close() })
+	_, port, _ := net.SplitHostPort(sink.Addr().String())
+	fixed, rebinding := r.webhook("http://fixed.test:"+port, nil), r.webhook("http://rebinding.test:"+port, nil)
+	r.start()
+	r.state(r.notify(rebinding, 1), notification.Delivered) // as long as the name leads where it may
+	for i, w := range []*webhook.Webhook{fixed, rebinding} {
+		last := r.state(r.notify(w, 10+i), notification.PermanentlyFailed)
+		if last.Reason != string(delivery.BlockedAddress) || last.AttemptsDone != notification.MaxAttempts {
+			t.Errorf("%s: %d attempts, reason %s; want 6 and blocked_address", w.URL, last.AttemptsDone, last.Reason)
+		}
+	}
+	if _, reached := connections.Load(closed); reached {
+		t.Error("the forbidden address got a connection")
+	}
+}
+
+// nameServer answers every question for an address with what answer says.
+func nameServer(t *testing.T, answer func(name string) string) string {
+	t.Helper()
+	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() { _ = c.Close(); <-done })
+	go func() {
+		defer close(done)
+		buf := make([]byte, 1500)
+		for {
+			n, from, err := c.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			var m dnsmessage.Message
+			if m.Unpack(buf[:n]) != nil || len(m.Questions) != 1 {
+				continue
+			}
+			q := m.Questions[0]
+			m.Response, m.Authoritative, m.Additionals = true, true, nil
+			if q.Type == dnsmessage.TypeA {
+				m.Answers = []dnsmessage.Resource{{
+					Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class},
+					Body:   &dnsmessage.AResource{A: netip.MustParseAddr(answer(q.Name.String())).As4()},
+				}}
+			}
+			if packed, err := m.Pack(); err == nil {
+				_, _ = c.WriteTo(packed, from)
+			}
+		}
+	}()
+	return c.LocalAddr().String()
+}
+
+// TestLoopIsBounded: a receiver that answers each notification with two more events. The loop grows to the URL's
+// share and not beyond, others are delivered beside it, and it ends with its webhook.
+func TestLoopIsBounded(t *testing.T) {
+	t.Parallel()
+	const share = 4
+	r := newRig(t, func(c *Config) { c.MaxInFlightPerURL = share })
+	var next, now, most atomic.Int32
+	var w *webhook.Webhook
+	loop := newReceiver(t, func(string, http.ResponseWriter) {
+		n := now.Add(1)
+		defer now.Add(-1)
+		for seen := most.Load(); n > seen && !most.CompareAndSwap(seen, n); seen = most.Load() {
+		}
+		for range 2 {
+			eventID := event.ID("acme", "crm_deal_created", fmt.Sprint("loop", next.Add(1)))
+			_ = r.bus.Notify(&notification.Notification{
+				Account: "acme", ID: event.NotificationID(eventID, w.UUID), WebhookID: w.ID, EventID: eventID, EventName: "crm_deal_created",
+				EventTime: time.Now(), Send: 1, Body: []byte(`{}`),
+			}).Wait(context.Background())
+		}
+	})
+	w = r.webhook(loop.URL, nil)
+	other := r.webhook(newReceiver(t, ok).URL, nil)
+	r.start()
+	r.notify(w, 0)
+	r.until("the loop runs", func() bool { return loop.total() > 300 })
+	var beside []string
+	for i := range 20 {
+		beside = append(beside, r.notify(other, 1+i))
+	}
+	for _, id := range beside {
+		r.state(id, notification.Delivered)
+	}
+	if n := most.Load(); n > share {
+		t.Errorf("%d requests at once, want at most %d", n, share)
+	}
+	if err := r.webhooks.Delete(t.Context(), w.Key(), 0); err != nil {
+		t.Fatal(err)
+	}
+	r.state(r.notify(w, 9999), notification.Cancelled) // it is known
+	r.until("what is under way has ended", func() bool { return now.Load() == 0 })
+	ended := loop.total()
+	r.state(r.notify(other, 9999), notification.Delivered)
+	if n := loop.total(); n > ended+share {
+		t.Errorf("%d more requests after the webhook was deleted", n-ended)
 	}
 }
 

@@ -2,6 +2,7 @@ package management_test
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -111,7 +112,16 @@ func TestWalk(t *testing.T) {
 				refused(s.do(acmeRead, op.method, path, body), 403)
 			}
 			if scoped {
-				refused(s.do(other, op.method, path, validBody(op)), 404)
+				foreign := s.do(other, op.method, path, validBody(op))
+				refused(foreign, 404)
+				unknown := s.do(other, op.method, strings.Replace(op.path, "{id}", uuid.NewString(), 1), validBody(op))
+				for _, h := range []http.Header{foreign.header, unknown.header} {
+					h.Del("X-Request-Id")
+					h.Del("Date")
+				}
+				if !bytes.Equal(foreign.raw, unknown.raw) || fmt.Sprint(foreign.header) != fmt.Sprint(unknown.header) {
+					t.Errorf("another account's is told apart from what is not there:\n%s %v\n%s %v", foreign.raw, foreign.header, unknown.raw, unknown.header)
+				}
 				refused(s.do(operator, op.method, path, validBody(op), "X-Account-Id", "globex"), 404)
 				for _, id := range []string{
 					"x", "%2e%2e", "..%2f..%2fx", "%00", strings.Repeat("a", 10_000), "*", "%3E", strings.ToUpper(uuid.NewString()) + "0",
