@@ -5,10 +5,12 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
 
 	"gancho/pkg/event"
 	"gancho/services/internal/lab"
@@ -48,6 +50,34 @@ func TestDeliversByteForByte(t *testing.T) {
 	want := fmt.Sprintf(`{"event_name":"crm_deal_created","document":{"id":"67900a6e0000000000000001","amount_total":1200.50},"event_timestamp":"2026-01-21T20:58:22.000Z","transaction_uuid":%q}`, txs[0])
 	if got := rc.bodies[id]; !slices.Equal(got, []string{want}) {
 		t.Errorf("bodies:\n got %s\nwant %s", got, want)
+	}
+
+	// Rows 48, 52, 53 and 60 of the bad inputs, at the second attempt too.
+	rc.become(func(w http.ResponseWriter, attempt string) {
+		if attempt == "1" {
+			fail(w, attempt)
+		}
+	})
+	for i, body := range []string{
+		`{"a":9007199254740993,"b":1e400,"c":-0,"d":1E+2,"e":1.50,"f":0.1e-7}`,
+		"{\"a\":\"\xff\xfe\",\"b\":\"\\ud800\",\"c\":\"\\u0000\"}",
+		`{"a":1,"a":2,"A":3}`,
+		"\r\n {\t\"z\" : \"<script>&\\r\\n\\u001b[2J\u2028\x7f\" ,\n\"a\":[ ] }\n",
+		`{"a":"` + strings.Repeat("é", (1<<20-8)/2) + `"}`, // exactly EVENT_MAX_BYTES
+	} {
+		key := fmt.Sprint("bytes-", i)
+		if _, err := s.js.PublishMsg(t.Context(), &nats.Msg{
+			Subject: event.Subject(account, dealCreated), Data: []byte(body), Header: nats.Header{event.HeaderMsgID: {key}},
+		}); err != nil {
+			t.Fatal(err)
+		}
+		id := ids(dealCreated, h, []string{key})[0]
+		s.waitAll([]string{id}, "delivered")
+		rc.mu.Lock()
+		if got := rc.bodies[id]; !slices.Equal(got, []string{body, body}) {
+			t.Errorf("body %d: %d requests, the first with %.100q; want two with %d bytes %.100q", i, len(got), got[0], len(body), body)
+		}
+		rc.mu.Unlock()
 	}
 }
 

@@ -335,6 +335,31 @@ func TestByHand(t *testing.T) {
 	if n := moved.total(); n != 5 {
 		t.Errorf("the new URL got %d requests, want 5", n)
 	}
+	// Row 91 of the bad inputs: resumed by many at once, and again, what is parked is released once.
+	s.call(http.MethodPost, "/crm/v2/webhooks/"+h.ID+"/suspend", nil, nil)
+	s.waitStatus(h.ID, "suspended")
+	held := ids(dealCreated, h, s.publishMany(5))
+	s.waitAll(held, "parked")
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() {
+			if status, err := s.try(http.MethodPost, "/crm/v2/webhooks/"+h.ID+"/resume", nil, nil); err != nil || status/100 != 2 {
+				t.Errorf("resume: status %d, %v", status, err)
+			}
+		})
+	}
+	wg.Wait()
+	s.waitAll(held, "delivered")
+	if status := s.call(http.MethodPost, "/crm/v2/webhooks/"+h.ID+"/resume", nil, nil); status != http.StatusOK {
+		t.Errorf("resume of an active one: status %d", status)
+	}
+	s.waitAll(ids(dealCreated, h, s.publishMany(1)), "delivered")
+	seen := moved.snapshot()
+	for _, id := range held {
+		if len(seen[id]) != 1 {
+			t.Errorf("notification %s was sent %v, want once", id, seen[id])
+		}
+	}
 	s.call(http.MethodPost, "/crm/v2/webhooks/"+other.ID+"/suspend", nil, nil)
 	s.waitStatus(other.ID, "suspended")
 	late := s.publishMany(3)
