@@ -599,8 +599,15 @@ func TestForgedAttempts(t *testing.T) {
 	}
 	var forged uint64
 	for _, bad := range [][2]string{
-		{"Attempts-Done", "6"}, {"Attempts-Done", "7"}, {"Attempts-Done", "-1"}, {"Attempts-Done", `"1"`}, {"Attempts-Done", "1.0"},
-		{"Attempts-Done", "9999999999999999999999"}, {"Send", "0"}, {"Send", "-1"}, {"Send", ""},
+		{"Attempts-Done", "6"},
+		{"Attempts-Done", "7"},
+		{"Attempts-Done", "-1"},
+		{"Attempts-Done", `"1"`},
+		{"Attempts-Done", "1.0"},
+		{"Attempts-Done", "9999999999999999999999"},
+		{"Send", "0"},
+		{"Send", "-1"},
+		{"Send", ""},
 	} {
 		eventID := event.ID(w.Account, "crm_deal_created", fmt.Sprint("forged", forged))
 		id := event.NotificationID(eventID, w.UUID)
