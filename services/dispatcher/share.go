@@ -26,8 +26,8 @@ const (
 // What is over the share waits in memory only when the URL's own speed says that the wait is short;
 // otherwise it is refused, and the caller parks it. So no delivery is held for a slow URL.
 //
-// One account, however many URLs it has, holds at most ofAccount places while other accounts have traffic too;
-// what is over that is refused like what is over a URL's share.
+// One account, however many URLs it has, holds at most ofAccount places while other accounts have traffic too,
+// those that wait in memory counted; what is over that is refused like what is over a URL's share.
 //
 // It is safe for concurrent use; the mutex guards everything and is never held across a wait.
 type shares struct {
@@ -44,8 +44,8 @@ type shares struct {
 // aloneAfter is how long no other account had traffic when one may take every place.
 const aloneAfter = time.Minute
 
-// holding is what an account has in flight over all its URLs.
-type holding struct{ inFlight, urls int }
+// holding is what an account has over all its URLs: in flight, and waiting for a share.
+type holding struct{ inFlight, waiting, urls int }
 
 type share struct {
 	account  *holding
@@ -89,7 +89,7 @@ func (s *shares) room(u *share) int {
 	if s.othersAt.IsZero() || u.used.Sub(s.othersAt) > aloneAfter {
 		return math.MaxInt
 	}
-	return s.ofAccount - u.account.inFlight
+	return s.ofAccount - u.account.inFlight - u.account.waiting
 }
 
 // place takes n places, or gives them back when it is negative.
@@ -136,6 +136,7 @@ func (s *shares) enter(k urlKey) bool {
 	}
 	granted := make(chan bool, 1)
 	u.waiting = append(u.waiting, granted)
+	u.account.waiting++
 	s.mu.Unlock()
 	return <-granted
 }
@@ -194,11 +195,13 @@ func (s *shares) done(k urlKey, delivered bool, took time.Duration) {
 func (u *share) admit() {
 	for len(u.waiting) > 0 && u.inFlight < u.live() {
 		u.place(1)
+		u.account.waiting--
 		u.waiting[0] <- true
 		u.waiting = u.waiting[1:]
 	}
 	for len(u.waiting) > 0 && !u.stillWorth() {
 		last := len(u.waiting) - 1
+		u.account.waiting--
 		u.waiting[last] <- false
 		u.waiting = u.waiting[:last]
 	}

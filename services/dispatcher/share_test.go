@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -227,6 +228,46 @@ func TestOneAccountLeavesPlaces(t *testing.T) {
 		time.Sleep(forgetAfter + time.Second)
 		if s.forget(); len(s.urls)+len(s.accounts) > 0 {
 			t.Errorf("%d URLs and %d accounts are remembered", len(s.urls), len(s.accounts))
+		}
+	})
+}
+
+// TestWaitingCountsForTheAccount: what waits for URLs that nothing is known of takes places of its account, so a flood
+// of new URLs that do not answer leaves the others theirs.
+func TestWaitingCountsForTheAccount(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newShares(8, 400)
+		few := urlKey{"few", "url"}
+		if !s.enter(few) {
+			t.Fatal("no place for another account")
+		}
+		var let, refused atomic.Int64
+		for range 24 { // of each URL 8 are let in, and as many would wait
+			for i := range 10 {
+				go func() {
+					if s.enter(urlKey{"many", strconv.Itoa(i)}) {
+						let.Add(1)
+					} else {
+						refused.Add(1)
+					}
+				}()
+				synctest.Wait()
+			}
+		}
+		if held := 240 - refused.Load(); held != 100 {
+			t.Errorf("%d of 240 are held (%d in flight), want 100 of 400", held, let.Load())
+		}
+		if !s.enter(few) {
+			t.Error("the other account is held up")
+		}
+		for i := range 10 { // they fail, and what waits is let in or refused
+			for key := (urlKey{"many", strconv.Itoa(i)}); s.urls[key].inFlight > 0; synctest.Wait() {
+				s.done(key, false, 5*time.Second)
+			}
+		}
+		if a := s.accounts["many"]; a.inFlight != 0 || a.waiting != 0 {
+			t.Errorf("in the end %d are in flight and %d wait", a.inFlight, a.waiting)
 		}
 	})
 }
