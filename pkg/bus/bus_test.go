@@ -222,12 +222,19 @@ func TestForgedMessages(t *testing.T) {
 		"71 invalid bytes as an id":    set("Gancho-Event-Id", "\xff\xfe\x00\x1b[2J"),
 		"71 invalid bytes as a name":   set("Gancho-Event-Name", "crm_deal_\xff"),
 		"71 invalid bytes as a number": set("Gancho-Send", "1\x00"),
+		"as large as the broker takes": {},
+	}
+	body := func(name string) []byte {
+		if name == "as large as the broker takes" {
+			return make([]byte, 2<<20-64)
+		}
+		return []byte(name)
 	}
 	for name, h := range forged {
 		if name == "71 header of 60 KB, no ids" {
 			h["X"] = []string{fmt.Sprintf("%060000d", 1)}
 		}
-		if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: "gancho.notifications.acme.x", Header: h, Data: []byte(name)}); err != nil {
+		if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: "gancho.notifications.acme.x", Header: h, Data: body(name)}); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 	}

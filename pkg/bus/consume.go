@@ -371,21 +371,29 @@ func (b *Bus) delivery(ctx context.Context, lane Lane, m jetstream.Msg, again fu
 	return d
 }
 
-// quarantine copies m to QUARANTINE with the reason. The caller acks m after a nil error.
+// quarantine copies m to QUARANTINE with the reason; of a message that fills the broker's max_payload only the first
+// bytes. The caller acks m after a nil error.
 func (b *Bus) quarantine(ctx context.Context, stream, reason, detail string, m jetstream.Msg) error {
 	meta, err := m.Metadata()
 	if err != nil {
 		return err
 	}
-	q := message("gancho.quarantine."+stream+"."+reason, fmt.Sprintf("%s:%d", stream, meta.Sequence.Stream), m.Data())
-	for k, v := range m.Headers() {
-		if len(k) < 5 || k[:5] != "Nats-" {
-			q.Header[k] = v
+	copied := func(headers nats.Header, body []byte) *nats.Msg {
+		q := message("gancho.quarantine."+stream+"."+reason, fmt.Sprintf("%s:%d", stream, meta.Sequence.Stream), body)
+		for k, v := range headers {
+			if len(k) < 5 || k[:5] != "Nats-" {
+				q.Header[k] = v
+			}
 		}
+		q.Header[headerReason] = []string{reason}
+		q.Header["Gancho-Detail"] = []string{detail}
+		q.Header[headerSubject] = []string{m.Subject()}
+		return q
 	}
-	q.Header[headerReason] = []string{reason}
-	q.Header["Gancho-Detail"] = []string{detail}
-	q.Header[headerSubject] = []string{m.Subject()}
+	q := copied(m.Headers(), m.Data())
+	if q.Size() > int(b.nc.MaxPayload()) { // ours leave room for these headers; of what does not, the beginning is kept
+		q = copied(nil, m.Data()[:min(len(m.Data()), BrokerHeadroom)])
+	}
 	if _, err = b.publish(ctx, Quarantine, q); err != nil {
 		return err
 	}

@@ -37,7 +37,8 @@ func expectLast(m *nats.Msg, sequence uint64) {
 }
 
 // start puts m on its way and returns without waiting; messages started one after another are stored in
-// that order. What is started must be waited for.
+// that order. What is started must be waited for, several by one goroutine in the order in which they were started:
+// what stands in the queue goes out as those before it are waited for.
 func (b *Bus) start(stream string, m *nats.Msg) *pending {
 	w := b.writer(stream)
 	p := &pending{w: w, msg: m, began: time.Now()}
