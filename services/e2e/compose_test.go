@@ -389,7 +389,7 @@ func testComposePassesSettings(t *testing.T, c compose) {
 	// API_TOKENS_FILE says the same without showing the tokens to docker inspect.
 	left := append(files, "API_TOKENS")
 	// The Go runtime and OpenTelemetry read these by themselves.
-	foreign := []string{"GOMEMLIMIT", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS"}
+	foreign := []string{"GOGC", "GOMEMLIMIT", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS"}
 	for name, config := range map[string]any{
 		"publisher": publisher.Config{}, "dispatcher": dispatcher.Config{}, "suspension-monitor": monitor.Config{}, "management": management.Config{},
 	} {
