@@ -170,13 +170,14 @@ func (l *loader) run(ctx context.Context) {
 		} else {
 			next = l.notification(began)
 		}
-		l.settle(ctx, s)
+		for s.started != nil { // in the order in which they were started
+			l.settleOldest(ctx)
+		}
 		s.done++
 		s.started = l.bus.StartRecord(l.record(s))
 		l.attempts++
 		if l.unsettled = append(l.unsettled, s); len(l.unsettled) > inFlight {
-			l.settle(ctx, l.unsettled[0])
-			l.unsettled = l.unsettled[1:]
+			l.settleOldest(ctx)
 		}
 		if s.done < s.last {
 			s.due = s.due.Add(retryDelays[s.done-1])
@@ -185,18 +186,17 @@ func (l *loader) run(ctx context.Context) {
 			l.sample = append(l.sample, s.id)
 		}
 	}
-	for _, s := range l.unsettled {
-		l.settle(ctx, s)
+	for len(l.unsettled) > 0 {
+		l.settleOldest(ctx)
 	}
 }
 
 var retryDelays = []time.Duration{10 * time.Second, time.Minute, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour}
 
-// settle waits until the notification's newest record is stored.
-func (l *loader) settle(ctx context.Context, s *sent) {
-	if s.started == nil {
-		return
-	}
+// settleOldest waits until the record that was started first is stored.
+func (l *loader) settleOldest(ctx context.Context) {
+	s := l.unsettled[0]
+	l.unsettled = l.unsettled[1:]
 	sequence, err := s.started.Wait(ctx)
 	if err != nil {
 		l.b.f.Fatalf("write the journal: %v", err)

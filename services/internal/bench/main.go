@@ -159,7 +159,10 @@ func newBench(f *fatal, bin, dir, sync string, env []string) *bench {
 	b.receiver.Start()
 	b.target = b.receiver.Find(`^listening on (.*)$`)
 	b.dir, b.redisURL = work, "redis://127.0.0.1:"+port
-	options := lab.Options{Bin: bin, Dir: work, RedisURL: b.redisURL, Env: append([]string{"SUSPENSION_MIN_FAILURES=1000000"}, env...)}
+	options := lab.Options{
+		Bin: bin, Dir: work, RedisURL: b.redisURL, Env: append([]string{"SUSPENSION_MIN_FAILURES=1000000", "GOGC=400"}, env...),
+		Own: func(service string) []string { return []string{fmt.Sprintf("GOMEMLIMIT=%dMiB", memory[service].soft)} },
+	}
 	if sync != "default" {
 		options.Sync = sync
 	}
@@ -207,6 +210,11 @@ func (b *bench) run(only string) {
 		}
 	}
 	fmt.Println()
+}
+
+// memory is what docker-compose.yml grants each service, in MiB: GOMEMLIMIT and mem_limit. GOGC is set as there too.
+var memory = map[string]struct{ soft, hard int64 }{
+	"publisher": {430, 512}, "dispatcher": {850, 1024}, "suspension-monitor": {215, 256}, "management": {430, 512},
 }
 
 // post is one API call, without a body when data is nil; it returns the body of the answer.

@@ -26,17 +26,42 @@ type report struct {
 	Last     int64   `json:"last"`
 	P50      float64 `json:"p50"` // ms from publishing the event to its request
 	P99      float64 `json:"p99"`
+	Calm     int     `json:"calm"`     // requests that came while the machine was not held up
+	CalmP99  float64 `json:"calm_p99"` // ms, of those
+}
+
+// arrival is a request: when its event was published and when it came, in Unix nanoseconds.
+type arrival struct{ sent, came int64 }
+
+// quantiles are the median and the 99th percentile of the time from publishing to arriving, in ms.
+func quantiles(all []arrival) (p50, p99 float64) {
+	if len(all) == 0 {
+		return 0, 0
+	}
+	took := make([]int64, len(all))
+	for i, a := range all {
+		took[i] = a.came - a.sent
+	}
+	slices.Sort(took)
+	return float64(took[len(took)/2]) / 1e6, float64(took[len(took)*99/100]) / 1e6
 }
 
 // receive answers 200 to everything and keeps when each event's request came.
 func receive() {
 	var (
 		mu    sync.Mutex
-		took  []int64
+		took  []arrival
 		times [2]int64
 	)
+	m := new(machine)
+	go m.watch()
 	var slow, back atomic.Int64 // requests
 	mux := http.NewServeMux()
+	mux.HandleFunc("/count/ok", func(w http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		fmt.Fprint(w, len(took))
+	})
 	mux.HandleFunc("/count/slow", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, slow.Load()) })
 	mux.HandleFunc("/count/back", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, back.Load()) })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -73,23 +98,25 @@ func receive() {
 			times[0] = now
 		}
 		times[1] = now
-		took = append(took, now-sent)
+		took = append(took, arrival{sent, now})
 		mu.Unlock()
 	})
 	mux.HandleFunc("/reset", func(http.ResponseWriter, *http.Request) {
 		mu.Lock()
 		defer mu.Unlock()
 		took, times = nil, [2]int64{}
+		m.reset()
 	})
 	mux.HandleFunc("/report", func(w http.ResponseWriter, _ *http.Request) {
 		mu.Lock()
 		r := report{Requests: len(took), First: times[0], Last: times[1]}
-		sorted := slices.Clone(took)
+		all := slices.Clone(took)
 		mu.Unlock()
-		slices.Sort(sorted)
-		if n := len(sorted); n > 0 {
-			r.P50, r.P99 = float64(sorted[n/2])/1e6, float64(sorted[n*99/100])/1e6
-		}
+		r.P50, r.P99 = quantiles(all)
+		stalls := m.stalls()
+		all = slices.DeleteFunc(all, func(a arrival) bool { return during(stalls, a.sent, a.came) })
+		r.Calm = len(all)
+		_, r.CalmP99 = quantiles(all)
 		_ = json.NewEncoder(w).Encode(r)
 	})
 	l, err := net.Listen("tcp", "127.0.0.1:0")

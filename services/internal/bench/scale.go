@@ -23,6 +23,7 @@ var scales = []struct {
 	{"scale: dispatchers", []string{"MAX_IN_FLIGHT=64"}, (*bench).dispatchers},
 	{"scale: webhooks", nil, (*bench).webhooks},
 	{"scale: parked", nil, (*bench).parked},
+	{"scale: large events", nil, (*bench).large},
 }
 
 // scale runs those whose name holds only.
@@ -202,4 +203,34 @@ func (b *bench) disk() {
 		}
 	}
 	fmt.Println()
+}
+
+// large publishes 100 events of the largest size, 1 MiB, as fast as the broker takes them to 20 webhooks: ten that
+// answer at once, five that hang and five that fail. It prints what memory each process needs at most for that.
+func (b *bench) large() {
+	const eventName, events, size = "crm_product_updated", 100, 1 << 20
+	kinds := []string{"ok", "ok", "hang", "fail"}
+	for i := range 20 {
+		b.register(eventName, fmt.Sprintf("http://%s/%s/%s/%d", b.target, kinds[i%len(kinds)], eventName, i))
+	}
+	b.reset()
+	began := time.Now()
+	for i := range events {
+		body := fmt.Sprintf(`{"event_name":%q,"document":{"id":"67900a6e%016d","sent":%d,"name":"`, eventName, i, time.Now().UnixNano())
+		end := fmt.Sprintf(`"},"event_timestamp":"2026-01-21T20:58:22.000Z","transaction_uuid":"large-%d"}`, i)
+		body += strings.Repeat("x", size-len(body)-len(end)) + end
+		if _, err := b.js.Publish(context.Background(), "crm.events."+lab.Account+"."+eventName, []byte(body)); err != nil {
+			b.f.Fatalf("publish: %v", err)
+		}
+	}
+	r := b.waitFor(10 * events)
+	fmt.Printf("%d events of 1 MiB to 20 webhooks: the ten good ones had all after %.1f s\n", events, time.Duration(r.Last-began.UnixNano()).Seconds())
+	time.Sleep(15 * time.Second) // those that hang and fail go on being tried
+	for _, p := range b.processes() {
+		limit := ""
+		if m, ok := memory[p.Name]; ok {
+			limit = fmt.Sprintf(" of %d MiB (mem_limit)", m.hard)
+		}
+		fmt.Printf("%30s at most %d MiB%s\n", p.Name, p.PeakMemory()>>20, limit)
+	}
 }
