@@ -214,7 +214,7 @@ func (b *bench) run(only string) {
 
 // memory is what docker-compose.yml grants each service, in MiB: GOMEMLIMIT and mem_limit. GOGC is set as there too.
 var memory = map[string]struct{ soft, hard int64 }{
-	"publisher": {430, 512}, "dispatcher": {850, 1024}, "suspension-monitor": {215, 256}, "management": {430, 512},
+	"publisher": {430, 512}, "dispatcher": {850, 1024}, "suspension-monitor": {215, 256}, "management": {650, 768},
 }
 
 // post is one API call, without a body when data is nil; it returns the body of the answer.
