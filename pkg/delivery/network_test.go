@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/net/dns/dnsmessage"
 
+	"gancho/pkg/dnstest"
 	"gancho/pkg/egress"
 )
 
@@ -20,45 +21,19 @@ import (
 // other names do not exist.
 func nameServer(tb testing.TB) string {
 	tb.Helper()
-	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	done := make(chan struct{})
-	tb.Cleanup(func() { _ = c.Close(); <-done })
-	go func() {
-		defer close(done)
-		buf := make([]byte, 1500)
-		for {
-			n, from, err := c.ReadFrom(buf)
-			if err != nil {
-				return
+	return dnstest.Start(tb, func(q dnsmessage.Question, m *dnsmessage.Message) bool {
+		switch q.Name.String() {
+		case "hook.test.":
+			if q.Type == dnsmessage.TypeA {
+				m.Answers = []dnsmessage.Resource{dnstest.Address(q, [4]byte{127, 0, 0, 1})}
 			}
-			var m dnsmessage.Message
-			if m.Unpack(buf[:n]) != nil || len(m.Questions) != 1 {
-				continue
-			}
-			q := m.Questions[0]
-			m.Response, m.Authoritative, m.Additionals = true, true, nil
-			switch q.Name.String() {
-			case "hook.test.":
-				if q.Type == dnsmessage.TypeA {
-					m.Answers = []dnsmessage.Resource{{
-						Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class},
-						Body:   &dnsmessage.AResource{A: [4]byte{127, 0, 0, 1}},
-					}}
-				}
-			case "silent.test.":
-				continue
-			default:
-				m.RCode = dnsmessage.RCodeNameError
-			}
-			if answer, err := m.Pack(); err == nil {
-				_, _ = c.WriteTo(answer, from)
-			}
+		case "silent.test.":
+			return false
+		default:
+			m.RCode = dnsmessage.RCodeNameError
 		}
-	}()
-	return c.LocalAddr().String()
+		return true
+	})
 }
 
 func TestNames(t *testing.T) {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+
+	"gancho/pkg/dnstest"
 )
 
 // nameServer answers from a table that a test may change at any time. Names are fully qualified.
@@ -24,37 +26,12 @@ type nameServer struct {
 
 func newNameServer(tb testing.TB, answers map[string]func(nth int) []string) *nameServer {
 	tb.Helper()
-	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	s := &nameServer{addr: c.LocalAddr().String(), answers: answers, asked: make(map[string]int)}
-	done := make(chan struct{})
-	tb.Cleanup(func() { _ = c.Close(); <-done })
-	go func() {
-		defer close(done)
-		buf := make([]byte, 1500)
-		for {
-			n, from, err := c.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			var m dnsmessage.Message
-			if m.Unpack(buf[:n]) != nil || len(m.Questions) != 1 {
-				continue
-			}
-			s.answer(&m)
-			if answer, err := m.Pack(); err == nil {
-				_, _ = c.WriteTo(answer, from)
-			}
-		}
-	}()
+	s := &nameServer{answers: answers, asked: make(map[string]int)}
+	s.addr = dnstest.Start(tb, s.answer)
 	return s
 }
 
-func (s *nameServer) answer(m *dnsmessage.Message) {
-	q := m.Questions[0]
-	m.Response, m.Authoritative, m.Additionals = true, true, nil
+func (s *nameServer) answer(q dnsmessage.Question, m *dnsmessage.Message) bool {
 	name := q.Name.String()
 	s.mu.Lock()
 	key := name + " " + q.Type.String()
@@ -67,7 +44,7 @@ func (s *nameServer) answer(m *dnsmessage.Message) {
 			if len(m.Answers) == 0 {
 				m.RCode = dnsmessage.RCodeNameError
 			}
-			return
+			return true
 		}
 		next := ""
 		for _, text := range f(nth) {
@@ -84,7 +61,7 @@ func (s *nameServer) answer(m *dnsmessage.Message) {
 			}
 		}
 		if next == "" {
-			return
+			return true
 		}
 		name = next
 	}

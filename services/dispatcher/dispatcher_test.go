@@ -29,6 +29,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/delivery"
+	"gancho/pkg/dnstest"
 	"gancho/pkg/egress"
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
@@ -499,38 +500,12 @@ func TestRebinding(t *testing.T) {
 // nameServer answers every question for an address with what answer says.
 func nameServer(t *testing.T, answer func(name string) string) string {
 	t.Helper()
-	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	t.Cleanup(func() { _ = c.Close(); <-done })
-	go func() {
-		defer close(done)
-		buf := make([]byte, 1500)
-		for {
-			n, from, err := c.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			var m dnsmessage.Message
-			if m.Unpack(buf[:n]) != nil || len(m.Questions) != 1 {
-				continue
-			}
-			q := m.Questions[0]
-			m.Response, m.Authoritative, m.Additionals = true, true, nil
-			if q.Type == dnsmessage.TypeA {
-				m.Answers = []dnsmessage.Resource{{
-					Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class},
-					Body:   &dnsmessage.AResource{A: netip.MustParseAddr(answer(q.Name.String())).As4()},
-				}}
-			}
-			if packed, err := m.Pack(); err == nil {
-				_, _ = c.WriteTo(packed, from)
-			}
+	return dnstest.Start(t, func(q dnsmessage.Question, m *dnsmessage.Message) bool {
+		if q.Type == dnsmessage.TypeA {
+			m.Answers = []dnsmessage.Resource{dnstest.Address(q, netip.MustParseAddr(answer(q.Name.String())).As4())}
 		}
-	}()
-	return c.LocalAddr().String()
+		return true
+	})
 }
 
 // TestLoopIsBounded: a receiver that answers each notification with two more events. The loop grows to the URL's
