@@ -20,27 +20,38 @@ type Query struct {
 // Search returns the account's webhooks that match, those with trouble first, then by name, and how many
 // there are.
 func (s *Service) Search(ctx context.Context, account string, q Query) ([]View, int) {
-	var suspended, active, disabled []*webhook.Webhook
-	urls := s.flags.Of(account)
+	page, total := pick(s.byName.of(account, s.registry.Account), s.flags.Of(account), q)
+	return s.views(ctx, account, page), total
+}
+
+// pick returns the page of those of list that match, the ones with a suspended URL first and the disabled ones
+// last, and how many match.
+func pick(list []named, suspendedURLs map[string]bool, q Query) (page []*webhook.Webhook, total int) {
+	var suspended, active, disabled []*named
 	text := strings.ToLower(strings.TrimSpace(q.Text))
-	for _, n := range s.byName.of(account, s.registry.Account) {
-		w := n.w
-		if text != "" && !strings.Contains(n.lower, text) && !strings.Contains(strings.ToLower(w.URL), text) &&
-			!strings.Contains(string(w.EventName), text) && w.ID != text {
-			continue
-		}
+	if text == "" {
+		active = make([]*named, 0, len(list))
+	}
+	for i := range list {
+		n := &list[i]
 		switch {
-		case w.Status == webhook.Disabled:
-			disabled = append(disabled, w)
-		case urls[w.URLKey]:
-			suspended = append(suspended, w)
+		case text != "" && !strings.Contains(n.text, text) && n.id != text:
+		case n.disabled:
+			disabled = append(disabled, n)
+		case len(suspendedURLs) > 0 && suspendedURLs[n.w.URLKey]:
+			suspended = append(suspended, n)
 		default:
-			active = append(active, w)
+			active = append(active, n)
 		}
 	}
-	found := slices.Concat(suspended, active, disabled)
-	page := found[min(q.Offset, len(found)):]
-	return s.views(ctx, account, page[:min(q.Limit, len(page))]), len(found)
+	for _, some := range [][]*named{suspended, active, disabled} {
+		from := min(max(q.Offset-total, 0), len(some))
+		for _, n := range some[from:min(from+q.Limit-len(page), len(some))] {
+			page = append(page, n.w)
+		}
+		total += len(some)
+	}
+	return page, total
 }
 
 // ByName returns the account's webhooks by name, at most limit, and whether these are all.
@@ -62,16 +73,23 @@ type roster struct {
 	accounts map[string][]named
 }
 
-// named is a webhook with its name in lower case.
+// named is a webhook with what it is ordered and found by, so that looking through very many touches nothing else.
 type named struct {
-	lower string
-	w     *webhook.Webhook
+	lower    string // the name, in lower case
+	text     string // name, URL and event name, in lower case, a line each
+	id       string
+	disabled bool
+	w        *webhook.Webhook
 }
 
-func newNamed(w *webhook.Webhook) named { return named{strings.ToLower(w.Name), w} }
+func newNamed(w *webhook.Webhook) named {
+	lower := strings.ToLower(w.Name)
+	text := lower + "\n" + strings.ToLower(w.URL) + "\n" + string(w.EventName)
+	return named{text[:len(lower)], text, w.ID, w.Status == webhook.Disabled, w}
+}
 
 func compareNamed(a, b named) int {
-	return cmp.Or(strings.Compare(a.lower, b.lower), strings.Compare(a.w.ID, b.w.ID))
+	return cmp.Or(strings.Compare(a.lower, b.lower), strings.Compare(a.id, b.id))
 }
 
 // of returns the account's webhooks by name; they are loaded when it is the first time. The slice must not
