@@ -1,15 +1,15 @@
 package console
 
 import (
+	"fmt"
 	"html/template"
 	"time"
 
-	"gancho/pkg/notification"
 	"gancho/services/management/internal/index"
 )
 
 // chart is how many notifications came in each stretch of time, and what became of them: an SVG of stacked
-// bars. It shows the longest span that the listed notifications cover completely.
+// bars.
 type chart struct {
 	Bars          []bar
 	Width, Height int
@@ -33,61 +33,33 @@ type part struct {
 	Y, Height int
 }
 
-const bars = 24
-
 // spans a chart may show, longest first.
-func spans() []struct {
-	length time.Duration
-	key    string
-} {
-	return []struct {
-		length time.Duration
-		key    string
-	}{
-		{24 * time.Hour, "span.24h"},
-		{6 * time.Hour, "span.6h"},
-		{2 * time.Hour, "span.2h"},
-		{24 * time.Minute, "span.24min"},
-		{4 * time.Minute, "span.4min"},
-		{48 * time.Second, "span.48s"},
-	}
+func spans() []time.Duration {
+	return []time.Duration{24 * time.Hour, 6 * time.Hour, 2 * time.Hour, 24 * time.Minute, 4 * time.Minute, 48 * time.Second}
 }
 
-const chartSpan = 24 * time.Hour // the longest
+// spanKey is a span's in the catalogue.
+func spanKey(span time.Duration) string {
+	switch {
+	case span >= time.Hour:
+		return fmt.Sprintf("span.%dh", span/time.Hour)
+	case span >= time.Minute:
+		return fmt.Sprintf("span.%dmin", span/time.Minute)
+	}
+	return fmt.Sprintf("span.%ds", span/time.Second)
+}
 
-// draw makes a chart of entries, newest first. full says that older ones may be missing.
-func (l language) draw(entries []index.Entry, full bool, now time.Time, barWidth, gap, height int) chart {
-	all := spans()
-	span := all[0]
-	if full && len(entries) > 0 {
-		for _, span = range all {
-			if !entries[len(entries)-1].Created.After(now.Add(-span.length)) {
-				break
-			}
+// draw makes a chart of what came up to now.
+func (l language) draw(a index.Activity, now time.Time, barWidth, gap, height int) chart {
+	c := chart{Width: index.Bars*(barWidth+gap) - gap, Height: height, Span: spanKey(a.Span), Bars: make([]bar, index.Bars)}
+	step := a.Span / index.Bars
+	begin := now.Add(-a.Span)
+	for i, n := range a.Bars {
+		c.Bars[i] = bar{
+			X: i * (barWidth + gap), Width: barWidth, From: begin.Add(time.Duration(i) * step), To: begin.Add(time.Duration(i+1) * step),
+			Delivered: n.Delivered, Failed: n.Failed, Waiting: n.Open,
 		}
-	}
-	c := chart{Width: bars*(barWidth+gap) - gap, Height: height, Span: span.key, Bars: make([]bar, bars)}
-	step := span.length / bars
-	begin := now.Add(-span.length)
-	for i := range c.Bars {
-		c.Bars[i] = bar{X: i * (barWidth + gap), Width: barWidth, From: begin.Add(time.Duration(i) * step), To: begin.Add(time.Duration(i+1) * step)}
-	}
-	for _, e := range entries {
-		if e.Created.Before(begin) {
-			break
-		}
-		b := &c.Bars[min(max(int(e.Created.Sub(begin)/step), 0), bars-1)]
-		switch e.State {
-		case notification.Delivered:
-			b.Delivered++
-			c.Delivered++
-		case notification.PermanentlyFailed, notification.Retrying:
-			b.Failed++
-			c.Failed++
-		case notification.Pending, notification.Parked, notification.Cancelled:
-			b.Waiting++
-			c.Open++
-		}
+		c.Delivered, c.Failed, c.Open = c.Delivered+n.Delivered, c.Failed+n.Failed, c.Open+n.Open
 	}
 	c.Total = c.Delivered + c.Failed + c.Open
 	tallest := 1

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
-
 	"gancho/pkg/delivery"
 	"gancho/pkg/notification"
 	"gancho/pkg/seal"
@@ -94,7 +92,7 @@ func TestEveryTextExistsAndIsUsed(t *testing.T) {
 		made = append(made, "reason."+r)
 	}
 	for _, s := range spans() {
-		made = append(made, s.key)
+		made = append(made, spanKey(s))
 	}
 	for _, o := range outcomes() {
 		made = append(made, "outcome."+o)
@@ -173,15 +171,16 @@ func TestNumbers(t *testing.T) {
 func TestDraw(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	entry := func(ago time.Duration, s notification.State) index.Entry {
-		return index.Entry{ID: uuid.New(), Created: now.Add(-ago), State: s}
-	}
-	c := english.draw([]index.Entry{
-		entry(0, notification.Delivered), entry(time.Minute, notification.Parked), entry(90*time.Minute, notification.Retrying), entry(30*time.Hour, notification.Delivered),
-	}, false, now, 5, 2, 32)
-	last, before := c.Bars[bars-1], c.Bars[bars-2]
-	if c.Span != "span.24h" || c.Delivered != 1 || c.Open != 1 || c.Failed != 1 || len(last.Parts) != 2 || before.Failed != 1 {
+	a := index.Activity{Span: 24 * time.Hour}
+	a.Bars[index.Bars-1] = index.Bar{Delivered: 1, Open: 1}
+	a.Bars[index.Bars-2] = index.Bar{Failed: 300}
+	c := english.draw(a, now, 5, 2, 32)
+	last, before := c.Bars[index.Bars-1], c.Bars[index.Bars-2]
+	if c.Span != "span.24h" || c.Delivered != 1 || c.Open != 1 || c.Failed != 300 || c.Total != 302 || len(last.Parts) != 2 || before.Failed != 300 {
 		t.Errorf("chart %+v", c)
+	}
+	if !last.To.Equal(now) || !last.From.Equal(now.Add(-time.Hour)) || !before.To.Equal(last.From) {
+		t.Errorf("the last bar is from %v to %v", last.From, last.To)
 	}
 	for _, b := range c.Bars {
 		for _, p := range b.Parts {
@@ -190,12 +189,10 @@ func TestDraw(t *testing.T) {
 			}
 		}
 	}
-	// When older ones may be missing, only the span that is complete is shown.
-	if c := english.draw([]index.Entry{entry(0, notification.Delivered), entry(7*time.Minute, notification.Delivered)}, true, now, 5, 2, 32); c.Span != "span.4min" || c.Total != 1 {
-		t.Errorf("a busy webhook's chart: %s, %d", c.Span, c.Total)
-	}
-	if c := english.draw(nil, true, now, 5, 2, 32); c.Span != "span.24h" || c.Total != 0 {
-		t.Errorf("an idle webhook's chart: %s, %d", c.Span, c.Total)
+	for _, span := range spans() {
+		if c := english.draw(index.Activity{Span: span}, now, 5, 2, 32); c.Span != spanKey(span) || c.Total != 0 {
+			t.Errorf("an idle webhook's chart: %s, %d", c.Span, c.Total)
+		}
 	}
 }
 

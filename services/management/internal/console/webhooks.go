@@ -11,6 +11,7 @@ import (
 
 	"gancho/pkg/notification"
 	"gancho/pkg/webhook"
+	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
@@ -81,17 +82,17 @@ func (c *Console) webhooksPage(v *visit) error {
 	for _, w := range views {
 		ids = append(ids, w.ID)
 	}
-	health, partial, err := c.health(v, ids)
+	now := time.Now()
+	health, partial, err := c.health(v, ids, now)
 	if err != nil {
 		return err
 	}
 	data.Away, data.Partial = health == nil, partial
-	now := time.Now()
 	for i, w := range views {
 		row := hookRow{View: w}
 		if health != nil {
-			row.Chart = v.lang.draw(health[i].Recent, health[i].Full, now, 5, 2, 32)
-			row.LastDelivered = health[i].LastDelivered
+			row.Chart = v.lang.draw(health[i], now, 5, 2, 32)
+			row.LastDelivered = health[i].Delivered
 			row.Trouble = trouble(w, health[i])
 		}
 		data.Rows = append(data.Rows, row)
@@ -100,8 +101,8 @@ func (c *Console) webhooksPage(v *visit) error {
 }
 
 // health returns the health of webhooks; nil when the index is away, which no page depends on.
-func (c *Console) health(v *visit, ids []string) ([]notifications.Health, bool, error) {
-	health, partial, err := c.Notifications.Health(v.ctx, v.caller.Account, ids, time.Now().Add(-chartSpan))
+func (c *Console) health(v *visit, ids []string, now time.Time) ([]index.Activity, bool, error) {
+	health, partial, err := c.Notifications.Health(v.ctx, ids, spans(), now)
 	if err != nil {
 		if problem.Of(err).Status != http.StatusServiceUnavailable {
 			return nil, false, err
@@ -110,20 +111,20 @@ func (c *Console) health(v *visit, ids []string) ([]notifications.Health, bool, 
 		return nil, false, nil
 	}
 	if health == nil {
-		health = []notifications.Health{}
+		health = []index.Activity{}
 	}
 	return health, partial, nil
 }
 
 // trouble says how an active webhook fares when it does not fare well.
-func trouble(w webhooks.View, h notifications.Health) string {
+func trouble(w webhooks.View, a index.Activity) string {
 	if w.Status != webhooks.StatusActive {
 		return ""
 	}
 	// The newest few decide: what failed in the morning and works now is no trouble.
 	delivered, failed := 0, 0
-	for _, e := range h.Recent[:min(len(h.Recent), 20)] {
-		switch e.State {
+	for _, s := range a.Newest {
+		switch s {
 		case notification.Delivered:
 			delivered++
 		case notification.PermanentlyFailed, notification.Retrying:
@@ -177,15 +178,16 @@ func (c *Console) showWebhook(v *visit, status int, form replayForm) error {
 	}
 	query := v.r.URL.Query()
 	data := hookPage{View: w, Replay: form, First: true}
-	health, partial, err := c.health(v, []string{w.ID})
+	now := time.Now()
+	health, partial, err := c.health(v, []string{w.ID}, now)
 	if err != nil {
 		return err
 	}
 	if data.Partial = partial; health == nil {
 		data.Away = true
 	} else {
-		data.Chart = v.lang.draw(health[0].Recent, health[0].Full, time.Now(), 22, 8, 96)
-		data.LastDelivered, data.Trouble = health[0].LastDelivered, trouble(w, health[0])
+		data.Chart = v.lang.draw(health[0], now, 22, 8, 96)
+		data.LastDelivered, data.Trouble = health[0].Delivered, trouble(w, health[0])
 		filter := notifications.Filter{Limit: notificationsPerPage}
 		for _, s := range notification.States() {
 			if query.Get("state") == string(s) {

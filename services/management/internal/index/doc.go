@@ -11,12 +11,14 @@
 //	gancho:log:<webhook>        sorted set: notification id (16 bytes) by 8 x the time it was first seen (ms) + state
 //	gancho:log:<webhook>:rows   hash: the same ids; a row begins with its rank, 8 x sequence of the newest
 //	                            record + state, in hexadecimal
+//	gancho:log:<webhook>:fates  sorted set: those of the same ids that were not delivered, by the time they were
+//	                            first seen (ms); 2^43 is added while they have not failed
 //	gancho:log:failures:<account>
 //	                            sorted set: permanent failures (notification and webhook id, 32 bytes) by their
 //	                            rank; its state says whether it was sent again
 //	gancho:log:webhooks         sorted set: webhooks, and failures:<account>, by their last entry's time
 //	gancho:log:delivered        sorted set: webhooks by the time of their last delivery (ms)
-//	gancho:log:floor2           everything in the journal from this sequence on is in the index
+//	gancho:log:floor3           everything in the journal from this sequence on is in the index
 //	gancho:log:target           and needs to be from this one on
 //	gancho:log:seen             sorted set: processes by the newest sequence each has written
 //
@@ -38,6 +40,7 @@
 //
 // At most perWebhook notifications of a webhook, perAccount failures of an account, and a bound over all (see
 // Config): the webhooks that were quiet longest are dropped first. Redis also holds the suspensions, so the index must not fill it.
-// Measured with Redis 7.0: 253 bytes an entry in sets of 1,000, 59 in sets of 100. Feeding costs 17 to 24 µs a
-// record, decoding it included (BenchmarkFeed; 100 and 2,000 webhooks in a batch of 2,000).
+// Measured with Redis 7.0: 278 bytes an entry in sets of 1,000, 195 in sets of 100; of those that were not delivered
+// 398 and 227. Feeding costs 17 to 24 µs a record, decoding it included (BenchmarkFeed; 100 and 2,000 webhooks in a
+// batch of 2,000).
 package index

@@ -40,7 +40,7 @@ const (
 	prefix       = "gancho:log:"
 	keyWebhooks  = prefix + "webhooks"
 	keyDelivered = prefix + "delivered"
-	keyFloor     = prefix + "floor2" // another name than before there were failures: they are read back once
+	keyFloor     = prefix + "floor3" // another name than before there were fates: they are read back once
 	keyTarget    = prefix + "target"
 	keySeen      = prefix + "seen"
 	keyLock      = prefix + "rebuilding"
@@ -49,6 +49,16 @@ const (
 
 func keyOrder(webhook string) string { return prefix + webhook }
 func keyRows(webhook string) string  { return prefix + webhook + ":rows" }
+func keyFates(webhook string) string { return prefix + webhook + ":fates" }
+
+// keysOf are all keys of a webhook, or of a set of failures.
+func keysOf(webhook string) []string {
+	return []string{keyOrder(webhook), keyRows(webhook), keyFates(webhook)}
+}
+
+// fateOpen is what the scores in a webhook's fates are raised by when the notification has not failed: more than
+// any time in milliseconds.
+const fateOpen = 1 << 43
 
 // failures is the name under which an account's failures are kept, among the webhooks' names: its set is
 // swept as theirs are.
@@ -317,10 +327,11 @@ func (w *writes) arrival(id uuid.UUID, n *notification.Notification, storedAt ti
 }
 
 // put writes notifications of one webhook: the time only falls, an older record never replaces a newer one,
-// and what is not among the newest goes. KEYS: the order and the rows; ARGV: how many to keep, then for each
-// its id, when it was first seen, its state's code, its row, and whether it is known not to be new.
+// and what is not among the newest goes. KEYS: the order, the rows and the fates; ARGV: how many to keep, then for
+// each its id, when it was first seen, its state's code, its row, and whether it is known not to be new.
 var put = redis.NewScript(`
 local most, digits = tonumber(ARGV[1]), ` + strconv.Itoa(rankDigits) + `
+local failed = {[` + strconv.Itoa(code(notification.Retrying)) + `] = true, [` + strconv.Itoa(code(notification.PermanentlyFailed)) + `] = true}
 local full = redis.call('ZCARD', KEYS[1]) >= most
 for i = 2, #ARGV, 5 do
   local id, created, code, row = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), ARGV[i + 3]
@@ -337,6 +348,11 @@ for i = 2, #ARGV, 5 do
       redis.call('HSET', KEYS[2], id, row)
     end
     redis.call('ZADD', KEYS[1], string.format('%.0f', created * 8 + code), id)
+    if code ~= ` + strconv.Itoa(code(notification.Delivered)) + ` then
+      redis.call('ZADD', KEYS[3], string.format('%.0f', failed[code] and created or created + ` + strconv.Itoa(fateOpen) + `), id)
+    elseif old then
+      redis.call('ZREM', KEYS[3], id)
+    end
   end
 end
 local over = redis.call('ZCARD', KEYS[1]) - most
@@ -345,6 +361,7 @@ if over > 0 then
   redis.call('ZREMRANGEBYRANK', KEYS[1], 0, over - 1)
   for i = 1, #gone do
     redis.call('HDEL', KEYS[2], gone[i])
+    redis.call('ZREM', KEYS[3], gone[i])
   end
 end
 return 0
@@ -384,7 +401,7 @@ func (x *Index) pipeline(ctx context.Context, w *writes) error {
 			if !success.IsZero() {
 				delivered = append(delivered, redis.Z{Score: float64(success.UnixMilli()), Member: webhook})
 			}
-			p.EvalSha(ctx, put.Hash(), []string{keyOrder(webhook), keyRows(webhook)}, args...)
+			p.EvalSha(ctx, put.Hash(), keysOf(webhook), args...)
 			touched = append(touched, redis.Z{Score: float64(newest), Member: webhook})
 		}
 		for account, f := range w.failed {
@@ -442,11 +459,23 @@ type Entry struct {
 // Recent returns the webhook's recent notifications, newest first, and whether some may be missing because
 // the index is being filled. ErrAway means that Redis does not answer.
 func (x *Index) Recent(ctx context.Context, webhook string) (entries []Entry, partial bool, err error) {
-	all, partial, err := x.Activity(ctx, []string{webhook}, time.Time{})
-	if err != nil {
+	var order *redis.ZSliceCmd
+	var floor, target *redis.StringCmd
+	_, err = x.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+		order = p.ZRevRangeWithScores(ctx, keyOrder(webhook), 0, perWebhook-1)
+		floor, target = p.Get(ctx, keyFloor), p.Get(ctx, keyTarget)
+		return nil
+	})
+	if err := x.check(err); err != nil {
 		return nil, false, err
 	}
-	return all[0].Entries, partial, nil
+	for _, z := range order.Val() {
+		if member, ok := z.Member.(string); ok && len(member) == len(uuid.UUID{}) {
+			entries = append(entries, entry(uuid.UUID([]byte(member)), z.Score))
+		}
+	}
+	slices.SortFunc(entries, Compare)
+	return entries, filling(floor, target), nil
 }
 
 // Compare orders entries newest first; of two from the same millisecond the ids decide.
@@ -460,7 +489,7 @@ func Compare(a, b Entry) int {
 // Forget drops a deleted webhook's entries.
 func (x *Index) Forget(ctx context.Context, webhook string) error {
 	_, err := x.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		p.Del(ctx, keyOrder(webhook), keyRows(webhook))
+		p.Del(ctx, keysOf(webhook)...)
 		p.ZRem(ctx, keyDelivered, webhook)
 		return nil
 	})

@@ -258,3 +258,81 @@ func TestRow(t *testing.T) {
 		t.Error("rows do not sort as their ranks do")
 	}
 }
+
+// TestActivity compares the bars with a count of the entries themselves, for webhooks with few and with more
+// notifications than the index keeps, which change their states.
+func TestActivity(t *testing.T) {
+	t.Parallel()
+	rdb := redistest.Start(t).Client()
+	x := New(Config{MaxEntries: 1e6, MaxAge: time.Hour}, rdb, nil, zaptest.NewLogger(t))
+	now := time.Now()
+	spans := []time.Duration{24 * time.Hour, 2 * time.Hour, 24 * time.Minute}
+	all := append(slices.Clone(states), "") // and pending
+	var hooks []string
+	sequence := uint64(0)
+	for h, n := range []int{0, 1, 300, 1500, 1500} {
+		hooks = append(hooks, hookID(h))
+		apart := []time.Duration{0, 0, 10 * time.Minute, 12 * time.Second, 100 * time.Millisecond}[h]
+		for batch := range 10 { // each notification in two of them
+			w := newWrites()
+			for i := batch % 5; i < n; i += 5 {
+				id := uuid.NewSHA1(uuid.NameSpaceURL, []byte{byte(h), byte(i), byte(i >> 8)})
+				at := now.Add(-time.Duration(i) * apart)
+				for range 1 + rand.IntN(3) {
+					sequence++
+					s := all[rand.IntN(len(all))]
+					if s == "" {
+						w.arrival(id, &notification.Notification{Account: "acme", WebhookID: hookID(h), Send: 1 + int(sequence), Journal: sequence}, at) //nolint:gosec // small
+						continue
+					}
+					w.summary(summaryOf(&notification.Record{NotificationID: id.String(), WebhookID: hookID(h), State: s, Send: 1, At: at.Add(time.Duration(rand.IntN(3)) * time.Hour / 2), Sequence: sequence}))
+				}
+			}
+			if err := x.write(t.Context(), w); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	rdb.ScriptFlush(t.Context()) // as after a restart of Redis
+	got, _, err := x.Activity(t.Context(), hooks, spans, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for h, w := range hooks {
+		entries, _, err := x.Recent(t.Context(), w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := Activity{Span: []time.Duration{24 * time.Hour, 24 * time.Hour, 24 * time.Hour, 2 * time.Hour, 24 * time.Minute}[h]}
+		begin := now.Add(-want.Span).Truncate(time.Millisecond)
+		for _, e := range entries {
+			if e.Created.Before(begin) {
+				continue
+			}
+			b := &want.Bars[min(int(e.Created.Sub(begin)/(want.Span/Bars)), Bars-1)]
+			switch e.State {
+			case notification.Delivered:
+				b.Delivered++
+			case notification.Retrying, notification.PermanentlyFailed:
+				b.Failed++
+			default:
+				b.Open++
+			}
+		}
+		if got[h].Span != want.Span || got[h].Bars != want.Bars {
+			t.Errorf("webhook %d over %v:\n%v, want over %v\n%v", h, got[h].Span, got[h].Bars, want.Span, want.Bars)
+		}
+		if len(got[h].Newest) != min(len(entries), newest) {
+			t.Errorf("webhook %d: %d newest", h, len(got[h].Newest))
+		}
+		if n := rdb.ZCard(t.Context(), keyFates(w)).Val(); n > int64(len(entries)) {
+			t.Errorf("webhook %d: %d fates of %d entries", h, n, len(entries))
+		}
+	}
+	if err := x.Forget(t.Context(), hooks[3]); err != nil {
+		t.Fatal(err)
+	}
+	if n := rdb.Exists(t.Context(), keysOf(hooks[3])...).Val(); n != 0 {
+		t.Errorf("%d keys of a forgotten webhook are left", n)
+	}
+}

@@ -194,7 +194,7 @@ func (x *Index) sweep(ctx context.Context) error {
 			break
 		}
 		_, err := x.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-			p.Del(ctx, keyOrder(name(z)), keyRows(name(z)))
+			p.Del(ctx, keysOf(name(z))...)
 			p.ZRem(ctx, keyWebhooks, name(z))
 			p.ZRem(ctx, keyDelivered, name(z))
 			return nil

@@ -15,27 +15,11 @@ import (
 	"gancho/services/management/internal/problem"
 )
 
-// Health is how a webhook's notifications have fared lately.
-type Health struct {
-	// Recent are those since the time asked for, newest first, with the state that was last indexed.
-	Recent []index.Entry
-	// Full says that only the newest are listed: there were more since then than the index keeps.
-	Full bool
-	// LastDelivered is when a notification was last accepted, zero when that is not known.
-	LastDelivered time.Time
-}
-
-// Health returns the health of each of the account's webhooks since a time, in their order, and whether the
-// index is being filled. It needs the index in Redis.
-func (s *Service) Health(ctx context.Context, account string, webhookIDs []string, since time.Time) (all []Health, partial bool, err error) {
-	known, partial, err := s.index.Activity(ctx, webhookIDs, since)
-	if err != nil {
-		return nil, false, away(err)
-	}
-	for _, a := range known {
-		all = append(all, Health{a.Entries, a.Full, a.Delivered})
-	}
-	return all, partial, nil
+// Health returns how each of the account's webhooks fared lately, in their order (see index.Activity), and
+// whether the index is being filled. It needs the index in Redis.
+func (s *Service) Health(ctx context.Context, webhookIDs []string, spans []time.Duration, now time.Time) (all []index.Activity, partial bool, err error) {
+	all, partial, err = s.index.Activity(ctx, webhookIDs, spans, now)
+	return all, partial, away(err)
 }
 
 // MaxFailures is how many permanent failures are listed at most.
