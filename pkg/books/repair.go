@@ -151,7 +151,8 @@ func (r *reconciler) message(ctx context.Context, s Lost, last *bus.Recorded) (*
 func (r *reconciler) end(ctx context.Context, s Lost, last *bus.Recorded, recorded bool) error {
 	rec := last.Record
 	rec.Kind, rec.At, rec.State, rec.Reason = notification.KindFailed, time.Now().UTC(), notification.PermanentlyFailed, string(delivery.InternalError)
-	rec.Previous, rec.Attempt, rec.NextAttemptAt, rec.Probe, rec.Trip = last.Sequence, nil, time.Time{}, false, ""
+	rec.Attempt, rec.NextAttemptAt, rec.Probe, rec.Trip = nil, time.Time{}, false, ""
+	rec.Follow(&last.Record)
 	if !recorded {
 		rec.Send, rec.AttemptsDone, rec.Hop = int(s.send), 0, 0
 	}

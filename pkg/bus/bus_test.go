@@ -192,6 +192,85 @@ func TestRecordIsCompareAndSet(t *testing.T) {
 	}
 }
 
+// TestHistory reads six records back from the newest, whether each carries those before it, none does (an older
+// version wrote it), or what one carries cannot be read; and what is left when records are gone.
+func TestHistory(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	b := s.Topology(bustest.Limits())
+	stream, err := raw(t, s).Stream(t.Context(), bus.Attempts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const records = 6
+	write := func(i int, carry func(r, last *notification.Record)) (sequences []uint64, last *bus.Recorded) {
+		for done := 1; done <= records; done++ {
+			n := example(i)
+			r := &notification.Record{Kind: notification.KindAttempt, At: time.Now(), Account: n.Account, NotificationID: n.ID, Send: 1, AttemptsDone: done, State: notification.Retrying}
+			if last != nil {
+				carry(r, &last.Record)
+			}
+			sequence, err := b.Record(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sequences = append(sequences, sequence)
+			if last, err = b.LastRecord(t.Context(), n.Account, n.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return sequences, last
+	}
+	read := func(name string, last *bus.Recorded, sequences []uint64, want int, wantErr error) {
+		t.Helper()
+		got, gotErr := 0, error(nil)
+		for r, err := range b.History(t.Context(), last) {
+			if err != nil {
+				gotErr = err
+				continue
+			}
+			if r.AttemptsDone != records-got || r.Sequence != sequences[records-1-got] || r.NotificationID != last.NotificationID {
+				t.Errorf("%s: record %d is attempt %d at %d", name, got, r.AttemptsDone, r.Sequence)
+			}
+			got++
+		}
+		if got != want || !errors.Is(gotErr, wantErr) {
+			t.Errorf("%s: %d records, %v; want %d, %v", name, got, gotErr, want, wantErr)
+		}
+	}
+	remove := func(sequences ...uint64) {
+		t.Helper()
+		for _, n := range sequences {
+			if err := stream.DeleteMsg(t.Context(), n); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	follow := func(r, last *notification.Record) { r.Follow(last) }
+	chain := func(r, last *notification.Record) { r.Previous = last.Sequence }
+
+	at, last := write(1, follow)
+	read("carried", last, at, records, nil)
+	remove(at[:records-1]...)
+	read("carried and gone", last, at, records, nil)
+
+	at, last = write(2, chain)
+	read("by the chain", last, at, records, nil)
+	remove(at[2])
+	read("by a broken chain", last, at, 3, bus.ErrNotFound)
+
+	at, last = write(3, func(r, last *notification.Record) {
+		if chain(r, last); r.AttemptsDone%3 == 0 {
+			follow(r, last)
+		}
+	})
+	read("old and new versions by turns", last, at, records, nil)
+
+	at, last = write(4, follow)
+	last.Earlier = last.Earlier[:len(last.Earlier)/2]
+	read("cannot be read", last, at, records, nil)
+}
+
 // TestForgedMessages: rows 61, 62, 65 and 71 of the bad inputs. None becomes a delivery.
 func TestForgedMessages(t *testing.T) {
 	t.Parallel()

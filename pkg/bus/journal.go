@@ -128,6 +128,34 @@ func (b *Bus) RecordAt(ctx context.Context, sequence uint64) (*Recorded, error) 
 	return decodeRecord(raw.Data, raw.Sequence)
 }
 
+// History yields last, which was read from the journal, and the records before it, newest first. It ends with
+// ErrNotFound when older ones have aged out; a record that a newer version wrote comes with schema.ErrNewer.
+func (b *Bus) History(ctx context.Context, last *Recorded) iter.Seq2[*notification.Record, error] {
+	return func(yield func(*notification.Record, error) bool) {
+		for oldest := &last.Record; yield(oldest, schema.Check(oldest.Schema)); {
+			carried, err := oldest.Carried()
+			if err != nil {
+				b.trouble("read the history of a notification", err) // what it carries is in the journal too
+			}
+			for _, r := range carried {
+				if !yield(r, schema.Check(r.Schema)) {
+					return
+				}
+				oldest = r
+			}
+			if oldest.Previous == 0 {
+				return
+			}
+			older, err := b.RecordAt(ctx, oldest.Previous)
+			if err != nil && !errors.Is(err, schema.ErrNewer) {
+				yield(nil, err)
+				return
+			}
+			oldest = &older.Record
+		}
+	}
+}
+
 // Recorded is a record read from the journal.
 type Recorded struct{ notification.Record }
 

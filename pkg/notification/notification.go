@@ -93,6 +93,7 @@ type Record struct {
 	Reason         string    `json:"reason,omitempty"`
 	NextAttemptAt  time.Time `json:"next_attempt_at,omitzero"`
 	Previous       uint64    `json:"previous,omitempty"` // sequence of the record before it
+	Earlier        []byte    `json:"earlier,omitempty"`  // records before it, see Follow
 	Hop            int       `json:"hop,omitempty"`
 	Replay         string    `json:"replay,omitempty"`
 	Probe          bool      `json:"probe,omitempty"` // the attempt was the probe of a suspended URL

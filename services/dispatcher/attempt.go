@@ -118,6 +118,9 @@ func (d *Dispatcher) record(m *bus.Delivery, w *target, last position, kind noti
 		EventID: m.EventID, EventName: m.EventName, EventSequence: m.EventSequence,
 		Send: m.Send, AttemptsDone: last.done, Previous: last.journal, Hop: m.Hop, Replay: m.Replay,
 	}
+	if last.record != nil {
+		r.Follow(last.record)
+	}
 	if w != nil {
 		r.URLKey, r.URLHost = w.URLKey, webhook.URLHost(w.URL)
 	}
@@ -189,14 +192,15 @@ func (d *Dispatcher) keepFailed(ctx context.Context, n *notification.Notificatio
 	}
 	var lines []line
 	last, err := d.bus.LastRecord(ctx, n.Account, n.ID)
-	for (err == nil || errors.Is(err, schema.ErrNewer)) && last.Send == n.Send {
-		if a := last.Attempt; a != nil {
-			lines = append([]line{{a.Number, a.StartedAt, a.Reason, a.HTTPStatus}}, lines...)
+	if err == nil || errors.Is(err, schema.ErrNewer) {
+		for r, readErr := range d.bus.History(ctx, last) {
+			if err = readErr; r == nil || r.Send != n.Send {
+				break
+			}
+			if a := r.Attempt; a != nil {
+				lines = append([]line{{a.Number, a.StartedAt, a.Reason, a.HTTPStatus}}, lines...)
+			}
 		}
-		if last.Previous == 0 {
-			break
-		}
-		last, err = d.bus.RecordAt(ctx, last.Previous)
 	}
 	if err != nil && !errors.Is(err, bus.ErrNotFound) && !errors.Is(err, schema.ErrNewer) {
 		return err

@@ -34,7 +34,7 @@ func (d *Dispatcher) arrive(ctx context.Context, m *bus.Delivery) func() {
 	t := ticket{key: urlKey{account: m.Account}}
 	if w := d.registry.Get(m.Account, m.WebhookID); w != nil && !m.Again {
 		t.key.url = w.URLKey
-		last, reason := position{m.AttemptsDone, m.Journal}, ""
+		last, reason := told(m), ""
 		switch {
 		case w.Status == webhook.Disabled:
 			reason = notification.Disabled
@@ -152,7 +152,11 @@ func (d *Dispatcher) conclude(ctx context.Context, m *bus.Delivery, w *target, l
 type position struct {
 	done    int
 	journal uint64
+	record  *notification.Record // that record, nil when it was not read
 }
+
+// told is the position that a message tells.
+func told(m *bus.Delivery) position { return position{m.AttemptsDone, m.Journal, nil} }
 
 // position trusts the message when no dispatcher can have had it before. Otherwise, and for what was
 // parked, it asks the journal, finishes what a crash cut off, and returns errSettled when nothing is left
@@ -160,7 +164,7 @@ type position struct {
 // recorded count, so the broker's limit of deliveries never ends one that has attempts left.
 func (d *Dispatcher) position(ctx context.Context, m *bus.Delivery) (position, error) {
 	if !m.Again && m.Lane != bus.LaneParked {
-		return position{m.AttemptsDone, m.Journal}, nil
+		return told(m), nil
 	}
 	if m.NumDelivered > maxCrashes && m.Lane != bus.LaneRetry {
 		d.quarantine(ctx, m, "it was delivered many times and nothing came of it")
@@ -168,19 +172,19 @@ func (d *Dispatcher) position(ctx context.Context, m *bus.Delivery) (position, e
 	}
 	last, err := d.bus.LastRecord(ctx, m.Account, m.ID)
 	if errors.Is(err, bus.ErrNotFound) {
-		return position{m.AttemptsDone, 0}, nil
+		return position{m.AttemptsDone, 0, nil}, nil
 	}
 	if err != nil {
 		return position{}, err
 	}
-	p := position{last.AttemptsDone, last.Sequence}
+	p := position{last.AttemptsDone, last.Sequence, &last.Record}
 	expected := m.AttemptsDone
 	if m.Lane == bus.LaneRetry {
 		expected += m.NumDelivered - 1
 	}
 	switch {
 	case last.Send < m.Send: // nothing is recorded of this send yet
-		return position{m.AttemptsDone, last.Sequence}, nil
+		return position{m.AttemptsDone, last.Sequence, &last.Record}, nil
 	case last.Send > m.Send, last.Hop > m.Hop:
 		m.Ack() // the notification lives on in a later message
 	case last.State == notification.PermanentlyFailed:
@@ -227,7 +231,7 @@ func (d *Dispatcher) recordAttempt(ctx context.Context, r *notification.Record) 
 	if lookErr != nil || last.Kind != notification.KindParked || last.Send != r.Send || last.Hop >= r.Hop || last.AttemptsDone != r.AttemptsDone-1 {
 		return 0, err
 	}
-	r.Previous = last.Sequence
+	r.Follow(&last.Record)
 	return d.bus.Record(ctx, r)
 }
 
@@ -364,9 +368,9 @@ func (d *Dispatcher) quarantine(ctx context.Context, m *bus.Delivery, why string
 		d.giveBack(ctx, m, err)
 		return
 	}
-	last := position{m.AttemptsDone, m.Journal}
+	last := told(m)
 	if r, err := d.bus.LastRecord(ctx, m.Account, m.ID); err == nil {
-		last.journal = r.Sequence
+		last.journal, last.record = r.Sequence, &r.Record
 		if r.Send == m.Send {
 			last.done = r.AttemptsDone
 		}

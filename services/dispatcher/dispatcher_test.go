@@ -282,6 +282,15 @@ func TestSixAttemptsThenPermanentlyFailed(t *testing.T) {
 		if last.Reason != "status_5xx" || last.AttemptsDone != 6 {
 			t.Errorf("record: got %+v", last)
 		}
+		carried, err := last.Carried()
+		if err != nil || len(carried) != 4 { // the first retry does not read the record before it
+			t.Errorf("the last record carries %d, %v; want attempts 2 to 5", len(carried), err)
+		}
+		for i, c := range carried {
+			if c.Attempt == nil || c.Attempt.Number != 5-i || c.NotificationID != id {
+				t.Errorf("carried: %+v", c)
+			}
+		}
 		r.until("its payload is kept", func() bool {
 			n, err := r.bus.FailedNotification(t.Context(), "acme", w.ID, id)
 			return err == nil && len(n.Body) > 0

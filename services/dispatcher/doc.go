@@ -14,7 +14,9 @@
 // The journal. A first delivery is trusted as it comes, which keeps the way of a healthy notification free
 // of look-ups; every other delivery is compared with the notification's last record (see position). Every
 // record is written on top of the one before it, so a dispatcher that was frozen in mid-attempt and wakes
-// up later can neither record a second outcome nor end a notification twice.
+// up later can neither record a second outcome nor end a notification twice. A record also carries those before it
+// when they were at hand, so that a history is read at once (see notification.Record.Follow); nothing is decided by
+// what is carried.
 //
 // # Isolation
 //

@@ -124,15 +124,15 @@ type loader struct {
 
 // sent is a notification on its way through the loader.
 type sent struct {
-	hook     *webhook.Webhook
-	id       string
-	event    string
-	due      time.Time // its next attempt
-	done     int
-	last     int // how many attempts it has in the end
-	ends     notification.State
-	started  *bus.StartedRecord // of its newest record, nil when that is stored
-	previous uint64
+	hook    *webhook.Webhook
+	id      string
+	event   string
+	due     time.Time // its next attempt
+	done    int
+	last    int // how many attempts it has in the end
+	ends    notification.State
+	started *bus.StartedRecord // of its newest record, nil when that is stored
+	record  *notification.Record
 }
 
 // dueHeap has the notification that is due first at its top.
@@ -174,7 +174,8 @@ func (l *loader) run(ctx context.Context) {
 			l.settleOldest(ctx)
 		}
 		s.done++
-		s.started = l.bus.StartRecord(l.record(s))
+		s.record = l.record(s)
+		s.started = l.bus.StartRecord(s.record)
 		l.attempts++
 		if l.unsettled = append(l.unsettled, s); len(l.unsettled) > inFlight {
 			l.settleOldest(ctx)
@@ -201,7 +202,7 @@ func (l *loader) settleOldest(ctx context.Context) {
 	if err != nil {
 		l.b.f.Fatalf("write the journal: %v", err)
 	}
-	s.started, s.previous = nil, sequence
+	s.started, s.record.Sequence = nil, sequence
 }
 
 // notification makes the n-th: of ten, six are delivered at once, two after a failure or two, one fails six
@@ -253,7 +254,13 @@ func (l *loader) record(s *sent) *notification.Record {
 	r := &notification.Record{
 		Kind: notification.KindAttempt, At: at.Add(42 * time.Millisecond).UTC(), Account: s.hook.Account, WebhookID: s.hook.ID, NotificationID: s.id, EventID: s.event,
 		EventName: "crm_deal_created", EventSequence: 1, URLKey: s.hook.URLKey, URLHost: webhook.URLHost(s.hook.URL), Send: 1, AttemptsDone: number,
-		State: notification.Retrying, Reason: string(a.Reason), NextAttemptAt: time.Now().Add(2 * time.Hour).UTC(), Previous: s.previous, Attempt: a,
+		State: notification.Retrying, Reason: string(a.Reason), NextAttemptAt: time.Now().Add(2 * time.Hour).UTC(), Attempt: a,
+	}
+	switch {
+	case s.done > 2:
+		r.Follow(s.record)
+	case s.done > 1: // the dispatcher does not read the record before a first retry
+		r.Previous = s.record.Sequence
 	}
 	if number == s.last && s.ends != notification.Retrying {
 		r.State, r.NextAttemptAt = s.ends, time.Time{}

@@ -24,7 +24,7 @@ func BenchmarkActivity(b *testing.B) {
 		for i := range perWebhook {
 			w.summary(summaryOf(&notification.Record{
 				NotificationID: uuid.NewSHA1(uuid.NameSpaceURL, []byte(strconv.Itoa(h*perWebhook+i))).String(), WebhookID: hooks[h], State: []notification.State{notification.Delivered, notification.Retrying}[i%2],
-				Send: 1, At: now.Add(-time.Duration(i) * time.Minute / 2), Sequence: uint64(1 + h*perWebhook + i), //nolint:gosec // a count
+				Send: 1, At: now.Add(-time.Duration(i) * time.Minute / 2), Sequence: uint64(1 + h*perWebhook + i),
 			}))
 		}
 		if err := x.write(b.Context(), w); err != nil {

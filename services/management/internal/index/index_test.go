@@ -282,7 +282,7 @@ func TestActivity(t *testing.T) {
 					sequence++
 					s := all[rand.IntN(len(all))]
 					if s == "" {
-						w.arrival(id, &notification.Notification{Account: "acme", WebhookID: hookID(h), Send: 1 + int(sequence), Journal: sequence}, at) //nolint:gosec // small
+						w.arrival(id, &notification.Notification{Account: "acme", WebhookID: hookID(h), Send: 1 + int(sequence), Journal: sequence}, at)
 						continue
 					}
 					w.summary(summaryOf(&notification.Record{NotificationID: id.String(), WebhookID: hookID(h), State: s, Send: 1, At: at.Add(time.Duration(rand.IntN(3)) * time.Hour / 2), Sequence: sequence}))

@@ -67,7 +67,7 @@ type Notification struct {
 	// Webhook is nil when it was deleted.
 	Webhook *webhook.Webhook
 
-	last    uint64 // sequence of the newest record
+	newest  *bus.Recorded // nil when nothing is recorded
 	pending *notification.Notification
 }
 
@@ -122,7 +122,7 @@ func (s *Service) look(ctx context.Context, account, id string) (*Notification, 
 		r := last.Record
 		n.WebhookID, n.EventID, n.EventName, n.EventSequence = r.WebhookID, r.EventID, r.EventName, r.EventSequence
 		n.State, n.Reason, n.Sends, n.AttemptsDone = r.State, r.Reason, r.Send, r.AttemptsDone
-		n.NextAttemptAt, n.Replay, n.last = r.NextAttemptAt, r.Replay, r.Sequence
+		n.NextAttemptAt, n.Replay, n.newest = r.NextAttemptAt, r.Replay, last
 		n.CreatedAt, n.UpdatedAt, n.Truncated = began(&r), r.At.Truncate(time.Millisecond), r.Previous > 0
 		n.History = []*notification.Record{&r}
 		if pending != nil && pending.Send > r.Send {
@@ -160,6 +160,14 @@ func began(r *notification.Record) time.Time {
 	return at.Truncate(time.Millisecond)
 }
 
+// journal is the sequence of the newest record, 0 when there is none.
+func (n *Notification) journal() uint64 {
+	if n.newest == nil {
+		return 0
+	}
+	return n.newest.Sequence
+}
+
 // next is when the next attempt is due, nil when none is.
 func (n *Notification) next() *time.Time {
 	if n.State != notification.Retrying || n.NextAttemptAt.IsZero() {
@@ -171,25 +179,23 @@ func (n *Notification) next() *time.Time {
 
 // readHistory completes n.History.
 func (s *Service) readHistory(ctx context.Context, n *Notification) error {
-	if len(n.History) == 0 {
+	if n.newest == nil {
 		return nil
 	}
-	n.Truncated = false
-	for previous := n.History[0].Previous; previous > 0; {
-		if len(n.History) == maxRecords {
+	n.History, n.Truncated = nil, false
+	for r, err := range s.bus.History(ctx, n.newest) {
+		switch {
+		case errors.Is(err, bus.ErrNotFound), len(n.History) == maxRecords:
 			n.Truncated = true
-			break
-		}
-		r, err := s.bus.RecordAt(ctx, previous)
-		if errors.Is(err, bus.ErrNotFound) {
-			n.Truncated = true
-			break
-		}
-		if err != nil && !errors.Is(err, schema.ErrNewer) {
+		case err != nil && !errors.Is(err, schema.ErrNewer):
 			return problem.Broker(err)
+		default:
+			n.History = append(n.History, r)
+			n.CreatedAt = began(r)
 		}
-		n.History = append(n.History, &r.Record)
-		n.CreatedAt, previous = began(&r.Record), r.Previous
+		if n.Truncated {
+			break
+		}
 	}
 	slices.Reverse(n.History)
 	return nil

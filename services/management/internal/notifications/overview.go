@@ -132,7 +132,7 @@ func (s *Service) again(ctx context.Context, n *Notification) error {
 	}
 	again := notification.Notification{
 		Account: n.Account, ID: n.ID, WebhookID: n.WebhookID, EventID: n.EventID, EventName: n.EventName,
-		EventSequence: n.EventSequence, EventTime: m.EventTime, Send: n.Sends + 1, Journal: n.last,
+		EventSequence: n.EventSequence, EventTime: m.EventTime, Send: n.Sends + 1, Journal: n.journal(),
 		Traceparent: m.Traceparent, Body: m.Body,
 	}
 	if err := s.bus.Notify(&again).Wait(ctx); err != nil {

@@ -94,7 +94,7 @@ func (s *Service) replay(ctx context.Context, w *webhook.Webhook, e *bus.StoredE
 	case !n.State.Terminal(), only != "" && n.State != only:
 		return false, nil
 	default:
-		m.Send, m.Journal = n.Sends+1, n.last
+		m.Send, m.Journal = n.Sends+1, n.journal()
 	}
 	if err := limiter.Wait(ctx); err != nil {
 		return false, err
