@@ -21,7 +21,7 @@ const (
 	isolationRun  = 10 * time.Second
 	isolationRuns = 5
 
-	// known is how long after the API's answer an event certainly meets a new webhook.
+	// known is how long after the API's answer an event met every new webhook, see fresh.
 	known = 100 * time.Millisecond
 )
 
