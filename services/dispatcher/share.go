@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"math"
+	"slices"
 	"sync"
 	"time"
 )
@@ -29,11 +30,17 @@ const (
 // One account, however many URLs it has, holds at most ofAccount places while other accounts have traffic too,
 // those that wait in memory counted; what is over that is refused like what is over a URL's share.
 //
+// Slow URLs, however many, hold at most half of what is for first attempts, and together with those that nothing is
+// known of three quarters, those that wait counted too. So there are always places for URLs that answer quickly, and
+// some for new ones: hundreds of URLs that hang or drip hold up nobody.
+//
 // It is safe for concurrent use; the mutex guards everything and is never held across a wait.
 type shares struct {
 	mu        sync.Mutex
 	most      int // limit per URL
 	ofAccount int // limit per account while it is not alone
+	first     int // places for first attempts
+	held      paces
 	urls      map[urlKey]*share
 	accounts  map[string]*holding
 	latest    *holding  // of the account that was active last
@@ -44,11 +51,28 @@ type shares struct {
 // aloneAfter is how long no other account had traffic when one may take every place.
 const aloneAfter = time.Minute
 
+// pace is how long a URL keeps a place, as far as known.
+type pace int
+
+const (
+	quick   pace = iota // its last attempt took less than slowAfter
+	unknown             // it has had no attempt, or was resumed
+	slow                // its last attempt took longer, or it has had some in flight that long and none ended
+)
+
+// slowAfter is when an attempt is slow, whatever comes of it.
+const slowAfter = time.Second
+
+// paces is what is in flight and waiting of all URLs of each pace.
+type paces [slow + 1]int
+
 // holding is what an account has over all its URLs: in flight, and waiting for a share.
 type holding struct{ inFlight, waiting, urls int }
 
 type share struct {
 	account  *holding
+	held     *paces
+	pace     pace
 	limit    int
 	inFlight int
 	streak   int           // successes since the last failure or growth
@@ -56,12 +80,13 @@ type share struct {
 	waiting  []chan bool
 	backlog  bool // something is parked: live traffic leaves half of the share to it
 	used     time.Time
+	moved    time.Time // when an attempt ended, or the first of those in flight began
 }
 
 // newShares bounds each URL to most; an account to a quarter of maxInFlight, which is half of what is for first
 // attempts.
 func newShares(most, maxInFlight int) *shares {
-	return &shares{most: most, ofAccount: max(maxInFlight/4, 1), urls: map[urlKey]*share{}, accounts: map[string]*holding{}}
+	return &shares{most: most, ofAccount: max(maxInFlight/4, 1), first: max(maxInFlight/2, 1), urls: map[urlKey]*share{}, accounts: map[string]*holding{}}
 }
 
 func (s *shares) get(k urlKey) *share {
@@ -73,10 +98,16 @@ func (s *shares) get(k urlKey) *share {
 			s.accounts[k.account] = a
 		}
 		a.urls++
-		u = &share{account: a, limit: min(startShare, s.most)}
+		u = &share{account: a, held: &s.held, pace: unknown, limit: min(startShare, s.most)}
 		s.urls[k] = u
 	}
 	u.used = time.Now()
+	switch {
+	case u.inFlight == 0:
+		u.moved = u.used
+	case u.used.Sub(u.moved) >= slowAfter:
+		u.become(slow)
+	}
 	if s.latest != u.account {
 		s.latest, s.othersAt = u.account, s.latestAt
 	}
@@ -84,18 +115,50 @@ func (s *shares) get(k urlKey) *share {
 	return u
 }
 
-// room is how many more places the URL's account may take now. u is what get returned just now.
+// room is how many more places the URL's account, and URLs as slow as it, may take now. u is what get returned just
+// now.
 func (s *shares) room(u *share) int {
-	if s.othersAt.IsZero() || u.used.Sub(s.othersAt) > aloneAfter {
-		return math.MaxInt
+	n := math.MaxInt
+	if !s.othersAt.IsZero() && u.used.Sub(s.othersAt) <= aloneAfter {
+		n = s.ofAccount - u.account.inFlight - u.account.waiting
 	}
-	return s.ofAccount - u.account.inFlight - u.account.waiting
+	if u.pace == slow {
+		n = min(n, max(s.first/2, 1)-s.held[slow])
+	}
+	if u.pace != quick {
+		n = min(n, max(s.first*3/4, 1)-s.held[slow]-s.held[unknown])
+	}
+	return n
 }
 
 // place takes n places, or gives them back when it is negative.
 func (u *share) place(n int) {
 	u.inFlight += n
 	u.account.inFlight += n
+	u.held[u.pace] += n
+}
+
+// queue adds one that waits for a place.
+func (u *share) queue(granted chan bool) {
+	u.waiting = append(u.waiting, granted)
+	u.account.waiting++
+	u.held[u.pace]++
+}
+
+// leaveQueue tells the i-th that waits whether it has a place.
+func (u *share) leaveQueue(i int, placed bool) {
+	u.waiting[i] <- placed
+	u.waiting = slices.Delete(u.waiting, i, i+1)
+	u.account.waiting--
+	u.held[u.pace]--
+}
+
+// become changes the URL's pace.
+func (u *share) become(p pace) {
+	n := u.inFlight + len(u.waiting)
+	u.held[u.pace] -= n
+	u.held[p] += n
+	u.pace = p
 }
 
 // live is what live traffic may have in flight.
@@ -135,8 +198,7 @@ func (s *shares) enter(k urlKey) bool {
 		return false
 	}
 	granted := make(chan bool, 1)
-	u.waiting = append(u.waiting, granted)
-	u.account.waiting++
+	u.queue(granted)
 	s.mu.Unlock()
 	return <-granted
 }
@@ -181,6 +243,12 @@ func (s *shares) done(k urlKey, delivered bool, took time.Duration) {
 		u.latency = took
 	}
 	u.latency += (took - u.latency) / 8
+	u.moved = u.used
+	if took < slowAfter {
+		u.become(quick)
+	} else {
+		u.become(slow)
+	}
 	if delivered {
 		if u.streak++; u.streak >= u.limit {
 			u.limit, u.streak = min(2*u.limit, s.most), 0
@@ -195,15 +263,10 @@ func (s *shares) done(k urlKey, delivered bool, took time.Duration) {
 func (u *share) admit() {
 	for len(u.waiting) > 0 && u.inFlight < u.live() {
 		u.place(1)
-		u.account.waiting--
-		u.waiting[0] <- true
-		u.waiting = u.waiting[1:]
+		u.leaveQueue(0, true)
 	}
 	for len(u.waiting) > 0 && !u.stillWorth() {
-		last := len(u.waiting) - 1
-		u.account.waiting--
-		u.waiting[last] <- false
-		u.waiting = u.waiting[:last]
+		u.leaveQueue(len(u.waiting)-1, false)
 	}
 }
 
@@ -217,6 +280,7 @@ func (s *shares) restart(k urlKey) {
 	defer s.mu.Unlock()
 	u := s.get(k)
 	u.limit, u.streak, u.latency = 1, 0, 0
+	u.become(unknown)
 }
 
 // setBacklog says whether something is parked for the URL.

@@ -187,6 +187,11 @@ func TestOneAccountLeavesPlaces(t *testing.T) {
 			}
 			return placed
 		}
+		for i := range 300 { // known to be quick
+			key := urlKey{"many", strconv.Itoa(i)}
+			s.try(key)
+			s.done(key, true, time.Millisecond)
+		}
 		if got := flood(300); got != 300 {
 			t.Fatalf("alone it got %d of 300", got)
 		}
@@ -216,6 +221,11 @@ func TestOneAccountLeavesPlaces(t *testing.T) {
 		}
 		s.done(few, true, time.Millisecond)
 		s.done(few, true, time.Millisecond)
+		for k, u := range s.urls {
+			for u.inFlight > 0 {
+				s.done(k, true, time.Millisecond)
+			}
+		}
 		time.Sleep(aloneAfter + time.Second)
 		if got := flood(300); got != 300 {
 			t.Errorf("alone again it got %d of 300", got)
@@ -228,6 +238,76 @@ func TestOneAccountLeavesPlaces(t *testing.T) {
 		time.Sleep(forgetAfter + time.Second)
 		if s.forget(); len(s.urls)+len(s.accounts) > 0 {
 			t.Errorf("%d URLs and %d accounts are remembered", len(s.urls), len(s.accounts))
+		}
+	})
+}
+
+// TestSlowURLsLeavePlaces: T12. However many URLs are slow or have not shown how they are, there are places for those
+// that answer quickly, and beside slow ones some for new ones.
+func TestSlowURLsLeavePlaces(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newShares(8, 400) // 200 of them for first attempts
+		good := urlKey{"acme", "good"}
+		s.try(good)
+		s.done(good, true, time.Millisecond)
+		drip := func(i int) urlKey { return urlKey{"acme", strconv.Itoa(i)} }
+		flood := func(from, n int) (placed int) {
+			for i := from; i < from+n; i++ {
+				if got, refused := s.try(drip(i)); got {
+					placed++
+				} else if !refused {
+					t.Fatal("it is left to wait")
+				}
+			}
+			return placed
+		}
+		settle := func(took time.Duration) {
+			for k, u := range s.urls {
+				for u.inFlight > 0 {
+					s.done(k, took < slowAfter, took)
+				}
+			}
+		}
+		if got := flood(0, 500); got != 150 {
+			t.Errorf("of new URLs %d were let in, want three quarters of 200", got)
+		}
+		time.Sleep(5 * time.Second)
+		if got, _ := s.try(good); !got {
+			t.Error("a quick URL is held up")
+		}
+		s.done(good, true, time.Millisecond)
+		settle(5 * time.Second)
+		if got := flood(0, 150); got != 100 {
+			t.Errorf("of slow URLs %d were let in, want half of 200", got)
+		}
+		if s.enter(drip(140)) || s.take(drip(140), 8) != 0 {
+			t.Error("a slow URL was let in beside a hundred others")
+		}
+		if got := flood(1000, 100); got != 50 {
+			t.Errorf("beside them %d new URLs were let in, want 50", got)
+		}
+		for i := range 8 {
+			if got, _ := s.try(good); !got {
+				t.Errorf("a quick URL is held up at its place %d", i)
+			}
+		}
+		// A quick one of which nothing ends for a second counts as slow, those in flight too.
+		time.Sleep(slowAfter)
+		if got, _ := s.try(good); got || s.held[slow] != 108 {
+			t.Errorf("one that hangs got another place: %v, %d count as slow", got, s.held[slow])
+		}
+		settle(time.Millisecond)
+		if got := flood(0, 500); got != 250 {
+			t.Errorf("of 100 quick, 50 slow and 350 new URLs %d were let in, want 250", got)
+		}
+		settle(time.Millisecond)
+		s.restart(drip(0))
+		if s.urls[drip(0)].pace != unknown {
+			t.Error("a resumed URL does not begin anew")
+		}
+		if s.held != (paces{}) {
+			t.Errorf("in the end %v are held", s.held)
 		}
 	})
 }
