@@ -76,35 +76,52 @@ func (b *bench) isolationRun(kind string, rate int) report {
 	return r
 }
 
-// slow publishes 500 events/s for 10 s to one URL, beside 20 healthy ones at 20/s: by turns it answers at once
-// and takes 4.9 s. So both runs have the same traffic, and the ratio is what its being slow costs the others. What
-// the traffic itself costs them on this machine is told too: p99 without it.
-func (b *bench) slow(name string) {
-	const slowEvent, eventName = "crm_source_created", "crm_product_updated"
+// slow publishes 500 events/s for 10 s to one URL that takes 4.9 s, beside healthy ones.
+func (b *bench) slow(name string) { b.beside(name, "slow", 1, 5000, 500) }
+
+// drip publishes an event a second for 10 s to 500 URLs that drip their answers, beside healthy ones.
+func (b *bench) drip(name string) { b.beside(name, "drip", 500, 10, 1) }
+
+// beside publishes events at a rate to so many URLs, beside 20 healthy ones at 20/s: by turns they answer at once and
+// as bad says. So both runs have the same traffic, and the ratio is what their being bad costs the others. What the
+// traffic itself costs them on this machine is told too: p99 without it. Where they are many, each run has new ones, of
+// which nothing is known.
+func (b *bench) beside(name, bad string, urls, events, rate int) {
+	const badEvent = "crm_source_created"
+	run := 0
 	beside := func(kind string) (r report, sent, parked int) {
-		id := b.register(slowEvent, fmt.Sprintf("http://%s/%s/%s/0", b.target, kind, slowEvent))
+		if urls > 1 {
+			run++
+		}
+		var hooks []string
+		for i := range urls {
+			hooks = append(hooks, b.register(badEvent, fmt.Sprintf("http://%s/%s/%s/%d/%d", b.target, kind, badEvent, run, i)))
+		}
+		time.Sleep(known)
 		before := b.count(kind)
-		go b.publishAt(slowEvent, 5000, 500)
+		go b.publishAt(badEvent, events, rate)
 		r = b.isolationRun("ok", 20)
 		b.idleEvents()
 		sent, parked = b.count(kind)-before, b.waiting("PARKED")
-		b.remove(id)
+		for _, id := range hooks {
+			b.remove(id)
+		}
 		b.idle()
 		return r, sent, parked
 	}
-	var alone, quick, slow []report
+	var alone, quick, troubled []report
 	sent, parked := 0, 0
 	for range isolationRuns {
 		alone = append(alone, b.isolationRun("ok", 20))
 		b.idle()
 		r, _, _ := beside("back")
 		quick = append(quick, r)
-		r, sent, parked = beside("slow")
-		slow = append(slow, r)
+		r, sent, parked = beside(bad)
+		troubled = append(troubled, r)
 	}
-	compare(name, quick, slow)
-	fmt.Printf("%30s without its traffic p99 %.1f ms (%.1f); at the end of the last run %d of 5000 were sent, %d parked\n",
-		"", median(each(alone, p99)), median(each(alone, calmP99)), sent, parked)
+	compare(name, quick, troubled)
+	fmt.Printf("%30s without their traffic p99 %.1f ms (%.1f); at the end of the last run %d of %d were sent, %d parked\n",
+		"", median(each(alone, p99)), median(each(alone, calmP99)), sent, urls*events, parked)
 }
 
 func p99(r report) float64     { return r.P99 }

@@ -200,6 +200,7 @@ func (b *bench) run(only string) {
 		{"isolation: 6 of 20 fail, 20 events/s each", func(n string) { b.isolation(n, "fail", 20) }},
 		{"isolation: 6 of 20 fail, 40 events/s each", func(n string) { b.isolation(n, "fail", 40) }},
 		{"isolation: one takes 4.9 s at 500 events/s", b.slow},
+		{"isolation: 500 drip a byte a second", b.drip},
 		{"new webhooks", b.fresh},
 		{"api: lists and pages", b.api}, // the last: it ends the other services
 	} {

@@ -55,7 +55,7 @@ func receive() {
 	)
 	m := new(machine)
 	go m.watch()
-	var slow, back atomic.Int64 // requests
+	var slow, back, drips atomic.Int64 // requests
 	mux := http.NewServeMux()
 	mux.HandleFunc("/count/ok", func(w http.ResponseWriter, _ *http.Request) {
 		mu.Lock()
@@ -63,6 +63,7 @@ func receive() {
 		fmt.Fprint(w, len(took))
 	})
 	mux.HandleFunc("/count/slow", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, slow.Load()) })
+	mux.HandleFunc("/count/drip", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, drips.Load()) })
 	mux.HandleFunc("/count/back", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, back.Load()) })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -79,6 +80,13 @@ func receive() {
 			return
 		case "back":
 			back.Add(1)
+			return
+		case "drip":
+			head := "" // a status line that does not end, and headers that do not
+			if drips.Add(1)%2 == 0 {
+				head = "HTTP/1.1 200 OK\r\n"
+			}
+			drip(w, head)
 			return
 		case "slow":
 			slow.Add(1)
@@ -126,6 +134,32 @@ func receive() {
 	}
 	fmt.Println("listening on", l.Addr())
 	_ = http.Serve(l, mux) //nolint:gosec // ends with the benchmark
+}
+
+// drip answers with head at once, then a byte a second, until the sender closes the connection.
+func drip(w http.ResponseWriter, head string) {
+	c, sent, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	gone := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, sent)
+		close(gone)
+	}()
+	_, _ = io.WriteString(c, head)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	const text = "HTTP/1.1 200 OK, and more of it"
+	for i := 0; ; i = (i + 1) % len(text) {
+		_, _ = io.WriteString(c, text[i:i+1])
+		select {
+		case <-gone:
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 func (b *bench) reset() { b.ask("/reset", nil) }
