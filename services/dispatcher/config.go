@@ -28,7 +28,7 @@ type Config struct {
 	RetryJitter float64 `env:"RETRY_JITTER" envDefault:"0.2" range:"0..0.9"`
 	// MaxRetryAfter is the longest wait a receiver's Retry-After header can ask for.
 	MaxRetryAfter time.Duration `env:"MAX_RETRY_AFTER" envDefault:"1h" range:"0s..24h"`
-	// MaxInFlight is how many requests this dispatcher has open at once; a hanging one costs about 53 KB. Half is kept for first attempts; one account takes at most a quarter while others have traffic too.
+	// MaxInFlight is how many requests this dispatcher has open at once; a hanging one costs about 53 KB. Half is kept for first attempts; receivers that take a second or more have at most a quarter, and so has one account while others have traffic too.
 	MaxInFlight int `env:"MAX_IN_FLIGHT" envDefault:"2048" range:"8..100000"`
 	// MaxInFlightBytes is about how many bytes of events the dispatcher has in memory at once; with events that large it has fewer than MAX_IN_FLIGHT open. At least four times the largest event and 64 KiB.
 	MaxInFlightBytes int64 `env:"MAX_IN_FLIGHT_BYTES" envDefault:"335544320" range:"1048576..1000000000000"`

@@ -236,8 +236,9 @@ func (x *drains) release(ctx context.Context, k laneKey) error {
 	return err
 }
 
-// drainPause is how long a drain waits for a free place, or for the last deliveries to settle.
-const drainPause = 5 * time.Millisecond
+// drainPause is how long a drain waits for a free place, or for the last deliveries to settle; longestDrainPause how long
+// when a place will not be free before.
+const drainPause, longestDrainPause = 5 * time.Millisecond, 100 * time.Millisecond
 
 // empty takes messages out of a lane until none is left. free returns how many of at most n may be taken
 // now, -1 to stop; for a lane of one URL they are places of its share.
@@ -281,7 +282,11 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, free func
 				return err
 			}
 		}
-		if sleep(ctx, drainPause) != nil {
+		pause := drainPause
+		if n == 0 && webhook == "*" {
+			pause = x.d.shares.pause(k.url())
+		}
+		if sleep(ctx, pause) != nil {
 			return nil //nolint:nilerr // the lease or the process ended; another dispatcher goes on
 		}
 	}

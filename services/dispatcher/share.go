@@ -27,25 +27,25 @@ const (
 // What is over the share waits in memory only when the URL's own speed says that the wait is short;
 // otherwise it is refused, and the caller parks it. So no delivery is held for a slow URL.
 //
-// One account, however many URLs it has, holds at most ofAccount places while other accounts have traffic too,
+// One account, however many URLs it has, holds at most mostEach places while other accounts have traffic too,
 // those that wait in memory counted; what is over that is refused like what is over a URL's share.
 //
 // Slow URLs, however many, hold at most half of what is for first attempts, and together with those that nothing is
-// known of three quarters, those that wait counted too. So there are always places for URLs that answer quickly, and
-// some for new ones: hundreds of URLs that hang or drip hold up nobody.
+// known of three quarters; so it is with the places of an account that is not alone. So there are always places for
+// URLs that answer quickly, and some for new ones: hundreds of URLs that hang or drip hold up nobody.
 //
 // It is safe for concurrent use; the mutex guards everything and is never held across a wait.
 type shares struct {
-	mu        sync.Mutex
-	most      int // limit per URL
-	ofAccount int // limit per account while it is not alone
-	first     int // places for first attempts
-	held      paces
-	urls      map[urlKey]*share
-	accounts  map[string]*holding
-	latest    *holding  // of the account that was active last
-	latestAt  time.Time // when it was
-	othersAt  time.Time // when any other was; zero: there was none yet
+	mu       sync.Mutex
+	most     int // limit per URL
+	mostEach int // limit per account while it is not alone
+	first    int // places for first attempts
+	all      holding
+	urls     map[urlKey]*share
+	accounts map[string]*ofAccount
+	latest   *ofAccount // of the account that was active last
+	latestAt time.Time  // when it was
+	othersAt time.Time  // when any other was; zero: there was none yet
 }
 
 // aloneAfter is how long no other account had traffic when one may take every place.
@@ -63,15 +63,32 @@ const (
 // slowAfter is when an attempt is slow, whatever comes of it.
 const slowAfter = time.Second
 
-// paces is what is in flight and waiting of all URLs of each pace.
-type paces [slow + 1]int
+// holding is what is in flight and waiting for a share over several URLs, by their pace.
+type holding [slow + 1]int
 
-// holding is what an account has over all its URLs: in flight, and waiting for a share.
-type holding struct{ inFlight, waiting, urls int }
+// room is how many of so many places are left for URLs of a pace, quick ones apart: for those there is no limit.
+func (h *holding) room(places int, p pace) int {
+	switch p {
+	case slow:
+		return min(max(places/2, 1)-h[slow], h.room(places, unknown))
+	case unknown:
+		return max(places*3/4, 1) - h[slow] - h[unknown]
+	case quick:
+	}
+	return math.MaxInt
+}
+
+func (h *holding) total() int { return h[quick] + h[unknown] + h[slow] }
+
+// ofAccount is what an account has over all its URLs.
+type ofAccount struct {
+	holding
+	urls int
+}
 
 type share struct {
-	account  *holding
-	held     *paces
+	account  *ofAccount
+	all      *holding // over all accounts
 	pace     pace
 	limit    int
 	inFlight int
@@ -86,7 +103,7 @@ type share struct {
 // newShares bounds each URL to most; an account to a quarter of maxInFlight, which is half of what is for first
 // attempts.
 func newShares(most, maxInFlight int) *shares {
-	return &shares{most: most, ofAccount: max(maxInFlight/4, 1), first: max(maxInFlight/2, 1), urls: map[urlKey]*share{}, accounts: map[string]*holding{}}
+	return &shares{most: most, mostEach: max(maxInFlight/4, 1), first: max(maxInFlight/2, 1), urls: map[urlKey]*share{}, accounts: map[string]*ofAccount{}}
 }
 
 func (s *shares) get(k urlKey) *share {
@@ -94,11 +111,11 @@ func (s *shares) get(k urlKey) *share {
 	if u == nil {
 		a := s.accounts[k.account]
 		if a == nil {
-			a = new(holding)
+			a = new(ofAccount)
 			s.accounts[k.account] = a
 		}
 		a.urls++
-		u = &share{account: a, held: &s.held, pace: unknown, limit: min(startShare, s.most)}
+		u = &share{account: a, all: &s.all, pace: unknown, limit: min(startShare, s.most)}
 		s.urls[k] = u
 	}
 	u.used = time.Now()
@@ -118,47 +135,44 @@ func (s *shares) get(k urlKey) *share {
 // room is how many more places the URL's account, and URLs as slow as it, may take now. u is what get returned just
 // now.
 func (s *shares) room(u *share) int {
-	n := math.MaxInt
+	n := s.all.room(s.first, u.pace)
 	if !s.othersAt.IsZero() && u.used.Sub(s.othersAt) <= aloneAfter {
-		n = s.ofAccount - u.account.inFlight - u.account.waiting
-	}
-	if u.pace == slow {
-		n = min(n, max(s.first/2, 1)-s.held[slow])
-	}
-	if u.pace != quick {
-		n = min(n, max(s.first*3/4, 1)-s.held[slow]-s.held[unknown])
+		n = min(n, s.mostEach-u.account.total(), u.account.room(s.mostEach, u.pace))
 	}
 	return n
+}
+
+// hold counts n more, or fewer, of a pace.
+func (u *share) hold(n int, p pace) {
+	u.account.holding[p] += n
+	u.all[p] += n
+}
+
+// become changes the URL's pace.
+func (u *share) become(p pace) {
+	n := u.inFlight + len(u.waiting)
+	u.hold(-n, u.pace)
+	u.hold(n, p)
+	u.pace = p
 }
 
 // place takes n places, or gives them back when it is negative.
 func (u *share) place(n int) {
 	u.inFlight += n
-	u.account.inFlight += n
-	u.held[u.pace] += n
+	u.hold(n, u.pace)
 }
 
 // queue adds one that waits for a place.
 func (u *share) queue(granted chan bool) {
 	u.waiting = append(u.waiting, granted)
-	u.account.waiting++
-	u.held[u.pace]++
+	u.hold(1, u.pace)
 }
 
 // leaveQueue tells the i-th that waits whether it has a place.
 func (u *share) leaveQueue(i int, placed bool) {
 	u.waiting[i] <- placed
 	u.waiting = slices.Delete(u.waiting, i, i+1)
-	u.account.waiting--
-	u.held[u.pace]--
-}
-
-// become changes the URL's pace.
-func (u *share) become(p pace) {
-	n := u.inFlight + len(u.waiting)
-	u.held[u.pace] -= n
-	u.held[p] += n
-	u.pace = p
+	u.hold(-1, u.pace)
 }
 
 // live is what live traffic may have in flight.
@@ -222,6 +236,17 @@ func (s *shares) take(k urlKey, n int) int {
 	n = max(0, min(n, u.limit-u.inFlight, s.room(u)))
 	u.place(n)
 	return n
+}
+
+// pause is how long a drain that got no place should wait before it asks again: hundreds of them may.
+func (s *shares) pause(k urlKey) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u := s.get(k)
+	if s.room(u) <= 0 {
+		return longestDrainPause
+	}
+	return min(max(u.latency/8, drainPause), longestDrainPause)
 }
 
 // leave gives a place back unused.

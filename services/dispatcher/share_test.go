@@ -294,20 +294,33 @@ func TestSlowURLsLeavePlaces(t *testing.T) {
 		}
 		// A quick one of which nothing ends for a second counts as slow, those in flight too.
 		time.Sleep(slowAfter)
-		if got, _ := s.try(good); got || s.held[slow] != 108 {
-			t.Errorf("one that hangs got another place: %v, %d count as slow", got, s.held[slow])
+		if got, _ := s.try(good); got || s.all[slow] != 108 {
+			t.Errorf("one that hangs got another place: %v, %d count as slow", got, s.all[slow])
 		}
 		settle(time.Millisecond)
 		if got := flood(0, 500); got != 250 {
 			t.Errorf("of 100 quick, 50 slow and 350 new URLs %d were let in, want 250", got)
 		}
 		settle(time.Millisecond)
+
+		// Beside another account it is the same with the hundred places that this one has then.
+		few := urlKey{"few", "url"}
+		s.try(few)
+		if got := flood(2000, 100); got != 75 {
+			t.Errorf("beside another account %d new URLs were let in, want 75", got)
+		}
+		for i := range 8 {
+			if got, _ := s.try(good); !got {
+				t.Errorf("a quick URL of the account is held up at its place %d", i)
+			}
+		}
+		settle(time.Millisecond)
 		s.restart(drip(0))
 		if s.urls[drip(0)].pace != unknown {
 			t.Error("a resumed URL does not begin anew")
 		}
-		if s.held != (paces{}) {
-			t.Errorf("in the end %v are held", s.held)
+		if s.all != (holding{}) {
+			t.Errorf("in the end %v are held", s.all)
 		}
 	})
 }
@@ -335,8 +348,8 @@ func TestWaitingCountsForTheAccount(t *testing.T) {
 				synctest.Wait()
 			}
 		}
-		if held := 240 - refused.Load(); held != 100 {
-			t.Errorf("%d of 240 are held (%d in flight), want 100 of 400", held, let.Load())
+		if held := 240 - refused.Load(); held != 75 {
+			t.Errorf("%d of 240 are held (%d in flight), want three quarters of 100", held, let.Load())
 		}
 		if !s.enter(few) {
 			t.Error("the other account is held up")
@@ -346,8 +359,8 @@ func TestWaitingCountsForTheAccount(t *testing.T) {
 				s.done(key, false, 5*time.Second)
 			}
 		}
-		if a := s.accounts["many"]; a.inFlight != 0 || a.waiting != 0 {
-			t.Errorf("in the end %d are in flight and %d wait", a.inFlight, a.waiting)
+		if a := s.accounts["many"]; a.holding != (holding{}) {
+			t.Errorf("in the end %v are held", a.holding)
 		}
 	})
 }
