@@ -67,7 +67,7 @@ func newRig(t testing.TB, change func(*Config)) *rig {
 		Delivery:    delivery.Config{Timeout: 2 * time.Second},
 		Egress:      egress.Config{AllowHTTPURLs: true, AllowCIDRs: []string{"127.0.0.0/8"}, AllowPorts: []string{"*"}},
 		RetryDelays: []time.Duration{100 * time.Millisecond, 100 * time.Millisecond, 150 * time.Millisecond, 150 * time.Millisecond, 200 * time.Millisecond},
-		RetryJitter: 0.1, MaxRetryAfter: time.Second, MaxInFlight: 64, MaxInFlightPerURL: 16, ParkedMaxAge: time.Hour, EncryptionKeyFile: keyFile,
+		RetryJitter: 0.1, MaxRetryAfter: time.Second, MaxInFlight: 64, MaxInFlightBytes: 64 << 20, MaxInFlightPerURL: 16, ParkedMaxAge: time.Hour, EncryptionKeyFile: keyFile,
 	}
 	if change != nil {
 		change(&r.cfg)
