@@ -142,10 +142,28 @@ func (r *rig) notify(w *webhook.Webhook, i int) string {
 func (r *rig) state(id string, want notification.State) *bus.Recorded {
 	r.t.Helper()
 	var last *bus.Recorded
+	var err error
+	is := func() bool { return err == nil && last != nil && last.State == want }
+	defer func() {
+		if !is() {
+			r.t.Logf("the last record of %s: %+v, %v", id, last, err)
+		}
+	}()
 	r.until(fmt.Sprintf("notification %s is %s", id, want), func() bool {
+		last, err = r.bus.LastRecord(r.t.Context(), "acme", id)
+		return is()
+	})
+	return last
+}
+
+// end waits until the notification has ended, however it did, and returns its last record.
+func (r *rig) end(id string) *bus.Recorded {
+	r.t.Helper()
+	var last *bus.Recorded
+	r.until(fmt.Sprintf("notification %s has ended", id), func() bool {
 		var err error
 		last, err = r.bus.LastRecord(r.t.Context(), "acme", id)
-		return err == nil && last.State == want
+		return err == nil && last.State.Terminal()
 	})
 	return last
 }
@@ -438,26 +456,39 @@ func TestDeletedDuringAnAttempt(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, func(c *Config) { c.Delivery.Timeout = 30 * time.Second })
-			began, deleted := make(chan struct{}, 10), make(chan struct{})
+			deleted := make(chan struct{})
 			rc := newReceiver(t, func(_ string, w http.ResponseWriter) {
-				began <- struct{}{}
 				<-deleted
 				w.WriteHeader(tc.answer)
 			})
 			w, other := r.webhook(rc.URL, nil), r.webhook(newReceiver(t, ok).URL, nil)
+			release := sync.OnceFunc(func() { close(deleted) })
+			defer release()
 			r.start()
 			id := r.notify(w, 1)
-			<-began
+			r.until("the attempt is under way", func() bool { return rc.total() == 1 })
 			if err := r.webhooks.Delete(t.Context(), w.Key(), 0); err != nil {
 				t.Fatal(err)
 			}
-			later := r.notify(w, 2)
-			r.state(later, notification.Cancelled) // it is known
-			close(deleted)
-			r.state(id, tc.want)
+			early := 0 // sent all the same, because the dispatcher did not know yet
+			for i, known := 2, false; !known; i++ {
+				later := r.notify(w, i)
+				r.until("what comes after the deletion is cancelled", func() bool {
+					last, err := r.bus.LastRecord(t.Context(), "acme", later)
+					known = err == nil && last.State == notification.Cancelled
+					return known || rc.total() > 1+early
+				})
+				if early = rc.total() - 1; early > 5 {
+					t.Fatalf("%d notifications were sent after the deletion", early)
+				}
+			}
+			release()
+			if last := r.end(id); last.State != tc.want || last.AttemptsDone != 1 {
+				t.Errorf("it ended %s after %d attempts, want %s after one", last.State, last.AttemptsDone, tc.want)
+			}
 			r.state(r.notify(other, 3), notification.Delivered) // the others go on
-			if got := rc.attempts(id); !slices.Equal(got, []string{"1"}) || rc.total() != 1 {
-				t.Errorf("attempts: got %v of %d requests, want one", got, rc.total())
+			if got := rc.attempts(id); !slices.Equal(got, []string{"1"}) || rc.total() != 1+early {
+				t.Errorf("attempts: got %v of %d requests, want one of %d", got, rc.total(), 1+early)
 			}
 		})
 	}
