@@ -81,6 +81,7 @@ func TestParseKeepsBytes(t *testing.T) {
 		"51 duplicate keys":     `{"event_name":"crm_deal_created","event_name":"x","Event_Name":"y"}`,
 		"white space":           " {\n\t\"a\" : 1 } \r\n",
 		"unknown name accepted": `{"anything":true}`,
+		"49 10,000 levels":      strings.Repeat(`{"a":`, 10_000) + "1" + strings.Repeat("}", 10_000),
 		"50 100,000 keys":       `{` + manyKeys(100_000) + `"transaction_uuid":"t-1"}`,
 		"50 large key":          `{"` + strings.Repeat("k", 100_000) + `":1}`,
 	} {
