@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,7 +52,7 @@ func (b *Bus) Topology(ctx context.Context, l Limits) ([]Part, error) {
 			if err == nil {
 				info := s.CachedInfo()
 				p.Exists, p.Messages, p.Bytes = true, info.State.Msgs, info.State.Bytes
-				p.Changes, _ = compare(info.Config, want)
+				p.Changes = compare(p.Kind, info.Config, want)
 			} else if !errors.Is(err, jetstream.ErrStreamNotFound) {
 				return nil, fmt.Errorf("look at %s: %w", want.Name, err)
 			}
@@ -63,7 +64,7 @@ func (b *Bus) Topology(ctx context.Context, l Limits) ([]Part, error) {
 			if err == nil {
 				info := s.CachedInfo()
 				p.Exists, p.Messages, p.Bytes = true, info.State.Msgs, info.State.Bytes
-				_, p.Changes = compare(info.Config, want)
+				p.Changes = compare(p.Kind, info.Config, want)
 			} else if !errors.Is(err, jetstream.ErrStreamNotFound) {
 				return nil, fmt.Errorf("look at bucket %s: %w", p.Name, err)
 			}
@@ -144,13 +145,12 @@ func (b *Bus) apply(ctx context.Context, kind, name string, want jetstream.Strea
 		return nil, fmt.Errorf("look at %s %s: %w", kind, name, err)
 	}
 	cfg := s.CachedInfo().Config
-	all, ofBucket := compare(cfg, want)
-	if kind == KindBucket {
-		all = ofBucket
-	}
-	changes := loosen(&cfg, want, all)
+	changes := slices.DeleteFunc(compare(kind, cfg, want), func(c Change) bool { return !c.Loosens })
 	if len(changes) == 0 {
 		return nil, nil
+	}
+	for _, c := range changes {
+		set(&cfg, want, c.Field)
 	}
 	if _, err := b.js.UpdateStream(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("loosen %s %s: %w", kind, name, err)
@@ -178,25 +178,27 @@ func limit[N int | int32 | int64 | time.Duration](field string, have, want N, sh
 
 func count[N int | int32 | int64](n N) string { return strconv.FormatInt(int64(n), 10) }
 
-// compare returns all differences of a stream, and those that matter to a bucket.
-func compare(have, want jetstream.StreamConfig) (stream, bucket []Change) {
-	bucket = append(bucket, limit("max_age", have.MaxAge, want.MaxAge, time.Duration.String)...)
+// compare returns the differences that matter of a stream or bucket.
+func compare(kind string, have, want jetstream.StreamConfig) []Change {
+	all := limit("max_age", have.MaxAge, want.MaxAge, time.Duration.String)
 	if have.Replicas != want.Replicas {
-		bucket = append(bucket, Change{"replicas", count(have.Replicas), count(want.Replicas), want.Replicas > have.Replicas})
+		all = append(all, Change{"replicas", count(have.Replicas), count(want.Replicas), want.Replicas > have.Replicas})
 	}
 	if have.AllowDirect != want.AllowDirect { // who answers reads; nobody loses by it
-		bucket = append(bucket, Change{"allow_direct", strconv.FormatBool(have.AllowDirect), strconv.FormatBool(want.AllowDirect), true})
+		all = append(all, Change{"allow_direct", strconv.FormatBool(have.AllowDirect), strconv.FormatBool(want.AllowDirect), true})
 	}
-	stream = append(stream, bucket...)
-	stream = append(stream, limit("max_bytes", have.MaxBytes, want.MaxBytes, count)...)
-	stream = append(stream, limit("max_msg_size", have.MaxMsgSize, want.MaxMsgSize, count)...)
-	if have.Duplicates != want.Duplicates {
-		stream = append(stream, Change{"duplicate_window", have.Duplicates.String(), want.Duplicates.String(), want.Duplicates > have.Duplicates})
+	all = append(all, limit("max_bytes", have.MaxBytes, want.MaxBytes, count)...)
+	all = append(all, limit("max_msgs", have.MaxMsgs, want.MaxMsgs, count)...)
+	all = append(all, limit("max_msgs_per_subject", have.MaxMsgsPerSubject, want.MaxMsgsPerSubject, count)...)
+	all = append(all, limit("max_consumers", have.MaxConsumers, want.MaxConsumers, count)...)
+	if kind == KindStream {
+		all = append(all, limit("max_msg_size", have.MaxMsgSize, want.MaxMsgSize, count)...)
+		if have.Duplicates != want.Duplicates {
+			all = append(all, Change{"duplicate_window", have.Duplicates.String(), want.Duplicates.String(), want.Duplicates > have.Duplicates})
+		}
 	}
-	gone := slices.DeleteFunc(slices.Clone(have.Subjects), func(s string) bool { return slices.Contains(want.Subjects, s) })
-	added := slices.DeleteFunc(slices.Clone(want.Subjects), func(s string) bool { return slices.Contains(have.Subjects, s) })
-	if len(gone)+len(added) > 0 {
-		stream = append(stream, Change{"subjects", strings.Join(have.Subjects, " "), strings.Join(want.Subjects, " "), len(gone) == 0})
+	if gone, added := without(have.Subjects, want.Subjects), without(want.Subjects, have.Subjects); len(gone)+len(added) > 0 {
+		all = append(all, Change{"subjects", strings.Join(have.Subjects, " "), strings.Join(want.Subjects, " "), len(gone) == 0})
 	}
 	for _, f := range []struct {
 		name       string
@@ -205,60 +207,93 @@ func compare(have, want jetstream.StreamConfig) (stream, bucket []Change) {
 		{"allow_atomic", have.AllowAtomicPublish, want.AllowAtomicPublish},
 		{"allow_msg_schedules", have.AllowMsgSchedules, want.AllowMsgSchedules},
 		{"allow_rollup_hdrs", have.AllowRollup, want.AllowRollup},
+		{"no_ack", have.NoAck, want.NoAck},
+		{"discard_new_per_subject", have.DiscardNewPerSubject, want.DiscardNewPerSubject},
+		{"sealed", have.Sealed, want.Sealed},
+		{"deny_delete", have.DenyDelete, want.DenyDelete},
+		{"deny_purge", have.DenyPurge, want.DenyPurge},
 	} {
 		if f.have != f.want {
-			stream = append(stream, Change{f.name, strconv.FormatBool(f.have), strconv.FormatBool(f.want), f.want})
+			all = append(all, Change{f.name, strconv.FormatBool(f.have), strconv.FormatBool(f.want), f.want && strings.HasPrefix(f.name, "allow_")})
 		}
 	}
 	for _, f := range []struct{ name, have, want string }{
 		{"retention", have.Retention.String(), want.Retention.String()},
 		{"storage", have.Storage.String(), want.Storage.String()},
 		{"discard", have.Discard.String(), want.Discard.String()},
+		{"consumer_limits", fmt.Sprint(have.ConsumerLimits), fmt.Sprint(want.ConsumerLimits)},
+		{"subject_transform", transform(have), transform(want)},
 	} {
 		if f.have != f.want {
-			stream = append(stream, Change{f.name, f.have, f.want, false})
+			all = append(all, Change{f.name, f.have, f.want, false})
 		}
 	}
-	return stream, bucket
+	return all
 }
 
-// loosen makes those of all changes in cfg that loosen, and returns them.
-func loosen(cfg *jetstream.StreamConfig, want jetstream.StreamConfig, all []Change) []Change {
-	changes := slices.DeleteFunc(all, func(c Change) bool { return !c.Loosens })
-	for _, c := range changes {
-		switch c.Field {
-		case "max_age":
-			cfg.MaxAge = want.MaxAge
-		case "replicas":
-			cfg.Replicas = want.Replicas
-		case "max_bytes":
-			cfg.MaxBytes = max(want.MaxBytes, 0)
-			if cfg.MaxBytes == 0 {
-				cfg.MaxBytes = -1
-			}
-		case "max_msg_size":
-			cfg.MaxMsgSize = want.MaxMsgSize
-			if cfg.MaxMsgSize == 0 {
-				cfg.MaxMsgSize = -1
-			}
-		case "duplicate_window":
-			cfg.Duplicates = want.Duplicates
-		case "subjects":
-			cfg.Subjects = want.Subjects
-		case "allow_direct":
-			cfg.AllowDirect = want.AllowDirect
-		case "allow_atomic":
-			cfg.AllowAtomicPublish = true
-		case "allow_msg_schedules":
-			cfg.AllowMsgSchedules = true
-		case "allow_rollup_hdrs":
-			cfg.AllowRollup = true
-		}
+// without returns what is in all and not in some.
+func without(all, some []string) []string {
+	return slices.DeleteFunc(slices.Clone(all), func(s string) bool { return slices.Contains(some, s) })
+}
+
+func transform(c jetstream.StreamConfig) string {
+	if c.SubjectTransform == nil {
+		return "none"
+	}
+	return c.SubjectTransform.Source + " to " + c.SubjectTransform.Destination
+}
+
+// set makes a field of cfg what it should be.
+func set(cfg *jetstream.StreamConfig, want jetstream.StreamConfig, field string) {
+	switch field {
+	case "max_age":
+		cfg.MaxAge = want.MaxAge
+	case "replicas":
+		cfg.Replicas = want.Replicas
+	case "allow_direct":
+		cfg.AllowDirect = want.AllowDirect
+	case "max_bytes":
+		cfg.MaxBytes = cmp.Or(max(want.MaxBytes, 0), -1)
+	case "max_msgs":
+		cfg.MaxMsgs = cmp.Or(max(want.MaxMsgs, 0), -1)
+	case "max_msgs_per_subject":
+		cfg.MaxMsgsPerSubject = cmp.Or(max(want.MaxMsgsPerSubject, 0), -1)
+	case "max_consumers":
+		cfg.MaxConsumers = cmp.Or(max(want.MaxConsumers, 0), -1)
+	case "max_msg_size":
+		cfg.MaxMsgSize = cmp.Or(max(want.MaxMsgSize, 0), -1)
+	case "duplicate_window":
+		cfg.Duplicates = want.Duplicates
+	case "subjects":
+		cfg.Subjects = want.Subjects
+	case "allow_atomic":
+		cfg.AllowAtomicPublish = want.AllowAtomicPublish
+	case "allow_msg_schedules":
+		cfg.AllowMsgSchedules = want.AllowMsgSchedules
+	case "allow_rollup_hdrs":
+		cfg.AllowRollup = want.AllowRollup
+	case "no_ack":
+		cfg.NoAck = want.NoAck
+	case "discard_new_per_subject":
+		cfg.DiscardNewPerSubject = want.DiscardNewPerSubject
+	case "sealed":
+		cfg.Sealed = want.Sealed
+	case "deny_delete":
+		cfg.DenyDelete = want.DenyDelete
+	case "deny_purge":
+		cfg.DenyPurge = want.DenyPurge
+	case "retention":
+		cfg.Retention = want.Retention
+	case "discard":
+		cfg.Discard = want.Discard
+	case "consumer_limits":
+		cfg.ConsumerLimits = want.ConsumerLimits
+	case "subject_transform":
+		cfg.SubjectTransform = want.SubjectTransform
 	}
 	if cfg.MaxAge > 0 && cfg.Duplicates > cfg.MaxAge {
 		cfg.Duplicates = cfg.MaxAge
 	}
-	return changes
 }
 
 // granted completes limits with the disk that the broker grants the account, where it names it. The broker
