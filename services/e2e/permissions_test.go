@@ -313,7 +313,7 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 // right is what one user may do, as the comments of accounts.conf promise it. Streams of buckets are called KV_<bucket>.
 type right struct {
 	publish []string            // subjects
-	create  []string            // streams it may create
+	create  []string            // streams it may create and update
 	purge   []string            // streams it may purge
 	remove  []string            // streams it may delete single messages of
 	info    []string            // streams it may look at beside those it creates
@@ -451,9 +451,10 @@ func TestBrokerRefusesTheRest(t *testing.T) {
 			creates := slices.Contains(r.create, s)
 			api := "$JS.API.STREAM."
 			want(creates, api+"CREATE."+s)
+			want(creates, api+"UPDATE."+s) // setting back what was edited
 			want(creates || slices.Contains(r.info, s), api+"INFO."+s)
 			want(slices.Contains(r.purge, s), api+"PURGE."+s)
-			for _, verb := range []string{"UPDATE", "DELETE", "SNAPSHOT", "RESTORE", "PEER.REMOVE", "LEADER.STEPDOWN"} {
+			for _, verb := range []string{"DELETE", "SNAPSHOT", "RESTORE", "PEER.REMOVE", "LEADER.STEPDOWN"} {
 				want(false, api+verb+"."+s)
 			}
 			want(slices.Contains(r.remove, s), api+"MSG.DELETE."+s)
