@@ -109,9 +109,10 @@ type Bus struct {
 	writersMu sync.RWMutex
 	writers   map[string]*writer // by stream
 
-	keepers sync.WaitGroup
-	closing context.Context //nolint:containedctx // of the keepers, which end with Close
-	end     context.CancelFunc
+	lookEvery time.Duration // how often streams, buckets and consumers are looked at
+	keepers   sync.WaitGroup
+	closing   context.Context //nolint:containedctx // of the keepers, which end with Close
+	end       context.CancelFunc
 }
 
 type metrics struct {
@@ -120,6 +121,7 @@ type metrics struct {
 	batched    *prometheus.CounterVec
 	reconnects prometheus.Counter
 	recreated  *prometheus.CounterVec
+	restored   *prometheus.CounterVec
 	newer      *prometheus.CounterVec
 }
 
@@ -127,7 +129,7 @@ type metrics struct {
 // in the broker's list of connections and makes the inbox prefix _INBOX_<name>. A wrong configuration is an
 // error.
 func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer) (*Bus, error) {
-	b := &Bus{log: log.Named("bus"), told: map[string]time.Time{}, streams: map[string]jetstream.Stream{}, problems: map[string]string{}, writers: map[string]*writer{}, synced: cfg.SyncInterval == "always", metrics: metrics{
+	b := &Bus{log: log.Named("bus"), told: map[string]time.Time{}, streams: map[string]jetstream.Stream{}, problems: map[string]string{}, lookEvery: lookEvery, writers: map[string]*writer{}, synced: cfg.SyncInterval == "always", metrics: metrics{
 		publish: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "gancho_jetstream_publish_seconds", Help: "Time from publishing a message to the broker's acknowledgement.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
@@ -144,6 +146,9 @@ func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 		recreated: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gancho_jetstream_recreated_total", Help: "Streams, buckets and consumers that somebody deleted while the service ran, and that it created anew.",
 		}, []string{"kind"}),
+		restored: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gancho_jetstream_restored_total", Help: "Streams, buckets and consumers whose settings somebody changed while the service ran, and that it set back; one that cannot be set back counts at each try.",
+		}, []string{"kind"}),
 		newer: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gancho_newer_messages_total", Help: "Times that this service left a message to a newer version, by stream.",
 		}, []string{"stream"}),
@@ -151,10 +156,11 @@ func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 	for _, s := range []string{Events, Notifications, Retries, Parked, Attempts} {
 		b.metrics.newer.WithLabelValues(s)
 	}
-	b.metrics.recreated.WithLabelValues("stream")
-	b.metrics.recreated.WithLabelValues("bucket")
-	b.metrics.recreated.WithLabelValues("consumer")
-	reg.MustRegister(b.metrics.publish, b.metrics.retried, b.metrics.batched, b.metrics.reconnects, b.metrics.recreated, b.metrics.newer)
+	for _, kind := range []string{KindStream, KindBucket, KindConsumer} {
+		b.metrics.recreated.WithLabelValues(kind)
+		b.metrics.restored.WithLabelValues(kind)
+	}
+	reg.MustRegister(b.metrics.publish, b.metrics.retried, b.metrics.batched, b.metrics.reconnects, b.metrics.recreated, b.metrics.restored, b.metrics.newer)
 	b.closing, b.end = context.WithCancel(context.Background())
 	opts := []nats.Option{
 		nats.Name("gancho " + name),
@@ -274,7 +280,8 @@ func (b *Bus) tellNewer(stream string) {
 
 // Own creates the owner's streams and buckets that are missing, waiting for the broker as long as it
 // takes. It leaves those that exist alone. Until Close it then watches them: one that somebody deleted makes
-// the service unready and is created anew, empty.
+// the service unready and is created anew, empty; one that somebody edited so that it would lose or refuse
+// what is ours makes it unready and is set back.
 func (b *Bus) Own(ctx context.Context, o Owner, l Limits) error {
 	err := b.insist(ctx, "disk of the account", func(ctx context.Context) (err error) {
 		l, err = b.granted(ctx, l)
@@ -283,70 +290,66 @@ func (b *Bus) Own(ctx context.Context, o Owner, l Limits) error {
 	if err != nil {
 		return err
 	}
+	var all []*kept
 	for _, cfg := range o.Streams(l) {
 		b.metrics.publish.WithLabelValues(cfg.Name)
 		b.metrics.retried.WithLabelValues(cfg.Name)
 		if slices.Contains(inBatches, cfg.Name) {
 			b.metrics.batched.WithLabelValues(cfg.Name)
 		}
-		if err := b.ensure(ctx, "stream "+cfg.Name, cfg); err != nil {
-			return err
-		}
+		all = append(all, &kept{kind: KindStream, name: cfg.Name, want: cfg})
 	}
 	for _, cfg := range o.Buckets(l) {
-		if err := b.ensure(ctx, "bucket "+strings.TrimPrefix(cfg.Name, bucketPrefix), cfg); err != nil {
+		all = append(all, &kept{kind: KindBucket, name: strings.TrimPrefix(cfg.Name, bucketPrefix), want: cfg})
+	}
+	for _, k := range all {
+		if err := b.ensure(ctx, k); err != nil {
 			return err
 		}
 	}
-	b.keepers.Go(func() { b.keep(o.Streams(l), o.Buckets(l)) })
+	b.keepers.Go(func() { b.keep(all) })
 	return nil
 }
 
-// ensure creates a stream if it is missing.
-func (b *Bus) ensure(ctx context.Context, what string, cfg jetstream.StreamConfig) error {
-	return b.insist(ctx, what, func(ctx context.Context) error {
-		_, err := b.js.Stream(ctx, cfg.Name)
+// kept is a stream or bucket that its owner looks after.
+type kept struct {
+	kind, name string
+	want       jetstream.StreamConfig
+	last       *jetstream.StreamInfo // what the owner saw last
+	left       map[string]bool       // settings that differed when the owner began: they are left alone
+}
+
+// ensure creates a stream or bucket if it is missing, and has the first look at it.
+func (b *Bus) ensure(ctx context.Context, k *kept) error {
+	return b.insist(ctx, k.kind+" "+k.name, func(ctx context.Context) error {
+		s, err := b.js.Stream(ctx, k.want.Name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			_, err = b.js.CreateStream(ctx, cfg)
+			s, err = b.js.CreateStream(ctx, k.want)
 			if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another replica of this service was faster
-				return nil
+				s, err = b.js.Stream(ctx, k.want.Name)
 			}
+		}
+		if err == nil {
+			k.begin(s.CachedInfo())
 		}
 		return err
 	})
 }
 
-// keepEvery is how often an owner looks whether its streams and buckets exist.
-const keepEvery = 5 * time.Second
+// lookEvery is how often an owner looks at its streams and buckets, and whoever pulls a consumer at that.
+const lookEvery = 5 * time.Second
 
 // revisionGap is how far above the last known revision those of a bucket begin that is created anew: a copy of
 // the old one takes no new entry for an old one, and no condition on an old revision holds by chance.
 const revisionGap = 1 << 20
 
-// keep creates streams and buckets anew that were deleted, until Close.
-func (b *Bus) keep(streams, buckets []jetstream.StreamConfig) {
-	tick := time.NewTicker(keepEvery)
+// keep looks after streams and buckets until Close.
+func (b *Bus) keep(all []*kept) {
+	tick := time.NewTicker(b.lookEvery)
 	defer tick.Stop()
-	was := map[string]*jetstream.StreamInfo{} // buckets
 	for {
-		for _, cfg := range streams {
-			b.keepOne("stream", cfg.Name, cfg.Name, func(ctx context.Context) error {
-				_, err := b.js.CreateStream(ctx, cfg)
-				return err
-			})
-		}
-		for _, cfg := range buckets {
-			info := b.keepOne("bucket", strings.TrimPrefix(cfg.Name, bucketPrefix), cfg.Name, func(ctx context.Context) error {
-				if before := was[cfg.Name]; before != nil {
-					cfg = before.Config
-					cfg.FirstSeq = before.State.LastSeq + revisionGap
-				}
-				_, err := b.js.CreateStream(ctx, cfg)
-				return err
-			})
-			if info != nil {
-				was[cfg.Name] = info
-			}
+		for _, k := range all {
+			b.keepOne(k)
 		}
 		select {
 		case <-b.closing.Done():
@@ -356,23 +359,38 @@ func (b *Bus) keep(streams, buckets []jetstream.StreamConfig) {
 	}
 }
 
-// keepOne looks whether the stream is there, and calls create when it is not. It returns what it saw.
-func (b *Bus) keepOne(kind, shown, name string, create func(context.Context) error) *jetstream.StreamInfo {
-	ctx, cancel := context.WithTimeout(b.closing, keepEvery)
+// keepOne creates the stream or bucket anew when it is not there, and sets it back when it was edited.
+func (b *Bus) keepOne(k *kept) {
+	ctx, cancel := context.WithTimeout(b.closing, lookEvery)
 	defer cancel()
-	s, err := b.js.Stream(ctx, name)
-	if err == nil {
-		return s.CachedInfo()
-	}
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		b.metrics.recreated.WithLabelValues(kind).Inc()
-		b.log.Error("a "+kind+" was deleted by somebody; it is created anew, empty", zap.String(kind, shown))
-		b.setProblem(kind+" "+shown, "deleted by somebody")
-		if err = create(ctx); err == nil || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
-			b.setProblem(kind+" "+shown, "")
+	what := k.kind + " " + k.name
+	s, err := b.js.Stream(ctx, k.want.Name)
+	switch {
+	case err == nil:
+		k.last = s.CachedInfo()
+		b.setProblem(what, "")
+		b.setBackStream(ctx, k)
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		b.metrics.recreated.WithLabelValues(k.kind).Inc()
+		b.log.Error("a "+k.kind+" was deleted by somebody; it is created anew, empty", zap.String(k.kind, k.name))
+		b.setProblem(what, "deleted by somebody")
+		if _, err = b.js.CreateStream(ctx, k.anew()); err == nil || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+			b.setProblem(what, "")
 		}
 	}
-	return nil
+}
+
+// anew returns what a stream or bucket that was deleted is created with.
+func (k *kept) anew() jetstream.StreamConfig {
+	cfg := k.want
+	if k.kind == KindBucket { // as it was, but for what was edited last
+		cfg = k.last.Config
+		for _, c := range k.edits() {
+			set(&cfg, k.want, c.Field)
+		}
+		cfg.FirstSeq = k.last.State.LastSeq + revisionGap
+	}
+	return cfg
 }
 
 // Await returns once the streams of other owners exist.

@@ -25,7 +25,8 @@ import (
 // still come on it, so that none is counted as delivered without having been handled.
 const fetchWait = time.Second
 
-// Consumer pulls one durable consumer. It recreates the consumer when somebody deleted it.
+// Consumer pulls one durable consumer. It recreates the consumer when somebody deleted it, and sets it back when
+// somebody edited it.
 //
 // A consumer that is created anew has forgotten what was acknowledged. It therefore begins after the last
 // acknowledged sequence that this process has seen (at most lookEvery old), and what it hands out is known
@@ -48,9 +49,6 @@ type Consumer struct {
 
 // firstSize is how large messages are taken to be before any came.
 const firstSize = 256 << 10
-
-// lookEvery is how often the state of the broker's consumer is read.
-const lookEvery = 5 * time.Second
 
 // consumer returns the durable, created if missing and updated when its limits changed (which keeps its
 // state), waiting for stream and broker.
@@ -89,7 +87,7 @@ func (c *Consumer) create(ctx context.Context) error {
 	case c.floor > 0:
 		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, c.floor+1
 	}
-	made, err := s.CreateOrUpdateConsumer(ctx, cfg)
+	made, err := stamped(ctx, s, cfg)
 	if err != nil {
 		return err
 	}
@@ -109,18 +107,26 @@ func (c *Consumer) note(info *jetstream.ConsumerInfo) {
 	c.floor = max(c.floor, info.AckFloor.Stream)
 }
 
-// look reads the consumer's state when the last look is old.
+// look reads the consumer's state when the last look is old, and sets the consumer back when it was edited.
 func (c *Consumer) look(ctx context.Context) {
-	if time.Since(c.looked) < lookEvery {
+	if time.Since(c.looked) < c.b.lookEvery {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	asking, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	if info, err := c.c.Info(ctx); err == nil { // else the next look tells
-		c.mu.Lock()
-		c.note(info)
-		c.mu.Unlock()
+	info, err := c.c.Info(asking)
+	if err != nil { // the next look tells
+		return
 	}
+	c.mu.Lock()
+	c.note(info)
+	c.mu.Unlock()
+	c.setBack(ctx, info.Config)
+	paused := ""
+	if until := info.Config.PauseUntil; info.Paused && until != nil { // on purpose: it is not undone
+		paused = "paused by somebody until " + until.UTC().Format(time.RFC3339)
+	}
+	c.b.setProblem("consumer "+c.cfg.Durable, paused)
 }
 
 // again reports whether a message may have been handled before although the broker delivers it for the

@@ -57,3 +57,6 @@ func (b *Bus) RecordUnanswered(ctx context.Context, records []*notification.Reco
 	}
 	return sequences, nil
 }
+
+// LookEvery has streams, buckets and consumers that are opened from now on looked at that often.
+func (b *Bus) LookEvery(d time.Duration) { b.lookEvery = d }

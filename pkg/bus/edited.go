@@ -1,0 +1,180 @@
+package bus
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+)
+
+// settingsKey is where a consumer's metadata say how a service set it last. Whoever sees other settings than
+// these knows that they were edited, although its own may differ: replicas of a service may be configured
+// differently while a change is rolled out.
+const settingsKey = "gancho.settings"
+
+// settings returns what of a consumer can be edited and changes what it hands out, and when.
+func settings(c jetstream.ConsumerConfig) []string {
+	filters := slices.Sorted(slices.Values(c.FilterSubjects))
+	if c.FilterSubject != "" {
+		filters = []string{c.FilterSubject}
+	}
+	return []string{
+		fmt.Sprint("max_deliver=", c.MaxDeliver),
+		fmt.Sprint("ack_wait=", c.AckWait),
+		fmt.Sprint("max_ack_pending=", c.MaxAckPending),
+		"backoff=" + strings.ReplaceAll(strings.Trim(fmt.Sprint(c.BackOff), "[]"), " ", ","),
+		"filter_subjects=" + strings.Join(filters, ","),
+		fmt.Sprint("headers_only=", c.HeadersOnly),
+		fmt.Sprint("inactive_threshold=", c.InactiveThreshold),
+		fmt.Sprint("max_batch=", c.MaxRequestBatch),
+		fmt.Sprint("max_expires=", c.MaxRequestExpires),
+		fmt.Sprint("max_bytes=", c.MaxRequestMaxBytes),
+		"priority_groups=" + strings.Join(c.PriorityGroups, ","),
+	}
+}
+
+// stamped creates or updates the consumer and has it say how it is set. What the broker sets where we set
+// nothing, as its own limits have it, counts as set by us.
+func stamped(ctx context.Context, s jetstream.Stream, cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+	for stamp := stampOf(cfg); ; {
+		cfg.Metadata = map[string]string{settingsKey: stamp}
+		c, err := s.CreateOrUpdateConsumer(ctx, cfg)
+		if err != nil {
+			return nil, err
+		}
+		actual := stampOf(c.CachedInfo().Config)
+		if actual == stamp {
+			return c, nil
+		}
+		stamp = actual
+	}
+}
+
+func stampOf(c jetstream.ConsumerConfig) string { return strings.Join(settings(c), " ") }
+
+// edits returns how the consumer differs from what the service that set it last made of it. One that does not
+// say is compared with what this one would make.
+func (c *Consumer) edits(have jetstream.ConsumerConfig) []Change {
+	is := map[string]string{}
+	for _, s := range settings(have) {
+		field, value, _ := strings.Cut(s, "=")
+		is[field] = value
+	}
+	var edits []Change
+	for s := range strings.FieldsSeq(cmp.Or(have.Metadata[settingsKey], stampOf(c.cfg))) {
+		field, was, _ := strings.Cut(s, "=")
+		if value, known := is[field]; known && value != was { // another version may know others
+			edits = append(edits, Change{Field: field, Have: value, Want: was})
+		}
+	}
+	return edits
+}
+
+// setBack undoes what somebody changed of the consumer.
+func (c *Consumer) setBack(ctx context.Context, have jetstream.ConsumerConfig) {
+	c.b.setBack(KindConsumer, c.cfg.Durable, c.edits(have), func() error {
+		ctx, cancel := context.WithTimeout(ctx, lookEvery)
+		defer cancel()
+		return c.create(ctx)
+	})
+}
+
+// begin has the first look at a stream or bucket: what differs now is left alone.
+func (k *kept) begin(info *jetstream.StreamInfo) {
+	k.last, k.left = info, map[string]bool{}
+	for _, c := range ours(k.kind, info.Config, k.want) {
+		k.left[c.Field] = true
+	}
+}
+
+// edits returns what somebody changed since the owner began.
+func (k *kept) edits() []Change {
+	differ := ours(k.kind, k.last.Config, k.want)
+	for field := range k.left {
+		if !slices.ContainsFunc(differ, func(c Change) bool { return c.Field == field }) {
+			delete(k.left, field) // put right; from now on it must stay so
+		}
+	}
+	return slices.DeleteFunc(differ, func(c Change) bool { return k.left[c.Field] })
+}
+
+// ours returns the differences that nobody may make: the stream or bucket would drop, refuse or misplace what
+// it must keep. Ages, sizes, replicas and the duplicate window are for operators to choose, except a limit
+// where there must be none.
+func ours(kind string, have, want jetstream.StreamConfig) []Change {
+	if have.Sealed {
+		return []Change{{Field: "sealed", Have: "true", Want: "false"}} // and what comes with it
+	}
+	return slices.DeleteFunc(compare(kind, have, want), func(c Change) bool {
+		switch c.Field {
+		case "max_age":
+			return kind == KindStream && want.MaxAge > 0
+		case "max_bytes":
+			return kind == KindStream && want.Name != Retries
+		case "allow_direct": // of several servers one that lags behind would answer; without it the leader does
+			return !have.AllowDirect || have.Replicas <= 1
+		case "subjects": // others may be a newer version's
+			return len(without(want.Subjects, have.Subjects)) == 0
+		case "max_consumers", "allow_atomic", "allow_msg_schedules", "allow_rollup_hdrs": // more does no harm
+			return !c.Loosens
+		case "replicas", "max_msg_size", "duplicate_window", "storage": // the last cannot be edited
+			return true
+		}
+		return false
+	})
+}
+
+// setBackStream undoes what somebody changed of the stream or bucket.
+func (b *Bus) setBackStream(ctx context.Context, k *kept) {
+	edits := k.edits()
+	b.setBack(k.kind, k.name, edits, func() error {
+		cfg, forGood := k.last.Config, ""
+		for _, c := range edits {
+			switch c.Field {
+			case "sealed", "deny_delete", "deny_purge":
+				forGood = c.Field
+			default:
+				set(&cfg, k.want, c.Field)
+			}
+		}
+		if forGood == "" || len(edits) > 1 {
+			if _, err := b.js.UpdateStream(ctx, cfg); err != nil {
+				return err
+			}
+		}
+		if forGood != "" {
+			return errors.New("the broker lets nobody take back " + forGood)
+		}
+		return nil
+	})
+}
+
+// setBack tells of the edits and has undo set them back. While that does not succeed the service is not ready, and
+// the next look tries again.
+func (b *Bus) setBack(kind, name string, edits []Change, undo func() error) {
+	what := "settings of " + kind + " " + name
+	if len(edits) == 0 {
+		b.setProblem(what, "")
+		return
+	}
+	changes := make([]string, 0, len(edits))
+	for _, c := range edits {
+		changes = append(changes, fmt.Sprintf("%s %s -> %s", c.Field, cmp.Or(c.Want, "none"), cmp.Or(c.Have, "none")))
+	}
+	problem := "edited by somebody: " + strings.Join(changes, ", ")
+	if b.timeToTell(what + problem) {
+		b.log.Error("a "+kind+" was edited by somebody; setting it back", zap.String(kind, name), zap.Strings("changes", changes))
+	}
+	b.setProblem(what, problem)
+	b.metrics.restored.WithLabelValues(kind).Inc()
+	if err := undo(); err != nil {
+		b.trouble(what, err)
+		return
+	}
+	b.setProblem(what, "")
+}

@@ -1,0 +1,463 @@
+package bus_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/bus/bustest"
+)
+
+// service is a service's bus whose log and metrics the test reads.
+type service struct {
+	*bus.Bus
+
+	t   *testing.T
+	log *observer.ObservedLogs
+	reg *prometheus.Registry
+}
+
+// always has every pull take a look.
+const always = time.Nanosecond
+
+func connect(t *testing.T, s *bustest.Server, name string, look time.Duration) *service {
+	t.Helper()
+	core, log := observer.New(zap.WarnLevel)
+	reg := prometheus.NewRegistry()
+	b, err := bus.Connect(bus.Config{URL: s.URL()}, name, zap.New(core), reg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.LookEvery(look)
+	t.Cleanup(b.Close)
+	return &service{b, t, log, reg}
+}
+
+// restored returns gancho_jetstream_restored_total of a kind.
+func (s *service) restored(kind string) float64 {
+	s.t.Helper()
+	families, err := s.reg.Gather()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == "gancho_jetstream_restored_total" && m.GetLabel()[0].GetValue() == kind {
+				return m.GetCounter().GetValue()
+			}
+		}
+	}
+	s.t.Fatalf("no gancho_jetstream_restored_total{kind=%q}", kind)
+	return 0
+}
+
+// told reports whether the log has told the edit as an error, and that the service was not ready for it.
+func (s *service) told(kind, name, change string) {
+	s.t.Helper()
+	asError, asReason := false, false
+	for _, e := range s.log.All() {
+		fields := fmt.Sprint(e.ContextMap())
+		switch {
+		case e.Level == zap.ErrorLevel && e.Message == "a "+kind+" was edited by somebody; setting it back":
+			asError = asError || e.ContextMap()[kind] == name && strings.Contains(fields, change)
+		case e.Message == "waiting":
+			asReason = asReason || strings.Contains(fields, "settings of "+kind+" "+name+": edited by somebody: ") && strings.Contains(fields, change)
+		}
+	}
+	if !asError || !asReason {
+		s.t.Errorf("%s %s, %s: told as an error: %v, as a reason: %v; log: %v", kind, name, change, asError, asReason, s.log.All())
+	}
+}
+
+// until calls step again and again until it returns true.
+func until(t *testing.T, what string, step func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(40 * time.Second); !step(); <-time.After(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 40 s: %s", what)
+		}
+	}
+}
+
+// idle pulls from a lane that is empty, which takes a look.
+func idle(t *testing.T, p *bus.Puller) {
+	t.Helper()
+	if n, err := p.Pull(t.Context(), 1, bus.Unbounded, func(*bus.Delivery) {}); n != 0 || err != nil {
+		t.Fatalf("pulled %d, %v; want nothing", n, err)
+	}
+}
+
+func consumerConfig(t *testing.T, js jetstream.JetStream, stream, name string) jetstream.ConsumerConfig {
+	t.Helper()
+	c, err := js.Consumer(t.Context(), stream, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.CachedInfo().Config
+}
+
+func editConsumer(t *testing.T, js jetstream.JetStream, stream, name string, edit func(*jetstream.ConsumerConfig)) {
+	t.Helper()
+	cfg := consumerConfig(t, js, stream, name)
+	edit(&cfg)
+	if _, err := js.UpdateConsumer(t.Context(), stream, cfg); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func streamConfig(t *testing.T, js jetstream.JetStream, name string) jetstream.StreamConfig {
+	t.Helper()
+	s, err := js.Stream(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.CachedInfo().Config
+}
+
+func editStream(t *testing.T, js jetstream.JetStream, name string, edit func(*jetstream.StreamConfig)) {
+	t.Helper()
+	cfg := streamConfig(t, js, name)
+	edit(&cfg)
+	if _, err := js.UpdateStream(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestEditedConsumerIsSetBack: row 72 of the bad inputs. Whoever pulls a consumer that somebody edited says so,
+// is not ready, and sets it back as soon as the broker lets it.
+func TestEditedConsumerIsSetBack(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	s.Topology(bustest.Limits()).Close()
+	js, d := raw(t, s), connect(t, s, "dispatcher", always)
+	retries, err := d.Retries(t.Context(), time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := consumerConfig(t, js, bus.Retries, bus.ConsumerRetries)
+	edits := map[string]func(*jetstream.ConsumerConfig){
+		"max_deliver 5 -> 2":              func(c *jetstream.ConsumerConfig) { c.MaxDeliver = 2 },
+		"ack_wait 1m0s -> 1s":             func(c *jetstream.ConsumerConfig) { c.AckWait = time.Second },
+		"max_ack_pending 500000 -> 1":     func(c *jetstream.ConsumerConfig) { c.MaxAckPending = 1 },
+		"headers_only false -> true":      func(c *jetstream.ConsumerConfig) { c.HeadersOnly = true },
+		"inactive_threshold 0s -> 1h0m0s": func(c *jetstream.ConsumerConfig) { c.InactiveThreshold = time.Hour },
+		"max_batch 0 -> 7":                func(c *jetstream.ConsumerConfig) { c.MaxRequestBatch = 7 },
+		"max_expires 0s -> 2s":            func(c *jetstream.ConsumerConfig) { c.MaxRequestExpires = 2 * time.Second },
+		"max_bytes 0 -> 1000":             func(c *jetstream.ConsumerConfig) { c.MaxRequestMaxBytes = 1000 },
+		"filter_subjects gancho.retries.due.> -> gancho.retries.due.acme.>": func(c *jetstream.ConsumerConfig) {
+			c.FilterSubject = "gancho.retries.due.acme.>"
+		},
+	}
+	editConsumer(t, js, bus.Retries, bus.ConsumerRetries, func(c *jetstream.ConsumerConfig) {
+		for _, edit := range edits {
+			edit(c)
+		}
+	})
+	idle(t, retries)
+	if diff := cmp.Diff(before, consumerConfig(t, js, bus.Retries, bus.ConsumerRetries)); diff != "" {
+		t.Error("all at once (-before +after):\n" + diff)
+	}
+	for change := range edits {
+		d.told("consumer", bus.ConsumerRetries, change)
+	}
+	// Without what it says of itself, and in ways that change others: the ack wait goes with the backoff.
+	editConsumer(t, js, bus.Retries, bus.ConsumerRetries, func(c *jetstream.ConsumerConfig) {
+		c.Metadata, c.BackOff = nil, []time.Duration{time.Second, 2 * time.Second}
+		c.PriorityPolicy, c.PriorityGroups = jetstream.PriorityPolicyOverflow, []string{"a"}
+	})
+	idle(t, retries)
+	if diff := cmp.Diff(before, consumerConfig(t, js, bus.Retries, bus.ConsumerRetries)); diff != "" {
+		t.Error("with the backoff (-before +after):\n" + diff)
+	}
+	d.told("consumer", bus.ConsumerRetries, "backoff none -> 1s,2s")
+	d.told("consumer", bus.ConsumerRetries, "priority_groups none -> a")
+	if got := d.restored("consumer"); got != 2 || d.State() != "" {
+		t.Errorf("set back %v times, state %q; want 2, ready", got, d.State())
+	}
+
+	// The stream, whose owner is away, lets nobody have more: not ready as long as that lasts.
+	editConsumer(t, js, bus.Retries, bus.ConsumerRetries, func(c *jetstream.ConsumerConfig) { c.MaxAckPending = 3 })
+	editStream(t, js, bus.Retries, func(c *jetstream.StreamConfig) { c.ConsumerLimits.MaxAckPending = 3 })
+	for range 2 {
+		idle(t, retries)
+		if want := "settings of consumer dispatcher-retries: edited by somebody: max_ack_pending 500000 -> 3"; d.State() != want {
+			t.Errorf("state %q, want %q", d.State(), want)
+		}
+	}
+	if n := d.log.FilterMessage("trouble with the broker; trying again").Len(); n != 1 {
+		t.Errorf("the refusal was told %d times, want once a minute", n)
+	}
+	editStream(t, js, bus.Retries, func(c *jetstream.StreamConfig) { c.ConsumerLimits.MaxAckPending = 0 })
+	until(t, "ready", func() bool { idle(t, retries); return d.State() == "" })
+	if diff := cmp.Diff(before, consumerConfig(t, js, bus.Retries, bus.ConsumerRetries)); diff != "" {
+		t.Error("in the end (-before +after):\n" + diff)
+	}
+}
+
+// TestReplicasOfOneConsumer: two that are configured differently, as while a change is rolled out, leave each
+// other alone, also after one of them set the consumer back.
+func TestReplicasOfOneConsumer(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	s.Topology(bustest.Limits())
+	js, one, two := raw(t, s), connect(t, s, "dispatcher", always), connect(t, s, "dispatcher", always)
+	first, err := one.First(t.Context(), 30*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := two.First(t.Context(), 45*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := func(rounds int, ackWait time.Duration, byOne, byTwo float64) {
+		t.Helper()
+		for range rounds {
+			idle(t, first)
+			idle(t, second)
+			if got := consumerConfig(t, js, bus.Notifications, bus.ConsumerFirst).AckWait; got != ackWait {
+				t.Fatalf("ack wait %s, want %s", got, ackWait)
+			}
+		}
+		if one.restored("consumer") != byOne || two.restored("consumer") != byTwo || one.State() != "" || two.State() != "" {
+			t.Errorf("set back %v and %v times, want %v and %v; states %q, %q", one.restored("consumer"), two.restored("consumer"), byOne, byTwo, one.State(), two.State())
+		}
+	}
+	both(3, 45*time.Second, 0, 0)
+	editConsumer(t, js, bus.Notifications, bus.ConsumerFirst, func(c *jetstream.ConsumerConfig) { c.AckWait = time.Second })
+	both(3, 30*time.Second, 1, 0)
+	one.told("consumer", bus.ConsumerFirst, "ack_wait 45s -> 1s")
+}
+
+// TestPausedConsumer: a pause is an act on purpose. It is told, not undone, and what else is edited is set back
+// without ending it.
+func TestPausedConsumer(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	s.Topology(bustest.Limits())
+	js, d := raw(t, s), connect(t, s, "dispatcher", always)
+	first, err := d.First(t.Context(), time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := time.Now().Add(time.Hour)
+	if _, err := js.PauseConsumer(t.Context(), bus.Notifications, bus.ConsumerFirst, end); err != nil {
+		t.Fatal(err)
+	}
+	want := "consumer dispatcher: paused by somebody until " + end.UTC().Format(time.RFC3339)
+	for round := range 3 {
+		idle(t, first)
+		if d.State() != want {
+			t.Errorf("state %q, want %q", d.State(), want)
+		}
+		if round == 1 {
+			editConsumer(t, js, bus.Notifications, bus.ConsumerFirst, func(c *jetstream.ConsumerConfig) { c.MaxDeliver = 1 })
+		}
+	}
+	cfg := consumerConfig(t, js, bus.Notifications, bus.ConsumerFirst)
+	if cfg.MaxDeliver != -1 || cfg.PauseUntil == nil || !cfg.PauseUntil.Equal(end) || d.restored("consumer") != 1 {
+		t.Errorf("max_deliver %d, paused until %v, set back %v times; want -1, %v, once", cfg.MaxDeliver, cfg.PauseUntil, d.restored("consumer"), end)
+	}
+	if told := d.log.FilterMessage("waiting").FilterField(zap.String("for", want)).Len(); told != 1 {
+		t.Errorf("the pause was told %d times", told)
+	}
+	if _, err := js.ResumeConsumer(t.Context(), bus.Notifications, bus.ConsumerFirst); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "ready", func() bool { idle(t, first); return d.State() == "" })
+}
+
+// TestWhatAConsumerSaysOfItself survives the broker, is added to consumers that were made without it, and takes
+// what the broker adds of its own for ours.
+func TestWhatAConsumerSaysOfItself(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	s.Topology(bustest.Limits()).Close() // else that one would set the stream back
+	js, d := raw(t, s), connect(t, s, "dispatcher", always)
+	if _, err := js.CreateConsumer(t.Context(), bus.Notifications, jetstream.ConsumerConfig{
+		Durable: bus.ConsumerFirst, AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Second,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	editStream(t, js, bus.MaxDeliveries, func(c *jetstream.StreamConfig) { c.ConsumerLimits.InactiveThreshold = time.Hour })
+	first, err := d.First(t.Context(), time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	exhausted, err := d.Exhausted(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{ // field: value
+		bus.ConsumerFirst:         "max_deliver=-1 ack_wait=1m0s max_ack_pending=50000 backoff= filter_subjects= headers_only=false inactive_threshold=0s max_batch=0 max_expires=0s max_bytes=0 priority_groups=",
+		bus.ConsumerMaxDeliveries: "max_deliver=-1 ack_wait=30s max_ack_pending=1000 backoff= filter_subjects= headers_only=false inactive_threshold=1h0m0s max_batch=0 max_expires=0s max_bytes=0 priority_groups=",
+	}
+	for range 2 {
+		for stream, name := range map[string]string{bus.Notifications: bus.ConsumerFirst, bus.MaxDeliveries: bus.ConsumerMaxDeliveries} {
+			if got := consumerConfig(t, js, stream, name).Metadata["gancho.settings"]; got != want[name] {
+				t.Errorf("%s: %q, want %q", name, got, want[name])
+			}
+		}
+		s.Restart()
+		until(t, "the broker is back", func() bool { _, err := js.AccountInfo(t.Context()); return err == nil && d.State() == "" })
+		until(t, "pulls work", func() bool {
+			_, err := first.Pull(t.Context(), 1, bus.Unbounded, func(*bus.Delivery) {})
+			return err == nil
+		})
+		until(t, "pulls work", func() bool {
+			return exhausted.Pull(t.Context(), func(*bus.Exhausted) error { return nil }) == nil
+		})
+	}
+	if got := d.restored("consumer"); got != 0 || d.State() != "" {
+		t.Errorf("set back %v times, state %q; want never, ready", got, d.State())
+	}
+}
+
+// TestEditedStreamIsSetBack: row 72 of the bad inputs, for streams and buckets. The owner, and nobody else, sets
+// back what would lose or refuse messages; ages and sizes that operators choose stay as they are.
+func TestEditedStreamIsSetBack(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	s.Topology(bustest.Limits()).Close()
+	js := raw(t, s)
+	owner := connect(t, s, "publisher", 20*time.Millisecond) // and the other owners but the dispatcher
+	for _, o := range []bus.Owner{bus.Publisher, bus.Monitor, bus.Management} {
+		if err := owner.Own(t.Context(), o, bustest.Limits()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	type edit struct {
+		stream, change string
+		edit           func(*jetstream.StreamConfig)
+	}
+	setBack := func(by *service, e edit) {
+		t.Helper()
+		kind, name := "stream", e.stream
+		if bucket, is := strings.CutPrefix(name, "KV_"); is {
+			kind, name = "bucket", bucket
+		}
+		before, count := streamConfig(t, js, e.stream), by.restored(kind)
+		editStream(t, js, e.stream, e.edit)
+		until(t, e.stream+" is set back: "+e.change, func() bool { return by.restored(kind) > count && by.State() == "" })
+		if diff := cmp.Diff(before, streamConfig(t, js, e.stream)); diff != "" {
+			t.Errorf("%s, %s (-before +after):\n%s", e.stream, e.change, diff)
+		}
+		if got := by.restored(kind); got != count+1 {
+			t.Errorf("%s, %s: counted %v times, want once", e.stream, e.change, got-count)
+		}
+		by.told(kind, name, e.change)
+	}
+
+	// What is another's is left to it.
+	editStream(t, js, bus.Retries, func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour })
+	// What operators choose is theirs, and stays beside what is set back.
+	editStream(t, js, bus.Notifications, func(c *jetstream.StreamConfig) {
+		c.MaxBytes, c.MaxMsgSize, c.Duplicates, c.Subjects = 1<<30, 1<<20, time.Minute, append(c.Subjects, "gancho.later.*")
+		c.AllowDirect, c.Compression, c.Description = false, jetstream.S2Compression, "ours"
+	})
+	editStream(t, js, bus.Events, func(c *jetstream.StreamConfig) { c.MaxAge, c.MaxBytes = time.Hour, 1<<30 })
+	for _, e := range []edit{
+		{bus.Notifications, "max_age none -> 1h0m0s", func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour }},
+		{bus.Notifications, "max_msgs none -> 10", func(c *jetstream.StreamConfig) { c.MaxMsgs = 10 }},
+		{bus.Notifications, "max_msgs_per_subject none -> 1", func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 1 }},
+		{bus.Notifications, "max_consumers none -> 9", func(c *jetstream.StreamConfig) { c.MaxConsumers = 9 }},
+		{bus.Notifications, "discard DiscardNew -> DiscardOld", func(c *jetstream.StreamConfig) { c.Discard = jetstream.DiscardOld }},
+		{bus.Notifications, "retention Limits -> Interest", func(c *jetstream.StreamConfig) { c.Retention = jetstream.InterestPolicy }},
+		{bus.Notifications, "allow_atomic true -> false", func(c *jetstream.StreamConfig) { c.AllowAtomicPublish = false }},
+		{bus.Notifications, "no_ack false -> true", func(c *jetstream.StreamConfig) { c.NoAck = true }},
+		{bus.Notifications, "consumer_limits {0s 0} -> {1m0s 0}", func(c *jetstream.StreamConfig) { c.ConsumerLimits.InactiveThreshold = time.Minute }},
+		{bus.Notifications, "subject_transform none -> gancho.later.* to lost.{{wildcard(1)}}", func(c *jetstream.StreamConfig) {
+			c.SubjectTransform = &jetstream.SubjectTransformConfig{Source: "gancho.later.*", Destination: "lost.{{wildcard(1)}}"}
+		}},
+		{bus.Events, "subjects crm.events.> -> crm.events.acme.>", func(c *jetstream.StreamConfig) { c.Subjects = []string{"crm.events.acme.>"} }},
+		{"KV_WEBHOOKS", "max_age none -> 1h0m0s", func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour }},
+		{"KV_WEBHOOKS", "max_bytes none -> 1000", func(c *jetstream.StreamConfig) { c.MaxBytes = 1000 }},
+		{"KV_WEBHOOKS", "max_msgs none -> 10", func(c *jetstream.StreamConfig) { c.MaxMsgs = 10 }},
+		{"KV_WEBHOOKS", "max_msgs_per_subject 1 -> 64", func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 64 }},
+		{"KV_WEBHOOKS", "discard DiscardNew -> DiscardOld", func(c *jetstream.StreamConfig) { c.Discard = jetstream.DiscardOld }},
+		{"KV_WEBHOOKS", "discard_new_per_subject false -> true", func(c *jetstream.StreamConfig) { c.DiscardNewPerSubject = true }},
+		{"KV_SUSPENSIONS", "allow_rollup_hdrs true -> false", func(c *jetstream.StreamConfig) { c.AllowRollup = false }},
+	} {
+		setBack(owner, e)
+	}
+	if c := streamConfig(t, js, bus.Events); c.MaxAge != time.Hour || c.MaxBytes != 1<<30 {
+		t.Errorf("CRM_EVENTS: max_age %s, max_bytes %d; the operator had chosen others", c.MaxAge, c.MaxBytes)
+	}
+	if c := streamConfig(t, js, bus.Retries); c.MaxAge != time.Hour {
+		t.Error("RETRIES was set back by services that do not own it")
+	}
+
+	// What differs when the owner starts is left alone, until it was put right once.
+	dispatcher := connect(t, s, "dispatcher", 20*time.Millisecond)
+	if err := dispatcher.Own(t.Context(), bus.Dispatcher, bustest.Limits()); err != nil {
+		t.Fatal(err)
+	}
+	unlimited := edit{bus.Retries, "max_bytes none -> 1000000", func(c *jetstream.StreamConfig) { c.MaxBytes = 1_000_000 }}
+	setBack(dispatcher, unlimited)
+	if c := streamConfig(t, js, bus.Retries); c.MaxAge != time.Hour {
+		t.Error("an age that was there before the owner was set back")
+	}
+	editStream(t, js, bus.Retries, func(c *jetstream.StreamConfig) { c.MaxAge = 0 })
+	setBack(dispatcher, unlimited) // a look lies between
+	setBack(dispatcher, edit{bus.Retries, "max_age none -> 2h0m0s", func(c *jetstream.StreamConfig) { c.MaxAge = 2 * time.Hour }})
+	setBack(dispatcher, edit{"KV_LEASES", "max_age 15s -> none", func(c *jetstream.StreamConfig) { c.MaxAge = 0 }})
+	setBack(dispatcher, edit{bus.Parked, "max_consumers 10000 -> 1", func(c *jetstream.StreamConfig) { c.MaxConsumers = 1 }})
+}
+
+// TestWhatCannotBeSetBack is told, what was changed with it is set back, and a new start takes it as it is.
+func TestWhatCannotBeSetBack(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	s.Topology(bustest.Limits()).Close()
+	js, owner := raw(t, s), connect(t, s, "publisher", 20*time.Millisecond)
+	if err := owner.Own(t.Context(), bus.Publisher, bustest.Limits()); err != nil {
+		t.Fatal(err)
+	}
+	editStream(t, js, bus.Notifications, func(c *jetstream.StreamConfig) { c.DenyPurge, c.MaxMsgs = true, 10 })
+	until(t, "what can be is set back", func() bool { return streamConfig(t, js, bus.Notifications).MaxMsgs == -1 })
+	const denied = "settings of stream NOTIFICATIONS: edited by somebody: deny_purge false -> true"
+	until(t, "not ready", func() bool { return owner.State() == denied })
+	editStream(t, js, bus.Rejected, func(c *jetstream.StreamConfig) { c.Sealed = true })
+	want := denied + "; settings of stream REJECTED_EVENTS: edited by somebody: sealed false -> true"
+	until(t, "not ready for both", func() bool { return owner.State() == want })
+	count := owner.restored("stream")
+	until(t, "tried again", func() bool { return owner.restored("stream") > count+4 })
+	if owner.State() != want {
+		t.Errorf("state %q, want %q", owner.State(), want)
+	}
+	owner.told("stream", bus.Rejected, "sealed false -> true")
+	for _, e := range owner.log.FilterMessage("trouble with the broker; trying again").All() {
+		if !strings.Contains(fmt.Sprint(e.ContextMap()), "the broker lets nobody take back ") {
+			t.Errorf("log: %s %v", e.Message, e.ContextMap())
+		}
+	}
+	owner.Close()
+	later := connect(t, s, "publisher", 20*time.Millisecond)
+	if err := later.Own(t.Context(), bus.Publisher, bustest.Limits()); err != nil {
+		t.Fatal(err)
+	}
+	editStream(t, js, bus.Notifications, func(c *jetstream.StreamConfig) { c.MaxMsgs = 10 })
+	until(t, "set back", func() bool { return streamConfig(t, js, bus.Notifications).MaxMsgs == -1 && later.State() == "" })
+}
+
+// TestLeaderAloneAnswers: of several servers that may answer, one that lags behind would not know what the
+// leader acknowledged.
+func TestLeaderAloneAnswers(t *testing.T) {
+	t.Parallel()
+	servers, l := bustest.StartCluster(t, 30<<30), bustest.Limits()
+	l.Replicas = 3
+	js, owner := raw(t, servers[0]), connect(t, servers[0], "management", 20*time.Millisecond)
+	if err := owner.Own(t.Context(), bus.Management, l); err != nil {
+		t.Fatal(err)
+	}
+	editStream(t, js, "KV_WEBHOOKS", func(c *jetstream.StreamConfig) { c.AllowDirect = true })
+	until(t, "set back", func() bool { return !streamConfig(t, js, "KV_WEBHOOKS").AllowDirect && owner.State() == "" })
+	owner.told("bucket", bus.BucketWebhooks, "allow_direct false -> true")
+}
