@@ -2,10 +2,15 @@ package e2e
 
 import (
 	"context"
+	"io"
+	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 
 	"gancho/pkg/bus"
 	"gancho/services/internal/lab"
@@ -26,6 +31,21 @@ func (s *system) hasConsumer(stream, consumer string) bool {
 	defer cancel()
 	_, err := s.js.Consumer(ctx, stream, consumer)
 	return err == nil
+}
+
+// readyz returns the answer of a service's /readyz, 0 when there is none.
+func (s *system) readyz(p *lab.Process) (status int, body string) {
+	s.t.Helper()
+	resp, err := http.Get(s.Ops(p) + "/readyz")
+	if err != nil {
+		return 0, ""
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, ""
+	}
+	return resp.StatusCode, string(raw)
 }
 
 // TestDeletedConsumers is row 72 of the bad inputs: consumers deleted under running services, and while
@@ -93,12 +113,8 @@ func TestDeletedStream(t *testing.T) {
 	h := s.register(dealCreated, rc.URL)
 	s.waitAll(ids(dealCreated, h, s.publishMany(1)), "delivered")
 	ready := func(p *lab.Process) bool {
-		resp, err := http.Get(s.Ops(p) + "/readyz")
-		if err != nil {
-			return false
-		}
-		_ = resp.Body.Close()
-		return resp.StatusCode == http.StatusOK
+		status, _ := s.readyz(p)
+		return status == http.StatusOK
 	}
 	s.stopCleanly(s.Publisher)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -122,4 +138,105 @@ func TestDeletedStream(t *testing.T) {
 	s.Until("all are ready", func() bool {
 		return !slices.ContainsFunc(s.Services(), func(p *lab.Process) bool { return !ready(p) })
 	})
+}
+
+// TestEditedConsumer is row 72 of the bad inputs: somebody edits the consumer of retries again and again while
+// notifications are on theirs. The dispatcher tells and sets it back; each notification has its six attempts.
+func TestEditedConsumer(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, "RETRY_DELAYS=2s,2s,2s,2s,2s", "ATTEMPT_TIMEOUT=500ms") // an ack wait of 6 s
+	d := s.Dispatchers[0]
+	bad := newReceiver(t, fail)
+	flaky := newReceiver(t, func(w http.ResponseWriter, attempt string) {
+		if attempt < "4" {
+			fail(w, attempt)
+		}
+	})
+	failing, retried := s.register(dealCreated, bad.URL), s.register(dealCreated, flaky.URL)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	value := func(p *lab.Process, series string) float64 {
+		t.Helper()
+		v := -1.0
+		s.Until(p.Name+" shows "+series, func() (ok bool) { v, ok = s.metric(p, series); return ok })
+		return v
+	}
+	const restored = `gancho_jetstream_restored_total{kind="consumer"}`
+	settings := func() jetstream.ConsumerConfig {
+		t.Helper()
+		c, err := s.js.Consumer(ctx, bus.Retries, bus.ConsumerRetries)
+		must(t, "look at the consumer", err)
+		return c.CachedInfo().Config
+	}
+	before := settings()
+	edits := 0.0
+	var txs []string
+	edit := func(change func(*jetstream.ConsumerConfig)) {
+		t.Helper()
+		txs = append(txs, s.publishMany(10)...)
+		s.Until("all have had a retry and wait for the next", func() bool {
+			seen := bad.snapshot()
+			return len(seen) == len(txs) && !slices.ContainsFunc(slices.Collect(maps.Values(seen)), func(attempts []string) bool { return len(attempts) < 2 })
+		})
+		cfg := settings()
+		change(&cfg)
+		_, err := s.js.UpdateConsumer(ctx, bus.Retries, cfg)
+		must(t, "edit the consumer", err)
+		edits++
+		s.Until("the edit is counted", func() bool { return value(d, restored) == edits })
+		s.Until("it is set back", func() bool {
+			c := settings()
+			return c.MaxDeliver == before.MaxDeliver && c.AckWait == before.AckWait
+		})
+	}
+	const exhausted, early = `gancho_repairs_total{kind="exhausted"}`, `gancho_repairs_total{kind="burnt_delivery"}`
+	for value(d, exhausted) <= 0 { // until one ran out of deliveries before the dispatcher saw the edit
+		edit(func(c *jetstream.ConsumerConfig) { c.MaxDeliver = 1 })
+	}
+	for range 2 { // sixth attempts are made meanwhile
+		edit(func(c *jetstream.ConsumerConfig) { c.MaxDeliver = -1 })
+	}
+	check := func(repeated int) {
+		t.Helper()
+		checkSix(t, s, bad, ids(dealCreated, failing, txs), repeated)
+		s.waitAll(ids(dealCreated, retried, txs), "delivered")
+		for id, attempts := range flaky.snapshot() {
+			if distinct := slices.Compact(slices.Sorted(slices.Values(attempts))); !slices.Equal(distinct, []string{"1", "2", "3", "4"}) || len(attempts) > 4+repeated {
+				t.Errorf("notification %s was tried %v, want 1 to 4, and at most %d again", id, attempts, repeated)
+			}
+		}
+	}
+	check(0)
+	repeated := 0                            // a machine so busy that an attempt takes a second may make it twice
+	for ; value(d, early) <= 0; repeated++ { // until one came back before its time
+		edit(func(c *jetstream.ConsumerConfig) { c.AckWait = time.Second })
+	}
+	if log := d.Log(); !strings.Contains(log, `"a consumer was edited by somebody; setting it back"`) || !strings.Contains(log, "settings of consumer dispatcher-retries: edited by somebody: max_deliver 5 -> 1") {
+		t.Error("the dispatcher's log does not tell")
+	}
+
+	// A pause is not undone: the dispatcher is not ready and says until when.
+	_, err := s.js.PauseConsumer(ctx, bus.Retries, bus.ConsumerRetries, time.Now().Add(time.Hour))
+	must(t, "pause the consumer", err)
+	s.Until("the dispatcher says that it is paused", func() bool {
+		status, body := s.readyz(d)
+		return status == http.StatusServiceUnavailable && strings.Contains(body, "consumer dispatcher-retries: paused by somebody until ")
+	})
+	_, err = s.js.ResumeConsumer(ctx, bus.Retries, bus.ConsumerRetries)
+	must(t, "resume the consumer", err)
+	s.WaitReady()
+
+	check(repeated)
+	s.waitBooks(`gancho_notifications_opened{}`, float64(2*len(txs)))
+	s.waitBooks(`gancho_notifications{state="permanently_failed"}`, float64(len(txs)))
+	s.waitBooks(`gancho_notifications{state="delivered"}`, float64(len(txs)))
+	s.waitBooks(`gancho_unaccounted_notifications{}`, 0)
+	for _, p := range []*lab.Process{s.Publisher, s.Monitor, s.Management} {
+		if n := value(p, restored); n != 0 {
+			t.Errorf("%s set back %v consumers; they are the dispatcher's", p.Name, n)
+		}
+	}
+	if got := settings(); got.PauseUntil != nil || got.MaxDeliver != before.MaxDeliver || got.AckWait != before.AckWait {
+		t.Errorf("in the end: %+v", got)
+	}
 }
