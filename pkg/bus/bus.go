@@ -104,6 +104,7 @@ type Bus struct {
 	told     map[string]time.Time // when trouble was logged last, by what it is about
 	streams  map[string]jetstream.Stream
 	problems map[string]string // what is wrong besides the connection, by what it is about
+	degraded map[string]string // what is wrong and can be done without, as problems
 
 	synced    bool // the broker syncs each message before it acknowledges it
 	writersMu sync.RWMutex
@@ -129,7 +130,7 @@ type metrics struct {
 // in the broker's list of connections and makes the inbox prefix _INBOX_<name>. A wrong configuration is an
 // error.
 func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer) (*Bus, error) {
-	b := &Bus{log: log.Named("bus"), told: map[string]time.Time{}, streams: map[string]jetstream.Stream{}, problems: map[string]string{}, lookEvery: lookEvery, writers: map[string]*writer{}, synced: cfg.SyncInterval == "always", metrics: metrics{
+	b := &Bus{log: log.Named("bus"), told: map[string]time.Time{}, streams: map[string]jetstream.Stream{}, problems: map[string]string{}, degraded: map[string]string{}, lookEvery: lookEvery, writers: map[string]*writer{}, synced: cfg.SyncInterval == "always", metrics: metrics{
 		publish: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "gancho_jetstream_publish_seconds", Help: "Time from publishing a message to the broker's acknowledgement.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
@@ -230,16 +231,25 @@ func (b *Bus) State() string {
 	return strings.Join(slices.Sorted(maps.Values(b.problems)), "; ")
 }
 
-// setProblem says what is wrong with something, "" that nothing is. It is logged when it changes.
-func (b *Bus) setProblem(what, problem string) {
+// Degraded says what is wrong and can be done without, "" if nothing is.
+func (b *Bus) Degraded() string {
 	b.mu.Lock()
-	before := b.problems[what]
+	defer b.mu.Unlock()
+	return strings.Join(slices.Sorted(maps.Values(b.degraded)), "; ")
+}
+
+// setProblem says what is wrong with something, "" that nothing is. It is logged when it changes.
+func (b *Bus) setProblem(what, problem string) { b.set(b.problems, what, problem) }
+
+func (b *Bus) set(problems map[string]string, what, problem string) {
+	b.mu.Lock()
+	before := problems[what]
 	if problem == "" {
-		delete(b.problems, what)
+		delete(problems, what)
 	} else {
-		b.problems[what] = what + ": " + problem
+		problems[what] = what + ": " + problem
 	}
-	after := b.problems[what]
+	after := problems[what]
 	b.mu.Unlock()
 	if after != "" && after != before {
 		b.log.Warn("waiting", zap.String("for", after))

@@ -126,7 +126,11 @@ func (c *Consumer) look(ctx context.Context) {
 	if until := info.Config.PauseUntil; info.Paused && until != nil { // on purpose: it is not undone
 		paused = "paused by somebody until " + until.UTC().Format(time.RFC3339)
 	}
-	c.b.setProblem("consumer "+c.cfg.Durable, paused)
+	problems := c.b.problems
+	if c.cfg.Durable == ConsumerIndex || c.cfg.Durable == ConsumerIndexPending { // only lists grow old
+		problems = c.b.degraded
+	}
+	c.b.set(problems, "consumer "+c.cfg.Durable, paused)
 }
 
 // again reports whether a message may have been handled before although the broker delivers it for the

@@ -272,6 +272,25 @@ func TestPausedConsumer(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "ready", func() bool { idle(t, first); return d.State() == "" })
+
+	// Management answers without its index of recent notifications.
+	m := connect(t, s, "management", always)
+	index, err := m.Summaries(t.Context(), bus.ConsumerIndex)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.PauseConsumer(t.Context(), bus.Attempts, bus.ConsumerIndex, end); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "degraded", func() bool {
+		if _, err := index.Pull(t.Context(), 1, 0); err != nil {
+			t.Fatal(err)
+		}
+		return strings.HasPrefix(m.Degraded(), "consumer management-index: paused by somebody until ")
+	})
+	if m.State() != "" {
+		t.Errorf("not ready: %s", m.State())
+	}
 }
 
 // TestWhatAConsumerSaysOfItself survives the broker, is added to consumers that were made without it, and takes

@@ -75,6 +75,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	}
 	defer b.Close()
 	proc.Health.Require("nats", b.State)
+	proc.Health.Want("nats", b.Degraded)
 
 	redis, err := suspension.Open(cfg.RedisURL)
 	if err != nil {
