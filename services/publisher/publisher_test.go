@@ -39,8 +39,11 @@ type rig struct {
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{t: t, broker: bustest.Start(t), log: bustest.Logger(t), metrics: prometheus.NewRegistry()}
-	b := r.broker.Topology(bustest.Limits())
-	var err error
+	b := r.broker.Connect("test")
+	err := b.Create(t.Context(), bustest.Limits()) // an owner would set back what tests edit
+	if err != nil {
+		t.Fatal(err)
+	}
 	if r.webhooks, err = b.Bucket(t.Context(), bus.BucketWebhooks); err != nil {
 		t.Fatal(err)
 	}
