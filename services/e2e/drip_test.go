@@ -103,7 +103,7 @@ func TestDrippingURLsDoNotHoldUpOthers(t *testing.T) {
 	asked := func() int { return line.total() + headers.total() + body.total() }
 	s.Until("the healthy ones have all", func() bool {
 		arrived := good.total()
-		if n := asked(); n > 3*urls {
+		if n := asked(); n > 5*urls {
 			t.Fatalf("%d requests went to dripping URLs while %d of %d came to the healthy ones", n, arrived, len(hooks)*(1+events))
 		}
 		return arrived >= len(hooks)*(1+events)
