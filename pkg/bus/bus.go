@@ -239,9 +239,9 @@ func (b *Bus) Degraded() string {
 }
 
 // setProblem says what is wrong with something, "" that nothing is. It is logged when it changes.
-func (b *Bus) setProblem(what, problem string) { b.set(b.problems, what, problem) }
+func (b *Bus) setProblem(what, problem string) { b.noteProblem(b.problems, what, problem) }
 
-func (b *Bus) set(problems map[string]string, what, problem string) {
+func (b *Bus) noteProblem(problems map[string]string, what, problem string) {
 	b.mu.Lock()
 	before := problems[what]
 	if problem == "" {

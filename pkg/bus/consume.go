@@ -130,7 +130,7 @@ func (c *Consumer) look(ctx context.Context) {
 	if c.cfg.Durable == ConsumerIndex || c.cfg.Durable == ConsumerIndexPending { // only lists grow old
 		problems = c.b.degraded
 	}
-	c.b.set(problems, "consumer "+c.cfg.Durable, paused)
+	c.b.noteProblem(problems, "consumer "+c.cfg.Durable, paused)
 }
 
 // again reports whether a message may have been handled before although the broker delivers it for the

@@ -134,8 +134,8 @@ func (b *Bus) History(ctx context.Context, last *Recorded) iter.Seq2[*notificati
 	return func(yield func(*notification.Record, error) bool) {
 		for oldest := &last.Record; yield(oldest, schema.Check(oldest.Schema)); {
 			carried, err := oldest.Carried()
-			if err != nil {
-				b.trouble("read the history of a notification", err) // what it carries is in the journal too
+			if err != nil && b.timeToTell("carried records") {
+				b.log.Warn("what a record carries cannot be read; it is read from the journal", zap.Uint64("sequence", oldest.Sequence), zap.Error(err))
 			}
 			for _, r := range carried {
 				if !yield(r, schema.Check(r.Schema)) {

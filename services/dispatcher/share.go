@@ -2,7 +2,6 @@ package dispatcher
 
 import (
 	"math"
-	"slices"
 	"sync"
 	"time"
 )
@@ -168,10 +167,9 @@ func (u *share) queue(granted chan bool) {
 	u.hold(1, u.pace)
 }
 
-// leaveQueue tells the i-th that waits whether it has a place.
-func (u *share) leaveQueue(i int, placed bool) {
-	u.waiting[i] <- placed
-	u.waiting = slices.Delete(u.waiting, i, i+1)
+// answer tells one that waits, and is taken off the line by the caller, whether it has a place.
+func (u *share) answer(granted chan bool, placed bool) {
+	granted <- placed
 	u.hold(-1, u.pace)
 }
 
@@ -288,10 +286,13 @@ func (s *shares) done(k urlKey, delivered bool, took time.Duration) {
 func (u *share) admit() {
 	for len(u.waiting) > 0 && u.inFlight < u.live() {
 		u.place(1)
-		u.leaveQueue(0, true)
+		u.answer(u.waiting[0], true)
+		u.waiting = u.waiting[1:]
 	}
 	for len(u.waiting) > 0 && !u.stillWorth() {
-		u.leaveQueue(len(u.waiting)-1, false)
+		last := len(u.waiting) - 1
+		u.answer(u.waiting[last], false)
+		u.waiting = u.waiting[:last]
 	}
 }
 
