@@ -1,5 +1,6 @@
 // Package redistest runs a real redis-server for a test: on a free port of
-// 127.0.0.1, append-only, in the test's own directory, ended with the test.
+// 127.0.0.1, append-only, in the test's own directory, ended with the test;
+// with the server's defaults (Start) or as it is deployed (StartShipped).
 package redistest
 
 import (
@@ -28,17 +29,28 @@ const startTimeout = 20 * time.Second
 type Server struct {
 	// Addr is host:port; it survives Kill and Restart.
 	Addr string
-	t    testing.TB
-	// command gives the arguments for a host and port.
-	command  func(host, port string) []string
-	password string
+	// Dir is the folder of its data.
+	Dir string
+
+	t testing.TB
+	// program starts the server; command gives its arguments for a host and port, environ its environment, nil for
+	// the test's own.
+	program        []string
+	command        func(host, port string) []string
+	environ        func(self string) []string
+	user, password string
 	cmd      *exec.Cmd
 	done     chan struct{} // closed when cmd has ended
 	out      *output
 }
 
 // URL is the REDIS_URL of the server.
-func (s *Server) URL() string { return "redis://" + s.Addr + "/0" }
+func (s *Server) URL() string {
+	if s.user != "" {
+		return "redis://" + s.user + ":" + s.password + "@" + s.Addr + "/0"
+	}
+	return "redis://" + s.Addr + "/0"
+}
 
 // Start runs a server and waits until it answers. args are further arguments,
 // as in "--appendfsync", "always" (without them: everysec). Without
@@ -49,10 +61,8 @@ func Start(t testing.TB, args ...string) *Server {
 		t.Fatal("install redis-server (make test does it)")
 	}
 	dir := t.TempDir()
-	s := &Server{t: t, command: func(host, port string) []string {
-		return append([]string{
-			"--bind", host, "--port", port, "--dir", dir, "--save", "", "--appendonly", "yes",
-		}, args...)
+	s := &Server{t: t, Dir: dir, program: []string{"redis-server"}, command: func(host, port string) []string {
+		return append([]string{"--bind", host, "--port", port, "--save", "", "--appendonly", "yes"}, args...)
 	}}
 	for i, a := range args {
 		if a == "--requirepass" && i+1 < len(args) {
@@ -81,8 +91,8 @@ func StartSentinel(t testing.TB, server *Server, name, password string) *Server 
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatalf("write the Sentinel's configuration: %v", err)
 	}
-	s := &Server{t: t, command: func(host, port string) []string {
-		return []string{file, "--sentinel", "--bind", host, "--port", port, "--dir", dir}
+	s := &Server{t: t, Dir: dir, program: []string{"redis-server"}, command: func(host, port string) []string {
+		return []string{file, "--sentinel", "--bind", host, "--port", port}
 	}}
 	s.startAnywhere()
 	return s
@@ -116,8 +126,16 @@ func (s *Server) Kill() {
 	s.cmd = nil
 }
 
-// Restart starts a killed server again on its address, with what its
-// append-only file holds.
+// Stop ends the server as a service manager does: by SIGTERM.
+func (s *Server) Stop() {
+	s.t.Helper()
+	s.signal(syscall.SIGTERM)
+	<-s.done
+	s.cmd = nil
+}
+
+// Restart kills the server if it runs and starts it again on its address. It
+// loads its append-only file.
 func (s *Server) Restart() {
 	s.t.Helper()
 	s.Kill()
@@ -141,7 +159,11 @@ func (s *Server) signal(sig syscall.Signal) {
 
 // Client returns a client that is closed with the test.
 func (s *Server) Client() *redis.Client {
-	c := redis.NewClient(&redis.Options{Addr: s.Addr, Password: s.password})
+	return s.client(&redis.Options{Addr: s.Addr, Username: s.user, Password: s.password})
+}
+
+func (s *Server) client(o *redis.Options) *redis.Client {
+	c := redis.NewClient(o)
 	s.t.Cleanup(func() { _ = c.Close() })
 	return c
 }
@@ -152,7 +174,12 @@ func (s *Server) start() error {
 		return err
 	}
 	s.out = &output{}
-	s.cmd = exec.Command("redis-server", s.command(host, port)...) //nolint:gosec,noctx // Kill ends it, with the test at the latest
+	args := append(s.program[1:len(s.program):len(s.program)], s.command(host, port)...)
+	s.cmd = exec.Command(s.program[0], args...) //nolint:gosec,noctx // Kill ends it, with the test at the latest
+	s.cmd.Dir = s.Dir
+	if s.environ != nil {
+		s.cmd.Env = s.environ(s.Addr)
+	}
 	s.cmd.Stdout, s.cmd.Stderr = s.out, s.out
 	s.cmd.SysProcAttr = withParent()
 	if err := s.cmd.Start(); err != nil {
@@ -168,7 +195,7 @@ func (s *Server) start() error {
 
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	c := redis.NewClient(&redis.Options{Addr: s.Addr, Password: s.password, MaxRetries: -1, DialerRetries: 1})
+	c := redis.NewClient(&redis.Options{Addr: s.Addr, Username: s.user, Password: s.password, MaxRetries: -1, DialerRetries: 1})
 	defer func() { _ = c.Close() }()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
