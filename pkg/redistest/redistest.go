@@ -39,9 +39,9 @@ type Server struct {
 	command        func(host, port string) []string
 	environ        func(self string) []string
 	user, password string
-	cmd      *exec.Cmd
-	done     chan struct{} // closed when cmd has ended
-	out      *output
+	cmd            *exec.Cmd
+	done           chan struct{} // closed when cmd has ended
+	out            *output
 }
 
 // URL is the REDIS_URL of the server.
