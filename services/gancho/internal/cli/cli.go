@@ -16,7 +16,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"gancho/pkg/service"
-	"gancho/services/gancho/client"
+	"gancho/pkg/client"
 )
 
 // Exit codes. They are part of the command line's interface.

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"strings"
 
-	"gancho/services/gancho/client"
+	"gancho/pkg/client"
 )
 
 type eventsCmd struct {

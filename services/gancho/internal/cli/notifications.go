@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"gancho/services/gancho/client"
+	"gancho/pkg/client"
 )
 
 type notificationsCmd struct {

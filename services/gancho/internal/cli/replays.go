@@ -4,7 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 
-	"gancho/services/gancho/client"
+	"gancho/pkg/client"
 )
 
 type replaysCmd struct {

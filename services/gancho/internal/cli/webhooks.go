@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"gancho/services/gancho/client"
+	"gancho/pkg/client"
 )
 
 type webhooksCmd struct {
