@@ -15,8 +15,8 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"gancho/pkg/service"
 	"gancho/pkg/client"
+	"gancho/pkg/service"
 )
 
 // Exit codes. They are part of the command line's interface.
