@@ -14,6 +14,7 @@ import (
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
+	"gancho/pkg/topology"
 )
 
 // desk is a broker and books on it. The test plays the services.
@@ -31,7 +32,7 @@ const ackWait = 30 * time.Second
 
 var hook = uuid.MustParse("0190a5d4-0000-7000-8000-000000000001")
 
-func newDesk(t *testing.T, change func(*bus.Limits)) *desk {
+func newDesk(t *testing.T, change func(*topology.Limits)) *desk {
 	t.Helper()
 	d := &desk{t: t, server: bustest.Start(t)}
 	l := bustest.Limits()
@@ -40,7 +41,7 @@ func newDesk(t *testing.T, change func(*bus.Limits)) *desk {
 	}
 	d.bus = d.server.Topology(l)
 	var err error
-	if d.bucket, err = d.bus.Bucket(t.Context(), bus.BucketBooks); err != nil {
+	if d.bucket, err = d.bus.Bucket(t.Context(), topology.BucketBooks); err != nil {
 		t.Fatal(err)
 	}
 	if d.first, err = d.bus.First(t.Context(), ackWait); err != nil {
@@ -288,7 +289,7 @@ func TestLostNotificationsAreFound(t *testing.T) {
 // TestPurgedIsRepairedFromTheEvent loses what is on RETRIES after NOTIFICATIONS has forgotten it too.
 func TestPurgedIsRepairedFromTheEvent(t *testing.T) {
 	t.Parallel()
-	d := newDesk(t, func(l *bus.Limits) { l.DuplicateWindow = time.Second })
+	d := newDesk(t, func(l *topology.Limits) { l.DuplicateWindow = time.Second })
 	d.notify(d.example("acme", 1))
 	m := d.take(d.first)
 	d.record(&m.Notification, notification.Retrying, time.Now())
@@ -317,7 +318,7 @@ func TestPurgedIsRepairedFromTheEvent(t *testing.T) {
 
 func TestLateDuplicateIsNoLoss(t *testing.T) {
 	t.Parallel()
-	d := newDesk(t, func(l *bus.Limits) { l.DuplicateWindow = time.Second })
+	d := newDesk(t, func(l *topology.Limits) { l.DuplicateWindow = time.Second })
 	n := d.example("acme", 1)
 	d.notify(n)
 	m := d.take(d.first)
@@ -442,7 +443,7 @@ func TestOrphanedScheduleIsRemoved(t *testing.T) {
 func TestKeepersTakeTurns(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t, nil)
-	leases, err := d.bus.Bucket(t.Context(), bus.BucketLeases)
+	leases, err := d.bus.Bucket(t.Context(), topology.BucketLeases)
 	d.must(err)
 	start := func(name string) (stop func()) {
 		ctx, cancel := context.WithCancel(t.Context())

@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/topology"
 )
 
 const (
@@ -79,7 +80,7 @@ func (k *Keeper) hold(ctx context.Context, lease *bus.Lease) {
 	defer lost()
 	renewing.Go(func() {
 		for {
-			pause(held, bus.LeaseTTL/4)
+			pause(held, topology.LeaseTTL/4)
 			if held.Err() != nil {
 				return
 			}

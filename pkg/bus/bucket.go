@@ -12,6 +12,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"gancho/pkg/topology"
 )
 
 // Entry is a key of a bucket. Value is nil when the key was deleted.
@@ -256,7 +258,7 @@ func (w *watch) look(ctx context.Context) {
 func (k *Bucket) info(ctx context.Context) (*jetstream.StreamInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	s, err := k.b.js.Stream(ctx, bucketPrefix+k.name)
+	s, err := k.b.js.Stream(ctx, topology.BucketPrefix+k.name)
 	if err != nil {
 		return nil, err
 	}
@@ -266,7 +268,7 @@ func (k *Bucket) info(ctx context.Context) (*jetstream.StreamInfo, error) {
 // keys returns every key, deleted ones included.
 func (k *Bucket) keys(ctx context.Context) (map[string]struct{}, error) {
 	prefix := "$KV." + k.name + "."
-	s, err := k.b.stream(ctx, bucketPrefix+k.name)
+	s, err := k.b.stream(ctx, topology.BucketPrefix+k.name)
 	if err != nil {
 		return nil, err
 	}

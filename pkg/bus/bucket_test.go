@@ -13,6 +13,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
+	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
 )
 
@@ -21,7 +22,7 @@ import (
 func TestWatchLoadsAllKeys(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
-	bucket, err := s.Topology(bustest.Limits()).Bucket(t.Context(), bus.BucketWebhooks)
+	bucket, err := s.Topology(bustest.Limits()).Bucket(t.Context(), topology.BucketWebhooks)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +64,7 @@ func TestDeletedBucket(t *testing.T) {
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits()).Close() // else that one would create it anew
 	owner, other := s.Connect("management"), s.Connect("publisher")
-	if err := owner.Own(t.Context(), bus.Management, bustest.Limits()); err != nil {
+	if err := owner.Own(t.Context(), topology.Management, bustest.Limits()); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
@@ -119,7 +120,7 @@ func TestDeletedBucket(t *testing.T) {
 		}
 	}
 	js := raw(t, s)
-	if err := js.DeleteStream(ctx, "KV_"+bus.BucketWebhooks); err != nil {
+	if err := js.DeleteStream(ctx, "KV_"+topology.BucketWebhooks); err != nil {
 		t.Fatal(err)
 	}
 	await("who watches says so", func() bool {

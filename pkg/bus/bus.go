@@ -18,6 +18,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+
+	"gancho/pkg/topology"
 )
 
 // Config says where the broker is.
@@ -154,7 +156,7 @@ func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 			Name: "gancho_newer_messages_total", Help: "Times that this service left a message to a newer version, by stream.",
 		}, []string{"stream"}),
 	}}
-	for _, s := range []string{Events, Notifications, Retries, Parked, Attempts} {
+	for _, s := range []string{topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts} {
 		b.metrics.newer.WithLabelValues(s)
 	}
 	for _, kind := range []string{KindStream, KindBucket, KindConsumer} {
@@ -292,7 +294,7 @@ func (b *Bus) tellNewer(stream string) {
 // takes. It leaves those that exist alone. Until Close it then watches them: one that somebody deleted makes
 // the service unready and is created anew, empty; one that somebody edited so that it would lose or refuse
 // what is ours makes it unready and is set back.
-func (b *Bus) Own(ctx context.Context, o Owner, l Limits) error {
+func (b *Bus) Own(ctx context.Context, o topology.Owner, l topology.Limits) error {
 	err := b.insist(ctx, "disk of the account", func(ctx context.Context) (err error) {
 		l, err = b.granted(ctx, l)
 		return err
@@ -304,13 +306,13 @@ func (b *Bus) Own(ctx context.Context, o Owner, l Limits) error {
 	for _, cfg := range o.Streams(l) {
 		b.metrics.publish.WithLabelValues(cfg.Name)
 		b.metrics.retried.WithLabelValues(cfg.Name)
-		if slices.Contains(inBatches, cfg.Name) {
+		if topology.InBatches(cfg.Name) {
 			b.metrics.batched.WithLabelValues(cfg.Name)
 		}
 		all = append(all, &kept{kind: KindStream, name: cfg.Name, want: cfg})
 	}
 	for _, cfg := range o.Buckets(l) {
-		all = append(all, &kept{kind: KindBucket, name: strings.TrimPrefix(cfg.Name, bucketPrefix), want: cfg})
+		all = append(all, &kept{kind: KindBucket, name: strings.TrimPrefix(cfg.Name, topology.BucketPrefix), want: cfg})
 	}
 	for _, k := range all {
 		if err := b.ensure(ctx, k); err != nil {

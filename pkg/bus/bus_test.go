@@ -20,6 +20,7 @@ import (
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
+	"gancho/pkg/topology"
 )
 
 const ackWait = time.Second
@@ -111,7 +112,7 @@ func TestEventSize(t *testing.T) {
 	if _, err := js.PublishMsg(t.Context(), m); err != nil {
 		t.Errorf("an event of the limit: %v", err)
 	}
-	m = &nats.Msg{Subject: m.Subject, Data: bytes.Repeat([]byte("e"), limits.EventMaxBytes+bus.EventHeadroom+1)}
+	m = &nats.Msg{Subject: m.Subject, Data: bytes.Repeat([]byte("e"), limits.EventMaxBytes+topology.EventHeadroom+1)}
 	if _, err := js.PublishMsg(t.Context(), m); err == nil {
 		t.Error("an event above the limit was stored")
 	}
@@ -198,7 +199,7 @@ func TestHistory(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
 	b := s.Topology(bustest.Limits())
-	stream, err := raw(t, s).Stream(t.Context(), bus.Attempts)
+	stream, err := raw(t, s).Stream(t.Context(), topology.Attempts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -333,7 +334,7 @@ func TestForgedMessages(t *testing.T) {
 	if d := pull(t, first, 1)[0]; d.ID != example(2).ID {
 		t.Errorf("a forged message became the delivery %+v", d.Notification)
 	}
-	q, err := js.Stream(t.Context(), bus.Quarantine)
+	q, err := js.Stream(t.Context(), topology.Quarantine)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -342,7 +343,7 @@ func TestForgedMessages(t *testing.T) {
 		t.Errorf("quarantined: got %d, want %d", n, len(forged)+malformed)
 	}
 	// The one of a newer version is neither set aside nor lost: it waits on RETRIES, as it is.
-	waiting, err := js.Stream(t.Context(), bus.Retries)
+	waiting, err := js.Stream(t.Context(), topology.Retries)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -356,7 +357,7 @@ func TestForgedMessages(t *testing.T) {
 		}
 	}
 	// Settled: nothing of it all comes again.
-	c, err := js.Consumer(t.Context(), bus.Notifications, bus.ConsumerFirst)
+	c, err := js.Consumer(t.Context(), topology.Notifications, topology.ConsumerFirst)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -410,7 +411,7 @@ func TestLeaseHasOneHolder(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
 	b := s.Topology(bustest.Limits())
-	leases, err := b.Bucket(t.Context(), bus.BucketLeases)
+	leases, err := b.Bucket(t.Context(), topology.BucketLeases)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
+	"gancho/pkg/topology"
 )
 
 // leaderOf returns the name of the server that leads a stream.
@@ -33,8 +34,8 @@ func TestClusterReadsWhatWasAcknowledged(t *testing.T) {
 	l := bustest.Limits()
 	l.Replicas = 3
 	writer := servers[0].Topology(l) // also: shares of the disk count for every replica
-	leader := leaderOf(t, raw(t, servers[0]), "KV_"+bus.BucketWebhooks)
-	written, err := writer.Bucket(t.Context(), bus.BucketWebhooks)
+	leader := leaderOf(t, raw(t, servers[0]), "KV_"+topology.BucketWebhooks)
+	written, err := writer.Bucket(t.Context(), topology.BucketWebhooks)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +44,7 @@ func TestClusterReadsWhatWasAcknowledged(t *testing.T) {
 		if fmt.Sprint("server-", i+1) == leader {
 			continue
 		}
-		b, err := s.Connect("reader").Bucket(t.Context(), bus.BucketWebhooks)
+		b, err := s.Connect("reader").Bucket(t.Context(), topology.BucketWebhooks)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -77,7 +78,7 @@ func TestGrowToCluster(t *testing.T) {
 	l := bustest.Limits()
 	l.StoreMaxBytes = 10 << 30
 	b := servers[0].Topology(l)
-	bucket, err := b.Bucket(t.Context(), bus.BucketWebhooks)
+	bucket, err := b.Bucket(t.Context(), topology.BucketWebhooks)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +111,7 @@ func TestGrowToCluster(t *testing.T) {
 
 	// The copies fill; then any one server may die.
 	js := raw(t, servers[0])
-	for _, stream := range []string{bus.Notifications, "KV_" + bus.BucketWebhooks} {
+	for _, stream := range []string{topology.Notifications, "KV_" + topology.BucketWebhooks} {
 		waitFor(t, stream+" has three copies", func() bool {
 			s, err := js.Stream(t.Context(), stream)
 			if err != nil {
@@ -121,11 +122,11 @@ func TestGrowToCluster(t *testing.T) {
 		})
 	}
 	for i, s := range servers {
-		if fmt.Sprint("server-", i+1) != leaderOf(t, js, "KV_"+bus.BucketWebhooks) {
+		if fmt.Sprint("server-", i+1) != leaderOf(t, js, "KV_"+topology.BucketWebhooks) {
 			continue
 		}
 		other := servers[(i+1)%3].Connect("other")
-		bucket, err := other.Bucket(t.Context(), bus.BucketWebhooks)
+		bucket, err := other.Bucket(t.Context(), topology.BucketWebhooks)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -167,7 +168,7 @@ func TestRestoreIntoCluster(t *testing.T) {
 		}
 	}
 	to := bustest.StartCluster(t, 30<<30)[0].Connect("operator")
-	for _, stream := range bus.Snapshots() {
+	for _, stream := range topology.Backup() {
 		var copied bytes.Buffer
 		snapshot, err := b.Backup(t.Context(), stream, &copied)
 		if err != nil {

@@ -19,6 +19,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
+	"gancho/pkg/topology"
 )
 
 // fetchWait is how long one pull request stays open. A stop waits at most this long for messages that may
@@ -127,7 +128,7 @@ func (c *Consumer) look(ctx context.Context) {
 		paused = "paused by somebody until " + until.UTC().Format(time.RFC3339)
 	}
 	problems := c.b.problems
-	if c.cfg.Durable == ConsumerIndex || c.cfg.Durable == ConsumerIndexPending { // only lists grow old
+	if c.cfg.Durable == topology.ConsumerIndex || c.cfg.Durable == topology.ConsumerIndexPending { // only lists grow old
 		problems = c.b.degraded
 	}
 	c.b.noteProblem(problems, "consumer "+c.cfg.Durable, paused)
@@ -287,21 +288,21 @@ func waiting(tries int) time.Duration {
 
 func (d *Delivery) wait(ctx context.Context) error {
 	h := d.msg.Headers()
-	account, webhook, id := h.Get(headerAccount), h.Get(headerWebhookID), h.Get(headerNotification)
+	account, webhook, id := h.Get(topology.HeaderAccount), h.Get(topology.HeaderWebhookID), h.Get(topology.HeaderNotification)
 	if !event.ValidAccount(account) || uuid.Validate(webhook) != nil || uuid.Validate(id) != nil {
 		return errors.New("it does not say what it belongs to")
 	}
-	waited, _ := strconv.Atoi(h.Get(headerWaited)) // 0 at first
-	q := message(subjectRetryAt(account, id), fmt.Sprintf("%s:%d:%d", d.Stream(), d.Sequence, d.StoredAt.UnixNano()), d.msg.Data())
+	waited, _ := strconv.Atoi(h.Get(topology.HeaderWaited)) // 0 at first
+	q := message(topology.SubjectRetryAt(account, id), fmt.Sprintf("%s:%d:%d", d.Stream(), d.Sequence, d.StoredAt.UnixNano()), d.msg.Data())
 	for k, v := range h {
 		if !strings.HasPrefix(k, "Nats-") {
 			q.Header[k] = v
 		}
 	}
-	q.Header[headerWaited] = []string{strconv.Itoa(waited + 1)}
+	q.Header[topology.HeaderWaited] = []string{strconv.Itoa(waited + 1)}
 	q.Header["Nats-Schedule"] = []string{"@at " + time.Now().Add(waiting(waited+1)).UTC().Format(time.RFC3339Nano)}
-	q.Header["Nats-Schedule-Target"] = []string{subjectRetryDue(account, webhook, id)}
-	_, err := d.b.publish(ctx, Retries, q)
+	q.Header["Nats-Schedule-Target"] = []string{topology.SubjectRetryDue(account, webhook, id)}
+	_, err := d.b.publish(ctx, topology.Retries, q)
 	return err
 }
 
@@ -313,16 +314,16 @@ type Puller struct {
 
 // First returns the puller of first attempts. ackWait must be well above the duration of one attempt.
 func (b *Bus) First(ctx context.Context, ackWait time.Duration) (*Puller, error) {
-	c, err := b.consumer(ctx, Notifications, jetstream.ConsumerConfig{
-		Durable: ConsumerFirst, AckWait: ackWait, MaxAckPending: 50_000, MaxDeliver: -1,
+	c, err := b.consumer(ctx, topology.Notifications, jetstream.ConsumerConfig{
+		Durable: topology.ConsumerFirst, AckWait: ackWait, MaxAckPending: 50_000, MaxDeliver: -1,
 	})
 	return &Puller{c, LaneFirst}, err
 }
 
 // Retries returns the puller of due retries. MaxDeliver 5 is the limit of retries, enforced by the broker.
 func (b *Bus) Retries(ctx context.Context, ackWait time.Duration) (*Puller, error) {
-	c, err := b.consumer(ctx, Retries, jetstream.ConsumerConfig{
-		Durable: ConsumerRetries, AckWait: ackWait, MaxAckPending: 500_000, MaxDeliver: notification.MaxAttempts - 1,
+	c, err := b.consumer(ctx, topology.Retries, jetstream.ConsumerConfig{
+		Durable: topology.ConsumerRetries, AckWait: ackWait, MaxAckPending: 500_000, MaxDeliver: notification.MaxAttempts - 1,
 		FilterSubject: "gancho.retries.due.>",
 	})
 	return &Puller{c, LaneRetry}, err
@@ -330,9 +331,6 @@ func (b *Bus) Retries(ctx context.Context, ackWait time.Duration) (*Puller, erro
 
 // Unbounded is the room of a pull that its number of messages bounds well enough.
 const Unbounded = math.MaxInt32
-
-// MaxMessage is how many bytes a message takes at most when events have at most eventMaxBytes.
-func MaxMessage(eventMaxBytes int) int { return eventMaxBytes + BrokerHeadroom }
 
 // Pull asks for at most n deliveries of together about room bytes at most (at least MaxMessage) and hands each to
 // handle as it comes; it returns how many came after that or about a second passed. What is not one of our
@@ -365,7 +363,7 @@ func (b *Bus) delivery(ctx context.Context, lane Lane, m jetstream.Msg, again fu
 		return nil
 	}
 	d := &Delivery{Lane: lane, NumDelivered: int(meta.NumDelivered), Again: again(meta), StoredAt: meta.Timestamp, Sequence: meta.Sequence.Stream, msg: m, b: b} //nolint:gosec // a count
-	d.Again = d.Again || m.Headers().Get(headerWaited) != ""
+	d.Again = d.Again || m.Headers().Get(topology.HeaderWaited) != ""
 	d.Notification, err = decode(m.Headers(), m.Data())
 	switch {
 	case errors.Is(err, schema.ErrNewer):
@@ -395,16 +393,16 @@ func (b *Bus) quarantine(ctx context.Context, stream, reason, detail string, m j
 				q.Header[k] = v
 			}
 		}
-		q.Header[headerReason] = []string{reason}
+		q.Header[topology.HeaderReason] = []string{reason}
 		q.Header["Gancho-Detail"] = []string{detail}
-		q.Header[headerSubject] = []string{m.Subject()}
+		q.Header[topology.HeaderSubject] = []string{m.Subject()}
 		return q
 	}
 	q := copied(m.Headers(), m.Data())
 	if q.Size() > int(b.nc.MaxPayload()) { // ours leave room for these headers; of what does not, the beginning is kept
-		q = copied(nil, m.Data()[:min(len(m.Data()), BrokerHeadroom)])
+		q = copied(nil, m.Data()[:min(len(m.Data()), topology.BrokerHeadroom)])
 	}
-	if _, err = b.publish(ctx, Quarantine, q); err != nil {
+	if _, err = b.publish(ctx, topology.Quarantine, q); err != nil {
 		return err
 	}
 	b.log.Error("a message was set aside in QUARANTINE", zap.String("stream", stream), zap.String("reason", reason),
@@ -421,10 +419,10 @@ func (d *Delivery) SetAside(ctx context.Context, reason, detail string) error {
 func (d *Delivery) Stream() string {
 	switch d.Lane {
 	case LaneRetry:
-		return Retries
+		return topology.Retries
 	case LaneParked:
-		return Parked
+		return topology.Parked
 	case LaneFirst:
 	}
-	return Notifications
+	return topology.Notifications
 }

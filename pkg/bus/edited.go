@@ -10,6 +10,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
+
+	"gancho/pkg/topology"
 )
 
 // settingsKey is where a consumer's metadata say how a service set it last. Whoever sees other settings than
@@ -115,7 +117,7 @@ func ours(kind string, have, want jetstream.StreamConfig) []Change {
 		case "max_age":
 			return kind == KindStream && want.MaxAge > 0
 		case "max_bytes":
-			return kind == KindStream && want.Name != Retries
+			return kind == KindStream && want.Name != topology.Retries
 		case "allow_direct": // of several servers one that lags behind would answer; without it the leader does
 			return !have.AllowDirect || have.Replicas <= 1
 		case "subjects": // others may be a newer version's

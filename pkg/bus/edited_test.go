@@ -14,6 +14,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
+	"gancho/pkg/topology"
 )
 
 // service is a service's bus whose log and metrics the test reads.
@@ -142,7 +143,7 @@ func TestEditedConsumerIsSetBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := consumerConfig(t, js, bus.Retries, bus.ConsumerRetries)
+	before := consumerConfig(t, js, topology.Retries, topology.ConsumerRetries)
 	edits := map[string]func(*jetstream.ConsumerConfig){
 		"max_deliver 5 -> 2":              func(c *jetstream.ConsumerConfig) { c.MaxDeliver = 2 },
 		"ack_wait 1m0s -> 1s":             func(c *jetstream.ConsumerConfig) { c.AckWait = time.Second },
@@ -156,36 +157,36 @@ func TestEditedConsumerIsSetBack(t *testing.T) {
 			c.FilterSubject = "gancho.retries.due.acme.>"
 		},
 	}
-	editConsumer(t, js, bus.Retries, bus.ConsumerRetries, func(c *jetstream.ConsumerConfig) {
+	editConsumer(t, js, topology.Retries, topology.ConsumerRetries, func(c *jetstream.ConsumerConfig) {
 		for _, edit := range edits {
 			edit(c)
 		}
 	})
 	idle(t, retries)
-	if diff := cmp.Diff(before, consumerConfig(t, js, bus.Retries, bus.ConsumerRetries)); diff != "" {
+	if diff := cmp.Diff(before, consumerConfig(t, js, topology.Retries, topology.ConsumerRetries)); diff != "" {
 		t.Error("all at once (-before +after):\n" + diff)
 	}
 	for change := range edits {
-		d.told("consumer", bus.ConsumerRetries, change)
+		d.told("consumer", topology.ConsumerRetries, change)
 	}
 	// Without what it says of itself, and in ways that change others: the ack wait goes with the backoff.
-	editConsumer(t, js, bus.Retries, bus.ConsumerRetries, func(c *jetstream.ConsumerConfig) {
+	editConsumer(t, js, topology.Retries, topology.ConsumerRetries, func(c *jetstream.ConsumerConfig) {
 		c.Metadata, c.BackOff = nil, []time.Duration{time.Second, 2 * time.Second}
 		c.PriorityPolicy, c.PriorityGroups = jetstream.PriorityPolicyOverflow, []string{"a"}
 	})
 	idle(t, retries)
-	if diff := cmp.Diff(before, consumerConfig(t, js, bus.Retries, bus.ConsumerRetries)); diff != "" {
+	if diff := cmp.Diff(before, consumerConfig(t, js, topology.Retries, topology.ConsumerRetries)); diff != "" {
 		t.Error("with the backoff (-before +after):\n" + diff)
 	}
-	d.told("consumer", bus.ConsumerRetries, "backoff none -> 1s,2s")
-	d.told("consumer", bus.ConsumerRetries, "priority_groups none -> a")
+	d.told("consumer", topology.ConsumerRetries, "backoff none -> 1s,2s")
+	d.told("consumer", topology.ConsumerRetries, "priority_groups none -> a")
 	if got := d.restored("consumer"); got != 2 || d.State() != "" {
 		t.Errorf("set back %v times, state %q; want 2, ready", got, d.State())
 	}
 
 	// The stream, whose owner is away, lets nobody have more: not ready as long as that lasts.
-	editConsumer(t, js, bus.Retries, bus.ConsumerRetries, func(c *jetstream.ConsumerConfig) { c.MaxAckPending = 3 })
-	editStream(t, js, bus.Retries, func(c *jetstream.StreamConfig) { c.ConsumerLimits.MaxAckPending = 3 })
+	editConsumer(t, js, topology.Retries, topology.ConsumerRetries, func(c *jetstream.ConsumerConfig) { c.MaxAckPending = 3 })
+	editStream(t, js, topology.Retries, func(c *jetstream.StreamConfig) { c.ConsumerLimits.MaxAckPending = 3 })
 	for range 2 {
 		idle(t, retries)
 		if want := "settings of consumer dispatcher-retries: edited by somebody: max_ack_pending 500000 -> 3"; d.State() != want {
@@ -195,9 +196,9 @@ func TestEditedConsumerIsSetBack(t *testing.T) {
 	if n := d.log.FilterMessage("trouble with the broker; trying again").Len(); n != 1 {
 		t.Errorf("the refusal was told %d times, want once a minute", n)
 	}
-	editStream(t, js, bus.Retries, func(c *jetstream.StreamConfig) { c.ConsumerLimits.MaxAckPending = 0 })
+	editStream(t, js, topology.Retries, func(c *jetstream.StreamConfig) { c.ConsumerLimits.MaxAckPending = 0 })
 	until(t, "ready", func() bool { idle(t, retries); return d.State() == "" })
-	if diff := cmp.Diff(before, consumerConfig(t, js, bus.Retries, bus.ConsumerRetries)); diff != "" {
+	if diff := cmp.Diff(before, consumerConfig(t, js, topology.Retries, topology.ConsumerRetries)); diff != "" {
 		t.Error("in the end (-before +after):\n" + diff)
 	}
 }
@@ -222,7 +223,7 @@ func TestReplicasOfOneConsumer(t *testing.T) {
 		for range rounds {
 			idle(t, first)
 			idle(t, second)
-			if got := consumerConfig(t, js, bus.Notifications, bus.ConsumerFirst).AckWait; got != ackWait {
+			if got := consumerConfig(t, js, topology.Notifications, topology.ConsumerFirst).AckWait; got != ackWait {
 				t.Fatalf("ack wait %s, want %s", got, ackWait)
 			}
 		}
@@ -231,9 +232,9 @@ func TestReplicasOfOneConsumer(t *testing.T) {
 		}
 	}
 	both(3, 45*time.Second, 0, 0)
-	editConsumer(t, js, bus.Notifications, bus.ConsumerFirst, func(c *jetstream.ConsumerConfig) { c.AckWait = time.Second })
+	editConsumer(t, js, topology.Notifications, topology.ConsumerFirst, func(c *jetstream.ConsumerConfig) { c.AckWait = time.Second })
 	both(3, 30*time.Second, 1, 0)
-	one.told("consumer", bus.ConsumerFirst, "ack_wait 45s -> 1s")
+	one.told("consumer", topology.ConsumerFirst, "ack_wait 45s -> 1s")
 }
 
 // TestPausedConsumer: a pause is an act on purpose. It is told, not undone, and what else is edited is set back
@@ -248,7 +249,7 @@ func TestPausedConsumer(t *testing.T) {
 		t.Fatal(err)
 	}
 	end := time.Now().Add(time.Hour)
-	if _, err := js.PauseConsumer(t.Context(), bus.Notifications, bus.ConsumerFirst, end); err != nil {
+	if _, err := js.PauseConsumer(t.Context(), topology.Notifications, topology.ConsumerFirst, end); err != nil {
 		t.Fatal(err)
 	}
 	want := "consumer dispatcher: paused by somebody until " + end.UTC().Format(time.RFC3339)
@@ -258,28 +259,28 @@ func TestPausedConsumer(t *testing.T) {
 			t.Errorf("state %q, want %q", d.State(), want)
 		}
 		if round == 1 {
-			editConsumer(t, js, bus.Notifications, bus.ConsumerFirst, func(c *jetstream.ConsumerConfig) { c.MaxDeliver = 1 })
+			editConsumer(t, js, topology.Notifications, topology.ConsumerFirst, func(c *jetstream.ConsumerConfig) { c.MaxDeliver = 1 })
 		}
 	}
-	cfg := consumerConfig(t, js, bus.Notifications, bus.ConsumerFirst)
+	cfg := consumerConfig(t, js, topology.Notifications, topology.ConsumerFirst)
 	if cfg.MaxDeliver != -1 || cfg.PauseUntil == nil || !cfg.PauseUntil.Equal(end) || d.restored("consumer") != 1 {
 		t.Errorf("max_deliver %d, paused until %v, set back %v times; want -1, %v, once", cfg.MaxDeliver, cfg.PauseUntil, d.restored("consumer"), end)
 	}
 	if told := d.log.FilterMessage("waiting").FilterField(zap.String("for", want)).Len(); told != 1 {
 		t.Errorf("the pause was told %d times", told)
 	}
-	if _, err := js.ResumeConsumer(t.Context(), bus.Notifications, bus.ConsumerFirst); err != nil {
+	if _, err := js.ResumeConsumer(t.Context(), topology.Notifications, topology.ConsumerFirst); err != nil {
 		t.Fatal(err)
 	}
 	until(t, "ready", func() bool { idle(t, first); return d.State() == "" })
 
 	// Management answers without its index of recent notifications.
 	m := connect(t, s, "management", always)
-	index, err := m.Summaries(t.Context(), bus.ConsumerIndex)
+	index, err := m.Summaries(t.Context(), topology.ConsumerIndex)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := js.PauseConsumer(t.Context(), bus.Attempts, bus.ConsumerIndex, end); err != nil {
+	if _, err := js.PauseConsumer(t.Context(), topology.Attempts, topology.ConsumerIndex, end); err != nil {
 		t.Fatal(err)
 	}
 	until(t, "degraded", func() bool {
@@ -300,12 +301,12 @@ func TestWhatAConsumerSaysOfItself(t *testing.T) {
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits()).Close() // else that one would set the stream back
 	js, d := raw(t, s), connect(t, s, "dispatcher", always)
-	if _, err := js.CreateConsumer(t.Context(), bus.Notifications, jetstream.ConsumerConfig{
-		Durable: bus.ConsumerFirst, AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Second,
+	if _, err := js.CreateConsumer(t.Context(), topology.Notifications, jetstream.ConsumerConfig{
+		Durable: topology.ConsumerFirst, AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Second,
 	}); err != nil {
 		t.Fatal(err)
 	}
-	editStream(t, js, bus.MaxDeliveries, func(c *jetstream.StreamConfig) { c.ConsumerLimits.InactiveThreshold = time.Hour })
+	editStream(t, js, topology.MaxDeliveries, func(c *jetstream.StreamConfig) { c.ConsumerLimits.InactiveThreshold = time.Hour })
 	first, err := d.First(t.Context(), time.Minute)
 	if err != nil {
 		t.Fatal(err)
@@ -315,11 +316,11 @@ func TestWhatAConsumerSaysOfItself(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]string{ // field: value
-		bus.ConsumerFirst:         "max_deliver=-1 ack_wait=1m0s max_ack_pending=50000 backoff= filter_subjects= headers_only=false inactive_threshold=0s max_batch=0 max_expires=0s max_bytes=0 priority_groups=",
-		bus.ConsumerMaxDeliveries: "max_deliver=-1 ack_wait=30s max_ack_pending=1000 backoff= filter_subjects= headers_only=false inactive_threshold=1h0m0s max_batch=0 max_expires=0s max_bytes=0 priority_groups=",
+		topology.ConsumerFirst:         "max_deliver=-1 ack_wait=1m0s max_ack_pending=50000 backoff= filter_subjects= headers_only=false inactive_threshold=0s max_batch=0 max_expires=0s max_bytes=0 priority_groups=",
+		topology.ConsumerMaxDeliveries: "max_deliver=-1 ack_wait=30s max_ack_pending=1000 backoff= filter_subjects= headers_only=false inactive_threshold=1h0m0s max_batch=0 max_expires=0s max_bytes=0 priority_groups=",
 	}
 	for range 2 {
-		for stream, name := range map[string]string{bus.Notifications: bus.ConsumerFirst, bus.MaxDeliveries: bus.ConsumerMaxDeliveries} {
+		for stream, name := range map[string]string{topology.Notifications: topology.ConsumerFirst, topology.MaxDeliveries: topology.ConsumerMaxDeliveries} {
 			if got := consumerConfig(t, js, stream, name).Metadata["gancho.settings"]; got != want[name] {
 				t.Errorf("%s: %q, want %q", name, got, want[name])
 			}
@@ -347,7 +348,7 @@ func TestEditedStreamIsSetBack(t *testing.T) {
 	s.Topology(bustest.Limits()).Close()
 	js := raw(t, s)
 	owner := connect(t, s, "publisher", 20*time.Millisecond) // and the other owners but the dispatcher
-	for _, o := range []bus.Owner{bus.Publisher, bus.Monitor, bus.Management} {
+	for _, o := range []topology.Owner{topology.Publisher, topology.Monitor, topology.Management} {
 		if err := owner.Own(t.Context(), o, bustest.Limits()); err != nil {
 			t.Fatal(err)
 		}
@@ -375,27 +376,27 @@ func TestEditedStreamIsSetBack(t *testing.T) {
 	}
 
 	// What is another's is left to it.
-	editStream(t, js, bus.Retries, func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour })
+	editStream(t, js, topology.Retries, func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour })
 	// What operators choose is theirs, and stays beside what is set back.
-	editStream(t, js, bus.Notifications, func(c *jetstream.StreamConfig) {
+	editStream(t, js, topology.Notifications, func(c *jetstream.StreamConfig) {
 		c.MaxBytes, c.MaxMsgSize, c.Duplicates, c.Subjects = 1<<30, 1<<20, time.Minute, append(c.Subjects, "gancho.later.*")
 		c.AllowDirect, c.Compression, c.Description = false, jetstream.S2Compression, "ours"
 	})
-	editStream(t, js, bus.Events, func(c *jetstream.StreamConfig) { c.MaxAge, c.MaxBytes = time.Hour, 1<<30 })
+	editStream(t, js, topology.Events, func(c *jetstream.StreamConfig) { c.MaxAge, c.MaxBytes = time.Hour, 1<<30 })
 	for _, e := range []edit{
-		{bus.Notifications, "max_age none -> 1h0m0s", func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour }},
-		{bus.Notifications, "max_msgs none -> 10", func(c *jetstream.StreamConfig) { c.MaxMsgs = 10 }},
-		{bus.Notifications, "max_msgs_per_subject none -> 1", func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 1 }},
-		{bus.Notifications, "max_consumers none -> 9", func(c *jetstream.StreamConfig) { c.MaxConsumers = 9 }},
-		{bus.Notifications, "discard DiscardNew -> DiscardOld", func(c *jetstream.StreamConfig) { c.Discard = jetstream.DiscardOld }},
-		{bus.Notifications, "retention Limits -> Interest", func(c *jetstream.StreamConfig) { c.Retention = jetstream.InterestPolicy }},
-		{bus.Notifications, "allow_atomic true -> false", func(c *jetstream.StreamConfig) { c.AllowAtomicPublish = false }},
-		{bus.Notifications, "no_ack false -> true", func(c *jetstream.StreamConfig) { c.NoAck = true }},
-		{bus.Notifications, "consumer_limits {0s 0} -> {1m0s 0}", func(c *jetstream.StreamConfig) { c.ConsumerLimits.InactiveThreshold = time.Minute }},
-		{bus.Notifications, "subject_transform none -> gancho.later.* to lost.{{wildcard(1)}}", func(c *jetstream.StreamConfig) {
+		{topology.Notifications, "max_age none -> 1h0m0s", func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour }},
+		{topology.Notifications, "max_msgs none -> 10", func(c *jetstream.StreamConfig) { c.MaxMsgs = 10 }},
+		{topology.Notifications, "max_msgs_per_subject none -> 1", func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 1 }},
+		{topology.Notifications, "max_consumers none -> 9", func(c *jetstream.StreamConfig) { c.MaxConsumers = 9 }},
+		{topology.Notifications, "discard DiscardNew -> DiscardOld", func(c *jetstream.StreamConfig) { c.Discard = jetstream.DiscardOld }},
+		{topology.Notifications, "retention Limits -> Interest", func(c *jetstream.StreamConfig) { c.Retention = jetstream.InterestPolicy }},
+		{topology.Notifications, "allow_atomic true -> false", func(c *jetstream.StreamConfig) { c.AllowAtomicPublish = false }},
+		{topology.Notifications, "no_ack false -> true", func(c *jetstream.StreamConfig) { c.NoAck = true }},
+		{topology.Notifications, "consumer_limits {0s 0} -> {1m0s 0}", func(c *jetstream.StreamConfig) { c.ConsumerLimits.InactiveThreshold = time.Minute }},
+		{topology.Notifications, "subject_transform none -> gancho.later.* to lost.{{wildcard(1)}}", func(c *jetstream.StreamConfig) {
 			c.SubjectTransform = &jetstream.SubjectTransformConfig{Source: "gancho.later.*", Destination: "lost.{{wildcard(1)}}"}
 		}},
-		{bus.Events, "subjects crm.events.> -> crm.events.acme.>", func(c *jetstream.StreamConfig) { c.Subjects = []string{"crm.events.acme.>"} }},
+		{topology.Events, "subjects crm.events.> -> crm.events.acme.>", func(c *jetstream.StreamConfig) { c.Subjects = []string{"crm.events.acme.>"} }},
 		{"KV_WEBHOOKS", "max_age none -> 1h0m0s", func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour }},
 		{"KV_WEBHOOKS", "max_bytes none -> 1000", func(c *jetstream.StreamConfig) { c.MaxBytes = 1000 }},
 		{"KV_WEBHOOKS", "max_msgs none -> 10", func(c *jetstream.StreamConfig) { c.MaxMsgs = 10 }},
@@ -406,28 +407,28 @@ func TestEditedStreamIsSetBack(t *testing.T) {
 	} {
 		setBack(owner, e)
 	}
-	if c := streamConfig(t, js, bus.Events); c.MaxAge != time.Hour || c.MaxBytes != 1<<30 {
+	if c := streamConfig(t, js, topology.Events); c.MaxAge != time.Hour || c.MaxBytes != 1<<30 {
 		t.Errorf("CRM_EVENTS: max_age %s, max_bytes %d; the operator had chosen others", c.MaxAge, c.MaxBytes)
 	}
-	if c := streamConfig(t, js, bus.Retries); c.MaxAge != time.Hour {
+	if c := streamConfig(t, js, topology.Retries); c.MaxAge != time.Hour {
 		t.Error("RETRIES was set back by services that do not own it")
 	}
 
 	// What differs when the owner starts is left alone, until it was put right once.
 	dispatcher := connect(t, s, "dispatcher", 20*time.Millisecond)
-	if err := dispatcher.Own(t.Context(), bus.Dispatcher, bustest.Limits()); err != nil {
+	if err := dispatcher.Own(t.Context(), topology.Dispatcher, bustest.Limits()); err != nil {
 		t.Fatal(err)
 	}
-	unlimited := edit{bus.Retries, "max_bytes none -> 1000000", func(c *jetstream.StreamConfig) { c.MaxBytes = 1_000_000 }}
+	unlimited := edit{topology.Retries, "max_bytes none -> 1000000", func(c *jetstream.StreamConfig) { c.MaxBytes = 1_000_000 }}
 	setBack(dispatcher, unlimited)
-	if c := streamConfig(t, js, bus.Retries); c.MaxAge != time.Hour {
+	if c := streamConfig(t, js, topology.Retries); c.MaxAge != time.Hour {
 		t.Error("an age that was there before the owner was set back")
 	}
-	editStream(t, js, bus.Retries, func(c *jetstream.StreamConfig) { c.MaxAge = 0 })
+	editStream(t, js, topology.Retries, func(c *jetstream.StreamConfig) { c.MaxAge = 0 })
 	setBack(dispatcher, unlimited) // a look lies between
-	setBack(dispatcher, edit{bus.Retries, "max_age none -> 2h0m0s", func(c *jetstream.StreamConfig) { c.MaxAge = 2 * time.Hour }})
+	setBack(dispatcher, edit{topology.Retries, "max_age none -> 2h0m0s", func(c *jetstream.StreamConfig) { c.MaxAge = 2 * time.Hour }})
 	setBack(dispatcher, edit{"KV_LEASES", "max_age 15s -> none", func(c *jetstream.StreamConfig) { c.MaxAge = 0 }})
-	setBack(dispatcher, edit{bus.Parked, "max_consumers 10000 -> 1", func(c *jetstream.StreamConfig) { c.MaxConsumers = 1 }})
+	setBack(dispatcher, edit{topology.Parked, "max_consumers 10000 -> 1", func(c *jetstream.StreamConfig) { c.MaxConsumers = 1 }})
 }
 
 // TestWhatCannotBeSetBack is told, what was changed with it is set back, and a new start takes it as it is.
@@ -436,14 +437,14 @@ func TestWhatCannotBeSetBack(t *testing.T) {
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits()).Close()
 	js, owner := raw(t, s), connect(t, s, "publisher", 20*time.Millisecond)
-	if err := owner.Own(t.Context(), bus.Publisher, bustest.Limits()); err != nil {
+	if err := owner.Own(t.Context(), topology.Publisher, bustest.Limits()); err != nil {
 		t.Fatal(err)
 	}
-	editStream(t, js, bus.Notifications, func(c *jetstream.StreamConfig) { c.DenyPurge, c.MaxMsgs = true, 10 })
-	until(t, "what can be is set back", func() bool { return streamConfig(t, js, bus.Notifications).MaxMsgs == -1 })
+	editStream(t, js, topology.Notifications, func(c *jetstream.StreamConfig) { c.DenyPurge, c.MaxMsgs = true, 10 })
+	until(t, "what can be is set back", func() bool { return streamConfig(t, js, topology.Notifications).MaxMsgs == -1 })
 	const denied = "settings of stream NOTIFICATIONS: edited by somebody: deny_purge false -> true"
 	until(t, "not ready", func() bool { return owner.State() == denied })
-	editStream(t, js, bus.Rejected, func(c *jetstream.StreamConfig) { c.Sealed = true })
+	editStream(t, js, topology.Rejected, func(c *jetstream.StreamConfig) { c.Sealed = true })
 	want := denied + "; settings of stream REJECTED_EVENTS: edited by somebody: sealed false -> true"
 	until(t, "not ready for both", func() bool { return owner.State() == want })
 	count := owner.restored("stream")
@@ -451,7 +452,7 @@ func TestWhatCannotBeSetBack(t *testing.T) {
 	if owner.State() != want {
 		t.Errorf("state %q, want %q", owner.State(), want)
 	}
-	owner.told("stream", bus.Rejected, "sealed false -> true")
+	owner.told("stream", topology.Rejected, "sealed false -> true")
 	for _, e := range owner.log.FilterMessage("trouble with the broker; trying again").All() {
 		if !strings.Contains(fmt.Sprint(e.ContextMap()), "the broker lets nobody take back ") {
 			t.Errorf("log: %s %v", e.Message, e.ContextMap())
@@ -459,11 +460,11 @@ func TestWhatCannotBeSetBack(t *testing.T) {
 	}
 	owner.Close()
 	later := connect(t, s, "publisher", 20*time.Millisecond)
-	if err := later.Own(t.Context(), bus.Publisher, bustest.Limits()); err != nil {
+	if err := later.Own(t.Context(), topology.Publisher, bustest.Limits()); err != nil {
 		t.Fatal(err)
 	}
-	editStream(t, js, bus.Notifications, func(c *jetstream.StreamConfig) { c.MaxMsgs = 10 })
-	until(t, "set back", func() bool { return streamConfig(t, js, bus.Notifications).MaxMsgs == -1 && later.State() == "" })
+	editStream(t, js, topology.Notifications, func(c *jetstream.StreamConfig) { c.MaxMsgs = 10 })
+	until(t, "set back", func() bool { return streamConfig(t, js, topology.Notifications).MaxMsgs == -1 && later.State() == "" })
 }
 
 // TestLeaderAloneAnswers: of several servers that may answer, one that lags behind would not know what the
@@ -473,10 +474,10 @@ func TestLeaderAloneAnswers(t *testing.T) {
 	servers, l := bustest.StartCluster(t, 30<<30), bustest.Limits()
 	l.Replicas = 3
 	js, owner := raw(t, servers[0]), connect(t, servers[0], "management", 20*time.Millisecond)
-	if err := owner.Own(t.Context(), bus.Management, l); err != nil {
+	if err := owner.Own(t.Context(), topology.Management, l); err != nil {
 		t.Fatal(err)
 	}
 	editStream(t, js, "KV_WEBHOOKS", func(c *jetstream.StreamConfig) { c.AllowDirect = true })
 	until(t, "set back", func() bool { return !streamConfig(t, js, "KV_WEBHOOKS").AllowDirect && owner.State() == "" })
-	owner.told("bucket", bus.BucketWebhooks, "allow_direct false -> true")
+	owner.told("bucket", topology.BucketWebhooks, "allow_direct false -> true")
 }

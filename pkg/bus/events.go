@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/event"
+	"gancho/pkg/topology"
 )
 
 // EventMessage is a message of CRM_EVENTS handed to this process. Ack it when all that follows from it is
@@ -40,8 +41,8 @@ func (m *EventMessage) InProgress() { _ = m.msg.InProgress() }
 
 // Wait leaves an event that only a newer version can handle to one; it is handed out again after a while.
 func (m *EventMessage) Wait() {
-	m.b.metrics.newer.WithLabelValues(Events).Inc()
-	m.b.tellNewer(Events)
+	m.b.metrics.newer.WithLabelValues(topology.Events).Inc()
+	m.b.tellNewer(topology.Events)
 	if err := m.msg.NakWithDelay(waiting(m.NumDelivered)); err != nil {
 		m.b.log.Debug("nak not sent; the event will come again", zap.Error(err))
 	}
@@ -55,8 +56,8 @@ const EventsAckWait = 30 * time.Second
 
 // Events returns the publisher's consumer of CRM_EVENTS.
 func (b *Bus) Events(ctx context.Context) (*EventsConsumer, error) {
-	c, err := b.consumer(ctx, Events, jetstream.ConsumerConfig{
-		Durable: ConsumerPublisher, AckWait: EventsAckWait, MaxAckPending: 10_000, MaxDeliver: -1,
+	c, err := b.consumer(ctx, topology.Events, jetstream.ConsumerConfig{
+		Durable: topology.ConsumerPublisher, AckWait: EventsAckWait, MaxAckPending: 10_000, MaxDeliver: -1,
 	})
 	return &EventsConsumer{c}, err
 }
@@ -80,10 +81,10 @@ func (c *EventsConsumer) Pull(ctx context.Context, n, room int, handle func(*Eve
 
 // Reject stores what cannot be an event on REJECTED_EVENTS, its bytes unchanged.
 func (b *Bus) Reject(ctx context.Context, m event.Message, why *event.Rejected) error {
-	r := message("gancho.rejected."+string(why.Reason), Events+":"+strconv.FormatUint(m.Sequence, 10), m.Body)
-	r.Header[headerReason] = []string{string(why.Reason)}
-	r.Header[headerSubject] = []string{m.Subject}
-	_, err := b.publish(ctx, Rejected, r)
+	r := message("gancho.rejected."+string(why.Reason), topology.Events+":"+strconv.FormatUint(m.Sequence, 10), m.Body)
+	r.Header[topology.HeaderReason] = []string{string(why.Reason)}
+	r.Header[topology.HeaderSubject] = []string{m.Subject}
+	_, err := b.publish(ctx, topology.Rejected, r)
 	return err
 }
 
@@ -101,7 +102,7 @@ func (b *Bus) PublishEvent(ctx context.Context, subject, msgID string, headers m
 	for name, value := range headers {
 		m.Header[name] = []string{value}
 	}
-	p := b.start(Events, m)
+	p := b.start(topology.Events, m)
 	ack, err := p.answer(ctx)
 	if err != nil {
 		if final := p.final(err); final != nil {
@@ -118,7 +119,7 @@ const purgeEvery = 30 * time.Second
 // TrimNotifications purges from NOTIFICATIONS what the dispatchers acknowledged longer than keep ago,
 // until ctx ends. keep is the duplicate window: ids in it must survive a broker restart.
 func (b *Bus) TrimNotifications(ctx context.Context, keep time.Duration) error {
-	s, err := b.stream(ctx, Notifications)
+	s, err := b.stream(ctx, topology.Notifications)
 	if err != nil {
 		return err
 	}
@@ -135,7 +136,7 @@ func (b *Bus) TrimNotifications(ctx context.Context, keep time.Duration) error {
 			return nil
 		case <-ticker.C:
 		}
-		c, err := s.Consumer(ctx, ConsumerFirst)
+		c, err := s.Consumer(ctx, topology.ConsumerFirst)
 		if err != nil {
 			b.log.Debug("trim of NOTIFICATIONS put off", zap.Error(err))
 			continue
@@ -158,7 +159,7 @@ func (b *Bus) TrimNotifications(ctx context.Context, keep time.Duration) error {
 // Notified reports whether a notification exists already: its message is on NOTIFICATIONS, or something of it
 // is in the journal. It is for events that may have been handled before the broker's memory of message ids.
 func (b *Bus) Notified(ctx context.Context, account, id string) (bool, error) {
-	for stream, subject := range map[string]string{Notifications: subjectNotification(account, id), Attempts: subjectAttempts(account, id)} {
+	for stream, subject := range map[string]string{topology.Notifications: topology.SubjectNotification(account, id), topology.Attempts: topology.SubjectAttempts(account, id)} {
 		s, err := b.known(ctx, stream)
 		if err == nil {
 			_, err = s.GetLastMsgForSubject(ctx, subject)
@@ -176,7 +177,7 @@ func (b *Bus) Notified(ctx context.Context, account, id string) (bool, error) {
 
 // EventAt reads an event back from CRM_EVENTS; ErrNotFound when it has aged out.
 func (b *Bus) EventAt(ctx context.Context, sequence uint64) (event.Message, time.Time, error) {
-	raw, err := b.get(ctx, Events, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
+	raw, err := b.get(ctx, topology.Events, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
 		return s.GetMsg(ctx, sequence)
 	})
 	if err != nil {

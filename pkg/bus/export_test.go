@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"gancho/pkg/notification"
+	"gancho/pkg/topology"
 )
 
 // SyncingBroker has the stream's writer act as beside a broker that syncs every message: what waits goes in batches.
@@ -32,7 +33,7 @@ func (b *Bus) Written(stream string) Written {
 // RecordUnanswered stores the records in one batch, loses the broker's answer, and goes on as the writer then
 // does.
 func (b *Bus) RecordUnanswered(ctx context.Context, records []*notification.Record) (sequences []uint64, err error) {
-	w := b.writer(Attempts)
+	w := b.writer(topology.Attempts)
 	messages := make([]*pending, 0, len(records))
 	for _, r := range records {
 		m, err := recordMessage(r)

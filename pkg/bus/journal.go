@@ -15,6 +15,7 @@ import (
 
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
+	"gancho/pkg/topology"
 )
 
 // ErrNotFound says that a message, record or key does not exist, or no more.
@@ -39,7 +40,7 @@ func (b *Bus) StartRecord(r *notification.Record) *StartedRecord {
 	if err != nil {
 		return &StartedRecord{err: err}
 	}
-	return &StartedRecord{r: r, p: b.start(Attempts, m)}
+	return &StartedRecord{r: r, p: b.start(topology.Attempts, m)}
 }
 
 // recordMessage returns r as a message that is stored only on top of r.Previous.
@@ -49,9 +50,9 @@ func recordMessage(r *notification.Record) (*nats.Msg, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode journal record: %w", err)
 	}
-	m := message(subjectAttempts(r.Account, r.NotificationID), "", body)
-	m.Header[headerSummary] = []string{summarize(r)}
-	m.Header[headerSchema] = []string{strconv.Itoa(r.Schema)}
+	m := message(topology.SubjectAttempts(r.Account, r.NotificationID), "", body)
+	m.Header[topology.HeaderSummary] = []string{summarize(r)}
+	m.Header[topology.HeaderSchema] = []string{strconv.Itoa(r.Schema)}
 	expectLast(m, r.Previous)
 	return m, nil
 }
@@ -110,7 +111,7 @@ func (b *Bus) last(ctx context.Context, stream, subject string) (*jetstream.RawS
 // LastRecord returns the notification's newest journal record, ErrNotFound when it has none. One that a newer
 // version wrote comes with schema.ErrNewer, read as far as this version knows it.
 func (b *Bus) LastRecord(ctx context.Context, account, id string) (*Recorded, error) {
-	raw, err := b.last(ctx, Attempts, subjectAttempts(account, id))
+	raw, err := b.last(ctx, topology.Attempts, topology.SubjectAttempts(account, id))
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +120,7 @@ func (b *Bus) LastRecord(ctx context.Context, account, id string) (*Recorded, er
 
 // RecordAt returns the journal record with that sequence as LastRecord does, ErrNotFound when it has aged out.
 func (b *Bus) RecordAt(ctx context.Context, sequence uint64) (*Recorded, error) {
-	raw, err := b.get(ctx, Attempts, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
+	raw, err := b.get(ctx, topology.Attempts, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
 		return s.GetMsg(ctx, sequence)
 	})
 	if err != nil {
@@ -175,12 +176,12 @@ func decodeRecord(body []byte, sequence uint64) (*Recorded, error) {
 // PendingNotification returns the newest message of the notification on NOTIFICATIONS, ErrNotFound when
 // there is none (any more). One that a newer version wrote comes with schema.ErrNewer, as from LastRecord.
 func (b *Bus) PendingNotification(ctx context.Context, account, id string) (*notification.Notification, error) {
-	return b.readNotification(ctx, Notifications, subjectNotification(account, id))
+	return b.readNotification(ctx, topology.Notifications, topology.SubjectNotification(account, id))
 }
 
 // FailedNotification returns the kept payload of a permanently failed notification.
 func (b *Bus) FailedNotification(ctx context.Context, account, webhook, id string) (*notification.Notification, error) {
-	return b.readNotification(ctx, Failed, subjectFailed(account, webhook, id))
+	return b.readNotification(ctx, topology.Failed, topology.SubjectFailed(account, webhook, id))
 }
 
 func (b *Bus) readNotification(ctx context.Context, stream, subject string) (*notification.Notification, error) {
@@ -206,8 +207,8 @@ type ExhaustedConsumer struct{ *Consumer }
 
 // Exhausted returns the reader of advisories about RETRIES.
 func (b *Bus) Exhausted(ctx context.Context) (*ExhaustedConsumer, error) {
-	c, err := b.consumer(ctx, MaxDeliveries, jetstream.ConsumerConfig{
-		Durable: ConsumerMaxDeliveries, AckWait: 30 * time.Second, MaxAckPending: 1000, MaxDeliver: -1,
+	c, err := b.consumer(ctx, topology.MaxDeliveries, jetstream.ConsumerConfig{
+		Durable: topology.ConsumerMaxDeliveries, AckWait: 30 * time.Second, MaxAckPending: 1000, MaxDeliver: -1,
 	})
 	return &ExhaustedConsumer{c}, err
 }
@@ -220,7 +221,7 @@ func (c *ExhaustedConsumer) Pull(ctx context.Context, handle func(*Exhausted) er
 			Consumer  string `json:"consumer"`
 			StreamSeq uint64 `json:"stream_seq"`
 		}
-		if err := json.Unmarshal(m.Data(), &advisory); err != nil || advisory.Stream != Retries || advisory.Consumer != ConsumerRetries {
+		if err := json.Unmarshal(m.Data(), &advisory); err != nil || advisory.Stream != topology.Retries || advisory.Consumer != topology.ConsumerRetries {
 			_ = m.Ack() // about a consumer that is not ours to repair
 			return
 		}
@@ -234,7 +235,7 @@ func (c *ExhaustedConsumer) Pull(ctx context.Context, handle func(*Exhausted) er
 
 // ExhaustedAt reads the message of RETRIES with that sequence.
 func (b *Bus) ExhaustedAt(ctx context.Context, sequence uint64) (*Exhausted, error) {
-	raw, err := b.get(ctx, Retries, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
+	raw, err := b.get(ctx, topology.Retries, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
 		return s.GetMsg(ctx, sequence)
 	})
 	if err != nil {
@@ -249,7 +250,7 @@ func (b *Bus) ExhaustedAt(ctx context.Context, sequence uint64) (*Exhausted, err
 
 // Remove deletes a message from RETRIES after what follows from it was stored.
 func (b *Bus) Remove(ctx context.Context, x *Exhausted) error {
-	s, err := b.stream(ctx, Retries)
+	s, err := b.stream(ctx, topology.Retries)
 	if err != nil {
 		return err
 	}
@@ -269,7 +270,7 @@ func (b *Bus) LeftBehind(ctx context.Context, retries *Puller) iter.Seq2[*Exhaus
 			return
 		}
 		for next := uint64(1); next <= info.AckFloor.Stream; {
-			raw, err := b.get(ctx, Retries, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
+			raw, err := b.get(ctx, topology.Retries, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
 				return s.GetMsg(ctx, next, jetstream.WithGetMsgSubject("gancho.retries.due.>"))
 			})
 			if errors.Is(err, ErrNotFound) || err == nil && raw.Sequence > info.AckFloor.Stream {

@@ -3,11 +3,7 @@ package bus
 import (
 	"context"
 	"errors"
-	"time"
 )
-
-// LeaseTTL is how long a lease lives without being renewed.
-const LeaseTTL = 15 * time.Second
 
 // Lease is held by at most one process at a time, as long as that process renews it in time. A process
 // that was frozen may believe a little longer that it holds one, so what is done under a lease must be

@@ -15,16 +15,13 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
+	"gancho/pkg/topology"
 )
-
-// BucketClaims holds who has a destination: which webhook of an account has one combination of event name
-// and URL. Creating a key there is what keeps two replicas from registering the same webhook twice.
-const BucketClaims = "WEBHOOK_CLAIMS"
 
 // Position returns the sequences of the oldest and the newest journal record; both are 0 when there never
 // was one.
 func (b *Bus) Position(ctx context.Context) (first, last uint64, err error) {
-	s, err := b.stream(ctx, Attempts)
+	s, err := b.stream(ctx, topology.Attempts)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -39,11 +36,11 @@ func (b *Bus) Position(ctx context.Context) (first, last uint64, err error) {
 // handle in order. It returns an error when it could not read to the end.
 func (b *Bus) SummariesOf(ctx context.Context, first, last uint64, handle func(*Summary)) error {
 	cfg := jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(first, 1), HeadersOnly: true}
-	return b.read(ctx, Attempts, cfg, func(m jetstream.Msg, sequence, pending uint64) (bool, error) {
+	return b.read(ctx, topology.Attempts, cfg, func(m jetstream.Msg, sequence, pending uint64) (bool, error) {
 		if sequence > last {
 			return false, nil
 		}
-		s, err := parseSummary(m.Headers().Get(headerSummary), sequence)
+		s, err := parseSummary(m.Headers().Get(topology.HeaderSummary), sequence)
 		if err != nil {
 			b.log.Error("an unreadable journal record is skipped", zap.Error(err))
 		} else {
@@ -73,7 +70,7 @@ func (b *Bus) read(ctx context.Context, stream string, cfg jetstream.OrderedCons
 		return nil
 	}
 	prefetch := 500
-	if stream == Events && !cfg.HeadersOnly {
+	if stream == topology.Events && !cfg.HeadersOnly {
 		prefetch = 32 // bodies may be large
 	}
 	messages, err := c.Messages(jetstream.PullMaxMessages(prefetch))
@@ -130,7 +127,7 @@ type ArrivalConsumer struct{ *Consumer }
 
 // Arrivals returns the durable reader of what is put on NOTIFICATIONS, shared by all that use its name.
 func (b *Bus) Arrivals(ctx context.Context, durable string) (*ArrivalConsumer, error) {
-	c, err := b.consumer(ctx, Notifications, jetstream.ConsumerConfig{
+	c, err := b.consumer(ctx, topology.Notifications, jetstream.ConsumerConfig{
 		Durable: durable, AckWait: 30 * time.Second, MaxAckPending: 20_000, MaxDeliver: -1, HeadersOnly: true,
 	})
 	return &ArrivalConsumer{c}, err
@@ -158,12 +155,12 @@ func (c *ArrivalConsumer) Pull(ctx context.Context, n int, linger time.Duration)
 // Follow hands the account's journal records to handle as they are written, beginning now, until ctx ends.
 // began is called once it listens. Every caller gets all of them.
 func (b *Bus) Follow(ctx context.Context, account string, began func(), handle func(*notification.Record)) error {
-	s, err := b.stream(ctx, Attempts)
+	s, err := b.stream(ctx, topology.Attempts)
 	if err != nil {
 		return err
 	}
 	c, err := s.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
-		DeliverPolicy: jetstream.DeliverNewPolicy, FilterSubjects: []string{subjectAttempts(account, "*")}, InactiveThreshold: time.Minute,
+		DeliverPolicy: jetstream.DeliverNewPolicy, FilterSubjects: []string{topology.SubjectAttempts(account, "*")}, InactiveThreshold: time.Minute,
 	})
 	if err != nil {
 		return fmt.Errorf("follow ATTEMPTS: %w", err)
@@ -198,7 +195,7 @@ func (b *Bus) Follow(ctx context.Context, account string, began func(), handle f
 
 // EventSubjects returns the subjects on which the account has events now, those whose name is wanted.
 func (b *Bus) EventSubjects(ctx context.Context, account string, wanted func(eventName string) bool) ([]string, error) {
-	s, err := b.stream(ctx, Events)
+	s, err := b.stream(ctx, topology.Events)
 	if err != nil {
 		return nil, err
 	}
@@ -242,7 +239,7 @@ func (r EventRange) config() jetstream.OrderedConsumerConfig {
 
 // CountEvents returns how many events are in the range, without reading them.
 func (b *Bus) CountEvents(ctx context.Context, r EventRange) (uint64, error) {
-	s, err := b.stream(ctx, Events)
+	s, err := b.stream(ctx, topology.Events)
 	if err != nil {
 		return 0, err
 	}
@@ -269,7 +266,7 @@ func (b *Bus) CountEvents(ctx context.Context, r EventRange) (uint64, error) {
 func (b *Bus) ReadEvents(ctx context.Context, r EventRange, headersOnly bool, handle func(*StoredEvent) (bool, error)) error {
 	cfg := r.config()
 	cfg.HeadersOnly = headersOnly
-	return b.read(ctx, Events, cfg, func(m jetstream.Msg, sequence, _ uint64) (bool, error) {
+	return b.read(ctx, topology.Events, cfg, func(m jetstream.Msg, sequence, _ uint64) (bool, error) {
 		meta, err := m.Metadata()
 		if err != nil {
 			return false, fmt.Errorf("read CRM_EVENTS: %w", err)

@@ -12,36 +12,37 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
+	"gancho/pkg/topology"
 )
 
 // encode writes n as a message for subject with the given message id.
 func encode(n *notification.Notification, subject, msgID string) *nats.Msg {
 	h := nats.Header{
-		headerSchema:       {strconv.Itoa(schema.Newest)},
-		headerAccount:      {n.Account},
-		headerEventName:    {n.EventName},
-		headerEventID:      {n.EventID},
-		headerEventSeq:     {strconv.FormatUint(n.EventSequence, 10)},
-		headerEventTime:    {strconv.FormatInt(n.EventTime.UnixMilli(), 10)},
-		headerWebhookID:    {n.WebhookID},
-		headerNotification: {n.ID},
-		headerSend:         {strconv.Itoa(n.Send)},
-		nats.MsgIdHdr:      {msgID},
+		topology.HeaderSchema:       {strconv.Itoa(schema.Newest)},
+		topology.HeaderAccount:      {n.Account},
+		topology.HeaderEventName:    {n.EventName},
+		topology.HeaderEventID:      {n.EventID},
+		topology.HeaderEventSeq:     {strconv.FormatUint(n.EventSequence, 10)},
+		topology.HeaderEventTime:    {strconv.FormatInt(n.EventTime.UnixMilli(), 10)},
+		topology.HeaderWebhookID:    {n.WebhookID},
+		topology.HeaderNotification: {n.ID},
+		topology.HeaderSend:         {strconv.Itoa(n.Send)},
+		nats.MsgIdHdr:               {msgID},
 	}
 	if n.AttemptsDone > 0 {
-		h[headerAttemptsDone] = []string{strconv.Itoa(n.AttemptsDone)}
+		h[topology.HeaderAttemptsDone] = []string{strconv.Itoa(n.AttemptsDone)}
 	}
 	if n.Hop > 0 {
-		h[headerHop] = []string{strconv.Itoa(n.Hop)}
+		h[topology.HeaderHop] = []string{strconv.Itoa(n.Hop)}
 	}
 	if n.Journal > 0 {
-		h[headerJournal] = []string{strconv.FormatUint(n.Journal, 10)}
+		h[topology.HeaderJournal] = []string{strconv.FormatUint(n.Journal, 10)}
 	}
 	if n.Replay != "" {
-		h[headerReplay] = []string{n.Replay}
+		h[topology.HeaderReplay] = []string{n.Replay}
 	}
 	if n.Traceparent != "" {
-		h[headerTraceparent] = []string{n.Traceparent}
+		h[topology.HeaderTraceparent] = []string{n.Traceparent}
 	}
 	extend(h, n.ID)
 	return &nats.Msg{Subject: subject, Header: h, Data: n.Body}
@@ -69,21 +70,21 @@ func decode(h nats.Header, body []byte) (notification.Notification, error) {
 		}
 		return v
 	}
-	version, err := strconv.Atoi(get(headerSchema))
+	version, err := strconv.Atoi(get(topology.HeaderSchema))
 	if err != nil || version < 1 {
-		return notification.Notification{}, fmt.Errorf("header %s is missing or not a version", headerSchema)
+		return notification.Notification{}, fmt.Errorf("header %s is missing or not a version", topology.HeaderSchema)
 	}
 	n := notification.Notification{
-		Account: get(headerAccount), ID: get(headerNotification), WebhookID: get(headerWebhookID),
-		EventID: get(headerEventID), EventName: get(headerEventName),
-		EventSequence: uint64(number(headerEventSeq, 0, 1<<62)), //nolint:gosec // not negative, number sees to it
-		EventTime:     time.UnixMilli(number(headerEventTime, 0, 1<<52)),
-		Send:          int(number(headerSend, 1, 1<<30)),
-		AttemptsDone:  int(number(headerAttemptsDone, 0, notification.MaxAttempts-1)),
-		Hop:           int(number(headerHop, 0, 1<<30)),
-		Journal:       uint64(number(headerJournal, 0, 1<<62)), //nolint:gosec // as above
-		Replay:        get(headerReplay),
-		Traceparent:   event.Traceparent(get(headerTraceparent)),
+		Account: get(topology.HeaderAccount), ID: get(topology.HeaderNotification), WebhookID: get(topology.HeaderWebhookID),
+		EventID: get(topology.HeaderEventID), EventName: get(topology.HeaderEventName),
+		EventSequence: uint64(number(topology.HeaderEventSeq, 0, 1<<62)), //nolint:gosec // not negative, number sees to it
+		EventTime:     time.UnixMilli(number(topology.HeaderEventTime, 0, 1<<52)),
+		Send:          int(number(topology.HeaderSend, 1, 1<<30)),
+		AttemptsDone:  int(number(topology.HeaderAttemptsDone, 0, notification.MaxAttempts-1)),
+		Hop:           int(number(topology.HeaderHop, 0, 1<<30)),
+		Journal:       uint64(number(topology.HeaderJournal, 0, 1<<62)), //nolint:gosec // as above
+		Replay:        get(topology.HeaderReplay),
+		Traceparent:   event.Traceparent(get(topology.HeaderTraceparent)),
 		Body:          body,
 	}
 	if err := schema.Check(version); err != nil {
@@ -95,15 +96,15 @@ func decode(h nats.Header, body []byte) (notification.Notification, error) {
 	webhookID, err := uuid.Parse(n.WebhookID)
 	switch {
 	case err != nil:
-		return n, fmt.Errorf("header %s is not a UUID", headerWebhookID)
+		return n, fmt.Errorf("header %s is not a UUID", topology.HeaderWebhookID)
 	case !event.ValidAccount(n.Account):
-		return n, fmt.Errorf("header %s is not an account id", headerAccount)
+		return n, fmt.Errorf("header %s is not an account id", topology.HeaderAccount)
 	case !event.ValidName(n.EventName):
-		return n, fmt.Errorf("header %s is not an event name", headerEventName)
+		return n, fmt.Errorf("header %s is not an event name", topology.HeaderEventName)
 	case n.Replay != "" && uuid.Validate(n.Replay) != nil:
-		return n, fmt.Errorf("header %s is not a UUID", headerReplay) // it becomes a header of the request
+		return n, fmt.Errorf("header %s is not a UUID", topology.HeaderReplay) // it becomes a header of the request
 	case n.ID != event.NotificationID(n.EventID, webhookID):
-		return n, fmt.Errorf("header %s is not the id of this event for this webhook", headerNotification)
+		return n, fmt.Errorf("header %s is not the id of this event for this webhook", topology.HeaderNotification)
 	}
 	return n, extended(h, version)
 }
@@ -120,8 +121,8 @@ func (s Started) Wait(ctx context.Context) error {
 // Notify starts storing n for its first attempt. Its message id is <notification>:<send>: the same
 // notification again within the duplicate window is stored once.
 func (b *Bus) Notify(n *notification.Notification) Started {
-	m := encode(n, subjectNotification(n.Account, n.ID), n.ID+":"+strconv.Itoa(n.Send))
-	return Started{b.start(Notifications, m)}
+	m := encode(n, topology.SubjectNotification(n.Account, n.ID), n.ID+":"+strconv.Itoa(n.Send))
+	return Started{b.start(topology.Notifications, m)}
 }
 
 // hopID is the message id of a move: one for each step of a notification's way, so a move repeated after
@@ -133,32 +134,32 @@ func hopID(n *notification.Notification) string {
 // ScheduleRetry stores n on RETRIES to be delivered at that time, at once when it has passed. n.Hop must be one more than that of the
 // message it comes from.
 func (b *Bus) ScheduleRetry(ctx context.Context, n *notification.Notification, at time.Time) error {
-	_, err := b.publish(ctx, Retries, scheduled(n, at))
+	_, err := b.publish(ctx, topology.Retries, scheduled(n, at))
 	return err
 }
 
 // scheduled returns the message of ScheduleRetry.
 func scheduled(n *notification.Notification, at time.Time) *nats.Msg {
-	m := encode(n, subjectRetryAt(n.Account, n.ID), hopID(n))
+	m := encode(n, topology.SubjectRetryAt(n.Account, n.ID), hopID(n))
 	if now := time.Now(); at.Before(now) {
 		at = now
 	}
 	m.Header["Nats-Schedule"] = []string{"@at " + at.UTC().Format(time.RFC3339Nano)}
-	m.Header["Nats-Schedule-Target"] = []string{subjectRetryDue(n.Account, n.WebhookID, n.ID)}
+	m.Header["Nats-Schedule-Target"] = []string{topology.SubjectRetryDue(n.Account, n.WebhookID, n.ID)}
 	return m
 }
 
 // Park starts storing n on PARKED in a lane: the key of its URL, or LaneDisabled. n.Hop as in
 // ScheduleRetry. What is started in order is stored in order.
 func (b *Bus) Park(n *notification.Notification, lane string) Started {
-	return Started{b.start(Parked, encode(n, subjectParked(n.Account, lane, n.WebhookID), hopID(n)))}
+	return Started{b.start(topology.Parked, encode(n, topology.SubjectParked(n.Account, lane, n.WebhookID), hopID(n)))}
 }
 
 // Fail stores the payload of a notification that ended permanently failed, with a summary of its attempts
 // as JSON. Storing it again within the duplicate window changes nothing.
 func (b *Bus) Fail(ctx context.Context, n *notification.Notification, summary string) error {
-	m := encode(n, subjectFailed(n.Account, n.WebhookID, n.ID), n.ID+":"+strconv.Itoa(n.Send))
+	m := encode(n, topology.SubjectFailed(n.Account, n.WebhookID, n.ID), n.ID+":"+strconv.Itoa(n.Send))
 	m.Header["Gancho-Attempts"] = []string{summary}
-	_, err := b.publish(ctx, Failed, m)
+	_, err := b.publish(ctx, topology.Failed, m)
 	return err
 }

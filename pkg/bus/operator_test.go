@@ -10,6 +10,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
+	"gancho/pkg/topology"
 )
 
 // TestDeletedConsumerIsDoubted: row 72 of the bad inputs. What a consumer that was created anew hands out
@@ -36,7 +37,7 @@ func TestDeletedConsumerIsDoubted(t *testing.T) {
 		}
 		d.Ack()
 	}
-	if err := js.DeleteConsumer(t.Context(), bus.Notifications, bus.ConsumerFirst); err != nil {
+	if err := js.DeleteConsumer(t.Context(), topology.Notifications, topology.ConsumerFirst); err != nil {
 		t.Fatal(err)
 	}
 	var got []*bus.Delivery

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"gancho/pkg/topology"
 )
 
 // Backlog is what waits on PARKED for one webhook in one lane.
@@ -18,7 +20,7 @@ type Backlog struct {
 
 // Backlogs lists what waits on PARKED (10,000 webhooks: 17 ms measured).
 func (b *Bus) Backlogs(ctx context.Context, account string) ([]Backlog, error) {
-	s, err := b.stream(ctx, Parked)
+	s, err := b.stream(ctx, topology.Parked)
 	if err != nil {
 		return nil, err
 	}
@@ -42,8 +44,8 @@ func (b *Bus) Backlogs(ctx context.Context, account string) ([]Backlog, error) {
 // OldestParked returns when the oldest message of the lane (of one webhook, or of all with "*") was
 // parked; ErrNotFound when there is none.
 func (b *Bus) OldestParked(ctx context.Context, account, lane, webhook string) (time.Time, error) {
-	raw, err := b.get(ctx, Parked, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
-		return s.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(subjectParked(account, lane, webhook)))
+	raw, err := b.get(ctx, topology.Parked, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
+		return s.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(topology.SubjectParked(account, lane, webhook)))
 	})
 	if err != nil {
 		return time.Time{}, err
@@ -67,9 +69,9 @@ func (b *Bus) Drain(ctx context.Context, account, lane, webhook string, atMost i
 	}
 	cfg := jetstream.ConsumerConfig{
 		Durable: name, AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait, MaxAckPending: atMost, MaxDeliver: -1,
-		FilterSubject: subjectParked(account, lane, webhook), InactiveThreshold: 5 * time.Minute,
+		FilterSubject: topology.SubjectParked(account, lane, webhook), InactiveThreshold: 5 * time.Minute,
 	}
-	c, err := b.js.CreateOrUpdateConsumer(ctx, Parked, cfg)
+	c, err := b.js.CreateOrUpdateConsumer(ctx, topology.Parked, cfg)
 	var api *jetstream.APIError
 	if errors.As(err, &api) && (api.ErrorCode == 10100 || api.ErrorCode == 10099) { // filters overlap on a work queue
 		return nil, ErrBusy
@@ -77,7 +79,7 @@ func (b *Bus) Drain(ctx context.Context, account, lane, webhook string, atMost i
 	if err != nil {
 		return nil, fmt.Errorf("open the drain of a lane: %w", err)
 	}
-	return &Drain{&Puller{&Consumer{b: b, stream: Parked, cfg: cfg, c: c}, LaneParked}}, nil
+	return &Drain{&Puller{&Consumer{b: b, stream: topology.Parked, cfg: cfg, c: c}, LaneParked}}, nil
 }
 
 // Take hands at most n messages that are there now to handle, without waiting for more.
@@ -105,7 +107,7 @@ func redelivered(meta *jetstream.MsgMetadata) bool { return meta.NumDelivered !=
 
 // Close removes the consumer when nothing of it is in flight; what is left stays parked.
 func (d *Drain) Close(ctx context.Context) error {
-	err := d.b.js.DeleteConsumer(ctx, Parked, d.cfg.Durable)
+	err := d.b.js.DeleteConsumer(ctx, topology.Parked, d.cfg.Durable)
 	if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return fmt.Errorf("close the drain of a lane: %w", err)
 	}

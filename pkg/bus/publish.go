@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
+
+	"gancho/pkg/topology"
 )
 
 // publishTimeout is how long one publish waits for the broker's acknowledgement before it is repeated.
@@ -59,7 +60,7 @@ func (b *Bus) writer(stream string) *writer {
 	b.writersMu.Lock()
 	defer b.writersMu.Unlock()
 	if w = b.writers[stream]; w == nil {
-		w = &writer{b: b, stream: stream, synced: b.synced && slices.Contains(inBatches, stream)}
+		w = &writer{b: b, stream: stream, synced: b.synced && topology.InBatches(stream)}
 		b.writers[stream] = w
 	}
 	return w

@@ -13,6 +13,7 @@ import (
 
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
+	"gancho/pkg/topology"
 )
 
 // Position is how far somebody has read a stream. Created tells one life of the stream from the next: one
@@ -157,7 +158,7 @@ type NotificationReader struct{ *Reader }
 
 // ReadNotifications returns a reader of NOTIFICATIONS from a position, from the beginning with a zero one.
 func (b *Bus) ReadNotifications(name string, at Position) *NotificationReader {
-	return &NotificationReader{b.newReader(Notifications, name, at)}
+	return &NotificationReader{b.newReader(topology.Notifications, name, at)}
 }
 
 // Read hands over what is there now, without bodies. Sequence is that in NOTIFICATIONS. What is not one of
@@ -184,7 +185,7 @@ type JournalReader struct {
 
 // ReadJournal returns a reader of the journal from a position, from the beginning with a zero one.
 func (b *Bus) ReadJournal(name string, at Position) *JournalReader {
-	return &JournalReader{Reader: b.newReader(Attempts, name, at)}
+	return &JournalReader{Reader: b.newReader(topology.Attempts, name, at)}
 }
 
 // Mark remembers how far the journal goes now; Read reads up to there.
@@ -196,7 +197,7 @@ func (r *JournalReader) Mark(ctx context.Context) (p Progress, err error) {
 // Read hands over the summaries up to the mark.
 func (r *JournalReader) Read(ctx context.Context, handle func(Summary)) error {
 	return r.readTo(ctx, r.last, func(h nats.Header, m *jetstream.MsgMetadata) {
-		if s, err := parseSummary(h.Get(headerSummary), m.Sequence.Stream); err == nil {
+		if s, err := parseSummary(h.Get(topology.HeaderSummary), m.Sequence.Stream); err == nil {
 			handle(s)
 		}
 	})
@@ -205,12 +206,12 @@ func (r *JournalReader) Read(ctx context.Context, handle func(Summary)) error {
 // FirstAcked returns the sequence of NOTIFICATIONS up to which the dispatchers have settled everything; 0
 // when they never ran.
 func (b *Bus) FirstAcked(ctx context.Context) (uint64, error) {
-	c, err := b.js.Consumer(ctx, Notifications, ConsumerFirst)
+	c, err := b.js.Consumer(ctx, topology.Notifications, topology.ConsumerFirst)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return 0, nil
 	}
 	if err != nil {
-		return 0, fmt.Errorf("consumer %s: %w", ConsumerFirst, err)
+		return 0, fmt.Errorf("consumer %s: %w", topology.ConsumerFirst, err)
 	}
 	return c.CachedInfo().AckFloor.Stream, nil
 }
@@ -222,7 +223,7 @@ const maxListed = 100_000
 // OnRetries shows every notification that has a message on RETRIES, scheduled or due; one can be shown
 // twice. Of a long list only those of the accounts are looked at.
 func (b *Bus) OnRetries(ctx context.Context, accounts func() []string, show func(account string, id uuid.UUID, scheduled bool)) error {
-	s, err := b.stream(ctx, Retries)
+	s, err := b.stream(ctx, topology.Retries)
 	if err != nil {
 		return err
 	}
@@ -257,13 +258,13 @@ func (b *Bus) OnRetries(ctx context.Context, accounts func() []string, show func
 
 // Scheduled returns the notification's message that waits on RETRIES for its time, ErrNotFound when there is none.
 func (b *Bus) Scheduled(ctx context.Context, account, id string) (*Exhausted, error) {
-	raw, err := b.last(ctx, Retries, subjectRetryAt(account, id))
+	raw, err := b.last(ctx, topology.Retries, topology.SubjectRetryAt(account, id))
 	if err != nil {
 		return nil, err
 	}
 	n, err := decode(raw.Header, raw.Data)
 	if err != nil {
-		return nil, fmt.Errorf("read from %s: %w", Retries, err)
+		return nil, fmt.Errorf("read from %s: %w", topology.Retries, err)
 	}
 	return &Exhausted{n, raw.Sequence}, nil
 }
@@ -273,8 +274,8 @@ func (b *Bus) Scheduled(ctx context.Context, account, id string) (*Exhausted, er
 func (b *Bus) ParkedOf(ctx context.Context, account, webhook string, n int) (map[uuid.UUID]bool, error) {
 	out := map[uuid.UUID]bool{}
 	for next := uint64(1); len(out) < n; {
-		raw, err := b.get(ctx, Parked, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
-			return s.GetMsg(ctx, next, jetstream.WithGetMsgSubject(subjectParked(account, "*", webhook)))
+		raw, err := b.get(ctx, topology.Parked, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
+			return s.GetMsg(ctx, next, jetstream.WithGetMsgSubject(topology.SubjectParked(account, "*", webhook)))
 		})
 		if errors.Is(err, ErrNotFound) {
 			return out, nil
@@ -283,7 +284,7 @@ func (b *Bus) ParkedOf(ctx context.Context, account, webhook string, n int) (map
 			return nil, err
 		}
 		next = raw.Sequence + 1
-		if id, err := uuid.Parse(raw.Header.Get(headerNotification)); err == nil {
+		if id, err := uuid.Parse(raw.Header.Get(topology.HeaderNotification)); err == nil {
 			out[id] = true
 		}
 	}
@@ -293,6 +294,6 @@ func (b *Bus) ParkedOf(ctx context.Context, account, webhook string, n int) (map
 // Reschedule is ScheduleRetry for a repair: it reports whether the broker stored the message. If it did not,
 // the same move had been stored before.
 func (b *Bus) Reschedule(ctx context.Context, n *notification.Notification, at time.Time) (stored bool, err error) {
-	ack, err := b.publish(ctx, Retries, scheduled(n, at))
+	ack, err := b.publish(ctx, topology.Retries, scheduled(n, at))
 	return err == nil && !ack.Duplicate, err
 }

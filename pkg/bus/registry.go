@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/schema"
+	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
 )
 
@@ -30,7 +31,7 @@ type Registry struct {
 
 // Registry returns the registry, waiting until its bucket exists. Run must run for it to fill.
 func (b *Bus) Registry(ctx context.Context) (*Registry, error) {
-	bucket, err := b.Bucket(ctx, BucketWebhooks)
+	bucket, err := b.Bucket(ctx, topology.BucketWebhooks)
 	return &Registry{Index: webhook.NewIndex(), bucket: bucket, newer: map[string]int{}, of: map[string]bool{}}, err
 }
 

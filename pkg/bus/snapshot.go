@@ -40,22 +40,6 @@ type apiError struct {
 
 func (e *apiError) Error() string { return e.Description }
 
-// Snapshots returns the streams that make a whole backup, those of buckets included, in the order in which
-// messages move: copied one after the other while everything runs, a message is found at its old place, its
-// new one, or both. What comes twice that way is recognised; what moved backwards is found by the books, which
-// come first because they read on from where they stopped.
-func Snapshots() []string {
-	out := []string{bucketPrefix + BucketBooks, Events, Notifications, Parked, Retries, Attempts, Failed, Rejected, Quarantine, MaxDeliveries, WebhookStatus, Commands}
-	for _, o := range Owners() {
-		for _, kv := range o.Buckets(Limits{}) {
-			if name := kv.Name; name != bucketPrefix+BucketLeases && name != bucketPrefix+BucketBooks { // leases die within seconds
-				out = append(out, name)
-			}
-		}
-	}
-	return out
-}
-
 // Backup copies a stream with its consumers to w; ErrNotFound when it does not exist.
 func (b *Bus) Backup(ctx context.Context, stream string, w io.Writer) (Snapshot, error) {
 	s, err := b.backup(ctx, stream, w)

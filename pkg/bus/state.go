@@ -7,38 +7,9 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"gancho/pkg/topology"
 )
-
-// Durable names one durable consumer and its stream.
-type Durable struct{ Stream, Name string }
-
-// AllStreams returns the names of every stream, owner by owner.
-func AllStreams() []string {
-	var out []string
-	for _, o := range Owners() {
-		for _, cfg := range o.Streams(Limits{}) {
-			out = append(out, cfg.Name)
-		}
-	}
-	return out
-}
-
-// Owners returns the closed list, in the order in which the streams are filled.
-func Owners() []Owner { return []Owner{Publisher, Dispatcher, Monitor, Management} }
-
-// Durables returns every consumer that lasts.
-func Durables() []Durable {
-	return []Durable{
-		{Events, ConsumerPublisher},
-		{Notifications, ConsumerFirst},
-		{Notifications, ConsumerIndexPending},
-		{Retries, ConsumerRetries},
-		{MaxDeliveries, ConsumerMaxDeliveries},
-		{Attempts, ConsumerMonitor},
-		{Attempts, ConsumerIndex},
-		{Commands, ConsumerCommands},
-	}
-}
 
 // StreamState is how full a stream is.
 type StreamState struct {
@@ -72,7 +43,7 @@ type ConsumerState struct {
 }
 
 // ConsumerState returns the consumer's, ErrNotFound when it does not exist.
-func (b *Bus) ConsumerState(ctx context.Context, d Durable) (ConsumerState, error) {
+func (b *Bus) ConsumerState(ctx context.Context, d topology.Durable) (ConsumerState, error) {
 	c, err := b.js.Consumer(ctx, d.Stream, d.Name)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
 		return ConsumerState{}, ErrNotFound

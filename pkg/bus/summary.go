@@ -14,11 +14,8 @@ import (
 	"gancho/pkg/delivery"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
+	"gancho/pkg/topology"
 )
-
-// headerSummary carries what readers of the whole journal need of a record, so that the broker need not
-// send them the records themselves.
-const headerSummary = "Gancho-Summary"
 
 // Summary is a journal record without its bodies and headers.
 type Summary struct {
@@ -130,10 +127,10 @@ type SummaryConsumer struct {
 // Summaries returns a durable reader of the whole journal from its beginning, shared by all that use its
 // name. The broker sends headers only.
 func (b *Bus) Summaries(ctx context.Context, durable string) (*SummaryConsumer, error) {
-	c, err := b.consumer(ctx, Attempts, jetstream.ConsumerConfig{
+	c, err := b.consumer(ctx, topology.Attempts, jetstream.ConsumerConfig{
 		Durable: durable, AckWait: 30 * time.Second, MaxAckPending: 20_000, MaxDeliver: -1, HeadersOnly: true,
 	})
-	return &SummaryConsumer{c, durable == ConsumerMonitor}, err
+	return &SummaryConsumer{c, durable == topology.ConsumerMonitor}, err
 }
 
 // Pull returns at most n summaries; it waits for the first about a second, and for more at most linger.
@@ -144,13 +141,13 @@ func (c *SummaryConsumer) Pull(ctx context.Context, n int, linger time.Duration)
 		if err != nil {
 			return
 		}
-		if version, _ := strconv.Atoi(m.Headers().Get(headerSchema)); c.decides && schema.Check(version) != nil {
-			c.b.metrics.newer.WithLabelValues(Attempts).Inc()
-			c.b.tellNewer(Attempts)
+		if version, _ := strconv.Atoi(m.Headers().Get(topology.HeaderSchema)); c.decides && schema.Check(version) != nil {
+			c.b.metrics.newer.WithLabelValues(topology.Attempts).Inc()
+			c.b.tellNewer(topology.Attempts)
 			_ = m.NakWithDelay(waiting(int(meta.NumDelivered))) //nolint:gosec // a count
 			return
 		}
-		s, err := parseSummary(m.Headers().Get(headerSummary), meta.Sequence.Stream)
+		s, err := parseSummary(m.Headers().Get(topology.HeaderSummary), meta.Sequence.Stream)
 		if err != nil {
 			c.b.log.Error("an unreadable journal record is skipped", zap.Error(err))
 			_ = m.Ack()

@@ -9,6 +9,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
+
+	"gancho/pkg/topology"
 )
 
 // Verbs of a suspension command.
@@ -34,7 +36,7 @@ func (b *Bus) Command(ctx context.Context, c Command, msgID string) error {
 	if err != nil {
 		return fmt.Errorf("encode command: %w", err)
 	}
-	_, err = b.publish(ctx, Commands, message("gancho.suspensions."+c.Account+"."+c.URLKey, msgID, body))
+	_, err = b.publish(ctx, topology.Commands, message("gancho.suspensions."+c.Account+"."+c.URLKey, msgID, body))
 	return err
 }
 
@@ -43,8 +45,8 @@ type CommandConsumer struct{ *Consumer }
 
 // Commands returns the suspension-monitors' shared reader of commands.
 func (b *Bus) Commands(ctx context.Context) (*CommandConsumer, error) {
-	c, err := b.consumer(ctx, Commands, jetstream.ConsumerConfig{
-		Durable: ConsumerCommands, AckWait: 30 * time.Second, MaxAckPending: 1, MaxDeliver: -1, // one at a time keeps their order
+	c, err := b.consumer(ctx, topology.Commands, jetstream.ConsumerConfig{
+		Durable: topology.ConsumerCommands, AckWait: 30 * time.Second, MaxAckPending: 1, MaxDeliver: -1, // one at a time keeps their order
 	})
 	return &CommandConsumer{c}, err
 }
@@ -99,14 +101,14 @@ func (b *Bus) Tell(ctx context.Context, s Status, name string) error {
 	}
 	m := message(s.subject(), s.WebhookID+":"+s.Event+":"+name, body)
 	m.Header["Gancho-Step"] = []string{name}
-	_, err = b.publish(ctx, WebhookStatus, m)
+	_, err = b.publish(ctx, topology.WebhookStatus, m)
 	return err
 }
 
 // Told reports whether the newest status event of this kind and webhook is the step with that name. It
 // closes the gap that the duplicate window leaves after a long absence.
 func (b *Bus) Told(ctx context.Context, s Status, name string) (bool, error) {
-	raw, err := b.last(ctx, WebhookStatus, s.subject())
+	raw, err := b.last(ctx, topology.WebhookStatus, s.subject())
 	if errors.Is(err, ErrNotFound) {
 		return false, nil
 	}

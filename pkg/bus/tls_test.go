@@ -19,6 +19,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/tlstest"
+	"gancho/pkg/topology"
 )
 
 // startServer starts a broker with these options and JetStream and returns its host:port.
@@ -57,7 +58,7 @@ func connects(t *testing.T, cfg bus.Config) (bool, string) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- b.Own(ctx, bus.Publisher, bustest.Limits()) }()
+	go func() { done <- b.Own(ctx, topology.Publisher, bustest.Limits()) }()
 	// What cannot work is told by the state all the time; it is looked at after a few reconnections.
 	tick := time.NewTicker(1500 * time.Millisecond)
 	defer tick.Stop()
@@ -206,7 +207,7 @@ func TestWrongPasswordIsRetried(t *testing.T) {
 	}
 	t.Cleanup(b.Close)
 	done := make(chan error, 1)
-	go func() { done <- b.Own(context.Background(), bus.Publisher, bustest.Limits()) }()
+	go func() { done <- b.Own(context.Background(), topology.Publisher, bustest.Limits()) }()
 	select {
 	case err := <-done:
 		t.Fatalf("let in with a wrong password: %v", err)

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"gancho/pkg/topology"
 )
 
 // Kinds of parts of the topology.
@@ -23,7 +25,7 @@ const (
 // Part is one stream, bucket or consumer as the broker has it, compared with what its owner would create.
 type Part struct {
 	Kind, Name string
-	Owner      Owner // "" of a consumer: the service that uses it makes it when it starts
+	Owner      topology.Owner // "" of a consumer: the service that uses it makes it when it starts
 	Stream     string
 	Exists     bool
 	Messages   uint64
@@ -39,13 +41,13 @@ type Change struct {
 }
 
 // Topology compares the broker with the configuration that services would start with.
-func (b *Bus) Topology(ctx context.Context, l Limits) ([]Part, error) {
+func (b *Bus) Topology(ctx context.Context, l topology.Limits) ([]Part, error) {
 	l, err := b.granted(ctx, l)
 	if err != nil {
 		return nil, err
 	}
 	var parts []Part
-	for _, o := range Owners() {
+	for _, o := range topology.Owners() {
 		for _, want := range o.Streams(l) {
 			p := Part{Kind: KindStream, Name: want.Name, Owner: o}
 			s, err := b.js.Stream(ctx, want.Name)
@@ -59,7 +61,7 @@ func (b *Bus) Topology(ctx context.Context, l Limits) ([]Part, error) {
 			parts = append(parts, p)
 		}
 		for _, want := range o.Buckets(l) {
-			p := Part{Kind: KindBucket, Name: strings.TrimPrefix(want.Name, bucketPrefix), Owner: o}
+			p := Part{Kind: KindBucket, Name: strings.TrimPrefix(want.Name, topology.BucketPrefix), Owner: o}
 			s, err := b.js.Stream(ctx, want.Name)
 			if err == nil {
 				info := s.CachedInfo()
@@ -71,7 +73,7 @@ func (b *Bus) Topology(ctx context.Context, l Limits) ([]Part, error) {
 			parts = append(parts, p)
 		}
 	}
-	for _, d := range Durables() {
+	for _, d := range topology.Durables() {
 		p := Part{Kind: KindConsumer, Name: d.Name, Stream: d.Stream}
 		switch s, err := b.ConsumerState(ctx, d); {
 		case err == nil:
@@ -86,12 +88,12 @@ func (b *Bus) Topology(ctx context.Context, l Limits) ([]Part, error) {
 
 // Apply creates the streams and buckets that are missing and loosens those that are too tight. It changes
 // nothing else, and returns what it did, one line each.
-func (b *Bus) Apply(ctx context.Context, l Limits) (done []string, err error) {
+func (b *Bus) Apply(ctx context.Context, l topology.Limits) (done []string, err error) {
 	return b.each(ctx, l, b.apply)
 }
 
 // Create creates the streams and buckets that are missing, and leaves those that are there as they are.
-func (b *Bus) Create(ctx context.Context, l Limits) error {
+func (b *Bus) Create(ctx context.Context, l topology.Limits) error {
 	_, err := b.each(ctx, l, func(ctx context.Context, kind, name string, want jetstream.StreamConfig) ([]string, error) {
 		switch _, err := b.js.Stream(ctx, want.Name); {
 		case errors.Is(err, jetstream.ErrStreamNotFound):
@@ -106,12 +108,12 @@ func (b *Bus) Create(ctx context.Context, l Limits) error {
 }
 
 // each calls do for every stream and bucket and returns the lines of all.
-func (b *Bus) each(ctx context.Context, l Limits, do func(ctx context.Context, kind, name string, want jetstream.StreamConfig) ([]string, error)) (done []string, err error) {
+func (b *Bus) each(ctx context.Context, l topology.Limits, do func(ctx context.Context, kind, name string, want jetstream.StreamConfig) ([]string, error)) (done []string, err error) {
 	l, err = b.granted(ctx, l)
 	if err != nil {
 		return nil, err
 	}
-	for _, o := range Owners() {
+	for _, o := range topology.Owners() {
 		for _, want := range o.Streams(l) {
 			did, err := do(ctx, KindStream, want.Name, want)
 			if done = append(done, did...); err != nil {
@@ -119,7 +121,7 @@ func (b *Bus) each(ctx context.Context, l Limits, do func(ctx context.Context, k
 			}
 		}
 		for _, want := range o.Buckets(l) {
-			did, err := do(ctx, KindBucket, strings.TrimPrefix(want.Name, bucketPrefix), want)
+			did, err := do(ctx, KindBucket, strings.TrimPrefix(want.Name, topology.BucketPrefix), want)
 			if done = append(done, did...); err != nil {
 				return done, err
 			}
@@ -298,7 +300,7 @@ func set(cfg *jetstream.StreamConfig, want jetstream.StreamConfig, field string)
 
 // granted completes limits with the disk that the broker grants the account, where it names it. The broker
 // counts every replica against that.
-func (b *Bus) granted(ctx context.Context, l Limits) (Limits, error) {
+func (b *Bus) granted(ctx context.Context, l topology.Limits) (topology.Limits, error) {
 	if l.StoreMaxBytes > 0 {
 		return l, nil
 	}
@@ -309,10 +311,10 @@ func (b *Bus) granted(ctx context.Context, l Limits) (Limits, error) {
 
 // RetriesLimit returns how many bytes RETRIES may hold before no first attempts are made; 0: no limit. It
 // waits for the broker.
-func (b *Bus) RetriesLimit(ctx context.Context, l Limits) (n int64, err error) {
+func (b *Bus) RetriesLimit(ctx context.Context, l topology.Limits) (n int64, err error) {
 	err = b.insist(ctx, "disk of the account", func(ctx context.Context) error {
 		l, err := b.granted(ctx, l)
-		n = l.maxBytes(Retries)
+		n = l.MaxBytes(topology.Retries)
 		return err
 	})
 	return n, err

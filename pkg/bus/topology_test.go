@@ -13,6 +13,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/notification"
+	"gancho/pkg/topology"
 )
 
 func TestTopologyIsCreatedAndLoosenedOnly(t *testing.T) {
@@ -39,7 +40,7 @@ func TestTopologyIsCreatedAndLoosenedOnly(t *testing.T) {
 			t.Errorf("%s %s: exists %v, changes %v", p.Kind, p.Name, p.Exists, p.Changes)
 		}
 	}
-	st, err := js.Stream(t.Context(), bus.Events)
+	st, err := js.Stream(t.Context(), topology.Events)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +60,7 @@ func TestTopologyIsCreatedAndLoosenedOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := slices.IndexFunc(parts, func(p bus.Part) bool { return p.Name == bus.Attempts })
+	at := slices.IndexFunc(parts, func(p bus.Part) bool { return p.Name == topology.Attempts })
 	if diff := cmp.Diff([]bus.Change{{Field: "max_age", Have: "720h0m0s", Want: "360h0m0s"}}, parts[at].Changes); diff != "" {
 		t.Error("ATTEMPTS (-want +got):\n" + diff)
 	}
@@ -94,7 +95,7 @@ func TestBackupRoundTrip(t *testing.T) {
 	if err := b.ScheduleRetry(t.Context(), later, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	hooks, err := b.Bucket(t.Context(), bus.BucketWebhooks)
+	hooks, err := b.Bucket(t.Context(), topology.BucketWebhooks)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +116,7 @@ func TestBackupRoundTrip(t *testing.T) {
 		info.State.FirstSeq = max(info.State.FirstSeq, 1)                          // of an empty one
 		return info
 	}
-	for _, stream := range bus.Snapshots() {
+	for _, stream := range topology.Backup() {
 		var file bytes.Buffer
 		meta, err := b.Backup(t.Context(), stream, &file)
 		if err != nil {
@@ -138,7 +139,7 @@ func TestBackupRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if state, err := c.ConsumerState(t.Context(), bus.Durable{Stream: bus.Notifications, Name: bus.ConsumerFirst}); err != nil || state.Pending+uint64(state.AckPending) != 200 {
+	if state, err := c.ConsumerState(t.Context(), topology.Durable{Stream: topology.Notifications, Name: topology.ConsumerFirst}); err != nil || state.Pending+uint64(state.AckPending) != 200 {
 		t.Errorf("left: %+v, %v; want 200", state, err)
 	}
 	if d := pull(t, again, 1)[0]; d.ID != example(101).ID {
@@ -150,7 +151,7 @@ func TestBackupRoundTrip(t *testing.T) {
 	if x, err := c.Scheduled(t.Context(), "acme", later.ID); err != nil || x.Hop != 1 {
 		t.Errorf("the schedule: %+v, %v", x, err)
 	}
-	if k, err := c.Bucket(t.Context(), bus.BucketWebhooks); err != nil {
+	if k, err := c.Bucket(t.Context(), topology.BucketWebhooks); err != nil {
 		t.Error(err)
 	} else if e, err := k.Get(t.Context(), "acme.one"); err != nil || string(e.Value) != "{}" {
 		t.Errorf("the registry: %+v, %v", e, err)
@@ -166,7 +167,7 @@ func TestBucketsAreOrdinary(t *testing.T) {
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits())
 	js := raw(t, s)
-	for _, o := range bus.Owners() {
+	for _, o := range topology.Owners() {
 		for _, cfg := range o.Buckets(bustest.Limits()) {
 			name := strings.TrimPrefix(cfg.Name, "KV_")
 			if _, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: name, Description: cfg.Description, TTL: cfg.MaxAge}); err != nil {

@@ -10,6 +10,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/notification"
+	"gancho/pkg/topology"
 )
 
 // delivered returns first records of the notifications number from to below to.
@@ -51,7 +52,7 @@ func check(t *testing.T, b *bus.Bus, records []*notification.Record, sequences [
 func TestBatchesKeepOrderAndSequences(t *testing.T) {
 	t.Parallel()
 	b := bustest.Start(t).Topology(bustest.Limits())
-	b.SyncingBroker(bus.Attempts)
+	b.SyncingBroker(topology.Attempts)
 	records := delivered(0, 500)
 	sequences, errs := record(t.Context(), b, records)
 	if err := errors.Join(errs...); err != nil {
@@ -61,7 +62,7 @@ func TestBatchesKeepOrderAndSequences(t *testing.T) {
 		t.Errorf("not stored in the order in which they were started: %v", sequences)
 	}
 	check(t, b, records, sequences)
-	if w := b.Written(bus.Attempts); w.Batches < 1 || w.Queued != 0 || w.InFlight != 0 {
+	if w := b.Written(topology.Attempts); w.Batches < 1 || w.Queued != 0 || w.InFlight != 0 {
 		t.Errorf("writer: %+v; want batches, and nothing left", w)
 	}
 }
@@ -72,7 +73,7 @@ func TestOneConflictSpoilsNoOtherRecord(t *testing.T) {
 	if _, err := b.Record(t.Context(), delivered(100, 101)[0]); err != nil {
 		t.Fatal(err)
 	}
-	b.SyncingBroker(bus.Attempts)
+	b.SyncingBroker(topology.Attempts)
 	records := delivered(0, 200)
 	sequences, errs := record(t.Context(), b, records)
 	for i, err := range errs {
@@ -82,7 +83,7 @@ func TestOneConflictSpoilsNoOtherRecord(t *testing.T) {
 	}
 	check(t, b, records[:100], sequences[:100])
 	check(t, b, records[101:], sequences[101:])
-	if w := b.Written(bus.Attempts); w.InFlight != 0 {
+	if w := b.Written(topology.Attempts); w.InFlight != 0 {
 		t.Errorf("writer: %+v; want nothing in flight", w)
 	}
 }
@@ -103,7 +104,7 @@ func TestDuplicatesInABatchAreStoredOnce(t *testing.T) {
 	s := bustest.Start(t)
 	b := s.Topology(bustest.Limits())
 	for range 2 {
-		b.SyncingBroker(bus.Notifications)
+		b.SyncingBroker(topology.Notifications)
 		var started []bus.Started
 		for i := range 200 {
 			started = append(started, b.Notify(example(i)))
@@ -114,7 +115,7 @@ func TestDuplicatesInABatchAreStoredOnce(t *testing.T) {
 			}
 		}
 	}
-	stream, err := raw(t, s).Stream(t.Context(), bus.Notifications)
+	stream, err := raw(t, s).Stream(t.Context(), topology.Notifications)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +129,7 @@ func TestStreamWithoutBatches(t *testing.T) {
 	s := bustest.Start(t)
 	b := s.Topology(bustest.Limits())
 	js := raw(t, s)
-	stream, err := js.Stream(t.Context(), bus.Attempts)
+	stream, err := js.Stream(t.Context(), topology.Attempts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,14 +138,14 @@ func TestStreamWithoutBatches(t *testing.T) {
 	if _, err := js.UpdateStream(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	b.SyncingBroker(bus.Attempts)
+	b.SyncingBroker(topology.Attempts)
 	records := delivered(0, 200)
 	sequences, errs := record(t.Context(), b, records)
 	if err := errors.Join(errs...); err != nil {
 		t.Fatal(err)
 	}
 	check(t, b, records, sequences)
-	if w := b.Written(bus.Attempts); !w.Spared || w.InFlight != 0 {
+	if w := b.Written(topology.Attempts); !w.Spared || w.InFlight != 0 {
 		t.Errorf("writer: %+v; want batches spared, and nothing in flight", w)
 	}
 }
@@ -153,7 +154,7 @@ func TestWriterForgetsWhatNobodyWaitsFor(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
 	b := s.Topology(bustest.Limits())
-	b.SyncingBroker(bus.Attempts)
+	b.SyncingBroker(topology.Attempts)
 	s.Stop() // nothing is answered
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -170,7 +171,7 @@ func TestWriterForgetsWhatNobodyWaitsFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(t, b, records, sequences)
-	if w := b.Written(bus.Attempts); w.Queued != 0 || w.InFlight != 0 {
+	if w := b.Written(topology.Attempts); w.Queued != 0 || w.InFlight != 0 {
 		t.Errorf("writer: %+v; want nothing left", w)
 	}
 }

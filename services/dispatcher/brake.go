@@ -7,7 +7,7 @@ import (
 
 	"go.uber.org/zap"
 
-	"gancho/pkg/bus"
+	"gancho/pkg/topology"
 )
 
 // brake stops first attempts while RETRIES holds more than it may. The stream itself can have no limit: one
@@ -28,7 +28,7 @@ func (b *brake) look(ctx context.Context, d *Dispatcher) error {
 	if b.limit == 0 {
 		return nil
 	}
-	s, err := d.bus.StreamState(ctx, bus.Retries)
+	s, err := d.bus.StreamState(ctx, topology.Retries)
 	if err != nil {
 		return err
 	}

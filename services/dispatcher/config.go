@@ -12,13 +12,14 @@ import (
 	"gancho/pkg/notification"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
+	"gancho/pkg/topology"
 )
 
 // Config of the dispatcher.
 type Config struct {
 	Service  service.Config
 	Bus      bus.Config
-	Limits   bus.Limits
+	Limits   topology.Limits
 	Delivery delivery.Config
 	Egress   egress.Config
 
@@ -55,7 +56,7 @@ func (c *Config) Validate() error {
 	if c.MaxInFlightPerURL > c.MaxInFlight {
 		errs = append(errs, fmt.Errorf("MAX_IN_FLIGHT_PER_URL: %d exceeds MAX_IN_FLIGHT (%d); give a number from 1 to MAX_IN_FLIGHT", c.MaxInFlightPerURL, c.MaxInFlight))
 	}
-	if least := 4 * int64(bus.MaxMessage(c.Limits.EventMaxBytes)); c.MaxInFlightBytes < least {
+	if least := 4 * int64(topology.MaxMessage(c.Limits.EventMaxBytes)); c.MaxInFlightBytes < least {
 		errs = append(errs, fmt.Errorf("MAX_IN_FLIGHT_BYTES: %d must be at least %d, four times EVENT_MAX_BYTES and 64 KiB", c.MaxInFlightBytes, least))
 	}
 	if c.ParkedMaxAge >= c.Limits.LogMaxAge {

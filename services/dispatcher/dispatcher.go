@@ -20,6 +20,7 @@ import (
 	"gancho/pkg/notification"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
+	"gancho/pkg/topology"
 	"gancho/pkg/tracing"
 	"gancho/pkg/webhook"
 )
@@ -151,10 +152,10 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 	}
 	defer b.Close()
 	proc.Health.Require("nats", b.State)
-	if err := b.Own(ctx, bus.Dispatcher, cfg.Limits); err != nil {
+	if err := b.Own(ctx, topology.Dispatcher, cfg.Limits); err != nil {
 		return err
 	}
-	if err := b.Await(ctx, bus.Notifications, bus.Quarantine); err != nil {
+	if err := b.Await(ctx, topology.Notifications, topology.Quarantine); err != nil {
 		return err
 	}
 	registry, err := b.Registry(ctx)
@@ -162,7 +163,7 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 		return err
 	}
 	proc.Health.Require("webhooks", registry.State)
-	suspensions, err := b.Bucket(ctx, bus.BucketSuspensions)
+	suspensions, err := b.Bucket(ctx, topology.BucketSuspensions)
 	if err != nil {
 		return err
 	}
@@ -172,7 +173,7 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 		schedule: schedule{cfg.RetryDelays, cfg.RetryJitter, cfg.MaxRetryAfter},
 		shares:   newShares(cfg.MaxInFlightPerURL, cfg.MaxInFlight), flags: newFlags(proc.Log), metrics: newMetrics(proc.Metrics), receivers: newCertificates(proc.Log, proc.Metrics), trace: proc.Trace,
 	}
-	leases, err := b.Bucket(ctx, bus.BucketLeases)
+	leases, err := b.Bucket(ctx, topology.BucketLeases)
 	if err != nil {
 		return err
 	}
@@ -255,7 +256,7 @@ func (d *Dispatcher) pull(ctx context.Context, lane *bus.Puller, part int, wait 
 }
 
 // mostBytes is how many bytes one message may take.
-func (d *Dispatcher) mostBytes() int { return bus.MaxMessage(d.cfg.Limits.EventMaxBytes) }
+func (d *Dispatcher) mostBytes() int { return topology.MaxMessage(d.cfg.Limits.EventMaxBytes) }
 
 // sleep waits for d, or returns the context's error.
 func sleep(ctx context.Context, d time.Duration) error {

@@ -36,6 +36,7 @@ import (
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
 	"gancho/pkg/suspension"
+	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
 )
 
@@ -73,10 +74,10 @@ func newRig(t testing.TB, change func(*Config)) *rig {
 		change(&r.cfg)
 	}
 	var err error
-	if r.webhooks, err = r.bus.Bucket(t.Context(), bus.BucketWebhooks); err != nil {
+	if r.webhooks, err = r.bus.Bucket(t.Context(), topology.BucketWebhooks); err != nil {
 		t.Fatal(err)
 	}
-	if r.flags, err = r.bus.Bucket(t.Context(), bus.BucketSuspensions); err != nil {
+	if r.flags, err = r.bus.Bucket(t.Context(), topology.BucketSuspensions); err != nil {
 		t.Fatal(err)
 	}
 	return r
@@ -641,7 +642,7 @@ func TestForgedAttempts(t *testing.T) {
 	r.start()
 	r.state(r.notify(w, 1), notification.Delivered)
 	r.until("all forged ones are set aside", func() bool {
-		s, err := js.Stream(t.Context(), bus.Quarantine)
+		s, err := js.Stream(t.Context(), topology.Quarantine)
 		return err == nil && s.CachedInfo().State.Msgs == forged
 	})
 	if rc.total() != 1 {

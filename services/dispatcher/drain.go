@@ -13,6 +13,7 @@ import (
 	"gancho/pkg/delivery"
 	"gancho/pkg/notification"
 	"gancho/pkg/suspension"
+	"gancho/pkg/topology"
 )
 
 // laneKey names one backlog of PARKED: an account's URL, or its disabled webhooks.
@@ -206,7 +207,7 @@ func (x *drains) leased(ctx context.Context, k laneKey, work func(context.Contex
 			select {
 			case <-done:
 				return
-			case <-time.After(bus.LeaseTTL / 4):
+			case <-time.After(topology.LeaseTTL / 4):
 			}
 			if err := lease.Renew(held); errors.Is(err, bus.ErrConflict) || errors.Is(err, bus.ErrNotFound) {
 				lost()

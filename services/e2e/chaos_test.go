@@ -16,7 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
-	"gancho/pkg/bus"
+	"gancho/pkg/topology"
 )
 
 var (
@@ -208,7 +208,7 @@ func (s *system) rest(published map[string]string, w *witness, receivers []*rece
 	until(func() bool {
 		l.kept = s.kept()
 		l.left, l.again = s.left()
-		return len(l.kept) == failed && l.left[bus.Notifications]+l.left[bus.Retries]+l.left[bus.Parked] == 0
+		return len(l.kept) == failed && l.left[topology.Notifications]+l.left[topology.Retries]+l.left[topology.Parked] == 0
 	})
 	l.lost = int(s.count(s.Monitor, `gancho_repairs_total{kind="lost"}`))
 	l.seen = w.seen()
@@ -224,7 +224,7 @@ func (s *system) rest(published map[string]string, w *witness, receivers []*rece
 func (s *system) kept() map[string]bool {
 	s.t.Helper()
 	ids := map[string]bool{}
-	failed, err := s.js.Stream(s.t.Context(), bus.Failed)
+	failed, err := s.js.Stream(s.t.Context(), topology.Failed)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -242,19 +242,19 @@ func (s *system) kept() map[string]bool {
 func (s *system) left() (counts map[string]int, again int) {
 	s.t.Helper()
 	counts = map[string]int{}
-	for _, stream := range []string{bus.Retries, bus.Parked} { // work queues: what is acknowledged is gone
+	for _, stream := range []string{topology.Retries, topology.Parked} { // work queues: what is acknowledged is gone
 		st, err := s.js.Stream(s.t.Context(), stream)
 		if err != nil {
 			s.t.Fatal(err)
 		}
 		counts[stream] = int(st.CachedInfo().State.Msgs)
 	}
-	first, err := s.js.Consumer(s.t.Context(), bus.Notifications, bus.ConsumerFirst)
+	first, err := s.js.Consumer(s.t.Context(), topology.Notifications, topology.ConsumerFirst)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	info := first.CachedInfo()
-	counts[bus.Notifications] = int(info.NumPending) + info.NumAckPending
+	counts[topology.Notifications] = int(info.NumPending) + info.NumAckPending
 	return counts, int(info.Delivered.Consumer) - int(info.Delivered.Stream)
 }
 

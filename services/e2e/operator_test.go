@@ -12,7 +12,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"gancho/pkg/bus"
+	"gancho/pkg/topology"
 	"gancho/services/internal/lab"
 )
 
@@ -66,9 +66,9 @@ func TestDeletedConsumers(t *testing.T) {
 		stream, consumer string
 		owner            *lab.Process
 	}{
-		{bus.Events, bus.ConsumerPublisher, s.Publisher},
-		{bus.Notifications, bus.ConsumerFirst, s.Dispatchers[0]},
-		{bus.Retries, bus.ConsumerRetries, s.Dispatchers[0]},
+		{topology.Events, topology.ConsumerPublisher, s.Publisher},
+		{topology.Notifications, topology.ConsumerFirst, s.Dispatchers[0]},
+		{topology.Retries, topology.ConsumerRetries, s.Dispatchers[0]},
 	}
 	for _, g := range gone {
 		s.deleteConsumer(g.stream, g.consumer)
@@ -119,19 +119,19 @@ func TestDeletedStream(t *testing.T) {
 	s.stopCleanly(s.Publisher)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	if err := s.js.DeleteStream(ctx, bus.Notifications); err != nil {
+	if err := s.js.DeleteStream(ctx, topology.Notifications); err != nil {
 		t.Fatal(err)
 	}
 	d := s.Dispatchers[0]
 	s.Until("the dispatcher is not ready", func() bool { return !ready(d) })
-	if _, err := s.js.Stream(ctx, bus.Notifications); err == nil {
+	if _, err := s.js.Stream(ctx, topology.Notifications); err == nil {
 		t.Error("NOTIFICATIONS was created by a service that does not own it")
 	}
 	s.Publisher.Start()
 	s.WaitReady()
 	s.waitAll(ids(dealCreated, h, s.publishMany(5)), "delivered")
 
-	if err := s.js.DeleteStream(ctx, bus.Notifications); err != nil { // now under a running owner
+	if err := s.js.DeleteStream(ctx, topology.Notifications); err != nil { // now under a running owner
 		t.Fatal(err)
 	}
 	s.waitAll(ids(dealCreated, h, s.publishMany(5)), "delivered")
@@ -164,7 +164,7 @@ func TestEditedConsumer(t *testing.T) {
 	const restored = `gancho_jetstream_restored_total{kind="consumer"}`
 	settings := func() jetstream.ConsumerConfig {
 		t.Helper()
-		c, err := s.js.Consumer(ctx, bus.Retries, bus.ConsumerRetries)
+		c, err := s.js.Consumer(ctx, topology.Retries, topology.ConsumerRetries)
 		must(t, "look at the consumer", err)
 		return c.CachedInfo().Config
 	}
@@ -180,7 +180,7 @@ func TestEditedConsumer(t *testing.T) {
 		})
 		cfg := settings()
 		change(&cfg)
-		_, err := s.js.UpdateConsumer(ctx, bus.Retries, cfg)
+		_, err := s.js.UpdateConsumer(ctx, topology.Retries, cfg)
 		must(t, "edit the consumer", err)
 		edits++
 		s.Until("the edit is counted", func() bool { return value(d, restored) == edits })
@@ -216,13 +216,13 @@ func TestEditedConsumer(t *testing.T) {
 	}
 
 	// A pause is not undone: the dispatcher is not ready and says until when.
-	_, err := s.js.PauseConsumer(ctx, bus.Retries, bus.ConsumerRetries, time.Now().Add(time.Hour))
+	_, err := s.js.PauseConsumer(ctx, topology.Retries, topology.ConsumerRetries, time.Now().Add(time.Hour))
 	must(t, "pause the consumer", err)
 	s.Until("the dispatcher says that it is paused", func() bool {
 		status, body := s.readyz(d)
 		return status == http.StatusServiceUnavailable && strings.Contains(body, "consumer dispatcher-retries: paused by somebody until ")
 	})
-	_, err = s.js.ResumeConsumer(ctx, bus.Retries, bus.ConsumerRetries)
+	_, err = s.js.ResumeConsumer(ctx, topology.Retries, topology.ConsumerRetries)
 	must(t, "resume the consumer", err)
 	s.WaitReady()
 

@@ -27,6 +27,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
 	"gancho/pkg/suspension"
+	"gancho/pkg/topology"
 )
 
 // The users of deploy/nats/accounts.conf.
@@ -132,23 +133,23 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	b := startBroker(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	limits := bus.Limits{
+	limits := topology.Limits{
 		Replicas: 1, EventMaxBytes: 1 << 20, EventsMaxAge: time.Hour, LogMaxAge: time.Hour, DuplicateWindow: time.Minute,
 	}
 	publisher, dispatcher := b.bus(t, userPublisher), b.bus(t, userDispatcher)
 	monitor, management := b.bus(t, userMonitor), b.bus(t, userManagement)
-	must(t, "publisher's streams", publisher.Own(ctx, bus.Publisher, limits))
-	must(t, "dispatcher's streams", dispatcher.Own(ctx, bus.Dispatcher, limits))
-	must(t, "monitor's streams", monitor.Own(ctx, bus.Monitor, limits))
-	must(t, "management's buckets", management.Own(ctx, bus.Management, limits))
-	full, err := monitor.StreamState(ctx, bus.Events)
+	must(t, "publisher's streams", publisher.Own(ctx, topology.Publisher, limits))
+	must(t, "dispatcher's streams", dispatcher.Own(ctx, topology.Dispatcher, limits))
+	must(t, "monitor's streams", monitor.Own(ctx, topology.Monitor, limits))
+	must(t, "management's buckets", management.Own(ctx, topology.Management, limits))
+	full, err := monitor.StreamState(ctx, topology.Events)
 	must(t, "monitor looks at CRM_EVENTS", err)
 	if got, want := full.MaxBytes, int64(1<<30/100*30); got != want { // of NATS_MAX_FILE_STORE
 		t.Errorf("CRM_EVENTS may hold %d bytes, want %d", got, want)
 	}
-	must(t, "the broker's payload limit", publisher.RequirePayload(ctx, 1<<20+bus.BrokerHeadroom))
+	must(t, "the broker's payload limit", publisher.RequirePayload(ctx, 1<<20+topology.BrokerHeadroom))
 
-	must(t, "dispatcher awaits others' streams", dispatcher.Await(ctx, bus.Notifications, bus.Quarantine))
+	must(t, "dispatcher awaits others' streams", dispatcher.Await(ctx, topology.Notifications, topology.Quarantine))
 
 	// The CRM is an ordinary client, with its own inbox.
 	crmConn, err := nats.Connect(b.url(userCRM))
@@ -229,30 +230,30 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	_, err = drain.Empty(ctx)
 	must(t, "dispatcher looks at a drain", err)
 	must(t, "dispatcher ends a drain", drain.Close(ctx))
-	leases, err := dispatcher.Bucket(ctx, bus.BucketLeases)
+	leases, err := dispatcher.Bucket(ctx, topology.BucketLeases)
 	must(t, "dispatcher's leases", err)
 	lease, err := leases.Acquire(ctx, "acme.lane", "one")
 	must(t, "dispatcher takes a lease", err)
 	must(t, "dispatcher renews a lease", lease.Renew(ctx))
 	must(t, "dispatcher gives a lease back", lease.Release(ctx))
 
-	webhooks, err := management.Bucket(ctx, bus.BucketWebhooks)
+	webhooks, err := management.Bucket(ctx, topology.BucketWebhooks)
 	must(t, "management's registry", err)
 	revision, err := webhooks.Create(ctx, "acme.one", []byte(`{}`))
 	must(t, "management creates a webhook", err)
 	must(t, "management deletes a webhook", webhooks.Delete(ctx, "acme.one", revision))
 	_, err = webhooks.Put(ctx, "acme.two", []byte(`{}`))
 	must(t, "management changes a webhook", err)
-	suspensions, err := monitor.Bucket(ctx, bus.BucketSuspensions)
+	suspensions, err := monitor.Bucket(ctx, topology.BucketSuspensions)
 	must(t, "monitor's bucket", err)
 	revision, err = suspensions.Put(ctx, "acme.flag", []byte(`{}`))
 	must(t, "monitor writes a flag", err)
-	flags, err := dispatcher.Bucket(ctx, bus.BucketSuspensions)
+	flags, err := dispatcher.Bucket(ctx, topology.BucketSuspensions)
 	must(t, "dispatcher's flags", err)
 	_, err = flags.Update(ctx, "acme.flag", []byte(`{"state":"probing"}`), revision)
 	must(t, "dispatcher claims a probe", err)
 	for name, who := range map[string]*bus.Bus{"publisher": publisher, "dispatcher": dispatcher, "monitor": monitor, "management": management} {
-		for _, bucket := range []string{bus.BucketWebhooks, bus.BucketSuspensions} {
+		for _, bucket := range []string{topology.BucketWebhooks, topology.BucketSuspensions} {
 			watched, err := who.Bucket(ctx, bucket)
 			must(t, name+" opens "+bucket, err)
 			watching, stop := context.WithTimeout(ctx, 20*time.Second)
@@ -267,7 +268,7 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 		}
 	}
 
-	claims, err := management.Bucket(ctx, bus.BucketClaims)
+	claims, err := management.Bucket(ctx, topology.BucketClaims)
 	must(t, "management's claims", err)
 	revision, err = claims.Create(ctx, "acme.claim", []byte("one"))
 	must(t, "management claims a destination", err)
@@ -337,48 +338,48 @@ func rights() map[string]right {
 
 	publisher := right{
 		publish: []string{"gancho.notifications.acme.id", "gancho.rejected.bad_json", "gancho.quarantine.CRM_EVENTS.reason"},
-		create:  []string{bus.Events, bus.Rejected, bus.Notifications, bus.Quarantine},
-		purge:   []string{bus.Notifications},
-		info:    append([]string{bus.Attempts}, watches...),
+		create:  []string{topology.Events, topology.Rejected, topology.Notifications, topology.Quarantine},
+		purge:   []string{topology.Notifications},
+		info:    append([]string{topology.Attempts}, watches...),
 		get:     watches,
-		lookUp:  []string{bus.Notifications, bus.Attempts},
+		lookUp:  []string{topology.Notifications, topology.Attempts},
 		consume: anyConsumer(watches...),
 	}
-	publisher.consume[bus.Events] = []string{bus.ConsumerPublisher}
+	publisher.consume[topology.Events] = []string{topology.ConsumerPublisher}
 
 	dispatcher := right{
 		publish: []string{
 			"gancho.retries.at.acme.id", "gancho.retries.due.acme.webhook", "gancho.parked.acme.lane.webhook", "gancho.attempts.acme.id",
 			"gancho.failed.acme.webhook.id", "gancho.quarantine.RETRIES.reason", "$KV.LEASES.acme.lane", "$KV.SUSPENSIONS.key",
 		},
-		create:  []string{bus.Retries, bus.Parked, bus.Attempts, bus.Failed, bus.MaxDeliveries, "KV_LEASES"},
-		purge:   []string{bus.Retries, bus.Parked},
-		remove:  []string{bus.Retries},
-		info:    append([]string{bus.Notifications, bus.Quarantine}, watches...),
-		get:     append([]string{bus.Notifications, bus.Retries, bus.Parked, bus.Attempts, bus.Failed, "KV_LEASES"}, watches...),
-		consume: anyConsumer(append([]string{bus.Parked, "KV_LEASES"}, watches...)...),
+		create:  []string{topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.MaxDeliveries, "KV_LEASES"},
+		purge:   []string{topology.Retries, topology.Parked},
+		remove:  []string{topology.Retries},
+		info:    append([]string{topology.Notifications, topology.Quarantine}, watches...),
+		get:     append([]string{topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, "KV_LEASES"}, watches...),
+		consume: anyConsumer(append([]string{topology.Parked, "KV_LEASES"}, watches...)...),
 	}
-	dispatcher.consume[bus.Notifications] = []string{bus.ConsumerFirst}
-	dispatcher.consume[bus.Retries] = []string{bus.ConsumerRetries}
-	dispatcher.consume[bus.MaxDeliveries] = []string{bus.ConsumerMaxDeliveries}
+	dispatcher.consume[topology.Notifications] = []string{topology.ConsumerFirst}
+	dispatcher.consume[topology.Retries] = []string{topology.ConsumerRetries}
+	dispatcher.consume[topology.MaxDeliveries] = []string{topology.ConsumerMaxDeliveries}
 
 	monitor := right{
 		publish: []string{
 			"gancho.webhooks.acme.webhook.suspended", "gancho.attempts.acme.id", "gancho.retries.at.acme.id",
 			"$KV.SUSPENSIONS.key", "$KV.BOOKS.key", "$KV.LEASES.books",
 		},
-		create: []string{bus.WebhookStatus, bus.Commands, "KV_SUSPENSIONS", "KV_BOOKS"},
+		create: []string{topology.WebhookStatus, topology.Commands, "KV_SUSPENSIONS", "KV_BOOKS"},
 		purge:  []string{"KV_SUSPENSIONS"},
-		remove: []string{bus.Retries},
-		info:   append(bus.AllStreams(), "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_LEASES"),
+		remove: []string{topology.Retries},
+		info:   append(topology.Streams(), "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_LEASES"),
 		get: append([]string{
-			bus.WebhookStatus, bus.Events, bus.Notifications, bus.Retries, bus.Parked, bus.Attempts, bus.Failed, "KV_BOOKS", "KV_LEASES",
+			topology.WebhookStatus, topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, "KV_BOOKS", "KV_LEASES",
 		}, watches...),
 		consume: anyConsumer(watches...),
 	}
-	monitor.consume[bus.Attempts] = []string{bus.ConsumerMonitor, "books"}
-	monitor.consume[bus.Notifications] = []string{"books"}
-	monitor.consume[bus.Commands] = []string{bus.ConsumerCommands}
+	monitor.consume[topology.Attempts] = []string{topology.ConsumerMonitor, "books"}
+	monitor.consume[topology.Notifications] = []string{"books"}
+	monitor.consume[topology.Commands] = []string{topology.ConsumerCommands}
 
 	management := right{
 		publish: []string{
@@ -387,15 +388,15 @@ func rights() map[string]right {
 		},
 		create: []string{"KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS"},
 		info: []string{
-			bus.Events, bus.Rejected, bus.Notifications, bus.Retries, bus.Parked, bus.Attempts, bus.Failed, bus.Quarantine, bus.WebhookStatus,
-			bus.Commands, "KV_SUSPENSIONS",
+			topology.Events, topology.Rejected, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.Quarantine, topology.WebhookStatus,
+			topology.Commands, "KV_SUSPENSIONS",
 		},
-		get: append([]string{bus.Events, bus.Notifications, bus.Retries, bus.Parked, bus.Attempts, bus.Failed, bus.WebhookStatus, "KV_WEBHOOK_CLAIMS", "KV_REPLAYS"}, watches...),
-		consume: anyConsumer(append([]string{bus.Failed, bus.WebhookStatus, bus.Events, "KV_REPLAYS"},
+		get: append([]string{topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.WebhookStatus, "KV_WEBHOOK_CLAIMS", "KV_REPLAYS"}, watches...),
+		consume: anyConsumer(append([]string{topology.Failed, topology.WebhookStatus, topology.Events, "KV_REPLAYS"},
 			watches...)...),
 	}
-	management.consume[bus.Attempts] = []string{"*", bus.ConsumerIndex}
-	management.consume[bus.Notifications] = []string{"*", bus.ConsumerIndexPending}
+	management.consume[topology.Attempts] = []string{"*", topology.ConsumerIndex}
+	management.consume[topology.Notifications] = []string{"*", topology.ConsumerIndexPending}
 
 	return map[string]right{
 		userCRM: crm, userPublisher: publisher, userDispatcher: dispatcher, userMonitor: monitor, userManagement: management,

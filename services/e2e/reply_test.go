@@ -10,6 +10,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
+	"gancho/pkg/topology"
 )
 
 // TestReplySubjectsAreNoWayIn is row 69 of the bad inputs: whoever may publish chooses a reply subject, and the
@@ -20,7 +21,7 @@ func TestReplySubjectsAreNoWayIn(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	publisher := b.bus(t, userPublisher)
-	must(t, "publisher's streams", publisher.Own(ctx, bus.Publisher, bustest.Limits()))
+	must(t, "publisher's streams", publisher.Own(ctx, topology.Publisher, bustest.Limits()))
 	operator, err := jetstream.New(b.connect(t, userOperator))
 	must(t, "operator", err)
 	crm := b.connect(t, userCRM)
@@ -46,7 +47,7 @@ func TestReplySubjectsAreNoWayIn(t *testing.T) {
 		_, err := operator.AccountInfo(ctx)
 		must(t, "account", err)
 	}
-	s, err := operator.Stream(ctx, bus.Events)
+	s, err := operator.Stream(ctx, topology.Events)
 	must(t, "CRM_EVENTS", err)
 	if state := s.CachedInfo().State; state.Msgs != last.Sequence || state.FirstSeq != 1 || state.Msgs < 10+1 {
 		t.Errorf("CRM_EVENTS holds %d messages from %d of %d: an answer of the broker was taken for a request", state.Msgs, state.FirstSeq, last.Sequence)
@@ -62,7 +63,7 @@ func TestReplySubjectsAreNoWayIn(t *testing.T) {
 	if n, err := first.Pull(ctx, 10, bus.Unbounded, func(d *bus.Delivery) { t.Errorf("an answer of the broker became a delivery: %+v", d.Notification) }); n > 0 || err != nil {
 		t.Errorf("first attempts: %d, %v", n, err)
 	}
-	q, err := operator.Stream(ctx, bus.Quarantine)
+	q, err := operator.Stream(ctx, topology.Quarantine)
 	must(t, "QUARANTINE", err)
 	if n := q.CachedInfo().State.Msgs; n > 1 {
 		t.Errorf("QUARANTINE holds %d messages", n)

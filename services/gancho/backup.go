@@ -16,6 +16,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/service"
+	"gancho/pkg/topology"
 )
 
 // manifestFile lists what a backup has. It is written last: a backup without one is not complete.
@@ -40,7 +41,7 @@ type backedUp struct {
 }
 
 // Backup copies every stream and bucket, with consumers, into a directory that is new or empty. It can run
-// while the services do: see bus.Snapshots for the order. The files hold customers' data and sealed secrets;
+// while the services do: see topology.Backup for the order. The files hold customers' data and sealed secrets;
 // the encryption key is not among them.
 func Backup(environ []string, dir string, stdout, stderr io.Writer) int {
 	return withBroker(environ, stderr, func(ctx context.Context, b *bus.Bus, _ brokerConfig) (int, error) {
@@ -51,7 +52,7 @@ func Backup(environ []string, dir string, stdout, stderr io.Writer) int {
 			return 0, errors.Join(err, fmt.Errorf("%s is not empty; give a new folder for each backup", dir))
 		}
 		m := manifest{Format: 1, At: time.Now().UTC(), Version: service.Version}
-		for _, name := range bus.Snapshots() {
+		for _, name := range topology.Backup() {
 			s, err := backupStream(ctx, b, dir, name)
 			if errors.Is(err, bus.ErrNotFound) {
 				fmt.Fprintf(stdout, "%-22s does not exist\n", name)
@@ -109,7 +110,7 @@ func Restore(environ []string, dir string, stdout, stderr io.Writer) int {
 			return 0, err
 		}
 		var full []string
-		for _, name := range bus.Snapshots() {
+		for _, name := range topology.Backup() {
 			empty, err := b.Empty(ctx, name)
 			if err != nil {
 				return 0, err
@@ -150,7 +151,7 @@ func readManifest(dir string) (*manifest, error) {
 	if m.Format != 1 {
 		return nil, fmt.Errorf("the backup has format %d, this program reads 1", m.Format)
 	}
-	known := bus.Snapshots()
+	known := topology.Backup()
 	for _, s := range m.Streams {
 		if !slices.Contains(known, s.Name) || s.File != s.Name+".snapshot" {
 			return nil, fmt.Errorf("the backup names %q, which is no stream of Gancho", s.Name)

@@ -13,12 +13,13 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/service"
+	"gancho/pkg/topology"
 )
 
 // brokerConfig is what the commands read that talk to the broker themselves.
 type brokerConfig struct {
 	Bus    bus.Config
-	Limits bus.Limits
+	Limits topology.Limits
 }
 
 // brokerUser names the connection and its inbox. The rights that these commands need are the operator's.

@@ -32,7 +32,7 @@ func doctor(s *bustest.Server) command {
 	return runCommand(s, func(e []string, o, x *strings.Builder) int { return Doctor(e, false, o, x) })
 }
 
-func topology(s *bustest.Server, apply bool, env ...string) command {
+func runTopology(s *bustest.Server, apply bool, env ...string) command {
 	return runCommand(s, func(e []string, o, x *strings.Builder) int { return Topology(e, apply, o, x) }, env...)
 }
 
@@ -125,13 +125,13 @@ func TestDoctorFindsALostNotification(t *testing.T) {
 func TestTopologyCommand(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
-	topology(s, false).want(t, 1, `stream +NOTIFICATIONS +publisher .*missing`)
-	topology(s, true).want(t, 0, `created stream RETRIES`)
-	topology(s, false).want(t, 0, `stream +NOTIFICATIONS +publisher +0 +0 B +ok`, `consumer +RETRIES > dispatcher-retries .*its service makes it`)
-	topology(s, false, "EVENTS_MAX_AGE=336h").want(t, 1, `max_age 168h0m0s -> 336h0m0s \(--apply\)`)
-	topology(s, true, "EVENTS_MAX_AGE=336h").want(t, 0, `stream CRM_EVENTS: max_age 168h0m0s -> 336h0m0s`)
-	topology(s, true, "EVENTS_MAX_AGE=24h").want(t, 1, `nothing to create or loosen`, `Not applied`, `max_age is 336h0m0s, expected 24h0m0s`)
-	topology(s, true, "EVENTS_MAX_AGE=soon").want(t, 2, `EVENTS_MAX_AGE`)
+	runTopology(s, false).want(t, 1, `stream +NOTIFICATIONS +publisher .*missing`)
+	runTopology(s, true).want(t, 0, `created stream RETRIES`)
+	runTopology(s, false).want(t, 0, `stream +NOTIFICATIONS +publisher +0 +0 B +ok`, `consumer +RETRIES > dispatcher-retries .*its service makes it`)
+	runTopology(s, false, "EVENTS_MAX_AGE=336h").want(t, 1, `max_age 168h0m0s -> 336h0m0s \(--apply\)`)
+	runTopology(s, true, "EVENTS_MAX_AGE=336h").want(t, 0, `stream CRM_EVENTS: max_age 168h0m0s -> 336h0m0s`)
+	runTopology(s, true, "EVENTS_MAX_AGE=24h").want(t, 1, `nothing to create or loosen`, `Not applied`, `max_age is 336h0m0s, expected 24h0m0s`)
+	runTopology(s, true, "EVENTS_MAX_AGE=soon").want(t, 2, `EVENTS_MAX_AGE`)
 }
 
 func TestBackupAndRestore(t *testing.T) {
@@ -165,7 +165,7 @@ func TestBackupAndRestore(t *testing.T) {
 	}
 	const more = "EVENTS_MAX_AGE=400h"
 	restore(to, dir, more).want(t, 0, `ATTEMPTS +5 messages`, `Restored as of`)
-	topology(to, false, more).want(t, 1, `CRM_EVENTS .*max_age \S+ -> 400h0m0s \(--apply\)`) // limits are as they were backed up
+	runTopology(to, false, more).want(t, 1, `CRM_EVENTS .*max_age \S+ -> 400h0m0s \(--apply\)`) // limits are as they were backed up
 	doctor(to).want(t, 0, `matched +5`, `delivered +5`, `The books balance`)
 	restore(to, dir).want(t, 1, `holds messages already`)
 	restore(to, t.TempDir()).want(t, 1, `no complete backup`)

@@ -17,6 +17,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/notification"
 	"gancho/pkg/service"
+	"gancho/pkg/topology"
 )
 
 // late is how long something may wait before the doctor asks why.
@@ -67,7 +68,7 @@ func Doctor(environ []string, asJSON bool, stdout, stderr io.Writer) int {
 const betweenAudits = time.Second
 
 // examine finds out how things are.
-func examine(ctx context.Context, b *bus.Bus, l bus.Limits) (*diagnosis, error) {
+func examine(ctx context.Context, b *bus.Bus, l topology.Limits) (*diagnosis, error) {
 	d := &diagnosis{}
 	parts, err := b.Topology(ctx, l)
 	if err != nil {
@@ -87,7 +88,7 @@ func examine(ctx context.Context, b *bus.Bus, l bus.Limits) (*diagnosis, error) 
 			"Start the services that own them (gancho topology shows which), or create them with gancho topology --apply.")
 		return d, nil
 	}
-	bucket, err := b.Bucket(ctx, bus.BucketBooks)
+	bucket, err := b.Bucket(ctx, topology.BucketBooks)
 	if err != nil {
 		return nil, err
 	}
@@ -135,14 +136,14 @@ func (d *diagnosis) judge(state map[string]bus.Part) {
 	} else if !d.Balanced {
 		d.find(true, "the counts do not add up", "This is a fault of Gancho. Keep a backup (gancho backup) and report it.")
 	}
-	if n := state[bus.ConsumerFirst].Messages; !r.OldestPending.IsZero() && age(r.OldestPending) > late {
+	if n := state[topology.ConsumerFirst].Messages; !r.OldestPending.IsZero() && age(r.OldestPending) > late {
 		d.find(false, fmt.Sprintf("the oldest notification without an attempt has waited for %v (%d wait)", age(r.OldestPending), n),
 			"Is a dispatcher running and ready? Is gancho_first_attempts_paused 1? Otherwise add dispatchers or raise MAX_IN_FLIGHT.")
 	}
 	if !r.MostOverdue.IsZero() && age(r.MostOverdue) > late {
 		d.find(false, fmt.Sprintf("the most overdue retry is %v late", age(r.MostOverdue)), "Is a dispatcher running and ready?")
 	}
-	if n := state[bus.ConsumerPublisher].Messages; n > 10_000 {
+	if n := state[topology.ConsumerPublisher].Messages; n > 10_000 {
 		d.find(false, fmt.Sprintf("%d events wait for the publisher", n), "Is a publisher running and ready? Is NOTIFICATIONS full (gancho topology)?")
 	}
 	if r.Orphans > 0 {
@@ -152,14 +153,14 @@ func (d *diagnosis) judge(state map[string]bus.Part) {
 		d.find(false, fmt.Sprintf("%d messages were removed before the books read them and left no record", n),
 			"They are events that came again, or were lost while no suspension-monitor ran. Replay that time if in doubt.")
 	}
-	if n := state[bus.Quarantine].Messages; n > 0 {
+	if n := state[topology.Quarantine].Messages; n > 0 {
 		d.find(false, fmt.Sprintf("%d messages are in QUARANTINE", n), "Their headers Gancho-Reason and Gancho-Detail say why; nats stream view QUARANTINE shows them.")
 	}
 }
 
 // findForgotten finds what is parked although its URL is active.
 func (d *diagnosis) findForgotten(ctx context.Context, b *bus.Bus) error {
-	suspensions, err := b.Bucket(ctx, bus.BucketSuspensions)
+	suspensions, err := b.Bucket(ctx, topology.BucketSuspensions)
 	if err != nil {
 		return err
 	}

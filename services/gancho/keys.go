@@ -12,6 +12,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
+	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
 )
 
@@ -55,9 +56,9 @@ func Reseal(environ []string, dryRun bool, stdout, stderr io.Writer) int {
 	return connected(cfg.Bus, keysUser, stderr, func(ctx context.Context, b *bus.Bus) (int, error) {
 		within, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
-		bucket, err := b.Bucket(within, bus.BucketWebhooks)
+		bucket, err := b.Bucket(within, topology.BucketWebhooks)
 		if err != nil {
-			return 0, fmt.Errorf("open the bucket %s: %w; is this the broker of Gancho, and the user management or operator?", bus.BucketWebhooks, err)
+			return 0, fmt.Errorf("open the bucket %s: %w; is this the broker of Gancho, and the user management or operator?", topology.BucketWebhooks, err)
 		}
 		r := &resealer{bucket: bucket, keys: keys, stdout: stdout, stderr: stderr}
 		for round := 1; ; round++ {

@@ -18,6 +18,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/seal"
+	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
 )
 
@@ -55,7 +56,7 @@ func TestReseal(t *testing.T) {
 	path := writeKeys(t, "old:"+strings.Repeat("A", 43)+"=\n")
 	old := loadKeys(t, path)
 	b := s.Topology(bustest.Limits())
-	bucket, err := b.Bucket(t.Context(), bus.BucketWebhooks)
+	bucket, err := b.Bucket(t.Context(), topology.BucketWebhooks)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +146,7 @@ func TestResealNamesWhatDoesNotOpen(t *testing.T) {
 	b := "b:" + strings.Repeat("B", 42) + "A=\n"
 	c := "c:" + strings.Repeat("C", 42) + "A=\n"
 	conn := s.Topology(bustest.Limits())
-	bucket, err := conn.Bucket(t.Context(), bus.BucketWebhooks)
+	bucket, err := conn.Bucket(t.Context(), topology.BucketWebhooks)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
+	"gancho/pkg/topology"
 	"gancho/services/dispatcher"
 	"gancho/services/management"
 	"gancho/services/publisher"
@@ -101,7 +102,7 @@ func refuse(stderr io.Writer, problems []string) int {
 type stack struct {
 	cfg     Config
 	environ []string // of the services, without what is only known when broker and Redis listen
-	limits  bus.Limits
+	limits  topology.Limits
 }
 
 // prepare makes the data directory, the key and the first token, and checks every service's configuration.
@@ -253,7 +254,7 @@ func (s *stack) startBroker() (*server.Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	payload := int32(max(2<<20, s.limits.EventMaxBytes+bus.BrokerHeadroom)) //nolint:gosec // EVENT_MAX_BYTES is at most 64 MiB
+	payload := int32(max(2<<20, s.limits.EventMaxBytes+topology.BrokerHeadroom)) //nolint:gosec // EVENT_MAX_BYTES is at most 64 MiB
 	broker, err := server.NewServer(&server.Options{
 		Host: host, Port: n, JetStream: true, StoreDir: filepath.Join(s.cfg.DataDir, "nats"),
 		MaxPayload: payload, MaxPending: max(server.MAX_PENDING_SIZE, 2*int64(payload)),

@@ -12,6 +12,7 @@ import (
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
 	"gancho/pkg/suspension"
+	"gancho/pkg/topology"
 	"gancho/services/management/internal/auth"
 )
 
@@ -19,7 +20,7 @@ import (
 type Config struct {
 	Service service.Config
 	Bus     bus.Config
-	Limits  bus.Limits
+	Limits  topology.Limits
 	Egress  egress.Config
 
 	// HTTPAddr is where the API and the console are served. Put a proxy that speaks TLS in front of it.

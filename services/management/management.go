@@ -19,6 +19,7 @@ import (
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
 	"gancho/pkg/suspension"
+	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/api"
 	"gancho/services/management/internal/auth"
@@ -95,7 +96,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		return serve(ctx, listener, front, cfg.Service.ShutdownTimeout, proc.Log)
 	})
 	group.Go(func() error {
-		if err := b.Own(ctx, bus.Management, cfg.Limits); err != nil {
+		if err := b.Own(ctx, topology.Management, cfg.Limits); err != nil {
 			return ended(ctx, err)
 		}
 		registry, err := b.Registry(ctx)
@@ -103,7 +104,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 			return ended(ctx, err)
 		}
 		registry.Restores()
-		claims, err := b.Bucket(ctx, bus.BucketClaims)
+		claims, err := b.Bucket(ctx, topology.BucketClaims)
 		if err != nil {
 			return ended(ctx, err)
 		}
@@ -114,7 +115,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 			Bus: b, Registry: registry, Claims: claims, Flags: suspended, Keys: keys, Policy: policy, Names: names, PerAccount: cfg.WebhooksPerAccount, Log: proc.Log,
 		})
 		told := notifications.New(b, hooks, recent, cfg.Limits.EventMaxBytes)
-		jobs, err := b.Bucket(ctx, bus.BucketReplays)
+		jobs, err := b.Bucket(ctx, topology.BucketReplays)
 		if err != nil {
 			return ended(ctx, err)
 		}

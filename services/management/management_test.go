@@ -21,6 +21,7 @@ import (
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
+	"gancho/pkg/topology"
 	"gancho/services/management"
 )
 
@@ -118,7 +119,7 @@ func (s *site) arrived() (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	stream, err := js.Stream(s.t.Context(), bus.Notifications)
+	stream, err := js.Stream(s.t.Context(), topology.Notifications)
 	if err != nil {
 		return 0, err
 	}

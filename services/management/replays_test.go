@@ -10,10 +10,10 @@ import (
 
 	"github.com/google/uuid"
 
-	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
+	"gancho/pkg/topology"
 )
 
 func TestReplay(t *testing.T) {
@@ -155,7 +155,7 @@ func TestReplaySurvives(t *testing.T) {
 	s.until("some are sent", func() bool { _, sent := progress(); return sent > 0 })
 	s.at(first, acme, "POST", path+"/pause", nil).want(200)
 	s.at(first, acme, "POST", path+"/pause", nil).want(200)
-	bucket, err := s.bus.Bucket(t.Context(), bus.BucketReplays)
+	bucket, err := s.bus.Bucket(t.Context(), topology.BucketReplays)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,7 @@ func TestReplayIsCancelled(t *testing.T) {
 	s.do(acmeRead, "DELETE", path, nil).refused(403, "read_only", "")
 	s.do(acme, "DELETE", path, nil).want(204)
 	s.do(acme, "DELETE", path, nil).want(204)
-	bucket, err := s.bus.Bucket(t.Context(), bus.BucketReplays)
+	bucket, err := s.bus.Bucket(t.Context(), topology.BucketReplays)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +245,7 @@ func TestReplayOfADeadRunner(t *testing.T) {
 	}).Wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	bucket, err := s.bus.Bucket(t.Context(), bus.BucketReplays)
+	bucket, err := s.bus.Bucket(t.Context(), topology.BucketReplays)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/notification"
 	"gancho/pkg/suspension"
+	"gancho/pkg/topology"
 )
 
 // monitor does with the commands what the suspension-monitor does: sets and removes flags.
@@ -64,7 +65,7 @@ func (m *monitor) count() int {
 }
 
 func (s *site) flag(ctx context.Context, f suspension.Flag) {
-	bucket, err := s.bus.Bucket(ctx, bus.BucketSuspensions)
+	bucket, err := s.bus.Bucket(ctx, topology.BucketSuspensions)
 	if err == nil {
 		var body []byte
 		if body, err = json.Marshal(f); err == nil {
@@ -77,7 +78,7 @@ func (s *site) flag(ctx context.Context, f suspension.Flag) {
 }
 
 func (s *site) unflag(ctx context.Context, account, urlKey string) {
-	bucket, err := s.bus.Bucket(ctx, bus.BucketSuspensions)
+	bucket, err := s.bus.Bucket(ctx, topology.BucketSuspensions)
 	if err == nil {
 		err = bucket.Delete(ctx, account+"."+urlKey, 0)
 	}

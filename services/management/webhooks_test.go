@@ -9,9 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
 	"gancho/pkg/seal"
+	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
 	"gancho/services/management"
 )
@@ -56,7 +56,7 @@ func TestWebhookLife(t *testing.T) {
 
 	// Two rotations: the newest old secret signs along for a day, the one before it no more.
 	s.do(acme, "POST", "/crm/v2/webhooks/"+id+"/rotate_secret", `{"data":{}}`).want(http.StatusOK)
-	bucket, err := s.bus.Bucket(t.Context(), bus.BucketWebhooks)
+	bucket, err := s.bus.Bucket(t.Context(), topology.BucketWebhooks)
 	if err != nil {
 		t.Fatal(err)
 	}

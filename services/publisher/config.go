@@ -3,11 +3,12 @@ package publisher
 import (
 	"gancho/pkg/bus"
 	"gancho/pkg/service"
+	"gancho/pkg/topology"
 )
 
 // Config of the publisher.
 type Config struct {
 	Service service.Config
 	Bus     bus.Config
-	Limits  bus.Limits
+	Limits  topology.Limits
 }

@@ -25,6 +25,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
 	"gancho/pkg/service"
+	"gancho/pkg/topology"
 	"gancho/pkg/tracing"
 	"gancho/pkg/webhook"
 )
@@ -87,10 +88,10 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	}
 	defer b.Close()
 	proc.Health.Require("nats", b.State)
-	if err := b.Own(ctx, bus.Publisher, cfg.Limits); err != nil {
+	if err := b.Own(ctx, topology.Publisher, cfg.Limits); err != nil {
 		return err
 	}
-	if err := b.RequirePayload(ctx, int64(cfg.Limits.EventMaxBytes)+bus.BrokerHeadroom); err != nil {
+	if err := b.RequirePayload(ctx, int64(cfg.Limits.EventMaxBytes)+topology.BrokerHeadroom); err != nil {
 		return err
 	}
 	registry, err := b.Registry(ctx)
@@ -104,7 +105,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	}
 	p := &Publisher{
 		log: proc.Log, bus: b, registry: registry, metrics: newMetrics(proc.Metrics), trace: proc.Trace,
-		mostBytes: bus.MaxMessage(cfg.Limits.EventMaxBytes), maxBodyBytes: cfg.Limits.EventMaxBytes,
+		mostBytes: topology.MaxMessage(cfg.Limits.EventMaxBytes), maxBodyBytes: cfg.Limits.EventMaxBytes,
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	loaded := make(chan struct{})

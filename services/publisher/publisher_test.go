@@ -21,6 +21,7 @@ import (
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/event"
 	"gancho/pkg/service"
+	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
 	"gancho/services/internal/lab"
 )
@@ -44,7 +45,7 @@ func newRig(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.webhooks, err = b.Bucket(t.Context(), bus.BucketWebhooks); err != nil {
+	if r.webhooks, err = b.Bucket(t.Context(), topology.BucketWebhooks); err != nil {
 		t.Fatal(err)
 	}
 	nc, err := nats.Connect(r.broker.URL())
@@ -102,9 +103,9 @@ func (r *rig) stored(stream string) []*jetstream.RawStreamMsg {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		c, err := r.js.Consumer(r.t.Context(), bus.Events, bus.ConsumerPublisher)
+		c, err := r.js.Consumer(r.t.Context(), topology.Events, topology.ConsumerPublisher)
 		if err == nil {
-			events, err := r.js.Stream(r.t.Context(), bus.Events)
+			events, err := r.js.Stream(r.t.Context(), topology.Events)
 			if err != nil {
 				r.t.Fatal(err)
 			}
@@ -148,7 +149,7 @@ func TestFansOutToWhatMatches(t *testing.T) {
 	r.publish("crm.events.acme.crm_deal_created", body, nil) // the same again
 	r.publish("crm.events.nobody.crm_deal_created", body, nil)
 	var got []string
-	for _, m := range r.stored(bus.Notifications) {
+	for _, m := range r.stored(topology.Notifications) {
 		if string(m.Data) != body {
 			t.Errorf("body: got %s", m.Data)
 		}
@@ -169,15 +170,15 @@ func TestWebhookCountsAtOnce(t *testing.T) {
 	r.start()
 	r.webhook("warm", "*", webhook.Active)
 	r.publish("crm.events.warm.crm_deal_created", body, nil)
-	r.stored(bus.Notifications) // the publisher runs
+	r.stored(topology.Notifications) // the publisher runs
 	for i := range 20 {
 		account := fmt.Sprint("acme", i)
 		r.webhook(account, "*", webhook.Active)
 		deadline := time.Now().Add(time.Second) // what the contract promises; in practice milliseconds
 		for n := 0; ; n++ {
-			before := len(r.stored(bus.Notifications))
+			before := len(r.stored(topology.Notifications))
 			r.publish("crm.events."+account+".crm_deal_created", fmt.Sprintf(`{"transaction_uuid":"try-%d"}`, n), nil)
-			if len(r.stored(bus.Notifications)) > before {
+			if len(r.stored(topology.Notifications)) > before {
 				break
 			}
 			if time.Now().After(deadline) {
@@ -200,14 +201,14 @@ func TestRejectsWithReasonAndGoesOn(t *testing.T) {
 		{"crm.events.acme.crm_deal_created", `{"transaction_uuid":"a.b"}`, "bad_transaction_uuid"},
 	} {
 		r.publish(tc.subject, tc.body, nil)
-		all := r.stored(bus.Rejected)
+		all := r.stored(topology.Rejected)
 		last := all[len(all)-1]
 		if last.Header.Get("Gancho-Reason") != tc.reason || last.Header.Get("Gancho-Subject") != tc.subject || string(last.Data) != tc.body {
 			t.Errorf("%s: got %v %q", tc.reason, last.Header, last.Data)
 		}
 	}
 	r.publish("crm.events.acme.crm_deal_created", body, nil)
-	if n := len(r.stored(bus.Notifications)); n != 1 {
+	if n := len(r.stored(topology.Notifications)); n != 1 {
 		t.Errorf("the event behind them: got %d notifications, want 1", n)
 	}
 }
@@ -220,7 +221,7 @@ func TestCloudEvents(t *testing.T) {
 	r.publish("crm.events.acme.crm_lead_created", `{ "raw" : true }`, nats.Header{
 		"ce-id": {"ce-1"}, "ce-type": {"crm_lead_created"}, "ce-source": {"/crm"}, "ce-specversion": {"1.0"},
 	})
-	all := r.stored(bus.Notifications)
+	all := r.stored(topology.Notifications)
 	want := event.NotificationID(event.ID("acme", "crm_lead_created", "ce-1"), w.UUID)
 	if len(all) != 1 || all[0].Header.Get("Gancho-Notification-Id") != want || string(all[0].Data) != `{ "raw" : true }` {
 		t.Errorf("got %+v", all)
@@ -255,10 +256,10 @@ func TestNobodyListens(t *testing.T) {
 	for i := range 3 {
 		r.publish("crm.events.acme.crm_deal_created", fmt.Sprintf(`{"transaction_uuid":"t-%d"}`, i), nil)
 	}
-	if n := len(r.stored(bus.Notifications)); n != 0 {
+	if n := len(r.stored(topology.Notifications)); n != 0 {
 		t.Errorf("%d notifications", n)
 	}
-	if n := len(r.stored(bus.Rejected)); n != 0 {
+	if n := len(r.stored(topology.Rejected)); n != 0 {
 		t.Errorf("%d rejected", n)
 	}
 	if none, matched := r.events("no_webhooks"), r.events("matched"); none != 3 || matched != 0 {
@@ -292,10 +293,10 @@ func TestTextStaysText(t *testing.T) {
 	for _, b := range []string{`{"name":"` + canary, "[\"" + canary + "\x00\"]", `{"transaction_uuid":"` + canary + `\n"}`, `{"event_name":"` + canary + `"}`} {
 		r.publish("crm.events.acme.crm_deal_created", b, headers)
 	}
-	if n := len(r.stored(bus.Rejected)); n != 4 {
+	if n := len(r.stored(topology.Rejected)); n != 4 {
 		t.Errorf("%d rejected, want 4", n)
 	}
-	all := r.stored(bus.Notifications)
+	all := r.stored(topology.Notifications)
 	if len(all) != len(bodies) {
 		t.Fatalf("%d notifications, want %d", len(all), len(bodies))
 	}
@@ -330,7 +331,7 @@ func TestLargestEvent(t *testing.T) {
 	const subject = "crm.events.acme.crm_deal_created"
 	for _, size := range []int{most + 1, most + 900} {
 		r.publish(subject, of(size), nil)
-		all := r.stored(bus.Rejected)
+		all := r.stored(topology.Rejected)
 		if len(all) == 0 {
 			t.Fatalf("%d bytes were not rejected", size)
 		}
@@ -339,11 +340,11 @@ func TestLargestEvent(t *testing.T) {
 			t.Errorf("%d bytes: got %v and %d bytes", size, last.Header, len(last.Data))
 		}
 	}
-	if n := len(r.stored(bus.Notifications)); n != 0 {
+	if n := len(r.stored(topology.Notifications)); n != 0 {
 		t.Errorf("%d notifications of what is no event", n)
 	}
 	r.publish(subject, of(most), nats.Header{"Nats-Msg-Id": {strings.Repeat("i", 64+1+64+1+128)}})
-	if all := r.stored(bus.Notifications); len(all) != 1 || string(all[0].Data) != of(most) {
+	if all := r.stored(topology.Notifications); len(all) != 1 || string(all[0].Data) != of(most) {
 		t.Errorf("%d notifications of the largest event, want it whole", len(all))
 	}
 }
@@ -355,7 +356,7 @@ func TestFanOutIsWholeAfterAStop(t *testing.T) {
 	const many, some = 3 * page, 2*page - 16
 	full := func(r *rig, messages int64) {
 		r.t.Helper()
-		s, err := r.js.Stream(r.t.Context(), bus.Notifications)
+		s, err := r.js.Stream(r.t.Context(), topology.Notifications)
 		if err != nil {
 			r.t.Fatal(err)
 		}
@@ -381,7 +382,7 @@ func TestFanOutIsWholeAfterAStop(t *testing.T) {
 		tick := time.NewTicker(5 * time.Millisecond)
 		defer tick.Stop()
 		for {
-			s, err := r.js.Stream(r.t.Context(), bus.Notifications)
+			s, err := r.js.Stream(r.t.Context(), topology.Notifications)
 			if err != nil {
 				r.t.Fatal(err)
 			}
@@ -398,7 +399,7 @@ func TestFanOutIsWholeAfterAStop(t *testing.T) {
 	whole := func(r *rig) {
 		r.t.Helper()
 		seen := map[string]int{}
-		for _, m := range r.stored(bus.Notifications) {
+		for _, m := range r.stored(topology.Notifications) {
 			seen[m.Header.Get("Gancho-Webhook-Id")]++
 		}
 		if len(seen) != many {
@@ -431,11 +432,11 @@ func TestFanOutIsWholeAfterAStop(t *testing.T) {
 		p.Kill()
 		full(r, -1)
 		// The broker hands the event out again after its wait, which is not waited for here.
-		s, err := r.js.Stream(t.Context(), bus.Events)
+		s, err := r.js.Stream(t.Context(), topology.Events)
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := s.Consumer(t.Context(), bus.ConsumerPublisher)
+		c, err := s.Consumer(t.Context(), topology.ConsumerPublisher)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -483,7 +484,7 @@ func TestLargeFanOutHoldsUpNothing(t *testing.T) {
 	r.publish("crm.events.large.crm_deal_created", body, nil)
 	r.publish("crm.events.small.crm_deal_created", body, nil)
 	r.start()
-	all := r.stored(bus.Notifications)
+	all := r.stored(topology.Notifications)
 	if len(all) != many+1 {
 		t.Fatalf("got %d notifications, want %d", len(all), many+1)
 	}

@@ -12,6 +12,7 @@ import (
 	"gancho/pkg/books"
 	"gancho/pkg/bus"
 	"gancho/pkg/notification"
+	"gancho/pkg/topology"
 )
 
 // lookEvery is how often the exporter looks at the books and the broker.
@@ -51,7 +52,7 @@ type exporter struct {
 	mu         sync.Mutex
 	report     *books.Report // nil: none yet
 	streams    map[string]bus.StreamState
-	consumers  map[bus.Durable]bus.ConsumerState
+	consumers  map[topology.Durable]bus.ConsumerState
 	used       uint64
 	limit      int64
 	lastFailed bool
@@ -62,7 +63,7 @@ func newExporter(log *zap.Logger, b *bus.Bus, reg prometheus.Registerer) *export
 		return prometheus.NewDesc("gancho_"+name, help, labels, nil)
 	}
 	x := &exporter{
-		log: log, bus: b, started: time.Now(), streams: map[string]bus.StreamState{}, consumers: map[bus.Durable]bus.ConsumerState{},
+		log: log, bus: b, started: time.Now(), streams: map[string]bus.StreamState{}, consumers: map[topology.Durable]bus.ConsumerState{},
 		notifications: desc("notifications", "Sends of notifications by state: those on their way now, those that ended since the books began.", "state"),
 		matched:       desc("notifications_opened", "Sends of notifications that were opened since the books began."),
 		unaccounted:   desc("unaccounted_notifications", "Sends that neither ended nor are on their way: 0 when the books balance."),
@@ -133,14 +134,14 @@ func (x *exporter) Collect(out chan<- prometheus.Metric) {
 	gauge(x.oldest, age(r.OldestPending), string(notification.Pending))
 	gauge(x.oldest, age(r.OldestParked), string(notification.Parked))
 	gauge(x.overdue, age(r.MostOverdue))
-	for _, name := range bus.AllStreams() {
+	for _, name := range topology.Streams() {
 		s := x.streams[name]
 		gauge(x.messages, float64(s.Messages), name)
 		gauge(x.bytes, float64(s.Bytes), name)
 		gauge(x.maxBytes, float64(s.MaxBytes), name)
 		gauge(x.streamAge, age(s.Oldest), name)
 	}
-	for _, d := range bus.Durables() {
+	for _, d := range topology.Durables() {
 		s := x.consumers[d]
 		gauge(x.pending, float64(s.Pending), d.Stream, d.Name)
 		gauge(x.ackPending, float64(s.AckPending), d.Stream, d.Name)
@@ -175,15 +176,15 @@ func (x *exporter) look(ctx context.Context, bucket *bus.Bucket) error {
 		return err
 	}
 	streams := map[string]bus.StreamState{}
-	for _, name := range bus.AllStreams() {
+	for _, name := range topology.Streams() {
 		s, err := x.bus.StreamState(ctx, name)
 		if err != nil && !errors.Is(err, bus.ErrNotFound) {
 			return err
 		}
 		streams[name] = s
 	}
-	consumers := map[bus.Durable]bus.ConsumerState{}
-	for _, d := range bus.Durables() {
+	consumers := map[topology.Durable]bus.ConsumerState{}
+	for _, d := range topology.Durables() {
 		s, err := x.bus.ConsumerState(ctx, d)
 		if err != nil && !errors.Is(err, bus.ErrNotFound) {
 			return err

@@ -32,6 +32,7 @@ import (
 	"gancho/pkg/notification"
 	"gancho/pkg/service"
 	"gancho/pkg/suspension"
+	"gancho/pkg/topology"
 )
 
 const (
@@ -80,23 +81,23 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	m.exporter = newExporter(proc.Log, b, proc.Metrics)
 	proc.Health.Require("nats", b.State)
 	proc.Health.Want("redis", m.redisState)
-	if err := b.Own(ctx, bus.Monitor, cfg.Limits); err != nil {
+	if err := b.Own(ctx, topology.Monitor, cfg.Limits); err != nil {
 		return err
 	}
-	if err := b.Await(ctx, bus.Attempts); err != nil {
+	if err := b.Await(ctx, topology.Attempts); err != nil {
 		return err
 	}
 	if m.registry, err = b.Registry(ctx); err != nil {
 		return err
 	}
-	if m.suspensions, err = b.Bucket(ctx, bus.BucketSuspensions); err != nil {
+	if m.suspensions, err = b.Bucket(ctx, topology.BucketSuspensions); err != nil {
 		return err
 	}
-	leases, err := b.Bucket(ctx, bus.BucketLeases)
+	leases, err := b.Bucket(ctx, topology.BucketLeases)
 	if err != nil {
 		return err
 	}
-	accounts, err := b.Bucket(ctx, bus.BucketBooks)
+	accounts, err := b.Bucket(ctx, topology.BucketBooks)
 	if err != nil {
 		return err
 	}
@@ -116,7 +117,7 @@ func (m *Monitor) redisState() string {
 }
 
 func (m *Monitor) run(ctx context.Context, up func()) error {
-	journal, err := m.bus.Summaries(ctx, bus.ConsumerMonitor)
+	journal, err := m.bus.Summaries(ctx, topology.ConsumerMonitor)
 	if err != nil {
 		return err
 	}

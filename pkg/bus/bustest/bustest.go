@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap/zaptest"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/topology"
 )
 
 // Server is a NATS server of one test, stopped when the test ends.
@@ -78,10 +79,10 @@ func (s *Server) Connect(name string) *bus.Bus {
 }
 
 // Topology creates every stream and bucket, as the services would, and returns the bus it used.
-func (s *Server) Topology(l bus.Limits) *bus.Bus {
+func (s *Server) Topology(l topology.Limits) *bus.Bus {
 	s.t.Helper()
 	b := s.Connect("test-topology")
-	for _, o := range []bus.Owner{bus.Publisher, bus.Dispatcher, bus.Monitor, bus.Management} {
+	for _, o := range []topology.Owner{topology.Publisher, topology.Dispatcher, topology.Monitor, topology.Management} {
 		if err := b.Own(s.t.Context(), o, l); err != nil {
 			s.t.Fatal(err)
 		}
@@ -90,8 +91,8 @@ func (s *Server) Topology(l bus.Limits) *bus.Bus {
 }
 
 // Limits are the defaults.
-func Limits() bus.Limits {
-	return bus.Limits{Replicas: 1, EventMaxBytes: 1 << 20, EventsMaxAge: 168 * time.Hour, LogMaxAge: 720 * time.Hour, DuplicateWindow: 10 * time.Minute}
+func Limits() topology.Limits {
+	return topology.Limits{Replicas: 1, EventMaxBytes: 1 << 20, EventsMaxAge: 168 * time.Hour, LogMaxAge: 720 * time.Hour, DuplicateWindow: 10 * time.Minute}
 }
 
 // Logger logs warnings and errors to the test.

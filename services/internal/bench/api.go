@@ -27,6 +27,7 @@ import (
 	"gancho/pkg/delivery"
 	"gancho/pkg/notification"
 	"gancho/pkg/seal"
+	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
 	"gancho/services/internal/lab"
 )
@@ -100,7 +101,7 @@ func (b *bench) loadWebhooks() []*webhook.Webhook {
 		if err != nil {
 			b.f.Fatalf("%v", err)
 		}
-		if _, err := b.js.PublishAsync("$KV."+bus.BucketWebhooks+"."+w.Key(), value); err != nil {
+		if _, err := b.js.PublishAsync("$KV."+topology.BucketWebhooks+"."+w.Key(), value); err != nil {
 			b.f.Fatalf("store webhook: %v", err)
 		}
 		hooks[i] = w
@@ -275,11 +276,11 @@ func (l *loader) record(s *sent) *notification.Record {
 // indexed waits until management has read the journal to its end.
 func (b *bench) indexed() {
 	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		s, err := b.js.Stream(context.Background(), bus.Attempts)
+		s, err := b.js.Stream(context.Background(), topology.Attempts)
 		if err != nil {
 			b.f.Fatalf("%v", err)
 		}
-		c, err := s.Consumer(context.Background(), bus.ConsumerIndex)
+		c, err := s.Consumer(context.Background(), topology.ConsumerIndex)
 		if err == nil && c.CachedInfo().NumPending == 0 && c.CachedInfo().NumAckPending == 0 {
 			return
 		}

@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"gancho/pkg/bus"
+	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
 	"gancho/services/internal/lab"
 )
@@ -81,7 +81,7 @@ func (b *bench) webhooks() {
 	const eventName = "crm_deal_created"
 	ctx := context.Background()
 	id := b.register(eventName, fmt.Sprintf("http://%s/ok/%s/0", b.target, eventName))
-	bucket, err := b.js.KeyValue(ctx, bus.BucketWebhooks)
+	bucket, err := b.js.KeyValue(ctx, topology.BucketWebhooks)
 	if err != nil {
 		b.f.Fatalf("%v", err)
 	}
@@ -103,7 +103,7 @@ func (b *bench) webhooks() {
 			if err != nil {
 				b.f.Fatalf("%v", err)
 			}
-			if _, err := b.js.PublishAsync("$KV."+bus.BucketWebhooks+"."+other.Key(), value); err != nil {
+			if _, err := b.js.PublishAsync("$KV."+topology.BucketWebhooks+"."+other.Key(), value); err != nil {
 				b.f.Fatalf("%v", err)
 			}
 		}
@@ -193,7 +193,7 @@ func (b *bench) reach(want int, done string, count func() int) {
 // disk prints what the streams hold for each message, after events of 1 KiB went to one webhook each.
 func (b *bench) disk() {
 	fmt.Print("bytes on disk for each message:")
-	for _, name := range []string{bus.Events, bus.Notifications, bus.Attempts, "KV_" + bus.BucketWebhooks} {
+	for _, name := range []string{topology.Events, topology.Notifications, topology.Attempts, "KV_" + topology.BucketWebhooks} {
 		s, err := b.js.Stream(context.Background(), name)
 		if err != nil {
 			b.f.Fatalf("%v", err)

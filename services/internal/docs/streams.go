@@ -5,32 +5,32 @@ import (
 	"strings"
 	"time"
 
-	"gancho/pkg/bus"
 	"gancho/pkg/service"
+	"gancho/pkg/topology"
 )
 
 // purposes of the streams.
 var purposes = map[string]string{
-	bus.Events:        "what the CRM published; replays read it",
-	bus.Rejected:      "what cannot be an event, with the reason",
-	bus.Notifications: "first attempts to make",
-	bus.Retries:       "retries, scheduled and due",
-	bus.Parked:        "what waits for its URL or webhook",
-	bus.Attempts:      "the journal: every step of every notification",
-	bus.Failed:        "payloads of permanent failures",
-	bus.Quarantine:    "messages that could not be handled",
-	bus.MaxDeliveries: "the broker's notes on used-up deliveries",
-	bus.WebhookStatus: "status events for the CRM",
-	bus.Commands:      "suspend and resume by hand",
+	topology.Events:        "what the CRM published; replays read it",
+	topology.Rejected:      "what cannot be an event, with the reason",
+	topology.Notifications: "first attempts to make",
+	topology.Retries:       "retries, scheduled and due",
+	topology.Parked:        "what waits for its URL or webhook",
+	topology.Attempts:      "the journal: every step of every notification",
+	topology.Failed:        "payloads of permanent failures",
+	topology.Quarantine:    "messages that could not be handled",
+	topology.MaxDeliveries: "the broker's notes on used-up deliveries",
+	topology.WebhookStatus: "status events for the CRM",
+	topology.Commands:      "suspend and resume by hand",
 }
 
 // streams returns the table of streams with the defaults of their settings.
 func streams() string {
-	var limits bus.Limits
+	var limits topology.Limits
 	service.Load(&limits, nil)
 	var b strings.Builder
 	b.WriteString("\n| stream | holds | subjects | kept | owner |\n| --- | --- | --- | --- | --- |\n")
-	for _, owner := range []bus.Owner{bus.Publisher, bus.Dispatcher, bus.Monitor, bus.Management} {
+	for _, owner := range []topology.Owner{topology.Publisher, topology.Dispatcher, topology.Monitor, topology.Management} {
 		for _, s := range owner.Streams(limits) {
 			kept := "until acknowledged"
 			switch {
@@ -40,7 +40,7 @@ func streams() string {
 				kept = fmt.Sprintf("%.0f days", s.MaxAge.Hours()/24)
 			case s.MaxAge > 0:
 				kept = s.MaxAge.String()
-			case s.Name == bus.Notifications:
+			case s.Name == topology.Notifications:
 				kept = "until acknowledged, and then for " + limits.DuplicateWindow.Truncate(time.Minute).String()
 			}
 			fmt.Fprintf(&b, "| %s | %s | `%s` | %s | %s |\n", s.Name, purposes[s.Name], strings.Join(s.Subjects, "`, `"), strings.TrimSuffix(kept, "0s"), owner)

@@ -12,6 +12,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/suspension"
+	"gancho/pkg/topology"
 	"gancho/services/management/internal/notice"
 )
 
@@ -40,7 +41,7 @@ func (f *Flags) State() string {
 
 // Run keeps the copy up to date until ctx ends. It waits for the bucket's owner to create it.
 func (f *Flags) Run(ctx context.Context, b *bus.Bus) error {
-	bucket, err := b.Bucket(ctx, bus.BucketSuspensions)
+	bucket, err := b.Bucket(ctx, topology.BucketSuspensions)
 	if err != nil {
 		return nil //nolint:nilerr // ctx ended while waiting
 	}

@@ -18,6 +18,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/notification"
+	"gancho/pkg/topology"
 )
 
 const (
@@ -141,7 +142,7 @@ func (x *Index) Run(ctx context.Context) error {
 // live writes journal records as they come. A batch is settled only when it is in Redis; while that is away
 // the records wait in the stream.
 func (x *Index) live(ctx context.Context) error {
-	journal, err := x.bus.Summaries(ctx, bus.ConsumerIndex)
+	journal, err := x.bus.Summaries(ctx, topology.ConsumerIndex)
 	if err != nil {
 		return ended(ctx, err)
 	}
@@ -171,7 +172,7 @@ func (x *Index) live(ctx context.Context) error {
 
 // arrivals writes what is on NOTIFICATIONS and not attempted yet.
 func (x *Index) arrivals(ctx context.Context) error {
-	arrivals, err := x.bus.Arrivals(ctx, bus.ConsumerIndexPending)
+	arrivals, err := x.bus.Arrivals(ctx, topology.ConsumerIndexPending)
 	if err != nil {
 		return ended(ctx, err)
 	}

@@ -48,7 +48,7 @@ const effectWithin = 2 * time.Second
 type Options struct {
 	Bus      *bus.Bus
 	Registry *bus.Registry
-	Claims   *bus.Bucket // bus.BucketClaims
+	Claims   *bus.Bucket // topology.BucketClaims
 	Flags    *flags.Flags
 	Keys     *seal.Keyring
 	Policy   *egress.Policy

@@ -1,0 +1,100 @@
+package topology
+
+// Streams.
+const (
+	Events        = "CRM_EVENTS"
+	Rejected      = "REJECTED_EVENTS"
+	Notifications = "NOTIFICATIONS"
+	Retries       = "RETRIES"
+	Parked        = "PARKED"
+	Attempts      = "ATTEMPTS"
+	Failed        = "FAILED"
+	Quarantine    = "QUARANTINE"
+	MaxDeliveries = "MAX_DELIVERIES"
+	WebhookStatus = "WEBHOOK_STATUS"
+	Commands      = "SUSPENSION_COMMANDS"
+)
+
+// Buckets.
+const (
+	BucketWebhooks    = "WEBHOOKS"
+	BucketSuspensions = "SUSPENSIONS"
+	BucketLeases      = "LEASES"
+	BucketReplays     = "REPLAYS"
+	BucketBooks       = "BOOKS"
+	// BucketClaims maps an account's event name and URL to the webhook that holds them. Creating a key there keeps two
+	// replicas from registering the same webhook twice.
+	BucketClaims = "WEBHOOK_CLAIMS"
+)
+
+// BucketPrefix followed by a bucket's name is the name of its stream.
+const BucketPrefix = "KV_"
+
+// Durable consumers.
+const (
+	ConsumerPublisher     = "publisher"            // on CRM_EVENTS
+	ConsumerFirst         = "dispatcher"           // on NOTIFICATIONS: first attempts
+	ConsumerRetries       = "dispatcher-retries"   // on RETRIES
+	ConsumerMaxDeliveries = "dispatcher-exhausted" // on MAX_DELIVERIES
+	ConsumerMonitor       = "suspension-monitor"   // on ATTEMPTS
+	ConsumerCommands      = "suspension-commands"  // on SUSPENSION_COMMANDS
+	ConsumerIndex         = "management-index"     // on ATTEMPTS
+	ConsumerIndexPending  = "management-pending"   // on NOTIFICATIONS
+)
+
+// Headers of messages. The broker keeps their case.
+const (
+	HeaderSchema       = "Gancho-Schema"
+	HeaderAccount      = "Gancho-Account"
+	HeaderEventName    = "Gancho-Event-Name"
+	HeaderEventID      = "Gancho-Event-Id"
+	HeaderEventSeq     = "Gancho-Event-Sequence"
+	HeaderEventTime    = "Gancho-Event-Time"
+	HeaderWebhookID    = "Gancho-Webhook-Id"
+	HeaderNotification = "Gancho-Notification-Id"
+	HeaderSend         = "Gancho-Send"
+	HeaderAttemptsDone = "Gancho-Attempts-Done"
+	HeaderHop          = "Gancho-Hop"
+	HeaderJournal      = "Gancho-Journal"
+	HeaderReplay       = "Gancho-Replay"
+	HeaderTraceparent  = "traceparent"
+	HeaderWaited       = "Gancho-Waited" // how often the message waited for a newer version
+
+	// HeaderSummary carries the part of a journal record that readers of the whole journal need, so that the broker does
+	// not send them the records.
+	HeaderSummary = "Gancho-Summary"
+	HeaderReason  = "Gancho-Reason"
+	HeaderSubject = "Gancho-Subject"
+)
+
+// Subjects of all messages of a kind.
+const (
+	SubjectsParked     = "gancho.parked.>"
+	SubjectsRetriesDue = "gancho.retries.due.>"
+)
+
+// SubjectNotification returns the subject of a notification in NOTIFICATIONS.
+func SubjectNotification(account, id string) string {
+	return "gancho.notifications." + account + "." + id
+}
+
+// SubjectRetryAt returns the subject in RETRIES of a notification that waits for its time.
+func SubjectRetryAt(account, id string) string { return "gancho.retries.at." + account + "." + id }
+
+// SubjectRetryDue returns the subject in RETRIES of a notification whose time has come.
+func SubjectRetryDue(account, webhook, id string) string {
+	return "gancho.retries.due." + account + "." + webhook + "." + id
+}
+
+// SubjectAttempts returns the subject of a notification's journal records in ATTEMPTS.
+func SubjectAttempts(account, id string) string { return "gancho.attempts." + account + "." + id }
+
+// SubjectFailed returns the subject of a permanently failed notification in FAILED.
+func SubjectFailed(account, webhook, id string) string {
+	return "gancho.failed." + account + "." + webhook + "." + id
+}
+
+// SubjectParked returns the subject of a webhook's notifications in one lane of PARKED.
+func SubjectParked(account, lane, webhook string) string {
+	return "gancho.parked." + account + "." + lane + "." + webhook
+}
