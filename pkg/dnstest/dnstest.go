@@ -9,7 +9,8 @@ import (
 )
 
 // Start starts a name server that ends with the test and returns its address. answer is called for one question
-// after another and completes the message, which is a response already; it returns false for no answer at all.
+// after another and completes the message, which is a response already and holds the additional records of the
+// query (EDNS); it returns false for no answer at all.
 func Start(tb testing.TB, answer func(q dnsmessage.Question, m *dnsmessage.Message) bool) string {
 	tb.Helper()
 	c, err := (&net.ListenConfig{}).ListenPacket(tb.Context(), "udp4", "127.0.0.1:0")
@@ -30,10 +31,11 @@ func Start(tb testing.TB, answer func(q dnsmessage.Question, m *dnsmessage.Messa
 			if m.Unpack(buf[:n]) != nil || len(m.Questions) != 1 {
 				continue
 			}
-			m.Response, m.Authoritative, m.Additionals = true, true, nil
+			m.Response, m.Authoritative = true, true
 			if !answer(m.Questions[0], &m) {
 				continue
 			}
+			m.Additionals = nil
 			if packed, err := m.Pack(); err == nil {
 				_, _ = c.WriteTo(packed, from)
 			}
@@ -45,4 +47,9 @@ func Start(tb testing.TB, answer func(q dnsmessage.Question, m *dnsmessage.Messa
 // Address is the record that says where q's name is: an IPv4 address.
 func Address(q dnsmessage.Question, a [4]byte) dnsmessage.Resource {
 	return dnsmessage.Resource{Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class}, Body: &dnsmessage.AResource{A: a}}
+}
+
+// Address6 is the record that says where q's name is: an IPv6 address.
+func Address6(q dnsmessage.Question, a [16]byte) dnsmessage.Resource {
+	return dnsmessage.Resource{Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class}, Body: &dnsmessage.AAAAResource{AAAA: a}}
 }

@@ -15,8 +15,8 @@ import (
 	"gancho/pkg/dnstest"
 )
 
-// nameServer answers from a table that a test may change at any time. Names are fully qualified.
-type nameServer struct {
+// zone answers from a table that a test may change at any time. Names are fully qualified.
+type zone struct {
 	addr string
 
 	mu      sync.Mutex
@@ -24,14 +24,14 @@ type nameServer struct {
 	asked   map[string]int                    // by name and type
 }
 
-func newNameServer(tb testing.TB, answers map[string]func(nth int) []string) *nameServer {
+func newZone(tb testing.TB, answers map[string]func(nth int) []string) *zone {
 	tb.Helper()
-	s := &nameServer{answers: answers, asked: make(map[string]int)}
+	s := &zone{answers: answers, asked: make(map[string]int)}
 	s.addr = dnstest.Start(tb, s.answer)
 	return s
 }
 
-func (s *nameServer) answer(q dnsmessage.Question, m *dnsmessage.Message) bool {
+func (s *zone) answer(q dnsmessage.Question, m *dnsmessage.Message) bool {
 	name := q.Name.String()
 	s.mu.Lock()
 	key := name + " " + q.Type.String()
@@ -67,7 +67,7 @@ func (s *nameServer) answer(q dnsmessage.Question, m *dnsmessage.Message) bool {
 	}
 }
 
-func (s *nameServer) names() []string {
+func (s *zone) names() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var out []string
@@ -199,7 +199,7 @@ func TestNames(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			l := listen(t, open, closed, "::1", "127.0.0.1")
-			ns := newNameServer(t, tc.answers)
+			ns := newZone(t, tc.answers)
 			p := policy(t, Config{AllowCIDRs: []string{open + "/32"}, AllowPorts: []string{"*"}, DNSServer: ns.addr})
 			var reached int
 			for range tc.dials {
@@ -236,7 +236,7 @@ func eventually(tb testing.TB, done func() bool) {
 // TestBlockedIsFound: the reason is found below what the dialer wraps around it.
 func TestBlockedIsFound(t *testing.T) {
 	t.Parallel()
-	ns := newNameServer(t, map[string]func(int) []string{"hook.test.": always("10.0.0.1"), "two.test.": always("10.0.0.1", "fd00::1")})
+	ns := newZone(t, map[string]func(int) []string{"hook.test.": always("10.0.0.1"), "two.test.": always("10.0.0.1", "fd00::1")})
 	p := policy(t, Config{DNSServer: ns.addr})
 	for _, tc := range []struct {
 		addr string
@@ -269,7 +269,7 @@ func TestBlockedIsFound(t *testing.T) {
 // TestNoSearchList: what a customer wrote is not completed with the domains of /etc/resolv.conf.
 func TestNoSearchList(t *testing.T) {
 	t.Parallel()
-	ns := newNameServer(t, nil)
+	ns := newZone(t, nil)
 	p := policy(t, Config{DNSServer: ns.addr})
 	for _, host := range []string{"redis", "redis.default", "hook.test"} {
 		if err := dial(p, host+":443"); err == nil {
@@ -279,25 +279,6 @@ func TestNoSearchList(t *testing.T) {
 	want := []string{"hook.test. TypeA", "hook.test. TypeAAAA", "redis. TypeA", "redis. TypeAAAA", "redis.default. TypeA", "redis.default. TypeAAAA"}
 	if got := ns.names(); !slices.Equal(got, want) {
 		t.Errorf("asked for %q, want %q", got, want)
-	}
-}
-
-func TestQualified(t *testing.T) {
-	t.Parallel()
-	for addr, want := range map[string]string{
-		"redis.default:443": "redis.default.:443",
-		"redis:443":         "redis.:443",
-		"hook.test.:443":    "hook.test.:443",
-		"8.8.8.8:443":       "8.8.8.8:443",
-		"[2606:4700::1]:1":  "[2606:4700::1]:1",
-		"[fe80::1%lo]:1":    "[fe80::1%lo]:1",
-		"127.1:443":         "127.1.:443",
-		":443":              ":443",
-		"nonsense":          "nonsense",
-	} {
-		if got := qualified(addr); got != want {
-			t.Errorf("qualified(%q) = %q, want %q", addr, got, want)
-		}
 	}
 }
 

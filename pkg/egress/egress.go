@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -71,7 +70,9 @@ type Policy struct {
 	allow, deny []netip.Prefix
 	ports       []portRange
 	proxyAddr   string // host:port of Proxy, or ""
-	resolver    *net.Resolver
+	resolver    *resolver
+	proxyNames  *net.Resolver
+	failed      failures
 	own         atomic.Pointer[ownAddrs]
 }
 
@@ -157,7 +158,7 @@ func New(cfg Config) (*Policy, error) {
 		}
 		dnsServer = server.String()
 	}
-	p.resolver = newResolver(dnsServer)
+	p.resolver, p.proxyNames = newResolver(dnsServer), newProxyNames(dnsServer)
 
 	if _, err := p.ownAddrs(); err != nil {
 		problem("read the machine's own addresses: %w", err)
@@ -168,21 +169,14 @@ func New(cfg Config) (*Policy, error) {
 	return p, nil
 }
 
-// newResolver looks names up with the resolver written in Go: it takes names without a search list (see
-// DialContext) and needs no thread per look-up. server is asked in place of those in /etc/resolv.conf; empty
-// for those.
-func newResolver(server string) *net.Resolver {
+// newProxyNames looks up the proxy's name, to which the search list of /etc/resolv.conf applies. server is asked in
+// place of the servers listed there; empty for those.
+func newProxyNames(server string) *net.Resolver {
 	return &net.Resolver{
 		PreferGo: true,
 		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			var d net.Dialer
-			c, err := d.DialContext(ctx, network, cmp.Or(server, addr))
-			if err == nil {
-				// A look-up that nobody waits for any more does not wait either for
-				// a server that is silent. ctx ends with the look-up at the latest.
-				context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-			}
-			return c, err
+			return d.DialContext(ctx, network, cmp.Or(server, addr))
 		},
 	}
 }
@@ -263,41 +257,6 @@ func (p *Policy) PortAllowed(port uint16) bool {
 		}
 	}
 	return false
-}
-
-// DialContext connects to addr (host:port) over TCP. Each candidate address
-// and the port are judged between look-up and connect; the first that is open
-// and answers is used. A refusal is a [*Blocked] inside the returned error.
-//
-// Host names are looked up as fully qualified: a search list in
-// /etc/resolv.conf does not apply to what customers wrote.
-func (p *Policy) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
-	toProxy := p.proxyAddr != "" && addr == p.proxyAddr
-	d := net.Dialer{
-		Resolver: p.resolver,
-		// Idle connections are closed long before a keep-alive probe would
-		// notice anything.
-		KeepAlive: -1,
-		ControlContext: func(_ context.Context, network, address string, _ syscall.RawConn) error {
-			return p.control(network, address, toProxy)
-		},
-	}
-	if !toProxy {
-		addr = qualified(addr)
-	}
-	return d.DialContext(ctx, network, addr)
-}
-
-// qualified adds the dot to a host name that tells the resolver it is whole.
-func qualified(addr string) string {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil || host == "" || strings.HasSuffix(host, ".") {
-		return addr
-	}
-	if _, err := netip.ParseAddr(host); err == nil {
-		return addr
-	}
-	return net.JoinHostPort(host+".", port)
 }
 
 // control is called by the dialer for each candidate, on a socket that is not
