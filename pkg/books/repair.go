@@ -138,11 +138,11 @@ func (r *reconciler) message(ctx context.Context, s Lost, last *bus.Recorded) (*
 		return nil, err
 	}
 	ev, rejected := event.Parse(m)
-	if rejected != nil || ev.ID != last.EventID {
+	if rejected != nil || !ev.Is(last.EventID) {
 		return nil, errNoPayload
 	}
 	return &notification.Notification{
-		Account: s.account, ID: s.id.String(), WebhookID: s.webhook, EventID: ev.ID, EventName: ev.Name,
+		Account: s.account, ID: s.id.String(), WebhookID: s.webhook, EventID: last.EventID, EventName: ev.Name,
 		EventSequence: ev.Sequence, EventTime: storedAt, Send: int(s.send), Traceparent: ev.Traceparent, Body: ev.Body,
 	}, nil
 }

@@ -112,7 +112,7 @@ func TestEventSize(t *testing.T) {
 	if _, err := js.PublishMsg(t.Context(), m); err != nil {
 		t.Errorf("an event of the limit: %v", err)
 	}
-	m = &nats.Msg{Subject: m.Subject, Data: bytes.Repeat([]byte("e"), limits.EventMaxBytes+topology.EventHeadroom+1)}
+	m = &nats.Msg{Subject: m.Subject, Data: bytes.Repeat([]byte("e"), limits.EventMaxBytes+event.Headroom+1)}
 	if _, err := js.PublishMsg(t.Context(), m); err == nil {
 		t.Error("an event above the limit was stored")
 	}

@@ -1,16 +1,19 @@
-// Package event defines what one event of the CRM is, names it and refuses what cannot be one.
+// Package event says what an event of the CRM is, gives it its id and refuses what cannot be one.
 //
 // An event is immutable: its body is kept as the bytes the CRM wrote and never encoded again, so number
-// formats, key order, white space and unknown fields reach the receiver unchanged. Only two fields of the
-// body are read, event_name and transaction_uuid, with exact, case-sensitive names; where a key stands
-// twice the first one counts.
+// formats, key order, white space and unknown fields reach the receiver unchanged. Of the body only
+// event_name, transaction_uuid and document.id are read, with exact, case-sensitive names. A body that has one
+// of the first two twice is refused, because receivers read one of them and Gancho might read the other; where
+// any other name stands twice, the first counts.
+//
+// A CloudEvents message in structured mode wraps the event: the event is the bytes of its member data.
 package event
 
 import (
-	"bytes"
-	"encoding/json"
+	"cmp"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,7 +25,7 @@ import (
 // it no other.
 const Stream = "CRM_EVENTS"
 
-// SubjectPrefix is what every event subject starts with: crm.events.<account_id>.<event_name>.
+// SubjectPrefix begins the subject of every event: crm.events.<account_id>.<event_name>.
 const SubjectPrefix = "crm.events."
 
 // Headers that a publisher of events may set.
@@ -30,7 +33,12 @@ const (
 	HeaderMsgID       = "Nats-Msg-Id"
 	HeaderCEID        = "ce-id"
 	HeaderCEType      = "ce-type"
+	HeaderContentType = "Content-Type" // only application/cloudevents+json changes how the body is read
 	HeaderTraceparent = "traceparent"
+	// HeaderChanged lists the paths below document that the change touched, separated by commas.
+	HeaderChanged = "Gancho-Changed"
+	// HeaderOrigin names who caused the change, such as an integration: [A-Za-z0-9_.:-]{1,128}.
+	HeaderOrigin = "Gancho-Origin"
 )
 
 // Reason says why a message cannot be an event. The list is closed; the words are those of the header
@@ -53,13 +61,21 @@ func Reasons() []Reason {
 
 // Event is one thing that happened in the CRM.
 type Event struct {
-	ID       string // UUIDv5, see identify
+	ID       string // UUIDv5, see ID
 	Account  string // account_id of the subject
 	Name     string // event_name of the subject
 	Body     []byte // the payload, byte for byte
 	Sequence uint64 // in CRM_EVENTS
-	// Traceparent is the W3C trace context the CRM sent along, empty when there is none or it is malformed.
+	// Transaction is the body's transaction_uuid and Document its document.id as text, empty when it has none.
+	Transaction, Document string
+	// Changed are the paths of the header Gancho-Changed, and Origin is that of Gancho-Origin; both are empty
+	// when the CRM did not send them. Receivers do not get them.
+	Changed []string
+	Origin  string
+	// Traceparent is the W3C trace context that came along, empty when there is none or it is malformed.
 	Traceparent string
+
+	ceID string
 }
 
 // Rejected says that a message is not an event, and why. Detail is for people and holds no payload.
@@ -76,7 +92,7 @@ type Message struct {
 	Header   func(key string) string // the first value of a header, "" when missing
 	Body     []byte
 	Sequence uint64
-	// MaxBytes is how large the body of an event may be, EVENT_MAX_BYTES; 0: it was looked at before.
+	// MaxBytes is how many bytes an event may have, EVENT_MAX_BYTES, its wrapper not counted; 0: no limit.
 	MaxBytes int
 }
 
@@ -84,6 +100,7 @@ var (
 	account     = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 	name        = regexp.MustCompile(`^crm_[a-z0-9_]{1,60}$`)
 	transaction = regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`)
+	origin      = regexp.MustCompile(`^[A-Za-z0-9_.:-]{1,128}$`)
 )
 
 // ValidAccount reports whether s is a well-formed account_id: [A-Za-z0-9_-]{1,64}.
@@ -104,40 +121,126 @@ func Subject(accountID, eventName string) string {
 	return SubjectPrefix + accountID + "." + eventName
 }
 
-// Parse turns a message of the event stream into an Event. The subject rules: a body without event_name
-// is accepted, one with another name is not, nor a differing ce-type. It never changes m.Body.
+// Parse turns a message of the event stream into an Event. The subject rules: a body without event_name is
+// accepted; one with another name is not, nor is another ce-type. It never changes m.Body.
 func Parse(m Message) (Event, *Rejected) {
 	acct, evName, ok := splitSubject(m.Subject)
 	if !ok {
 		return Event{}, &Rejected{BadSubject, "the subject is not crm.events.<account_id>.<event_name>"}
 	}
-	if m.MaxBytes > 0 && len(m.Body) > m.MaxBytes {
-		return Event{}, &Rejected{NotObject, fmt.Sprintf("the body has %d bytes, more than EVENT_MAX_BYTES (%d)", len(m.Body), m.MaxBytes)}
+	// A wrapper may exceed the limit that holds for what it wraps, by no more than the broker leaves for headers.
+	if m.MaxBytes > 0 && len(m.Body) > m.MaxBytes+Headroom {
+		return Event{}, tooLarge(len(m.Body), m.MaxBytes)
 	}
-	if rejected := checkBody(m.Body, evName); rejected != nil {
+	outer, rejected := parseObject(m.Body)
+	if rejected != nil {
 		return Event{}, rejected
 	}
-	if t := m.Header(HeaderCEType); t != "" && t != evName {
-		return Event{}, &Rejected{EventNameMismatch, "the ce-type header names another event than the subject"}
+	e := envelope{body: m.Body, members: outer, ceID: m.Header(HeaderCEID), ceType: m.Header(HeaderCEType),
+		traceparent: m.Header(HeaderTraceparent)}
+	if wrapped(m.Header, outer) {
+		if e, rejected = unwrap(e); rejected != nil {
+			return Event{}, rejected
+		}
 	}
-	tx := gjson.GetBytes(m.Body, "transaction_uuid")
-	if tx.Exists() && (tx.Type != gjson.String || !transaction.MatchString(tx.Str)) {
+	if m.MaxBytes > 0 && len(e.body) > m.MaxBytes {
+		return Event{}, tooLarge(len(e.body), m.MaxBytes)
+	}
+	if n := e.eventName; n.Exists() && (n.Type != gjson.String || n.Str != evName) {
+		return Event{}, &Rejected{EventNameMismatch, fmt.Sprintf("event_name of the body is not %q as in the subject", evName)}
+	}
+	for _, t := range []string{e.ceType, m.Header(HeaderCEType)} {
+		if t != "" && t != evName {
+			return Event{}, &Rejected{EventNameMismatch, "the CloudEvents type is another event's name than the subject's"}
+		}
+	}
+	if t := e.transaction; t.Exists() && (t.Type != gjson.String || !transaction.MatchString(t.Str)) {
 		return Event{}, &Rejected{BadTransactionUUID, "transaction_uuid must be a string of 1 to 128 characters of [A-Za-z0-9_-]"}
 	}
-	key := tx.Str
-	if key == "" {
-		key = m.Header(HeaderCEID)
+	ev := Event{
+		Account: acct, Name: evName, Body: e.body, Sequence: m.Sequence,
+		Transaction: strings.Clone(e.transaction.Str), Document: documentID(e.document),
+		Changed: Changed(m.Header(HeaderChanged)), Origin: Origin(m.Header(HeaderOrigin)), Traceparent: Traceparent(e.traceparent), ceID: e.ceID,
 	}
-	if key == "" {
-		key = m.Header(HeaderMsgID)
-	}
+	key := cmp.Or(ev.key(), e.ceID, m.Header(HeaderMsgID))
 	if key == "" {
 		key = Stream + "/" + strconv.FormatUint(m.Sequence, 10)
 	}
-	return Event{
-		ID: ID(acct, evName, key), Account: acct, Name: evName, Body: m.Body, Sequence: m.Sequence,
-		Traceparent: Traceparent(m.Header(HeaderTraceparent)),
-	}, nil
+	ev.ID = ID(acct, evName, key)
+	return ev, nil
+}
+
+func tooLarge(bytes, most int) *Rejected {
+	return &Rejected{NotObject, fmt.Sprintf("the body has %d bytes, more than EVENT_MAX_BYTES (%d)", bytes, most)}
+}
+
+// Headroom is how many bytes a stored event may exceed EVENT_MAX_BYTES by, for its headers and for the wrapper
+// of CloudEvents: the broker counts all of it together. It fits the longest Nats-Msg-Id that is recommended
+// and the optional headers at their usual lengths.
+const Headroom = 4 << 10
+
+// key returns what the body alone says of the event's identity, "" when it has no transaction_uuid: one bulk
+// change touches many documents under one transaction, so document.id is part of it.
+func (e *Event) key() string {
+	if e.Transaction == "" || e.Document == "" {
+		return e.Transaction
+	}
+	return e.Transaction + "/" + e.Document
+}
+
+// IDs returns the ids that records may know the event by: its own, and for an event with a document the one
+// without it, which records of versions before 1.0 have.
+func (e *Event) IDs() []string {
+	if e.Transaction == "" || e.Document == "" {
+		return []string{e.ID}
+	}
+	return []string{e.ID, ID(e.Account, e.Name, e.Transaction)}
+}
+
+// Is reports whether id is one of [Event.IDs].
+func (e *Event) Is(id string) bool { return slices.Contains(e.IDs(), id) }
+
+// MsgID returns the message id under which the broker recognises the event when it is published again:
+// <account_id>:<event_name>:<transaction_uuid>:<document_id>, with the CloudEvents id instead of the last two
+// where there is no transaction_uuid, and "" where there is neither. An id that a header cannot carry as it
+// stands, or that could be taken for another event's, is replaced by the event's id.
+func (e *Event) MsgID() string {
+	prefix := e.Account + ":" + e.Name + ":"
+	switch {
+	case e.Transaction != "" && e.Document == "":
+		return prefix + e.Transaction
+	case e.Transaction != "" && plain.MatchString(e.Document):
+		return prefix + e.Transaction + ":" + e.Document
+	case e.Transaction == "" && e.ceID == "":
+		return ""
+	case e.Transaction == "" && plain.MatchString(e.ceID) && !strings.Contains(e.ceID, ":"):
+		return prefix + e.ceID
+	}
+	return prefix + e.ID
+}
+
+var plain = regexp.MustCompile(`^[!-~]{1,128}$`)
+
+// Origin returns s when it can be the value of the header Gancho-Origin, else "".
+func Origin(s string) string {
+	if !origin.MatchString(s) {
+		return ""
+	}
+	return s
+}
+
+// Changed returns the paths in the value of the header Gancho-Changed, without the empty ones.
+func Changed(s string) []string {
+	if s == "" {
+		return nil
+	}
+	var paths []string
+	for p := range strings.SplitSeq(s, ",") {
+		if p = strings.TrimSpace(p); p != "" {
+			paths = append(paths, p)
+		}
+	}
+	return paths
 }
 
 var traceparent = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
@@ -160,37 +263,19 @@ func splitSubject(subject string) (acct, evName string, ok bool) {
 	return acct, evName, ok && ValidAccount(acct) && ValidName(evName)
 }
 
-// checkBody accepts one JSON object (white space around it allowed) whose event_name, if present, is
-// eventName. encoding/json refuses nesting deeper than 10,000.
-func checkBody(body []byte, eventName string) *Rejected {
-	trimmed := bytes.TrimLeft(body, " \t\r\n")
-	switch {
-	case len(trimmed) == 0:
-		return &Rejected{NotObject, "the body is empty"}
-	case !json.Valid(body):
-		return &Rejected{BadJSON, "the body is not one well-formed JSON value"}
-	case trimmed[0] != '{':
-		return &Rejected{NotObject, "the body is JSON but not an object"}
-	}
-	if n := gjson.GetBytes(body, "event_name"); n.Exists() && (n.Type != gjson.String || n.Str != eventName) {
-		return &Rejected{EventNameMismatch, fmt.Sprintf("event_name of the body is not %q as in the subject", eventName)}
-	}
-	return nil
-}
-
 // idSpace is the namespace of event ids.
 var idSpace = uuid.MustParse("6f1c1c5e-5d0e-5a0b-9f0a-0b6f6c1d7a11")
 
-// ID returns the event id: UUIDv5 of <account_id>/<event_name>/<key>, where key is the body's
-// transaction_uuid, else ce-id, else Nats-Msg-Id, else <stream>/<sequence>. Account and name are part
-// of it because one change in the CRM can raise two events with one transaction_uuid, and two accounts
-// may use the same one.
+// ID returns the event id: UUIDv5 of <account_id>/<event_name>/<key>, where key is the body's transaction_uuid
+// followed by /<document.id> when the body has one, else ce-id, else Nats-Msg-Id, else <stream>/<sequence>.
+// Account and name are part of it because one change in the CRM can raise two events with one
+// transaction_uuid, and two accounts may use the same one.
 func ID(accountID, eventName, key string) string {
 	return uuid.NewSHA1(idSpace, []byte(accountID+"/"+eventName+"/"+key)).String()
 }
 
-// NotificationID returns the id of the notification that tells a webhook about an event: UUIDv5 of the
-// event id in the namespace of the webhook id. It is deterministic, so no crash can create a second one.
+// NotificationID returns the id of an event's notification for a webhook: UUIDv5 of the event id in the
+// namespace of the webhook id. It is deterministic, so no crash can create a second one.
 // Both must be UUIDs; it panics on anything else, which only a bug of ours can pass.
 func NotificationID(eventID string, webhookID uuid.UUID) string {
 	return uuid.NewSHA1(webhookID, []byte(eventID)).String()

@@ -5,11 +5,6 @@ import (
 	"time"
 )
 
-// EventHeadroom is the number of bytes by which a stored event may exceed EVENT_MAX_BYTES. The broker counts body and
-// headers together; an event of exactly the limit must pass with the longest recommended Nats-Msg-Id, a traceparent and
-// the headers of CloudEvents.
-const EventHeadroom = 1 << 10
-
 // BrokerHeadroom is the number of bytes by which the broker's max_payload must exceed EVENT_MAX_BYTES, for headers.
 const BrokerHeadroom = 64 << 10
 

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"gancho/pkg/event"
 )
 
 // Owner is a service that creates streams and buckets.
@@ -52,7 +54,7 @@ func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 	switch o {
 	case Publisher:
 		events := limits(Events, l.EventsMaxAge, "crm.events.>")
-		events.MaxMsgSize = int32(l.EventMaxBytes + EventHeadroom) //nolint:gosec // EVENT_MAX_BYTES is at most 64 MiB
+		events.MaxMsgSize = int32(l.EventMaxBytes + event.Headroom) //nolint:gosec // EVENT_MAX_BYTES is at most 64 MiB
 		events.Discard = jetstream.DiscardNew
 		notifications := limits(Notifications, 0, "gancho.notifications.*.*")
 		notifications.Discard = jetstream.DiscardNew

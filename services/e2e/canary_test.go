@@ -165,7 +165,7 @@ func TestSecretsStayInside(t *testing.T) {
 	s.settle()
 	publish := func() string {
 		id := uuid.NewString()
-		body := fmt.Sprintf(`{"event_name":%q,"document":{"name":"CANARY-payload"},"transaction_uuid":%q}`, dealCreated, id)
+		body := fmt.Sprintf(`{"event_name":%q,"document":{"id":"`+documentID+`","name":"CANARY-payload"},"transaction_uuid":%q}`, dealCreated, id)
 		if _, err := s.js.Publish(t.Context(), "crm.events."+account+"."+dealCreated, []byte(body), jetstream.WithMsgID(id)); err != nil {
 			t.Fatal(err)
 		}

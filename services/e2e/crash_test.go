@@ -16,11 +16,16 @@ import (
 	"gancho/services/internal/lab"
 )
 
-// ids returns the notification ids that events with these transaction_uuids have for the webhook.
+// eventID is the id of an event of documentID.
+func eventID(accountID, eventName, transaction string) string {
+	return event.ID(accountID, eventName, transaction+"/"+documentID)
+}
+
+// ids returns the notification ids that events of documentID with these transaction_uuids have for the webhook.
 func ids(eventName string, h hook, transactions []string) []string {
 	var out []string
 	for _, tx := range transactions {
-		out = append(out, event.NotificationID(event.ID(account, eventName, tx), uuid.MustParse(h.ID)))
+		out = append(out, event.NotificationID(eventID(account, eventName, tx), uuid.MustParse(h.ID)))
 	}
 	return out
 }

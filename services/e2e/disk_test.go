@@ -70,7 +70,7 @@ func (s *system) fillDisk(free func()) {
 		ctx, cancel := context.WithTimeout(s.t.Context(), time.Second)
 		defer cancel()
 		_, err := s.js.Publish(ctx, "crm.events."+account+"."+dealCreated,
-			fmt.Appendf(nil, `{"document":{"filler":%q},"transaction_uuid":%q}`, filler, id), jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0))
+			fmt.Appendf(nil, `{"document":{"id":"`+documentID+`","filler":%q},"transaction_uuid":%q}`, filler, id), jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0))
 		if err == nil {
 			acknowledged, refused = append(acknowledged, id), 0
 			return false

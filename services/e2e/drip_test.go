@@ -124,7 +124,7 @@ func TestDrippingURLsDoNotHoldUpOthers(t *testing.T) {
 			s.token = otherToken
 		}
 		for _, tx := range h.txs {
-			id := event.NotificationID(event.ID(h.account, dealCreated, tx), uuid.MustParse(h.hook.ID))
+			id := event.NotificationID(eventID(h.account, dealCreated, tx), uuid.MustParse(h.hook.ID))
 			if n := s.waitAll([]string{id}, "delivered")[0]; len(n.Attempts) != 1 {
 				t.Errorf("healthy notification %s was tried %d times", id, len(n.Attempts))
 			}

@@ -229,9 +229,12 @@ func (s *system) publish(eventName string) string {
 	return id
 }
 
+// documentID is that of every event whose notification ids are looked for by [ids].
+const documentID = "67900a6e0000000000000001"
+
 // eventBody is the event that publish publishes.
 func eventBody(eventName, transaction string) string {
-	return fmt.Sprintf(`{"event_name":%q,"document":{"id":"67900a6e0000000000000001","amount_total":1200.50},"event_timestamp":"2026-01-21T20:58:22.000Z","transaction_uuid":%q}`, eventName, transaction)
+	return fmt.Sprintf(`{"event_name":%q,"document":{"id":"`+documentID+`","amount_total":1200.50},"event_timestamp":"2026-01-21T20:58:22.000Z","transaction_uuid":%q}`, eventName, transaction)
 }
 
 // note is a notification as the API answers it.

@@ -180,7 +180,7 @@ func (s *system) tryPublishing(during time.Duration) (acknowledged []string) {
 		}
 		id := uuid.NewString()
 		ctx, cancel := context.WithTimeout(s.t.Context(), 200*time.Millisecond)
-		_, err := s.js.Publish(ctx, "crm.events."+account+"."+dealCreated, fmt.Appendf(nil, `{"document":{},"transaction_uuid":%q}`, id), jetstream.WithMsgID(id))
+		_, err := s.js.Publish(ctx, "crm.events."+account+"."+dealCreated, fmt.Appendf(nil, `{"document":{"id":"`+documentID+`"},"transaction_uuid":%q}`, id), jetstream.WithMsgID(id))
 		cancel()
 		if err == nil {
 			acknowledged = append(acknowledged, id)

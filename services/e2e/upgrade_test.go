@@ -113,7 +113,7 @@ func TestRollingUpgrade(t *testing.T) {
 	for _, h := range hooks {
 		s.waitAll(ids(dealCreated, h, txs), "delivered")
 	}
-	told := event.NotificationID(event.ID(otherAccount, dealCreated, notTold), uuid.MustParse(others.ID))
+	told := event.NotificationID(eventID(otherAccount, dealCreated, notTold), uuid.MustParse(others.ID))
 	s.Until("the event that waited in CRM_EVENTS is told", func() bool { return len(good.snapshot()[told]) > 0 })
 	for name, seen := range map[string]map[string][]string{"good": good.snapshot(), "parked": parked.snapshot()} {
 		for id, attempts := range seen {
@@ -180,7 +180,7 @@ func (s *system) publishAs(account string) string {
 	s.t.Helper()
 	s.settle()
 	id := uuid.NewString()
-	if _, err := s.js.Publish(s.t.Context(), "crm.events."+account+"."+dealCreated, fmt.Appendf(nil, `{"document":{},"transaction_uuid":%q}`, id), jetstream.WithMsgID(id)); err != nil {
+	if _, err := s.js.Publish(s.t.Context(), "crm.events."+account+"."+dealCreated, fmt.Appendf(nil, `{"document":{"id":"`+documentID+`"},"transaction_uuid":%q}`, id), jetstream.WithMsgID(id)); err != nil {
 		s.t.Fatal(err)
 	}
 	return id

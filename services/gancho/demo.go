@@ -279,12 +279,16 @@ func (d *demo) register(ctx context.Context, r *demoReceiver) error {
 func (d *demo) publish(ctx context.Context, name string) error {
 	transaction := uuid.NewString()
 	now := time.Now()
-	body := samples.Event(name, transaction, now)
-	if _, err := d.bus.PublishEvent(ctx, event.Subject(firstAccount, name), firstAccount+":"+name+":"+transaction, nil, body); err != nil {
+	body, subject := samples.Event(name, transaction, now), event.Subject(firstAccount, name)
+	e, rejected := event.Parse(event.Message{Subject: subject, Header: func(string) string { return "" }, Body: body})
+	if rejected != nil {
+		return fmt.Errorf("sample of %s: %w", name, rejected)
+	}
+	if _, err := d.bus.PublishEvent(ctx, subject, e.MsgID(), nil, body); err != nil {
 		return err
 	}
 	for _, r := range d.receivers {
-		id := event.NotificationID(event.ID(firstAccount, name, transaction), r.webhook)
+		id := event.NotificationID(e.ID, r.webhook)
 		r.expect(id, body)
 		d.ledger = append(d.ledger, &demoEntry{id: id, receiver: r, published: now, state: notification.Pending})
 	}

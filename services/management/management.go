@@ -122,7 +122,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		again := replays.New(b, jobs, hooks, told, proc.Log)
 		live := tail.New(b)
 		handler, err := api.New(api.Options{
-			Gate: gate, Webhooks: hooks, Notifications: told, Ingest: ingest.New(b), Tail: live, Replays: again, Stopping: ctx.Done(),
+			Gate: gate, Webhooks: hooks, Notifications: told, Ingest: ingest.New(b, cfg.Limits.EventMaxBytes), Tail: live, Replays: again, Stopping: ctx.Done(),
 			EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {

@@ -190,6 +190,31 @@ func TestIngest(t *testing.T) {
 			t.Errorf("event_id %v, want %s, as on NATS", d["event_id"], want)
 		}
 	}
+	// Two documents of one bulk change, and what a CloudEvents SDK sends by default.
+	for i, documents := range []string{`"d1"`, `"d2"`, `"d1"`} {
+		d := s.do(acme, "POST", path, `{"transaction_uuid":"bulk","document":{"id":`+documents+`}}`).want(202).data()
+		if d["duplicate"] != (i == 2) || d["event_id"] != event.ID("acme", "crm_deal_updated", "bulk/"+strings.Trim(documents, `"`)) {
+			t.Errorf("document %s: %v", documents, d)
+		}
+	}
+	wrapper := `{"specversion":"1.0","id":"ce-5","source":"/crm","type":"crm_deal_updated","data":{"n":1.50}}`
+	for i, kind := range []string{"application/cloudevents+json; charset=utf-8", "application/json"} {
+		d := s.do(acme, "POST", path, wrapper, "Content-Type", kind, "Gancho-Changed", "amount, name", "Gancho-Origin", "app:7").want(202).data()
+		stored, _, err := s.bus.EventAt(t.Context(), uint64(number(d, "sequence")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ev, rejected := event.Parse(stored)
+		if rejected != nil || ev.ID != d["event_id"] || ev.ID != event.ID("acme", "crm_deal_updated", "ce-5") || string(ev.Body) != `{"n":1.50}` ||
+			strings.Join(ev.Changed, "|") != "amount|name" || ev.Origin != "app:7" || d["duplicate"] != (i == 1) {
+			t.Errorf("%s: %v became %+v, %v", kind, d, ev, rejected)
+		}
+	}
+	s.do(acme, "POST", path, `{"data":{"n":1}}`, "Content-Type", "application/cloudevents+json").want(202)
+	s.do(acme, "POST", path, `{"n":1}`, "Content-Type", "application/cloudevents+json").refused(400, "not_object", "")
+	s.do(acme, "POST", path, `{}`, "Gancho-Origin", "a b").refused(422, "bad_origin", "")
+	s.do(acme, "POST", path, `{}`, "Gancho-Changed", strings.Repeat("a,", 1025)).refused(422, "bad_changed", "")
+	s.do(acme, "POST", path, `{"event_name":"crm_deal_updated","event_name":"crm_deal_updated"}`).refused(400, "bad_json", "")
 	s.do(acme, "POST", path, `{"event_name":"crm_deal_created"}`).refused(422, "event_name_mismatch", "/event_name")
 	s.do(acme, "POST", path, `{"transaction_uuid":7}`).refused(422, "bad_transaction_uuid", "/transaction_uuid")
 	s.do(acme, "POST", path, `{"a":`).refused(400, "bad_json", "")

@@ -212,7 +212,7 @@ func (p *Publisher) finish(ctx context.Context, m *bus.EventMessage, j *job) {
 		untold, err := p.untold(ctx, m, j)
 		if err != nil {
 			j.span.End(0, err)
-			p.log.Warn("event not handled; it comes again", zap.String("event_id", j.event.ID), zap.Error(err))
+			p.log.Warn("event not handled; it comes again", append(j.fields(m), zap.Error(err))...)
 			return
 		}
 		first := untold[:min(page, len(untold))]
@@ -224,7 +224,7 @@ func (p *Publisher) finish(ctx context.Context, m *bus.EventMessage, j *job) {
 		for _, s := range j.started {
 			if err := s.Wait(ctx); err != nil {
 				j.span.End(total, err)
-				p.log.Error("notification not stored; its event comes again", zap.String("event_id", j.event.ID), zap.Error(err))
+				p.log.Error("notification not stored; its event comes again", append(j.fields(m), zap.Error(err))...)
 				return
 			}
 		}
@@ -234,8 +234,22 @@ func (p *Publisher) finish(ctx context.Context, m *bus.EventMessage, j *job) {
 	}
 	p.metrics.events.WithLabelValues(result).Inc()
 	p.metrics.matched.Add(float64(total))
+	if total == 0 {
+		p.log.Debug("event matched by no webhook", j.fields(m)...)
+	} else {
+		p.log.Debug("event matched", append(j.fields(m), zap.Int("notifications", total))...)
+	}
 	j.span.End(total, nil)
 	m.Ack()
+}
+
+// fields name the event in a line of the log.
+func (j *job) fields(m *bus.EventMessage) []zap.Field {
+	e := &j.event
+	return []zap.Field{
+		zap.String("account_id", e.Account), zap.String("event_name", e.Name), zap.String("event_id", e.ID),
+		zap.String("transaction_uuid", e.Transaction), zap.Uint64("stream_seq", m.Sequence),
+	}
 }
 
 // clockGap is how far the clocks of broker and management may be apart.
@@ -250,11 +264,15 @@ func (p *Publisher) untold(ctx context.Context, m *bus.EventMessage, j *job) ([]
 		if w.CreatedAt.After(m.StoredAt.Add(clockGap)) {
 			continue
 		}
-		told, err := p.bus.Notified(ctx, j.event.Account, event.NotificationID(j.event.ID, w.UUID))
-		if err != nil {
-			return nil, err
+		notified := false
+		for _, id := range j.event.IDs() {
+			known, err := p.bus.Notified(ctx, j.event.Account, event.NotificationID(id, w.UUID))
+			if err != nil {
+				return nil, err
+			}
+			notified = notified || known
 		}
-		if !told {
+		if !notified {
 			out = append(out, w)
 		}
 		if i%page == page-1 {

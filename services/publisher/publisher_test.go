@@ -3,6 +3,7 @@ package publisher
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -228,6 +229,48 @@ func TestCloudEvents(t *testing.T) {
 	}
 }
 
+// TestBulkChange: two documents under one transaction_uuid are two events, and each again is the same one.
+func TestBulkChange(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	w := r.webhook("acme", "*", webhook.Active)
+	r.start()
+	want := map[string]bool{}
+	for range 2 {
+		for _, document := range []string{"a", "b"} {
+			r.publish("crm.events.acme.crm_deal_updated", fmt.Sprintf(`{"transaction_uuid":"t","document":{"id":%q}}`, document), nil)
+			want[event.NotificationID(event.ID("acme", "crm_deal_updated", "t/"+document), w.UUID)] = true
+		}
+	}
+	got := map[string]bool{}
+	all := r.stored(topology.Notifications)
+	for _, m := range all {
+		got[m.Header.Get("Gancho-Notification-Id")] = true
+	}
+	if len(all) != 2 || !maps.Equal(got, want) {
+		t.Errorf("%d notifications %v, want %v", len(all), got, want)
+	}
+}
+
+// TestCloudEventsStructured: what is in the wrapper goes on, and what cannot is rejected with its wrapper.
+func TestCloudEventsStructured(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	w := r.webhook("acme", "*", webhook.Active)
+	r.start()
+	const head = `{"specversion":"1.0","id":"ce-9","source":"/crm","type":"crm_lead_created","data":`
+	r.publish("crm.events.acme.crm_lead_created", head+`{ "raw" : 1.50 } }`, nats.Header{"Gancho-Origin": {"app-7"}, "Gancho-Changed": {"name"}})
+	all := r.stored(topology.Notifications)
+	want := event.NotificationID(event.ID("acme", "crm_lead_created", "ce-9"), w.UUID)
+	if len(all) != 1 || all[0].Header.Get("Gancho-Notification-Id") != want || string(all[0].Data) != `{ "raw" : 1.50 }` {
+		t.Errorf("got %+v", all)
+	}
+	r.publish("crm.events.acme.crm_lead_created", head+`[]}`, nil)
+	if rejected := r.stored(topology.Rejected); len(rejected) != 1 || string(rejected[0].Data) != head+`[]}` || rejected[0].Header.Get("Gancho-Reason") != "not_object" {
+		t.Errorf("rejected: %+v", rejected)
+	}
+}
+
 // events returns how many events had that result.
 func (r *rig) events(result string) float64 {
 	r.t.Helper()
@@ -249,7 +292,9 @@ func (r *rig) events(result string) float64 {
 // TestNobodyListens: row 59 of the bad inputs. An event that no webhook matches is settled and counted.
 func TestNobodyListens(t *testing.T) {
 	t.Parallel()
+	core, logs := observer.New(zap.DebugLevel)
 	r := newRig(t)
+	r.log = zap.New(core)
 	r.webhook("acme", "crm_task_created", webhook.Active)
 	r.webhook("other", "*", webhook.Active)
 	r.start()
@@ -264,6 +309,15 @@ func TestNobodyListens(t *testing.T) {
 	}
 	if none, matched := r.events("no_webhooks"), r.events("matched"); none != 3 || matched != 0 {
 		t.Errorf("%v counted without webhooks, %v as matched; want 3 and 0", none, matched)
+	}
+	seen := map[any]bool{}
+	for _, line := range logs.FilterMessage("event matched by no webhook").All() {
+		if f := line.ContextMap(); line.Level == zap.DebugLevel && f["account_id"] == "acme" && f["event_name"] == "crm_deal_created" {
+			seen[f["transaction_uuid"]] = true
+		}
+	}
+	if !maps.Equal(seen, map[any]bool{"t-0": true, "t-1": true, "t-2": true}) {
+		t.Errorf("lines at debug: %v", seen)
 	}
 }
 
@@ -285,16 +339,17 @@ func TestTextStaysText(t *testing.T) {
 		"{\r\n\t\"name\" : \"" + canary + "<script>alert(1)</script>\\r\\n{\\\"level\\\":\\\"error\\\"}\" }\r\n",
 		`{"name":"` + canary + `\u001b[31m\u0000\u202e` + "\u2028\u202e\x7f" + `"}`,
 		"{\"name\":\"" + canary + "\xff\xc0\xaf\", \"half\":\"\\ud800\"}",
-		`{"event_name":"crm_deal_created","event_name":"` + canary + `","Event_Name":7}`,
+		`{"event_name":"crm_deal_created","other":1,"other":"` + canary + `","Event_Name":7}`,
 	}
 	for _, b := range bodies {
 		r.publish("crm.events.acme.crm_deal_created", b, headers)
 	}
-	for _, b := range []string{`{"name":"` + canary, "[\"" + canary + "\x00\"]", `{"transaction_uuid":"` + canary + `\n"}`, `{"event_name":"` + canary + `"}`} {
+	for _, b := range []string{`{"name":"` + canary, "[\"" + canary + "\x00\"]", `{"transaction_uuid":"` + canary + `\n"}`, `{"event_name":"` + canary + `"}`,
+		`{"event_name":"crm_deal_created","event_name":"` + canary + `"}`} {
 		r.publish("crm.events.acme.crm_deal_created", b, headers)
 	}
-	if n := len(r.stored(topology.Rejected)); n != 4 {
-		t.Errorf("%d rejected, want 4", n)
+	if n := len(r.stored(topology.Rejected)); n != 5 {
+		t.Errorf("%d rejected, want 5", n)
 	}
 	all := r.stored(topology.Notifications)
 	if len(all) != len(bodies) {

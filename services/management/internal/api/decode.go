@@ -7,11 +7,13 @@ import (
 	"mime"
 	"net/http"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"gancho/pkg/event"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/webhooks"
 )
@@ -19,8 +21,14 @@ import (
 // maxBodyBytes limits the bodies of all calls but ingest.
 const maxBodyBytes = 1 << 20
 
-// readBody returns the request's body of at most limit bytes. A body needs Content-Type: application/json.
-func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+// readBody returns the request's body of at most limit bytes, in UTF-8 and of one of the media types, which are
+// application/json if none is given. The wrapper of a CloudEvent does not count against the limit.
+func readBody(w http.ResponseWriter, r *http.Request, limit int64, types ...string) ([]byte, error) {
+	if len(types) == 0 {
+		types = []string{"application/json"}
+	} else {
+		limit += event.Headroom
+	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return nil, problem.New(http.StatusRequestEntityTooLarge, "too_large", fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit))
@@ -34,8 +42,8 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, erro
 		return nil, nil
 	}
 	media, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	if charset := params["charset"]; err != nil || media != "application/json" || charset != "" && !strings.EqualFold(charset, "utf-8") {
-		return nil, problem.New(http.StatusUnsupportedMediaType, "unsupported_media_type", "send the body as Content-Type: application/json, in UTF-8")
+	if charset := params["charset"]; err != nil || !slices.Contains(types, media) || charset != "" && !strings.EqualFold(charset, "utf-8") {
+		return nil, problem.New(http.StatusUnsupportedMediaType, "unsupported_media_type", "send the body as Content-Type: "+strings.Join(types, " or ")+", in UTF-8")
 	}
 	if enc := r.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
 		return nil, problem.New(http.StatusUnsupportedMediaType, "unsupported_encoding", "send the body without Content-Encoding")

@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"gancho/pkg/event"
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/problem"
@@ -178,7 +179,7 @@ func (a *API) resendNotification(c *call) (*answer, error) {
 }
 
 func (a *API) ingestEvent(c *call) (*answer, error) {
-	body, err := readBody(c.w, c.r, int64(a.EventMaxBytes))
+	body, err := readBody(c.w, c.r, int64(a.EventMaxBytes), "application/json", event.MediaTypeStructured)
 	if err != nil {
 		return nil, err
 	}

@@ -2,11 +2,11 @@
 package ingest
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
@@ -14,10 +14,13 @@ import (
 )
 
 // Service publishes events. It is safe for concurrent use.
-type Service struct{ bus *bus.Bus }
+type Service struct {
+	bus           *bus.Bus
+	eventMaxBytes int
+}
 
-// New returns a service.
-func New(b *bus.Bus) *Service { return &Service{b} }
+// New returns a service that takes events of at most eventMaxBytes, without the wrapper of a CloudEvent.
+func New(b *bus.Bus, eventMaxBytes int) *Service { return &Service{b, eventMaxBytes} }
 
 // Accepted is where an event was stored.
 type Accepted struct {
@@ -27,10 +30,13 @@ type Accepted struct {
 	Duplicate bool   `json:"duplicate" doc:"the same event was accepted before, within the duplicate window; it is delivered once"`
 }
 
-// maxCEIDBytes limits the id that becomes part of a message id.
-const maxCEIDBytes = 256
+// Limits of headers that are stored with the event.
+const (
+	maxCEIDBytes    = 256
+	maxChangedBytes = 2048
+)
 
-// Event is one to take in. Header returns a request header: ce-id, ce-type and traceparent are used.
+// Event is one to take in. Header returns a request header: those that [event.Parse] reads are used.
 type Event struct {
 	Account, Name string
 	Body          []byte // as the CRM wrote it; it is stored byte for byte
@@ -45,23 +51,30 @@ func (s *Service) Accept(ctx context.Context, e Event) (Accepted, error) {
 	if len(e.Header(event.HeaderCEID)) > maxCEIDBytes {
 		return Accepted{}, problem.New(http.StatusUnprocessableEntity, "bad_ce_id", "the header ce-id is longer than 256 bytes")
 	}
-	m := event.Message{Subject: event.Subject(e.Account, e.Name), Body: e.Body, Header: e.Header}
+	if o := e.Header(event.HeaderOrigin); o != "" && event.Origin(o) == "" {
+		return Accepted{}, problem.New(http.StatusUnprocessableEntity, "bad_origin", "the header Gancho-Origin must be 1 to 128 characters of [A-Za-z0-9_.:-]")
+	}
+	if len(e.Header(event.HeaderChanged)) > maxChangedBytes {
+		return Accepted{}, problem.New(http.StatusUnprocessableEntity, "bad_changed", "the header Gancho-Changed is longer than 2,048 bytes")
+	}
+	m := event.Message{Subject: event.Subject(e.Account, e.Name), Body: e.Body, Header: e.Header, MaxBytes: s.eventMaxBytes}
 	parsed, rejected := event.Parse(m)
 	if rejected != nil {
 		return Accepted{}, refused(rejected)
 	}
-	ce := e.Header(event.HeaderCEID)
 	headers := map[string]string{}
-	for name, value := range map[string]string{event.HeaderCEID: ce, event.HeaderTraceparent: parsed.Traceparent} {
+	for name, value := range map[string]string{
+		event.HeaderCEID: e.Header(event.HeaderCEID), event.HeaderTraceparent: event.Traceparent(e.Header(event.HeaderTraceparent)),
+		event.HeaderChanged: strings.Join(parsed.Changed, ","), event.HeaderOrigin: parsed.Origin,
+	} {
 		if value != "" {
 			headers[name] = value
 		}
 	}
-	// The broker compares message ids of all accounts, so the id names account and event too.
-	key, msgID := cmp.Or(event.TransactionUUID(e.Body), ce), ""
-	if key != "" {
-		msgID = e.Account + ":" + e.Name + ":" + key
+	if t := e.Header(event.HeaderContentType); event.Structured(t) {
+		headers[event.HeaderContentType] = t
 	}
+	msgID := parsed.MsgID()
 	at, err := s.bus.PublishEvent(ctx, m.Subject, msgID, headers, e.Body)
 	switch {
 	case errors.Is(err, bus.ErrTooLarge):
@@ -70,7 +83,7 @@ func (s *Service) Accept(ctx context.Context, e Event) (Accepted, error) {
 		return Accepted{}, problem.Unavailable("broker_unavailable", "the message broker did not acknowledge the event; send it again (with a transaction_uuid it is delivered once)", err)
 	}
 	id := parsed.ID // what the publisher will call it
-	if key == "" {
+	if msgID == "" {
 		id = event.ID(e.Account, e.Name, event.Stream+"/"+strconv.FormatUint(at.Sequence, 10))
 	}
 	return Accepted{EventID: id, Stream: at.Stream, Sequence: at.Sequence, Duplicate: at.Duplicate}, nil

@@ -236,11 +236,11 @@ func (s *Service) message(ctx context.Context, n *Notification) (*notification.N
 		return nil, problem.Broker(err)
 	}
 	ev, rejected := event.Parse(m)
-	if rejected != nil || ev.ID != n.EventID { // the stream was made anew
+	if rejected != nil || !ev.Is(n.EventID) { // the stream was made anew
 		return nil, errExpired
 	}
 	return &notification.Notification{
-		Account: n.Account, ID: n.ID, WebhookID: n.WebhookID, EventID: ev.ID, EventName: ev.Name,
+		Account: n.Account, ID: n.ID, WebhookID: n.WebhookID, EventID: n.EventID, EventName: ev.Name,
 		EventSequence: ev.Sequence, EventTime: storedAt, Traceparent: ev.Traceparent, Body: ev.Body,
 	}, nil
 }

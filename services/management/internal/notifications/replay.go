@@ -41,14 +41,17 @@ func (s *Service) of(ctx context.Context, w *webhook.Webhook, e *bus.StoredEvent
 	if rejected != nil || !w.EventName.Matches(ev.Name) {
 		return event.Event{}, nil, nil
 	}
-	n, err := s.look(ctx, w.Account, event.NotificationID(ev.ID, w.UUID))
-	if err != nil {
-		if problem.Of(err).Status == http.StatusNotFound {
-			return ev, nil, nil
+	for _, id := range ev.IDs() {
+		n, err := s.look(ctx, w.Account, event.NotificationID(id, w.UUID))
+		switch {
+		case err == nil:
+			ev.ID = id
+			return ev, n, nil
+		case problem.Of(err).Status != http.StatusNotFound:
+			return ev, nil, err
 		}
-		return ev, nil, err
 	}
-	return ev, n, nil
+	return ev, nil, nil
 }
 
 // Replay sends events to the webhook again, at the limiter's rate: a new send of each notification that has
