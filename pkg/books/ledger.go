@@ -101,7 +101,7 @@ func (l *ledger) arrive(a bus.Arrival, seq uint64) {
 }
 
 // record takes in a journal record.
-func (l *ledger) record(s bus.Summary) {
+func (l *ledger) record(s notification.Summary) {
 	k, ok := parseKey(s.NotificationID, s.Send)
 	if !ok {
 		return

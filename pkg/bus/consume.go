@@ -288,18 +288,18 @@ func waiting(tries int) time.Duration {
 
 func (d *Delivery) wait(ctx context.Context) error {
 	h := d.msg.Headers()
-	account, webhook, id := h.Get(topology.HeaderAccount), h.Get(topology.HeaderWebhookID), h.Get(topology.HeaderNotification)
+	account, webhook, id := h.Get(notification.HeaderAccount), h.Get(notification.HeaderWebhookID), h.Get(notification.HeaderID)
 	if !event.ValidAccount(account) || uuid.Validate(webhook) != nil || uuid.Validate(id) != nil {
 		return errors.New("it does not say what it belongs to")
 	}
-	waited, _ := strconv.Atoi(h.Get(topology.HeaderWaited)) // 0 at first
+	waited, _ := strconv.Atoi(h.Get(notification.HeaderWaited)) // 0 at first
 	q := message(topology.SubjectRetryAt(account, id), fmt.Sprintf("%s:%d:%d", d.Stream(), d.Sequence, d.StoredAt.UnixNano()), d.msg.Data())
 	for k, v := range h {
 		if !strings.HasPrefix(k, "Nats-") {
 			q.Header[k] = v
 		}
 	}
-	q.Header[topology.HeaderWaited] = []string{strconv.Itoa(waited + 1)}
+	q.Header[notification.HeaderWaited] = []string{strconv.Itoa(waited + 1)}
 	q.Header["Nats-Schedule"] = []string{"@at " + time.Now().Add(waiting(waited+1)).UTC().Format(time.RFC3339Nano)}
 	q.Header["Nats-Schedule-Target"] = []string{topology.SubjectRetryDue(account, webhook, id)}
 	_, err := d.b.publish(ctx, topology.Retries, q)
@@ -363,8 +363,8 @@ func (b *Bus) delivery(ctx context.Context, lane Lane, m jetstream.Msg, again fu
 		return nil
 	}
 	d := &Delivery{Lane: lane, NumDelivered: int(meta.NumDelivered), Again: again(meta), StoredAt: meta.Timestamp, Sequence: meta.Sequence.Stream, msg: m, b: b} //nolint:gosec // a count
-	d.Again = d.Again || m.Headers().Get(topology.HeaderWaited) != ""
-	d.Notification, err = decode(m.Headers(), m.Data())
+	d.Again = d.Again || m.Headers().Get(notification.HeaderWaited) != ""
+	d.Notification, err = notification.Decode(m.Headers(), m.Data())
 	switch {
 	case errors.Is(err, schema.ErrNewer):
 		d.Wait(context.WithoutCancel(ctx)) // a stop settles what came

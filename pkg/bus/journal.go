@@ -51,8 +51,8 @@ func recordMessage(r *notification.Record) (*nats.Msg, error) {
 		return nil, fmt.Errorf("encode journal record: %w", err)
 	}
 	m := message(topology.SubjectAttempts(r.Account, r.NotificationID), "", body)
-	m.Header[topology.HeaderSummary] = []string{summarize(r)}
-	m.Header[topology.HeaderSchema] = []string{strconv.Itoa(r.Schema)}
+	m.Header[notification.HeaderSummary] = []string{r.Summary()}
+	m.Header[notification.HeaderSchema] = []string{strconv.Itoa(r.Schema)}
 	expectLast(m, r.Previous)
 	return m, nil
 }
@@ -189,7 +189,7 @@ func (b *Bus) readNotification(ctx context.Context, stream, subject string) (*no
 	if err != nil {
 		return nil, err
 	}
-	n, err := decode(raw.Header, raw.Data)
+	n, err := notification.Decode(raw.Header, raw.Data)
 	if err != nil {
 		return &n, fmt.Errorf("read from %s: %w", stream, err)
 	}
@@ -241,7 +241,7 @@ func (b *Bus) ExhaustedAt(ctx context.Context, sequence uint64) (*Exhausted, err
 	if err != nil {
 		return nil, err
 	}
-	n, err := decode(raw.Header, raw.Data)
+	n, err := notification.Decode(raw.Header, raw.Data)
 	if err != nil {
 		return nil, fmt.Errorf("read RETRIES message %s: %w", strconv.FormatUint(sequence, 10), err)
 	}
@@ -281,7 +281,7 @@ func (b *Bus) LeftBehind(ctx context.Context, retries *Puller) iter.Seq2[*Exhaus
 				return
 			}
 			next = raw.Sequence + 1
-			n, err := decode(raw.Header, raw.Data)
+			n, err := notification.Decode(raw.Header, raw.Data)
 			if err != nil {
 				continue // Pull sets such messages aside
 			}

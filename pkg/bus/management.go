@@ -34,13 +34,13 @@ func (b *Bus) Position(ctx context.Context) (first, last uint64, err error) {
 
 // SummariesOf hands the summaries of the journal records with sequences from first to last, both included, to
 // handle in order. It returns an error when it could not read to the end.
-func (b *Bus) SummariesOf(ctx context.Context, first, last uint64, handle func(*Summary)) error {
+func (b *Bus) SummariesOf(ctx context.Context, first, last uint64, handle func(*notification.Summary)) error {
 	cfg := jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(first, 1), HeadersOnly: true}
 	return b.read(ctx, topology.Attempts, cfg, func(m jetstream.Msg, sequence, pending uint64) (bool, error) {
 		if sequence > last {
 			return false, nil
 		}
-		s, err := parseSummary(m.Headers().Get(topology.HeaderSummary), sequence)
+		s, err := notification.ParseSummary(m.Headers().Get(notification.HeaderSummary), sequence)
 		if err != nil {
 			b.log.Error("an unreadable journal record is skipped", zap.Error(err))
 		} else {
@@ -141,7 +141,7 @@ func (c *ArrivalConsumer) Pull(ctx context.Context, n int, linger time.Duration)
 		if err != nil {
 			return
 		}
-		d, err := decode(m.Headers(), nil)
+		d, err := notification.Decode(m.Headers(), nil)
 		if err != nil && !errors.Is(err, schema.ErrNewer) {
 			_ = m.Ack() // the dispatcher deals with it
 			return

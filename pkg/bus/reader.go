@@ -170,7 +170,7 @@ func (r *NotificationReader) Read(ctx context.Context, began func(Progress), han
 	}
 	began(Progress{renewed, missed})
 	return r.readTo(ctx, last, func(h nats.Header, m *jetstream.MsgMetadata) {
-		if n, err := decode(h, nil); err == nil || errors.Is(err, schema.ErrNewer) { // counting is not handling
+		if n, err := notification.Decode(h, nil); err == nil || errors.Is(err, schema.ErrNewer) { // counting is not handling
 			handle(Arrival{n, m.Timestamp}, m.Sequence.Stream)
 		}
 	})
@@ -195,9 +195,9 @@ func (r *JournalReader) Mark(ctx context.Context) (p Progress, err error) {
 }
 
 // Read hands over the summaries up to the mark.
-func (r *JournalReader) Read(ctx context.Context, handle func(Summary)) error {
+func (r *JournalReader) Read(ctx context.Context, handle func(notification.Summary)) error {
 	return r.readTo(ctx, r.last, func(h nats.Header, m *jetstream.MsgMetadata) {
-		if s, err := parseSummary(h.Get(topology.HeaderSummary), m.Sequence.Stream); err == nil {
+		if s, err := notification.ParseSummary(h.Get(notification.HeaderSummary), m.Sequence.Stream); err == nil {
 			handle(s)
 		}
 	})
@@ -262,7 +262,7 @@ func (b *Bus) Scheduled(ctx context.Context, account, id string) (*Exhausted, er
 	if err != nil {
 		return nil, err
 	}
-	n, err := decode(raw.Header, raw.Data)
+	n, err := notification.Decode(raw.Header, raw.Data)
 	if err != nil {
 		return nil, fmt.Errorf("read from %s: %w", topology.Retries, err)
 	}
@@ -284,7 +284,7 @@ func (b *Bus) ParkedOf(ctx context.Context, account, webhook string, n int) (map
 			return nil, err
 		}
 		next = raw.Sequence + 1
-		if id, err := uuid.Parse(raw.Header.Get(topology.HeaderNotification)); err == nil {
+		if id, err := uuid.Parse(raw.Header.Get(notification.HeaderID)); err == nil {
 			out[id] = true
 		}
 	}

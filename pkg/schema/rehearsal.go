@@ -3,5 +3,5 @@
 package schema
 
 // Newest is that of a version yet to come, with which the test of rolling upgrades builds the programs a
-// second time (-tags rehearsal). Its notifications carry a field more; see rehearsal.go of gancho/pkg/bus.
+// second time (-tags rehearsal). Its notifications carry a field more; see rehearsal.go of gancho/pkg/notification.
 const Newest = 2

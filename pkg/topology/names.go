@@ -42,27 +42,8 @@ const (
 	ConsumerIndexPending  = "management-pending"   // on NOTIFICATIONS
 )
 
-// Headers of messages. The broker keeps their case.
+// Headers of messages that are set aside: the reason, and the subject they had.
 const (
-	HeaderSchema       = "Gancho-Schema"
-	HeaderAccount      = "Gancho-Account"
-	HeaderEventName    = "Gancho-Event-Name"
-	HeaderEventID      = "Gancho-Event-Id"
-	HeaderEventSeq     = "Gancho-Event-Sequence"
-	HeaderEventTime    = "Gancho-Event-Time"
-	HeaderWebhookID    = "Gancho-Webhook-Id"
-	HeaderNotification = "Gancho-Notification-Id"
-	HeaderSend         = "Gancho-Send"
-	HeaderAttemptsDone = "Gancho-Attempts-Done"
-	HeaderHop          = "Gancho-Hop"
-	HeaderJournal      = "Gancho-Journal"
-	HeaderReplay       = "Gancho-Replay"
-	HeaderTraceparent  = "traceparent"
-	HeaderWaited       = "Gancho-Waited" // how often the message waited for a newer version
-
-	// HeaderSummary carries the part of a journal record that readers of the whole journal need, so that the broker does
-	// not send them the records.
-	HeaderSummary = "Gancho-Summary"
 	HeaderReason  = "Gancho-Reason"
 	HeaderSubject = "Gancho-Subject"
 )

@@ -209,7 +209,7 @@ func (m *Monitor) readJournal(ctx context.Context, journal *bus.SummaryConsumer)
 }
 
 // fold takes in records, mirrors and tells what they change, and reports whether all of it is stored.
-func (m *Monitor) fold(ctx, stop context.Context, records []bus.Summary) bool {
+func (m *Monitor) fold(ctx, stop context.Context, records []notification.Summary) bool {
 	observations := make([]suspension.Observation, 0, len(records))
 	for _, r := range records {
 		if r.Outcome == "" || r.URLKey == "" {

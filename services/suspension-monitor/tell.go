@@ -52,7 +52,7 @@ func (m *Monitor) webhooks(key suspension.Key) []*webhook.Webhook {
 }
 
 // tellFailures tells permanent failures, one event for each webhook and minute.
-func (m *Monitor) tellFailures(ctx context.Context, records []bus.Summary) error {
+func (m *Monitor) tellFailures(ctx context.Context, records []notification.Summary) error {
 	type minute struct {
 		webhook string
 		minute  int64

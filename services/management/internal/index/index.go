@@ -291,7 +291,7 @@ func (w *writes) add(webhook string, id uuid.UUID, s spot) {
 }
 
 // summary notes a journal record.
-func (w *writes) summary(r *bus.Summary) {
+func (w *writes) summary(r *notification.Summary) {
 	w.seen = max(w.seen, r.Sequence)
 	id, err := uuid.Parse(r.NotificationID)
 	if err != nil || uuid.Validate(r.WebhookID) != nil {

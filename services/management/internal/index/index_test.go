@@ -13,7 +13,6 @@ import (
 	"github.com/google/uuid"
 	"go.uber.org/zap/zaptest"
 
-	"gancho/pkg/bus"
 	"gancho/pkg/notification"
 	"gancho/pkg/redistest"
 )
@@ -111,8 +110,8 @@ func TestBounds(t *testing.T) {
 }
 
 // summaryOf is what the journal's reader gets of r.
-func summaryOf(r *notification.Record) *bus.Summary {
-	s := &bus.Summary{
+func summaryOf(r *notification.Record) *notification.Summary {
+	s := &notification.Summary{
 		Kind: r.Kind, At: r.At, Account: r.Account, WebhookID: r.WebhookID, NotificationID: r.NotificationID, EventName: r.EventName, Send: r.Send,
 		AttemptsDone: r.AttemptsDone, State: r.State, Reason: r.Reason, Sequence: r.Sequence, NextAttemptAt: r.NextAttemptAt, EventID: r.EventID, Replay: r.Replay,
 	}
