@@ -83,11 +83,11 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		return err
 	}
 	defer redis.Close()
-	recent := index.New(index.Config{MaxEntries: cfg.IndexMaxEntries, MaxAge: cfg.Limits.LogMaxAge}, redis, b, proc.Log)
-	proc.Health.Want("redis", recent.State)
+	lists := index.New(index.Config{MaxEntries: cfg.IndexMaxEntries, MaxAge: cfg.Limits.LogMaxAge}, redis, b, proc.Log)
+	proc.Health.Want("redis", lists.State)
 
-	// The door is open from the start, so that a client of a service that waits for the broker is told.
-	front := &door{state: proc.Health.State}
+	// The address answers from the start, so that a client learns that the service still waits for the broker.
+	front := &startup{state: proc.Health.State}
 	group, ctx := errgroup.WithContext(ctx)
 	// The copies are kept up to date until the last request has ended.
 	watch, stopWatch := context.WithCancel(context.WithoutCancel(ctx))
@@ -114,34 +114,34 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		hooks := webhooks.New(webhooks.Options{
 			Bus: b, Registry: registry, Claims: claims, Flags: suspended, Keys: keys, Policy: policy, Names: names, PerAccount: cfg.WebhooksPerAccount, Log: proc.Log,
 		})
-		told := notifications.New(b, hooks, recent, cfg.Limits.EventMaxBytes)
-		jobs, err := b.Bucket(ctx, topology.BucketReplays)
+		sends := notifications.New(b, hooks, lists, cfg.Limits.EventMaxBytes)
+		replayBucket, err := b.Bucket(ctx, topology.BucketReplays)
 		if err != nil {
 			return ended(ctx, err)
 		}
-		again := replays.New(b, jobs, hooks, told, proc.Log)
-		live := tail.New(b)
+		jobs := replays.New(b, replayBucket, hooks, sends, proc.Log)
+		tails := tail.New(b)
 		handler, err := api.New(api.Options{
-			Gate: gate, Webhooks: hooks, Notifications: told, Ingest: ingest.New(b, cfg.Limits.EventMaxBytes), Tail: live, Replays: again, Stopping: ctx.Done(),
+			Gate: gate, Webhooks: hooks, Notifications: sends, Ingest: ingest.New(b, cfg.Limits.EventMaxBytes), Tail: tails, Replays: jobs, Stopping: ctx.Done(),
 			EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {
 			return err
 		}
 		pages, err := console.New(console.Options{
-			Gate: gate, Webhooks: hooks, Notifications: told, Replays: again, Tail: live, Keys: keys,
+			Gate: gate, Webhooks: hooks, Notifications: sends, Replays: jobs, Tail: tails, Keys: keys,
 			PlainHTTP: cfg.ConsolePlainHTTP, Stopping: ctx.Done(), Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {
 			return err
 		}
 		group.Go(func() error { return suspended.Run(watch, b) })
-		group.Go(func() error { return recent.Run(ctx) })
-		group.Go(func() error { return again.Run(ctx) })
-		return registry.Run(watch, func() { front.open(&site{api: handler, console: pages}); proc.Up() }, func(before, after *webhook.Webhook) {
+		group.Go(func() error { return lists.Run(ctx) })
+		group.Go(func() error { return jobs.Run(ctx) })
+		return registry.Run(watch, func() { front.open(&router{api: handler, console: pages}); proc.Up() }, func(before, after *webhook.Webhook) {
 			hooks.Changed(before, after)
 			if after == nil && before != nil {
-				group.Go(func() error { _ = recent.Forget(ctx, before.ID); return nil }) // else it ages out
+				group.Go(func() error { _ = lists.Forget(ctx, before.ID); return nil }) // else it ages out
 			}
 		})
 	})
@@ -187,12 +187,12 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, shutdown time.Du
 	return nil
 }
 
-// site is the API and the console under one address.
-type site struct {
+// router serves the API and the console at one address.
+type router struct {
 	api, console http.Handler
 }
 
-func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if console.Serves(r.URL.Path) {
 		s.console.ServeHTTP(w, r)
 		return
@@ -200,18 +200,18 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.api.ServeHTTP(w, r)
 }
 
-// door answers 503 until what is behind it is ready.
-type door struct {
-	behind atomic.Pointer[http.Handler]
-	state  func() service.State
+// startup answers 503 until its handler is set.
+type startup struct {
+	handler atomic.Pointer[http.Handler]
+	state   func() service.State
 }
 
-func (d *door) open(h http.Handler) { d.behind.Store(&h) }
+func (s *startup) open(h http.Handler) { s.handler.Store(&h) }
 
-func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if h := d.behind.Load(); h != nil {
+func (s *startup) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h := s.handler.Load(); h != nil {
 		(*h).ServeHTTP(w, r)
 		return
 	}
-	api.WriteProblem(w, problem.Unavailable("starting", "the service is starting and waits: "+strings.Join(d.state().Reasons, "; "), nil))
+	api.WriteProblem(w, problem.Down("starting", "the service is starting and waits: "+strings.Join(s.state().Reasons, "; "), nil))
 }

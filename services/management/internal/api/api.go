@@ -22,12 +22,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"gancho/services/management/internal/accesslog"
 	"gancho/services/management/internal/auth"
+	"gancho/services/management/internal/httpstatus"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
-	"gancho/services/management/internal/request"
 	"gancho/services/management/internal/tail"
 	"gancho/services/management/internal/webhooks"
 )
@@ -96,7 +97,7 @@ func New(o Options) (*API, error) {
 	}
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		a.serve(w, r, &route{path: "unknown", public: true, handle: func(*call) (*answer, error) {
-			return nil, problem.New(http.StatusNotFound, "no_such_path", "there is nothing at this path; see "+Prefix+"/openapi.json")
+			return nil, problem.New(problem.Missing, "no_such_path", "there is nothing at this path; see "+Prefix+"/openapi.json")
 		}})
 	})
 	return a, nil
@@ -128,7 +129,7 @@ func (a *API) dispatch(w http.ResponseWriter, r *http.Request, methods map[strin
 	allow := strings.Join(allowed, ", ")
 	a.serve(w, r, &route{path: "unknown", public: true, handle: func(c *call) (*answer, error) {
 		c.w.Header().Set("Allow", allow)
-		return nil, problem.New(http.StatusMethodNotAllowed, "method_not_allowed", "this path takes "+allow)
+		return nil, problem.New(problem.NotAllowed, "method_not_allowed", "this path takes "+allow)
 	}})
 }
 
@@ -200,7 +201,7 @@ type list struct {
 // serve answers one request and writes its log line.
 func (a *API) serve(w http.ResponseWriter, r *http.Request, rt *route) {
 	began := time.Now()
-	rec := &request.Recorder{ResponseWriter: w}
+	rec := &accesslog.Recorder{ResponseWriter: w}
 	id := requestID(r)
 	h := w.Header()
 	h.Set("X-Request-Id", id)
@@ -212,13 +213,13 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, rt *route) {
 		c.ctx, cancel = context.WithTimeout(r.Context(), requestTimeout)
 		defer cancel()
 	}
-	failure := request.Guard(a.Log, a.panics, id, func() error { return a.answer(c, rt) })
+	failure := accesslog.Guard(a.Log, a.panics, id, func() error { return a.answer(c, rt) })
 	if failure != nil && rec.Status == 0 {
 		writeProblem(rec, failure)
 	}
-	took, method := time.Since(began), request.Method(r.Method)
+	took, method := time.Since(began), accesslog.Method(r.Method)
 	a.duration.WithLabelValues(rt.path, method, strconv.Itoa(rec.Status)).Observe(took.Seconds())
-	request.Line{
+	accesslog.Line{
 		ID: id, Method: method, Route: rt.path, Answer: rec, Took: took, Caller: c.caller, RemoteAddr: r.RemoteAddr, Failure: failure, More: c.fields,
 	}.Log(a.Log)
 }
@@ -268,10 +269,10 @@ func writeProblem(w http.ResponseWriter, e *problem.Error) {
 	if e.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int((e.RetryAfter+time.Second-1)/time.Second)))
 	}
-	if e.Status == http.StatusUnauthorized {
+	if e.Kind == problem.Unauthenticated {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="gancho"`)
 	}
-	_ = writeJSON(w, e.Status, map[string]any{"errors": e.Problems})
+	_ = writeJSON(w, httpstatus.Of(e), map[string]any{"errors": e.Problems})
 }
 
 // requestID is the client's X-Request-Id when it is harmless, else a new one.

@@ -31,10 +31,10 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, types ...stri
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return nil, problem.New(http.StatusRequestEntityTooLarge, "too_large", fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit))
+		return nil, problem.New(problem.TooLarge, "too_large", fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit))
 	}
 	if err != nil {
-		return nil, &problem.Error{Status: http.StatusBadRequest, Cause: err, Problems: []problem.Problem{{
+		return nil, &problem.Error{Kind: problem.Malformed, Cause: err, Problems: []problem.Problem{{
 			Code: "bad_body", Detail: "the body could not be read to its end",
 		}}}
 	}
@@ -43,10 +43,10 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, types ...stri
 	}
 	media, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if charset := params["charset"]; err != nil || !slices.Contains(types, media) || charset != "" && !strings.EqualFold(charset, "utf-8") {
-		return nil, problem.New(http.StatusUnsupportedMediaType, "unsupported_media_type", "send the body as Content-Type: "+strings.Join(types, " or ")+", in UTF-8")
+		return nil, problem.New(problem.Unsupported, "unsupported_media_type", "send the body as Content-Type: "+strings.Join(types, " or ")+", in UTF-8")
 	}
 	if enc := r.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
-		return nil, problem.New(http.StatusUnsupportedMediaType, "unsupported_encoding", "send the body without Content-Encoding")
+		return nil, problem.New(problem.Unsupported, "unsupported_encoding", "send the body without Content-Encoding")
 	}
 	return body, nil
 }
@@ -56,7 +56,7 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, types ...stri
 // wrong type is 422.
 func decode[T any](body []byte, v *T) error {
 	if len(body) == 0 {
-		return problem.New(http.StatusBadRequest, "empty_body", `the body is empty; send {"data": {...}}`)
+		return problem.New(problem.Malformed, "empty_body", `the body is empty; send {"data": {...}}`)
 	}
 	var envelope struct {
 		Data webhooks.Field[T] `json:"data"`
@@ -65,7 +65,7 @@ func decode[T any](body []byte, v *T) error {
 		return badJSON(err)
 	}
 	if !envelope.Data.Present || envelope.Data.Null {
-		return problem.At(http.StatusUnprocessableEntity, "/data", "required", `data is missing; send {"data": {...}}`)
+		return problem.At(problem.Invalid, "/data", "required", `data is missing; send {"data": {...}}`)
 	}
 	*v = envelope.Data.Value
 	return nil
@@ -75,9 +75,9 @@ func badJSON(err error) error {
 	if semantic, ok := errors.AsType[*json.SemanticError](err); ok {
 		pointer := bounded(semantic.JSONPointer)
 		if errors.Is(err, json.ErrUnknownName) {
-			return problem.At(http.StatusBadRequest, pointer, "unknown_member", "this member is unknown or cannot be set; names are case-sensitive")
+			return problem.At(problem.Malformed, pointer, "unknown_member", "this member is unknown or cannot be set; names are case-sensitive")
 		}
-		return problem.At(http.StatusUnprocessableEntity, pointer, "wrong_type", "this value has the wrong type; give "+wanted(semantic.GoType))
+		return problem.At(problem.Invalid, pointer, "wrong_type", "this value has the wrong type; give "+wanted(semantic.GoType))
 	}
 	pointer, code, detail := "", "bad_json", "the body is not one well-formed JSON value in UTF-8"
 	if syntactic, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
@@ -87,7 +87,7 @@ func badJSON(err error) error {
 			code, detail = "duplicate_member", "this member stands more than once in its object"
 		}
 	}
-	return problem.At(http.StatusBadRequest, pointer, code, detail)
+	return problem.At(problem.Malformed, pointer, code, detail)
 }
 
 // maxPointerBytes bounds what of a client's own names an answer repeats.

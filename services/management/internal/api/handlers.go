@@ -184,7 +184,7 @@ func (a *API) ingestEvent(c *call) (*answer, error) {
 		return nil, err
 	}
 	if len(body) == 0 {
-		return nil, problem.New(http.StatusBadRequest, "empty_body", "the body is empty; send the event as a JSON object")
+		return nil, problem.New(problem.Malformed, "empty_body", "the body is empty; send the event as a JSON object")
 	}
 	accepted, err := a.Ingest.Accept(c.ctx, ingest.Event{
 		Account: c.caller.Account, Name: c.r.PathValue("event_name"), Body: body, Header: c.r.Header.Get,

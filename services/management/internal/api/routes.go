@@ -235,7 +235,7 @@ func (c *call) noInput() error {
 func (c *call) query() (url.Values, error) {
 	query, err := url.ParseQuery(c.r.URL.RawQuery)
 	if err != nil {
-		return nil, problem.New(http.StatusBadRequest, "bad_query", "the query string cannot be read")
+		return nil, problem.New(problem.Malformed, "bad_query", "the query string cannot be read")
 	}
 	return query, nil
 }
@@ -320,7 +320,7 @@ func (c *call) match() (webhooks.Match, error) {
 		inner, opened := strings.CutPrefix(strings.TrimPrefix(tag, "W/"), `"`)
 		inner, closed := strings.CutSuffix(inner, `"`)
 		if !opened || !closed {
-			return nil, problem.New(http.StatusBadRequest, "bad_if_match", `If-Match must hold an ETag in double quotes, as it came, or *`)
+			return nil, problem.New(problem.Malformed, "bad_if_match", `If-Match must hold an ETag in double quotes, as it came, or *`)
 		}
 		if n, err := strconv.ParseUint(inner, 10, 64); err == nil && !weak {
 			revisions = append(revisions, n)

@@ -53,7 +53,7 @@ func (a *API) tail(c *call) (*answer, error) {
 	case <-time.After(writeWithin):
 		return nil, problem.Broker(errTailLost)
 	case <-a.Stopping:
-		return nil, problem.Unavailable("stopping", "the service is stopping; connect again", nil)
+		return nil, problem.Down("stopping", "the service is stopping; connect again", nil)
 	}
 	if t.End() == tail.EndLost {
 		return nil, problem.Broker(errTailLost)

@@ -107,16 +107,16 @@ func (g *Gate) Check(r *http.Request, write bool) (Caller, error) {
 	asked := r.Header.Get("X-Account-Id")
 	switch {
 	case c.Operator && asked == "":
-		return c, g.refuse("account", problem.New(http.StatusBadRequest, "account_required", "an operator's token needs the header X-Account-Id to say for which account it acts"))
+		return c, g.refuse("account", problem.New(problem.Malformed, "account_required", "an operator's token needs the header X-Account-Id to say for which account it acts"))
 	case c.Operator && !event.ValidAccount(asked):
-		return c, g.refuse("account", problem.New(http.StatusBadRequest, "bad_account", "X-Account-Id is not an account id: 1 to 64 characters of A-Z a-z 0-9 _ -"))
+		return c, g.refuse("account", problem.New(problem.Malformed, "bad_account", "X-Account-Id is not an account id: 1 to 64 characters of A-Z a-z 0-9 _ -"))
 	case c.Operator:
 		c.Account = asked
 	case asked != "" && asked != c.Account:
-		return c, g.refuse("account", problem.New(http.StatusForbidden, "forbidden", "this token does not belong to the account in X-Account-Id; leave the header out"))
+		return c, g.refuse("account", problem.New(problem.Forbidden, "forbidden", "this token does not belong to the account in X-Account-Id; leave the header out"))
 	}
 	if write && c.ReadOnly {
-		return c, g.refuse("read_only", problem.New(http.StatusForbidden, "read_only", "this token may only read; use one without :read"))
+		return c, g.refuse("read_only", problem.New(problem.Forbidden, "read_only", "this token may only read; use one without :read"))
 	}
 	return c, nil
 }
@@ -147,11 +147,11 @@ func (g *Gate) refuse(reason string, err *problem.Error) error {
 }
 
 func unauthorized(code, detail string) *problem.Error {
-	return problem.New(http.StatusUnauthorized, code, detail)
+	return problem.New(problem.Unauthenticated, code, detail)
 }
 
 func limited(code, detail string, wait time.Duration) *problem.Error {
-	e := problem.New(http.StatusTooManyRequests, code, detail)
+	e := problem.New(problem.Limited, code, detail)
 	e.RetryAfter = max(wait, time.Second)
 	return e
 }

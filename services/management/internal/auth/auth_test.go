@@ -21,6 +21,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/zap/zaptest"
 
+	"gancho/services/management/internal/httpstatus"
 	"gancho/services/management/internal/problem"
 )
 
@@ -66,7 +67,7 @@ func status(g *Gate, r *http.Request, write bool) int {
 	if err == nil {
 		return 0
 	}
-	return problem.Of(err).Status
+	return httpstatus.Of(problem.Of(err))
 }
 
 func TestTokens(t *testing.T) {
@@ -156,7 +157,7 @@ func TestCheck(t *testing.T) {
 			maps.Copy(r.Header, tc.header)
 			c, err := g.Check(r, tc.write)
 			if err != nil {
-				if got := problem.Of(err).Status; got != tc.status {
+				if got := httpstatus.Of(problem.Of(err)); got != tc.status {
 					t.Errorf("status = %d, want %d", got, tc.status)
 				}
 				return
@@ -181,7 +182,7 @@ func TestRateLimit(t *testing.T) {
 			}
 		}
 		_, err := g.Check(request("good", "192.0.2.2:1"), false)
-		if e := problem.Of(err); e.Status != 429 || e.RetryAfter != time.Second {
+		if e := problem.Of(err); e.Kind != problem.Limited || e.RetryAfter != time.Second {
 			t.Errorf("after the burst: %v, Retry-After %v", e, e.RetryAfter)
 		}
 		if s := status(g, request("reader", "192.0.2.1:1"), false); s != 0 {

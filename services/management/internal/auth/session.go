@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"net/http"
 	"time"
 
 	"gancho/services/management/internal/problem"
@@ -24,7 +23,7 @@ func (g *Gate) Visit(token, account string, write bool) (Caller, error) {
 		return c, g.refuse("rate_limited", limited("rate_limited", "this token makes more requests than it may; wait as Retry-After says", wait))
 	}
 	if write && c.ReadOnly {
-		return c, g.refuse("read_only", problem.New(http.StatusForbidden, "read_only", "this token may only read; use one without :read"))
+		return c, g.refuse("read_only", problem.New(problem.Forbidden, "read_only", "this token may only read; use one without :read"))
 	}
 	return c, nil
 }

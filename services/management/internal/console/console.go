@@ -16,11 +16,11 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/seal"
+	"gancho/services/management/internal/accesslog"
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
-	"gancho/services/management/internal/request"
 	"gancho/services/management/internal/tail"
 	"gancho/services/management/internal/webhooks"
 )
@@ -153,7 +153,7 @@ func (c *Console) routes() []route {
 		{pattern: "GET /tail/stream", stream: true, handle: c.tailStream},
 
 		{pattern: "/", public: true, handle: func(*visit) error {
-			return problem.New(http.StatusNotFound, "no_such_page", "there is no such page")
+			return problem.New(problem.Missing, "no_such_page", "there is no such page")
 		}},
 	}
 }
@@ -161,7 +161,7 @@ func (c *Console) routes() []route {
 // visit is one request on its way through a handler.
 type visit struct {
 	ctx     context.Context //nolint:containedctx // of the request, with the handler's time limit
-	w       *request.Recorder
+	w       *accesslog.Recorder
 	r       *http.Request
 	lang    language
 	session *session
@@ -193,7 +193,7 @@ func harden(h http.Header) {
 // serve answers one request and writes its log line.
 func (c *Console) serve(w http.ResponseWriter, r *http.Request, rt *route) {
 	began := time.Now()
-	v := &visit{ctx: r.Context(), w: &request.Recorder{ResponseWriter: w}, r: r, lang: chosen(r)}
+	v := &visit{ctx: r.Context(), w: &accesslog.Recorder{ResponseWriter: w}, r: r, lang: chosen(r)}
 	id := rand.Text()
 	harden(w.Header())
 	w.Header().Set("X-Request-Id", id)
@@ -203,13 +203,13 @@ func (c *Console) serve(w http.ResponseWriter, r *http.Request, rt *route) {
 		v.ctx, cancel = context.WithTimeout(r.Context(), requestTimeout)
 		defer cancel()
 	}
-	failure := request.Guard(c.Log, c.panics, id, func() error { return c.answer(v, rt) })
+	failure := accesslog.Guard(c.Log, c.panics, id, func() error { return c.answer(v, rt) })
 	if failure != nil && v.w.Status == 0 {
 		c.showProblem(v, failure)
 	}
-	took, method := time.Since(began), request.Method(r.Method)
+	took, method := time.Since(began), accesslog.Method(r.Method)
 	c.duration.WithLabelValues(rt.pattern, method, strconv.Itoa(v.w.Status)).Observe(took.Seconds())
-	request.Line{
+	accesslog.Line{
 		ID: id, Method: method, Route: rt.pattern, Answer: v.w, Took: took, Caller: v.caller, RemoteAddr: r.RemoteAddr, Failure: failure, More: v.fields,
 	}.Log(c.Log)
 }
@@ -219,21 +219,21 @@ func (c *Console) answer(v *visit, rt *route) error {
 	v.session = c.sessions.get(v.r)
 	if v.r.Method == http.MethodPost {
 		if err := c.cross.Check(v.r); err != nil {
-			return problem.New(http.StatusForbidden, "cross_origin", "the form was sent from another site")
+			return problem.New(problem.Forbidden, "cross_origin", "the form was sent from another site")
 		}
 		v.r.Body = http.MaxBytesReader(v.w, v.r.Body, maxFormBytes)
 		if err := v.r.ParseForm(); err != nil {
 			if _, large := errors.AsType[*http.MaxBytesError](err); large {
-				return problem.New(http.StatusRequestEntityTooLarge, "too_large", "the form is too large")
+				return problem.New(problem.TooLarge, "too_large", "the form is too large")
 			}
-			return problem.New(http.StatusBadRequest, "bad_form", "the form cannot be read")
+			return problem.New(problem.Malformed, "bad_form", "the form cannot be read")
 		}
 	}
 	if v.session != nil {
 		caller, err := c.Gate.Visit(v.session.Token, v.session.Account, rt.write)
 		v.caller = caller
 		if err != nil {
-			if problem.Of(err).Status != http.StatusUnauthorized {
+			if problem.Of(err).Kind != problem.Unauthenticated {
 				return err
 			}
 			c.sessions.end(v.w, v.session) // its token is not good any more
@@ -243,7 +243,7 @@ func (c *Console) answer(v *visit, rt *route) error {
 	switch {
 	case rt.public:
 	case v.session == nil && rt.stream:
-		return problem.New(http.StatusUnauthorized, "no_session", "sign in first")
+		return problem.New(problem.Unauthenticated, "no_session", "sign in first")
 	case v.session == nil:
 		to := "/sign-in"
 		if v.r.Method == http.MethodGet && v.r.URL.Path != "/account" {
@@ -265,11 +265,11 @@ func (v *visit) redirect(to string) {
 }
 
 // done tells the result of an action on the page it leads to.
-func (c *Console) done(v *visit, to string, n notice) error {
+func (c *Console) done(v *visit, to string, n flash) error {
 	secure, _ := c.sessions.secure(v.r)
 	c.sessions.tell(v.w, v.session, n, secure)
 	v.redirect(to)
 	return nil
 }
 
-var errTokenTooLong = problem.New(http.StatusUnprocessableEntity, "token_too_long", fmt.Sprintf("the console takes tokens of at most %d characters", maxToken))
+var errTokenTooLong = problem.New(problem.Invalid, "token_too_long", fmt.Sprintf("the console takes tokens of at most %d characters", maxToken))

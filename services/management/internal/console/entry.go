@@ -6,6 +6,7 @@ import (
 
 	"gancho/pkg/event"
 	"gancho/services/management/internal/auth"
+	"gancho/services/management/internal/httpstatus"
 	"gancho/services/management/internal/problem"
 )
 
@@ -54,13 +55,13 @@ func (c *Console) postSignIn(v *visit) error {
 	s, grant, err := c.signIn(v.r)
 	if err != nil {
 		p := problem.Of(err)
-		switch p.Status {
-		case http.StatusUnauthorized:
-			return again(p.Status, "sign_in.bad_token", 0)
-		case http.StatusUnprocessableEntity:
-			return again(p.Status, "sign_in.token_too_long", 0)
-		case http.StatusTooManyRequests:
-			return again(p.Status, "sign_in.locked_out", int(p.RetryAfter.Seconds()+0.999))
+		switch p.Kind { //nolint:exhaustive // the others are shown on a page of their own
+		case problem.Unauthenticated:
+			return again(httpstatus.Of(p), "sign_in.bad_token", 0)
+		case problem.Invalid:
+			return again(httpstatus.Of(p), "sign_in.token_too_long", 0)
+		case problem.Limited:
+			return again(httpstatus.Of(p), "sign_in.locked_out", int(p.RetryAfter.Seconds()+0.999))
 		}
 		return err
 	}
@@ -100,7 +101,7 @@ func (c *Console) accountPage(v *visit) error {
 
 func (c *Console) postAccount(v *visit) error {
 	if !v.caller.Operator {
-		return problem.New(http.StatusForbidden, "forbidden", "this token belongs to one account")
+		return problem.New(problem.Forbidden, "forbidden", "this token belongs to one account")
 	}
 	account := v.r.PostFormValue("account")
 	if !event.ValidAccount(account) {

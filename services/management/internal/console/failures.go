@@ -98,10 +98,10 @@ func (c *Console) postResendMany(v *visit) error {
 	slices.Sort(ids)
 	ids = slices.Compact(ids)
 	if len(ids) == 0 {
-		return c.done(v, to, notice{Bad: true, Key: "done.none_chosen"})
+		return c.done(v, to, flash{Bad: true, Key: "done.none_chosen"})
 	}
 	if len(ids) > notifications.MaxFailures {
-		return problem.New(http.StatusRequestEntityTooLarge, "too_large", "too many notifications at once")
+		return problem.New(problem.TooLarge, "too_large", "too many notifications at once")
 	}
 	refused, err := c.Notifications.ResendMany(v.ctx, v.caller.Account, ids)
 	if err != nil {
@@ -114,9 +114,9 @@ func (c *Console) postResendMany(v *visit) error {
 		}
 	}
 	v.fields = append(v.fields, zap.Int("resent", sent))
-	n := notice{Key: "done.resent_many", Args: map[string]string{"sent": strconv.Itoa(sent)}}
+	n := flash{Key: "done.resent_many", Args: map[string]string{"sent": strconv.Itoa(sent)}}
 	if sent < len(ids) {
-		n = notice{Bad: true, Key: "done.resent_some", Args: map[string]string{"sent": strconv.Itoa(sent), "refused": strconv.Itoa(len(ids) - sent)}}
+		n = flash{Bad: true, Key: "done.resent_some", Args: map[string]string{"sent": strconv.Itoa(sent), "refused": strconv.Itoa(len(ids) - sent)}}
 	}
 	return c.done(v, to, n)
 }

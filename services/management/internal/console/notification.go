@@ -199,7 +199,7 @@ func (c *Console) postResend(v *visit) error {
 		return err
 	}
 	v.fields = append(v.fields, zap.String("notification_id", n.ID))
-	return c.done(v, "/notifications/"+n.ID, notice{Key: "done.resent"})
+	return c.done(v, "/notifications/"+n.ID, flash{Key: "done.resent"})
 }
 
 // explain says in the page's language why a notification is in its state, and what happens when: what

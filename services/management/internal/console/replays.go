@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"gancho/services/management/internal/httpstatus"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
 	"gancho/services/management/internal/webhooks"
@@ -59,7 +60,7 @@ func (c *Console) postReplay(v *visit) error {
 				form.Problems[p.Pointer[len("/data/"):]] = problemText(p)
 			}
 		}
-		return c.showWebhook(v, e.Status, form)
+		return c.showWebhook(v, httpstatus.Of(e), form)
 	}
 	v.fields = append(v.fields, zap.String("replay_id", r.ID))
 	v.redirect("/replays/" + r.ID)
@@ -89,7 +90,7 @@ func (c *Console) replayPage(v *visit) error {
 	}
 	if w, err := c.Webhooks.Get(v.ctx, v.caller.Account, r.WebhookID); err == nil {
 		data.WebhookName = w.Name
-	} else if problem.Of(err).Status != http.StatusNotFound {
+	} else if problem.Of(err).Kind != problem.Missing {
 		return err
 	}
 	p := page{Title: "replay.title", Name: data.WebhookName, Tab: "webhooks", Data: data}

@@ -20,8 +20,8 @@ const (
 	sessionLasts = 8 * time.Hour
 	// maxToken is how long a token may be to fit into a cookie once it is sealed.
 	maxToken = 2500
-	// noticeLasts is how long a notice waits for the page that shows it.
-	noticeLasts = 2 * time.Minute
+	// flashLasts is how long a flash waits for the page that shows it.
+	flashLasts = 2 * time.Minute
 )
 
 // session is what the cookie holds, sealed.
@@ -48,7 +48,7 @@ type sessions struct {
 const (
 	secureName = "__Host-gancho_session"
 	plainName  = "gancho_session"
-	noticeName = "gancho_notice"
+	flashName  = "gancho_flash"
 	sealedAs   = "gancho console session"
 )
 
@@ -137,15 +137,15 @@ func (s *sessions) end(w http.ResponseWriter, v *session) {
 	}
 	forget(w, secureName, true)
 	forget(w, plainName, false)
-	forget(w, noticeName, false)
+	forget(w, flashName, false)
 }
 
 func forget(w http.ResponseWriter, name string, secure bool) {
 	http.SetCookie(w, &http.Cookie{Name: name, Path: "/", MaxAge: -1, HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: secure}) //nolint:gosec // it holds nothing
 }
 
-// notice is told on the next page, once. It is sealed too: it may hold a new signing secret.
-type notice struct {
+// flash is told on the next page, once. It is sealed too: it may hold a new signing secret.
+type flash struct {
 	Bad    bool              `json:"b,omitempty"`
 	Key    string            `json:"k"` // of the catalogue
 	Args   map[string]string `json:"a,omitempty"`
@@ -154,30 +154,30 @@ type notice struct {
 	Ends   time.Time         `json:"e"`
 }
 
-func (s *sessions) tell(w http.ResponseWriter, v *session, n notice, secure bool) {
-	n.Ends = time.Now().Add(noticeLasts)
+func (s *sessions) tell(w http.ResponseWriter, v *session, n flash, secure bool) {
+	n.Ends = time.Now().Add(flashLasts)
 	plain, err := json.Marshal(n)
 	if err != nil {
 		panic(err) // strings and a time
 	}
 	http.SetCookie(w, &http.Cookie{ //nolint:gosec // Secure where the session is
-		Name: noticeName, Value: s.keys.Seal(plain, []byte("gancho console notice "+v.ID)), Path: "/", MaxAge: int(noticeLasts.Seconds()),
+		Name: flashName, Value: s.keys.Seal(plain, []byte("gancho console flash "+v.ID)), Path: "/", MaxAge: int(flashLasts.Seconds()),
 		HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: secure,
 	})
 }
 
-// told returns the notice that waits for the session, and takes it away.
-func (s *sessions) told(w http.ResponseWriter, r *http.Request, v *session) *notice {
-	c, err := r.Cookie(noticeName)
+// told returns the flash that waits for the session, and takes it away.
+func (s *sessions) told(w http.ResponseWriter, r *http.Request, v *session) *flash {
+	c, err := r.Cookie(flashName)
 	if err != nil {
 		return nil
 	}
-	forget(w, noticeName, false)
-	plain, err := s.keys.Open(c.Value, []byte("gancho console notice "+v.ID))
+	forget(w, flashName, false)
+	plain, err := s.keys.Open(c.Value, []byte("gancho console flash "+v.ID))
 	if err != nil {
 		return nil
 	}
-	var n notice
+	var n flash
 	if json.Unmarshal(plain, &n) != nil || time.Now().After(n.Ends) {
 		return nil
 	}

@@ -20,6 +20,7 @@ import (
 	"unicode"
 
 	"gancho/pkg/notification"
+	"gancho/services/management/internal/httpstatus"
 	"gancho/services/management/internal/problem"
 )
 
@@ -81,7 +82,7 @@ type page struct {
 	ReadOnly bool
 	SignedIn bool
 	Path     string
-	Notice   *notice
+	Notice   *flash
 }
 
 // PollMS is Poll in milliseconds.
@@ -97,7 +98,7 @@ func (c *Console) show(v *visit, status int, name string, p page) error {
 	if v.r.Method == http.MethodPost { // its address shows nothing
 		p.Path, p.Poll = "/webhooks", 0
 	}
-	// A page that refreshes itself shows only parts of the answer: a notice would be lost.
+	// A page that refreshes itself shows only parts of the answer: a flash would be lost.
 	if p.SignedIn = v.session != nil; p.SignedIn && v.r.Header.Get(refreshHeader) == "" {
 		p.Notice = c.sessions.told(v.w, v.r, v.session)
 	}
@@ -124,17 +125,18 @@ func (c *Console) showProblem(v *visit, e *problem.Error) {
 	if e.RetryAfter > 0 {
 		v.w.Header().Set("Retry-After", strconv.Itoa(int((e.RetryAfter+time.Second-1)/time.Second)))
 	}
-	f := failure{Status: e.Status, Heading: "error.other"}
-	switch e.Status {
-	case http.StatusNotFound:
+	status := httpstatus.Of(e)
+	f := failure{Status: status, Heading: "error.other"}
+	switch e.Kind { //nolint:exhaustive // the others share a heading
+	case problem.Missing:
 		f.Heading = "error.not_found"
-	case http.StatusForbidden:
+	case problem.Forbidden:
 		f.Heading = "error.forbidden"
-	case http.StatusConflict:
+	case problem.Conflict:
 		f.Heading = "error.conflict"
-	case http.StatusTooManyRequests:
+	case problem.Limited:
 		f.Heading = "error.too_many"
-	case http.StatusServiceUnavailable:
+	case problem.Unavailable:
 		f.Heading = "error.unavailable"
 	}
 	if len(e.Problems) > 0 {
@@ -143,7 +145,7 @@ func (c *Console) showProblem(v *visit, e *problem.Error) {
 			f.Text = key
 		}
 	}
-	if err := c.show(v, e.Status, "error", page{Title: f.Heading, Data: f}); err != nil {
+	if err := c.show(v, status, "error", page{Title: f.Heading, Data: f}); err != nil {
 		v.w.WriteHeader(http.StatusInternalServerError)
 		c.Log.Error("the error page cannot be made: " + err.Error())
 	}

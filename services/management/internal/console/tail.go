@@ -80,7 +80,7 @@ func (c *Console) tailStream(v *visit) error {
 	case <-time.After(writeWithin):
 		return problem.Broker(errTailLost)
 	case <-c.Stopping:
-		return problem.Unavailable("stopping", "the service is stopping; connect again", nil)
+		return problem.Down("stopping", "the service is stopping; connect again", nil)
 	}
 	h := v.w.Header()
 	h.Set("Content-Type", "text/event-stream")

@@ -11,6 +11,7 @@ import (
 
 	"gancho/pkg/notification"
 	"gancho/pkg/webhook"
+	"gancho/services/management/internal/httpstatus"
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
@@ -104,7 +105,7 @@ func (c *Console) webhooksPage(v *visit) error {
 func (c *Console) health(v *visit, ids []string, now time.Time) ([]index.Activity, bool, error) {
 	health, partial, err := c.Notifications.Health(v.ctx, ids, spans(), now)
 	if err != nil {
-		if problem.Of(err).Status != http.StatusServiceUnavailable {
+		if problem.Of(err).Kind != problem.Unavailable {
 			return nil, false, err
 		}
 		v.fields = append(v.fields, zap.NamedError("health", err))
@@ -252,7 +253,7 @@ func (c *Console) newWebhookPage(v *visit) error {
 	return c.showForm(v, http.StatusOK, c.newForm())
 }
 
-var errReadOnly = problem.New(http.StatusForbidden, "read_only", "this token may only read")
+var errReadOnly = problem.New(problem.Forbidden, "read_only", "this token may only read")
 
 func (c *Console) showForm(v *visit, status int, f hookForm) error {
 	title := "form.new"
@@ -291,8 +292,8 @@ func problemText(p problem.Problem) fieldProblem {
 
 // refillable reports whether the form can be shown again for its sender to put right.
 func refillable(e *problem.Error) bool {
-	switch e.Status {
-	case http.StatusBadRequest, http.StatusConflict, http.StatusPreconditionFailed, http.StatusUnprocessableEntity:
+	switch e.Kind { //nolint:exhaustive // all others are not the form's
+	case problem.Malformed, problem.Conflict, problem.Changed, problem.Invalid:
 		return true
 	}
 	return false
@@ -318,10 +319,10 @@ func (c *Console) postWebhook(v *visit) error {
 		if !refillable(e) {
 			return err
 		}
-		return c.showForm(v, e.Status, c.newForm().filled(v, e))
+		return c.showForm(v, httpstatus.Of(e), c.newForm().filled(v, e))
 	}
 	v.fields = append(v.fields, zap.String("webhook_id", w.ID), zap.String("url_host", webhook.URLHost(w.URL)))
-	return c.done(v, "/webhooks/"+w.ID, notice{Key: "done.created", Secret: secret})
+	return c.done(v, "/webhooks/"+w.ID, flash{Key: "done.created", Secret: secret})
 }
 
 func present(s string) webhooks.Field[string] { return webhooks.Set(s) }
@@ -391,9 +392,9 @@ func (c *Console) postWebhookChange(v *visit) error {
 		if err != nil {
 			return err
 		}
-		return c.showForm(v, e.Status, f.filled(v, e))
+		return c.showForm(v, httpstatus.Of(e), f.filled(v, e))
 	}
-	n := notice{Key: "done.changed"}
+	n := flash{Key: "done.changed"}
 	if !settled {
 		n.Key = "done.changed_soon"
 	}
@@ -417,7 +418,7 @@ func (c *Console) doneByHand(v *visit, key string, settled bool, err error) erro
 	if !settled {
 		key = "done.soon"
 	}
-	return c.done(v, "/webhooks/"+v.id(), notice{Key: key})
+	return c.done(v, "/webhooks/"+v.id(), flash{Key: key})
 }
 
 func (c *Console) postTest(v *visit) error {
@@ -426,7 +427,7 @@ func (c *Console) postTest(v *visit) error {
 		return err
 	}
 	v.fields = append(v.fields, zap.String("notification_id", n.ID))
-	return c.done(v, "/notifications/"+n.ID, notice{Key: "done.test"})
+	return c.done(v, "/notifications/"+n.ID, flash{Key: "done.test"})
 }
 
 func (c *Console) postRotate(v *visit) error {
@@ -434,7 +435,7 @@ func (c *Console) postRotate(v *visit) error {
 	if err != nil {
 		return err
 	}
-	return c.done(v, "/webhooks/"+v.id(), notice{Key: "done.rotated", Secret: secret})
+	return c.done(v, "/webhooks/"+v.id(), flash{Key: "done.rotated", Secret: secret})
 }
 
 func (c *Console) postDelete(v *visit) error {
@@ -445,7 +446,7 @@ func (c *Console) postDelete(v *visit) error {
 	if err := c.Webhooks.Delete(v.ctx, v.caller.Account, v.id(), nil, v.caller.Name); err != nil {
 		return err
 	}
-	return c.done(v, "/webhooks", notice{Key: "done.deleted", Args: map[string]string{"name": w.Name}})
+	return c.done(v, "/webhooks", flash{Key: "done.deleted", Args: map[string]string{"name": w.Name}})
 }
 
 // clip cuts s to at most n bytes of whole characters.

@@ -4,7 +4,6 @@ package ingest
 import (
 	"context"
 	"errors"
-	"net/http"
 	"strconv"
 	"strings"
 
@@ -46,16 +45,16 @@ type Event struct {
 // Accept returns after the broker stored the event.
 func (s *Service) Accept(ctx context.Context, e Event) (Accepted, error) {
 	if !event.ValidName(e.Name) {
-		return Accepted{}, problem.New(http.StatusUnprocessableEntity, "bad_event_name", "the event name in the path must be crm_<entity>_<action> in [a-z0-9_], at most 64 characters")
+		return Accepted{}, problem.New(problem.Invalid, "bad_event_name", "the event name in the path must be crm_<entity>_<action> in [a-z0-9_], at most 64 characters")
 	}
 	if len(e.Header(event.HeaderCEID)) > maxCEIDBytes {
-		return Accepted{}, problem.New(http.StatusUnprocessableEntity, "bad_ce_id", "the header ce-id is longer than 256 bytes")
+		return Accepted{}, problem.New(problem.Invalid, "bad_ce_id", "the header ce-id is longer than 256 bytes")
 	}
 	if o := e.Header(event.HeaderOrigin); o != "" && event.Origin(o) == "" {
-		return Accepted{}, problem.New(http.StatusUnprocessableEntity, "bad_origin", "the header Gancho-Origin must be 1 to 128 characters of [A-Za-z0-9_.:-]")
+		return Accepted{}, problem.New(problem.Invalid, "bad_origin", "the header Gancho-Origin must be 1 to 128 characters of [A-Za-z0-9_.:-]")
 	}
 	if len(e.Header(event.HeaderChanged)) > maxChangedBytes {
-		return Accepted{}, problem.New(http.StatusUnprocessableEntity, "bad_changed", "the header Gancho-Changed is longer than 2,048 bytes")
+		return Accepted{}, problem.New(problem.Invalid, "bad_changed", "the header Gancho-Changed is longer than 2,048 bytes")
 	}
 	m := event.Message{Subject: event.Subject(e.Account, e.Name), Body: e.Body, Header: e.Header, MaxBytes: s.eventMaxBytes}
 	parsed, rejected := event.Parse(m)
@@ -78,9 +77,9 @@ func (s *Service) Accept(ctx context.Context, e Event) (Accepted, error) {
 	at, err := s.bus.PublishEvent(ctx, m.Subject, msgID, headers, e.Body)
 	switch {
 	case errors.Is(err, bus.ErrTooLarge):
-		return Accepted{}, problem.New(http.StatusRequestEntityTooLarge, "too_large", "the event is larger than the broker accepts")
+		return Accepted{}, problem.New(problem.TooLarge, "too_large", "the event is larger than the broker accepts")
 	case err != nil:
-		return Accepted{}, problem.Unavailable("broker_unavailable", "the message broker did not acknowledge the event; send it again (with a transaction_uuid it is delivered once)", err)
+		return Accepted{}, problem.Down("broker_unavailable", "the message broker did not acknowledge the event; send it again (with a transaction_uuid it is delivered once)", err)
 	}
 	id := parsed.ID // what the publisher will call it
 	if msgID == "" {
@@ -92,10 +91,10 @@ func (s *Service) Accept(ctx context.Context, e Event) (Accepted, error) {
 func refused(r *event.Rejected) error {
 	switch r.Reason {
 	case event.EventNameMismatch:
-		return problem.At(http.StatusUnprocessableEntity, "/event_name", string(r.Reason), r.Detail)
+		return problem.At(problem.Invalid, "/event_name", string(r.Reason), r.Detail)
 	case event.BadTransactionUUID:
-		return problem.At(http.StatusUnprocessableEntity, "/transaction_uuid", string(r.Reason), r.Detail)
+		return problem.At(problem.Invalid, "/transaction_uuid", string(r.Reason), r.Detail)
 	case event.BadSubject, event.NotObject, event.BadJSON:
 	}
-	return problem.New(http.StatusBadRequest, string(r.Reason), r.Detail)
+	return problem.New(problem.Malformed, string(r.Reason), r.Detail)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
-	"net/http"
 	"slices"
 	"time"
 
@@ -119,7 +118,7 @@ func (s *Service) listed(ctx context.Context, account string, places []index.Pla
 			switch {
 			case err == nil:
 				rows[i] = listed(n)
-			case problem.Of(err).Status != http.StatusNotFound:
+			case problem.Of(err).Kind != problem.Missing:
 				return err
 			}
 			return nil

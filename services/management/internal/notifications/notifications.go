@@ -9,7 +9,6 @@ package notifications
 import (
 	"context"
 	"errors"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -133,7 +132,7 @@ func (s *Service) look(ctx context.Context, account, id string) (*Notification, 
 	switch {
 	case err == nil:
 		n.Webhook = w
-	case problem.Of(err).Status != http.StatusNotFound:
+	case problem.Of(err).Kind != problem.Missing:
 		return nil, err
 	case !n.State.Terminal():
 		n.State, n.Reason, n.NextAttemptAt = notification.Cancelled, "", time.Time{}
@@ -210,7 +209,7 @@ func (s *Service) Payload(ctx context.Context, n *Notification) ([]byte, error) 
 	return m.Body, nil
 }
 
-var errExpired = problem.New(http.StatusConflict, "event_expired", "the event is not kept any more (EVENTS_MAX_AGE; permanent failures: LOG_MAX_AGE), so it cannot be sent again")
+var errExpired = problem.New(problem.Conflict, "event_expired", "the event is not kept any more (EVENTS_MAX_AGE; permanent failures: LOG_MAX_AGE), so it cannot be sent again")
 
 // message finds the event of a notification again: on NOTIFICATIONS while it is there, on FAILED after a
 // permanent failure, else in CRM_EVENTS.

@@ -3,7 +3,6 @@ package notifications
 import (
 	"context"
 	"errors"
-	"net/http"
 	"slices"
 	"time"
 
@@ -110,7 +109,7 @@ func (s *Service) ResendMany(ctx context.Context, account string, ids []string) 
 			if err == nil {
 				return nil
 			}
-			if out[i] = problem.Of(err); out[i].Status >= http.StatusInternalServerError {
+			if out[i] = problem.Of(err); out[i].Kind.Ours() {
 				return err
 			}
 			return nil
@@ -122,9 +121,9 @@ func (s *Service) ResendMany(ctx context.Context, account string, ids []string) 
 func (s *Service) again(ctx context.Context, n *Notification) error {
 	switch {
 	case n.Webhook == nil:
-		return problem.New(http.StatusConflict, "webhook_deleted", "its webhook was deleted, so there is nowhere to send it")
+		return problem.New(problem.Conflict, "webhook_deleted", "its webhook was deleted, so there is nowhere to send it")
 	case !n.State.Terminal():
-		return problem.New(http.StatusConflict, "still_on_its_way", "the notification is still on its way ("+string(n.State)+"); it can be sent again once it ended")
+		return problem.New(problem.Conflict, "still_on_its_way", "the notification is still on its way ("+string(n.State)+"); it can be sent again once it ended")
 	}
 	m, err := s.message(ctx, n)
 	if err != nil {
@@ -145,7 +144,7 @@ func (s *Service) again(ctx context.Context, n *Notification) error {
 // away turns an index that does not answer into a 503.
 func away(err error) error {
 	if errors.Is(err, index.ErrAway) {
-		return problem.Unavailable("index_unavailable", "the list of recent notifications is away, because Redis does not answer; a notification can still be read by its id", err)
+		return problem.Down("index_unavailable", "the list of recent notifications is away, because Redis does not answer; a notification can still be read by its id", err)
 	}
 	return err
 }

@@ -2,7 +2,6 @@ package notifications
 
 import (
 	"context"
-	"net/http"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -47,7 +46,7 @@ func (s *Service) of(ctx context.Context, w *webhook.Webhook, e *bus.StoredEvent
 		case err == nil:
 			ev.ID = id
 			return ev, n, nil
-		case problem.Of(err).Status != http.StatusNotFound:
+		case problem.Of(err).Kind != problem.Missing:
 			return ev, nil, err
 		}
 	}

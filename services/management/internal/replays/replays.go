@@ -17,7 +17,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -205,7 +204,7 @@ func (s *Service) Create(ctx context.Context, account, webhookID string, in Inpu
 		return View{}, err
 	}
 	if s.open(account) >= maxOpen {
-		return View{}, problem.New(http.StatusConflict, "too_many_replays", fmt.Sprintf("this account has %d replays that have not ended; cancel one first", maxOpen))
+		return View{}, problem.New(problem.Conflict, "too_many_replays", fmt.Sprintf("this account has %d replays that have not ended; cancel one first", maxOpen))
 	}
 	j := &job{
 		ID: uuid.NewString(), Account: account, WebhookID: w.ID, From: from, To: to, Only: only, Rate: rate, State: Preview,
@@ -367,7 +366,7 @@ func (s *Service) move(ctx context.Context, account, id string, to State, from .
 			return j.view(), nil
 		}
 		if !slices.Contains(from, j.State) {
-			return View{}, problem.New(http.StatusConflict, "wrong_state", "the replay is "+string(j.State)+"; that cannot be done to it now")
+			return View{}, problem.New(problem.Conflict, "wrong_state", "the replay is "+string(j.State)+"; that cannot be done to it now")
 		}
 		j.State, j.Problem = to, ""
 		err = s.store(ctx, j)

@@ -3,7 +3,6 @@ package replays
 import (
 	"context"
 	"errors"
-	"net/http"
 	"sync"
 	"time"
 
@@ -132,7 +131,7 @@ func (r *run) end(state State, why string) { r.job.State, r.job.Problem, r.ended
 func (r *run) run(ctx context.Context) error {
 	w, err := r.s.webhooks.Get(ctx, r.job.Account, r.job.WebhookID)
 	if err != nil {
-		if problem.Of(err).Status == http.StatusNotFound {
+		if problem.Of(err).Kind == problem.Missing {
 			r.end(Cancelled, "its webhook was deleted")
 			return nil
 		}

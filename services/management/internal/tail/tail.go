@@ -7,7 +7,6 @@ package tail
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -68,14 +67,14 @@ func New(b *bus.Bus) *Service { return &Service{bus: b, accounts: map[string]int
 func (s *Service) enter(account string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	refuse := func(status int, detail string) error {
-		return &problem.Error{Status: status, RetryAfter: 10 * time.Second, Problems: []problem.Problem{{Code: "too_many_tails", Detail: detail}}}
+	refuse := func(kind problem.Kind, detail string) error {
+		return &problem.Error{Kind: kind, RetryAfter: 10 * time.Second, Problems: []problem.Problem{{Code: "too_many_tails", Detail: detail}}}
 	}
 	switch {
 	case s.accounts[account] >= maxOfAccount:
-		return refuse(http.StatusTooManyRequests, fmt.Sprintf("this account has %d live tails open here, as many as it may; close one", maxOfAccount))
+		return refuse(problem.Limited, fmt.Sprintf("this account has %d live tails open here, as many as it may; close one", maxOfAccount))
 	case s.open >= maxTails:
-		return refuse(http.StatusServiceUnavailable, "this process serves as many live tails as it may; close one, or try again later")
+		return refuse(problem.Unavailable, "this process serves as many live tails as it may; close one, or try again later")
 	}
 	s.open++
 	s.accounts[account]++

@@ -3,7 +3,6 @@ package tail
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"testing"
 	"time"
 
@@ -79,12 +78,12 @@ func TestTailsAreBounded(t *testing.T) {
 			t.Fatalf("tail %d: %v", i+1, err)
 		}
 		if i == maxOfAccount-1 {
-			if _, err := s.Open(ctx, "account0", Filter{}); problem.Of(err).Status != http.StatusTooManyRequests {
+			if _, err := s.Open(ctx, "account0", Filter{}); problem.Of(err).Kind != problem.Limited {
 				t.Errorf("one more than an account may have: %v", err)
 			}
 		}
 	}
-	if _, err := s.Open(ctx, "another", Filter{}); problem.Of(err).Status != http.StatusServiceUnavailable {
+	if _, err := s.Open(ctx, "another", Filter{}); problem.Of(err).Kind != problem.Unavailable {
 		t.Errorf("one more than there may be: %v", err)
 	}
 	stop()

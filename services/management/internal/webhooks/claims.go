@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
 	"gancho/pkg/bus"
@@ -36,7 +35,7 @@ func claimKey(w *webhook.Webhook) string {
 }
 
 func taken(id string) error {
-	return problem.New(http.StatusConflict, "webhook_exists",
+	return problem.New(problem.Conflict, "webhook_exists",
 		"this account has a webhook with this event_name and url already: "+id+"; change that one, or use another url")
 }
 
@@ -72,7 +71,7 @@ func (s *Service) take(ctx context.Context, w *webhook.Webhook) error {
 			return nil
 		}
 		holder, lookErr := s.fetch(ctx, w.Account, c.WebhookID)
-		gone := problem.Of(lookErr).Status == http.StatusNotFound
+		gone := problem.Of(lookErr).Kind == problem.Missing
 		switch {
 		case lookErr != nil && !gone:
 			return lookErr
@@ -100,8 +99,8 @@ func (s *Service) holds(ctx context.Context, w *webhook.Webhook) (bool, error) {
 	return c.WebhookID == w.ID, nil
 }
 
-// giveBack removes w's claim, if it is w's. What fails here leaves a stale claim, which harms nobody.
-func (s *Service) giveBack(ctx context.Context, w *webhook.Webhook) {
+// releaseClaim removes w's claim, if it is w's. What fails here leaves a stale claim, which harms nobody.
+func (s *Service) releaseClaim(ctx context.Context, w *webhook.Webhook) {
 	e, err := s.claims.Get(ctx, claimKey(w))
 	if err != nil {
 		return

@@ -11,7 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"time"
 	"unicode"
@@ -119,7 +118,7 @@ func (s *Service) Create(ctx context.Context, account string, in Input) (View, s
 	}
 	// Registrations at the same moment may exceed it by a few.
 	if s.registry.Count(account) >= s.most {
-		return View{}, "", problem.New(http.StatusUnprocessableEntity, "too_many_webhooks",
+		return View{}, "", problem.New(problem.Invalid, "too_many_webhooks",
 			fmt.Sprintf("this account has %d webhooks, as many as it may; delete some, or ask the operator for more", s.most))
 	}
 	shown, secret := delivery.NewSecret()
@@ -133,7 +132,7 @@ func (s *Service) Create(ctx context.Context, account string, in Input) (View, s
 	}
 	w.Revision, err = s.registry.Bucket().Create(ctx, w.Key(), value)
 	if err != nil {
-		s.giveBack(ctx, w)
+		s.releaseClaim(ctx, w)
 		return View{}, "", problem.Broker(err)
 	}
 	switch held, err := s.holds(ctx, w); {
@@ -239,7 +238,7 @@ type Match func(revision uint64) bool
 
 func (m Match) check(w *webhook.Webhook) error {
 	if m != nil && !m(w.Revision) {
-		return problem.New(http.StatusPreconditionFailed, "changed_meanwhile",
+		return problem.New(problem.Changed, "changed_meanwhile",
 			"the webhook is not as If-Match says any more; read it again and repeat the change")
 	}
 	return nil
@@ -298,13 +297,13 @@ func (s *Service) update(ctx context.Context, account, id string, match Match, c
 		w.Revision, err = s.registry.Bucket().Update(ctx, w.Key(), value, before.Revision)
 		if err == nil {
 			if moved {
-				s.giveBack(ctx, before)
+				s.releaseClaim(ctx, before)
 			}
 			s.seen(ctx, &w)
 			return before, &w, nil
 		}
 		if moved {
-			s.giveBack(ctx, &w)
+			s.releaseClaim(ctx, &w)
 		}
 		if !errors.Is(err, bus.ErrConflict) {
 			return nil, nil, problem.Broker(err)
@@ -335,7 +334,7 @@ func (s *Service) Delete(ctx context.Context, account, id string, match Match, b
 		if err != nil {
 			return problem.Broker(err)
 		}
-		s.giveBack(ctx, w)
+		s.releaseClaim(ctx, w)
 		wait, cancel := context.WithTimeout(ctx, seenWithin)
 		defer cancel()
 		s.changes.Wait(wait, func() bool { return s.registry.Get(account, id) == nil })
@@ -400,7 +399,7 @@ func (s *Service) command(ctx context.Context, w *webhook.Webhook, verb, by stri
 		Verb: verb, Account: w.Account, URLKey: w.URLKey, URLHost: webhook.URLHost(w.URL), WebhookID: w.ID, By: by, At: time.Now().UTC(),
 	}, uuid.NewString())
 	if err != nil {
-		return false, problem.Unavailable("suspension_unavailable", "the command could not be stored; is the suspension-monitor running? Try again", err)
+		return false, problem.Down("suspension_unavailable", "the command could not be stored; is the suspension-monitor running? Try again", err)
 	}
 	wait, stop := context.WithTimeout(ctx, effectWithin)
 	defer stop()

@@ -1,6 +1,6 @@
-// Package request is what the API and the console do alike with each request: note what was answered, turn a
-// panic into an error, and write one log line.
-package request
+// Package accesslog records each request to the API and the console: it notes status and size of the answer, turns a
+// panic into an error, and writes one log line.
+package accesslog
 
 import (
 	"errors"
@@ -64,18 +64,18 @@ func Guard(log *zap.Logger, panics prometheus.Counter, id string, handle func() 
 	return nil
 }
 
-// Line is what the log says of a request. All but Failure and More are required.
+// Line is the log line of a request. All members but Failure and More are required.
 type Line struct {
 	ID, Method, Route string
 	Answer            *Recorder
 	Took              time.Duration
-	Caller            auth.Caller // zero when nobody was let in
+	Caller            auth.Caller // zero when the request was refused before
 	RemoteAddr        string
 	Failure           *problem.Error
 	More              []zap.Field
 }
 
-// Log writes the line: as an error when the failure is ours.
+// Log writes the line: as an error when the failure is on our side.
 func (l Line) Log(log *zap.Logger) {
 	fields := append([]zap.Field{
 		zap.String("request_id", l.ID), zap.String("method", l.Method), zap.String("route", l.Route), zap.Int("http_status", l.Answer.Status),
@@ -88,7 +88,7 @@ func (l Line) Log(log *zap.Logger) {
 		if l.Failure.Cause != nil {
 			fields = append(fields, zap.Error(l.Failure.Cause))
 		}
-		if l.Failure.Status >= http.StatusInternalServerError {
+		if l.Failure.Kind.Ours() {
 			level = zap.ErrorLevel
 		}
 	}
