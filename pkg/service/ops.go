@@ -8,87 +8,14 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
-	"slices"
+	"net/netip"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 )
-
-// Health tells whether the process can do its job. It is safe for concurrent use.
-type Health struct {
-	stopping atomic.Bool
-	mu       sync.RWMutex
-	checks   []check
-}
-
-type check struct {
-	name string
-	soft bool // a failure degrades instead of making the process unready
-	ask  func() string
-}
-
-// NewHealth returns a Health without checks: not ready, since nothing has started that could be.
-func NewHealth() *Health { return &Health{} }
-
-// Require adds a dependency without which the process cannot do its job. ask returns what is wrong, ""
-// when nothing is; it must not block.
-func (h *Health) Require(name string, ask func() string) { h.add(check{name, false, ask}) }
-
-// Want adds a dependency whose loss degrades the process but leaves it ready.
-func (h *Health) Want(name string, ask func() string) { h.add(check{name, true, ask}) }
-
-func (h *Health) add(c check) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.checks = append(h.checks, c)
-}
-
-// Stopping makes the process unready for good.
-func (h *Health) Stopping() { h.stopping.Store(true) }
-
-// State is the answer of /readyz.
-type State struct {
-	Ready    bool     `json:"ready"`
-	Reasons  []string `json:"reasons,omitempty"`  // why it is not ready, one per dependency
-	Degraded []string `json:"degraded,omitempty"` // what is missing but can be done without
-}
-
-// State asks every check.
-func (h *Health) State() State {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	var s State
-	if h.stopping.Load() {
-		s.Reasons = append(s.Reasons, "stopping")
-	}
-	if len(h.checks) == 0 {
-		s.Reasons = append(s.Reasons, "starting")
-	}
-	for _, c := range h.checks {
-		if why := c.ask(); why == "" {
-			continue
-		} else if c.soft {
-			s.Degraded = append(s.Degraded, c.name+": "+why)
-		} else {
-			s.Reasons = append(s.Reasons, c.name+": "+why)
-		}
-	}
-	s.Reasons, s.Degraded = slices.Compact(s.Reasons), slices.Compact(s.Degraded)
-	s.Ready = len(s.Reasons) == 0
-	return s
-}
-
-func (h *Health) serveReady(w http.ResponseWriter, _ *http.Request) {
-	s := h.State()
-	w.Header().Set("Content-Type", "application/json")
-	if !s.Ready {
-		w.WriteHeader(http.StatusServiceUnavailable)
-	}
-	_ = json.NewEncoder(w).Encode(s)
-}
 
 // opsServer is the listener and server of the ops address.
 type opsServer struct {
@@ -99,24 +26,77 @@ type opsServer struct {
 func (o opsServer) Addr() net.Addr { return o.listener.Addr() }
 func (o opsServer) Close() error   { return o.server.Close() }
 
-func (s *Shell) serveOps(addr string) (opsServer, error) {
-	l, err := net.Listen("tcp", addr)
+func (s *Shell) serveOps(cfg Config) (opsServer, error) {
+	l, err := net.Listen("tcp", cfg.OpsAddr)
 	if err != nil {
 		return opsServer{}, fmt.Errorf("OPS_ADDR: listen: %w", err)
 	}
+	debug := http.NewServeMux()
+	debug.HandleFunc("GET /debug/loglevel", s.showLogLevel)
+	debug.HandleFunc("PUT /debug/loglevel", s.setLogLevel)
+	debug.HandleFunc("/debug/pprof/", pprof.Index)
+	debug.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	debug.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	debug.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	debug.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.Health.serveReady)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.Registry, promhttp.HandlerOpts{}))
-	mux.Handle("/debug/loglevel", s.Level)
-	mux.HandleFunc("/debug/pprof/", pprof.Index)
-	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	if cfg.OpsDebug {
+		mux.Handle("/debug/", debug)
+	} else {
+		mux.Handle("/debug/", loopbackOnly(debug))
+	}
 	o := opsServer{l, &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}}
 	go func() { _ = o.server.Serve(l) }() // ends with Close
 	return o, nil
+}
+
+// loopbackOnly refuses requests that come from another machine or container, and those that a proxy on this
+// machine passes on for one.
+func loopbackOnly(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		from, err := netip.ParseAddrPort(r.RemoteAddr)
+		if err != nil || !from.Addr().Unmap().IsLoopback() || r.Header.Get("X-Forwarded-For") != "" || r.Header.Get("Forwarded") != "" {
+			http.Error(w, "/debug/ answers loopback addresses only; set OPS_DEBUG=true to open it", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// maxLevelBody limits the body of a change of the log level, in bytes.
+const maxLevelBody = 1 << 10
+
+type levelBody struct {
+	Level string `json:"level"`
+}
+
+func (s *Shell) showLogLevel(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(levelBody{s.Level.String()})
+}
+
+// setLogLevel takes {"level":"debug"} or a form with level=debug. Levels above error are refused: they would
+// silence the log.
+func (s *Shell) setLogLevel(w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, maxLevelBody)
+	var body levelBody
+	if r.Header.Get("Content-Type") == "application/x-www-form-urlencoded" {
+		body.Level = r.FormValue("level")
+	} else if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		body.Level = ""
+	}
+	level, err := zapcore.ParseLevel(body.Level)
+	if body.Level == "" || err != nil || level > zapcore.ErrorLevel {
+		http.Error(w, `give {"level":"debug"}, or info, warn or error`, http.StatusBadRequest)
+		return
+	}
+	before := s.Level.Level()
+	s.Level.SetLevel(level)
+	s.Log.Info("log level changed", zap.Stringer("from", before), zap.Stringer("to", level))
+	s.showLogLevel(w, r)
 }
 
 // Healthcheck asks the /readyz of the process that listens on addr (OPS_ADDR) on this machine or in this

@@ -38,8 +38,10 @@ const (
 
 // Config is what every process reads.
 type Config struct {
-	// OpsAddr is where /healthz, /readyz, /metrics, /debug/pprof and /debug/loglevel are served. Keep it off public networks.
-	OpsAddr string `env:"OPS_ADDR" envDefault:":9090"`
+	// OpsAddr is where /healthz, /readyz, /metrics, /debug/pprof and /debug/loglevel are served; :9090 in containers. Keep it off public networks.
+	OpsAddr string `env:"OPS_ADDR" envDefault:"127.0.0.1:9090"`
+	// OpsDebug opens /debug/pprof and /debug/loglevel to other addresses than loopback ones.
+	OpsDebug bool `env:"OPS_DEBUG" envDefault:"false"`
 	// LogLevel is debug, info, warn or error. It can be changed while the process runs: PUT /debug/loglevel.
 	LogLevel string `env:"LOG_LEVEL" envDefault:"info" oneof:"debug info warn error"`
 	// ShutdownTimeout is how long a stop may take: attempts in flight finish, then the process exits. It must exceed ATTEMPT_TIMEOUT.
@@ -223,7 +225,7 @@ func (s *Shell) ExitCode(name string, err error, stderr io.Writer) int {
 func (s *Shell) Run(cfg Config, f func(context.Context) error) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	ops, err := s.serveOps(cfg.OpsAddr)
+	ops, err := s.serveOps(cfg)
 	if err != nil {
 		return err
 	}

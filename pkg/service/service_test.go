@@ -10,6 +10,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -72,7 +73,7 @@ func TestOpsServer(t *testing.T) {
 	t.Parallel()
 	s, _ := newShell(t)
 	defer s.Close()
-	ops, err := s.serveOps("127.0.0.1:0")
+	ops, err := s.serveOps(Config{OpsAddr: "127.0.0.1:0"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,5 +157,86 @@ func TestExitCode(t *testing.T) {
 	}
 	if code, _ := run("127.0.0.1:0", func(context.Context) error { return context.Canceled }); code != ExitOK {
 		t.Errorf("stop: %d", code)
+	}
+}
+
+// TestDebugAccess: profiles and the log level answer this machine only, unless OPS_DEBUG opens them. Metrics and
+// readiness answer everyone.
+func TestDebugAccess(t *testing.T) {
+	t.Parallel()
+	ask := func(debug bool, remote, path string, header ...string) int {
+		s, _ := newShell(t)
+		defer s.Close()
+		ops, err := s.serveOps(Config{OpsAddr: "127.0.0.1:0", OpsDebug: debug})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ops.Close()
+		r := httptest.NewRequest(http.MethodGet, path, http.NoBody)
+		r.RemoteAddr = remote
+		for i := 0; i < len(header); i += 2 {
+			r.Header.Set(header[i], header[i+1])
+		}
+		w := httptest.NewRecorder()
+		ops.server.Handler.ServeHTTP(w, r)
+		return w.Code
+	}
+	for _, path := range []string{"/debug/pprof/cmdline", "/debug/pprof/", "/debug/loglevel"} {
+		for remote, want := range map[string]int{
+			"127.0.0.1:5": 200, "127.8.8.8:5": 200, "[::1]:5": 200, "[::ffff:127.0.0.1]:5": 200,
+			"10.0.0.1:5": 403, "172.17.0.1:5": 403, "[2001:db8::1]:5": 403, "[::ffff:10.0.0.1]:5": 403, "": 403,
+		} {
+			if got := ask(false, remote, path); got != want {
+				t.Errorf("%s from %q: %d, want %d", path, remote, got, want)
+			}
+			if got := ask(true, remote, path); got != 200 {
+				t.Errorf("%s from %q with OPS_DEBUG: %d", path, remote, got)
+			}
+		}
+		if got := ask(false, "127.0.0.1:5", path, "X-Forwarded-For", "10.0.0.1"); got != 403 {
+			t.Errorf("%s through a proxy: %d", path, got)
+		}
+	}
+	for _, path := range []string{"/metrics", "/healthz"} {
+		if got := ask(false, "10.0.0.1:5", path); got != 200 {
+			t.Errorf("%s from another machine: %d", path, got)
+		}
+	}
+	var cfg struct{ Config Config }
+	if problems := Load(&cfg, nil); len(problems) > 0 || cfg.Config.OpsAddr != "127.0.0.1:9090" {
+		t.Errorf("by default OPS_ADDR is %s, problems %q", cfg.Config.OpsAddr, problems)
+	}
+}
+
+// TestLogLevel: the level can be set to debug, info, warn and error; those above would end the log.
+func TestLogLevel(t *testing.T) {
+	t.Parallel()
+	const form, object = "application/x-www-form-urlencoded", "application/json"
+	for _, tc := range []struct {
+		kind, body string
+		code       int
+		level      zapcore.Level
+	}{
+		{object, `{"level":"error"}`, 200, zapcore.ErrorLevel},
+		{object, `{"level":"warn"}`, 200, zapcore.WarnLevel},
+		{form, "level=info", 200, zapcore.InfoLevel},
+		{object, `{"level":"fatal"}`, 400, zapcore.DebugLevel},
+		{object, `{"level":"panic"}`, 400, zapcore.DebugLevel},
+		{object, `{"level":"dpanic"}`, 400, zapcore.DebugLevel},
+		{form, "level=fatal", 400, zapcore.DebugLevel},
+		{object, `{"level":""}`, 400, zapcore.DebugLevel},
+		{object, `{"level":7}`, 400, zapcore.DebugLevel},
+		{object, ``, 400, zapcore.DebugLevel},
+		{object, `{"level":"` + strings.Repeat("x", 2<<10) + `"}`, 400, zapcore.DebugLevel},
+	} {
+		s, _ := newShell(t)
+		r := httptest.NewRequest(http.MethodPut, "/debug/loglevel", strings.NewReader(tc.body))
+		r.Header.Set("Content-Type", tc.kind)
+		w := httptest.NewRecorder()
+		s.setLogLevel(w, r)
+		if w.Code != tc.code || s.Level.Level() != tc.level {
+			t.Errorf("%s: %d, level %v; want %d, %v", tc.body, w.Code, s.Level.Level(), tc.code, tc.level)
+		}
+		s.Close()
 	}
 }
