@@ -80,4 +80,3 @@ func (h *Health) serveReady(w http.ResponseWriter, _ *http.Request) {
 	}
 	_ = json.NewEncoder(w).Encode(s)
 }
-
