@@ -297,6 +297,21 @@ func (k *Bucket) Get(ctx context.Context, key string) (Entry, error) {
 	return Entry{e.Key(), e.Value(), e.Revision()}, nil
 }
 
+// Latest returns the key's last entry, a deletion included, or ErrNotFound when there has been none.
+func (k *Bucket) Latest(ctx context.Context, key string) (Entry, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	raw, err := k.b.last(ctx, topology.BucketPrefix+k.name, "$KV."+k.name+"."+key)
+	if err != nil {
+		return Entry{}, err
+	}
+	e := Entry{Key: key, Value: raw.Data, Revision: raw.Sequence}
+	if raw.Header.Get("KV-Operation") != "" {
+		e.Value = nil
+	}
+	return e, nil
+}
+
 // Keys returns the keys that exist.
 func (k *Bucket) Keys(ctx context.Context) ([]string, error) {
 	keys, err := k.handle().Keys(ctx)

@@ -127,11 +127,11 @@ func TestSuspensionFromFirstFailureToResume(t *testing.T) {
 		}
 
 		time.Sleep(time.Until(f.Until) - 1)
-		if d.m.Flag().ProbeDue(time.Now()) {
+		if d.m.Flag().ProbeDue(time.Now(), time.Minute) {
 			t.Error("a probe is due before Until")
 		}
 		time.Sleep(time.Nanosecond)
-		if !d.m.Flag().ProbeDue(time.Now()) {
+		if !d.m.Flag().ProbeDue(time.Now(), time.Minute) {
 			t.Error("no probe is due at Until")
 		}
 		probe := Probe{StartedAt: time.Now().UTC(), By: "dispatcher-1"}
@@ -378,7 +378,7 @@ func TestByHand(t *testing.T) {
 			t.Fatal("suspending by hand is one transition, not two")
 		}
 		f := d.m.Flag()
-		if !f.ByHand || f.Reason != ReasonByHand || !f.Until.IsZero() || f.ProbeDue(time.Now().Add(1000*time.Hour)) {
+		if !f.ByHand || f.Reason != ReasonByHand || !f.Until.IsZero() || f.ProbeDue(time.Now().Add(1000*time.Hour), time.Minute) {
 			t.Errorf("flag by hand: %+v", f)
 		}
 		if _, ok := d.m.StartProbe(time.Now(), f.Trip, Probe{}); ok {

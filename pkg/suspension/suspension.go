@@ -4,6 +4,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"gancho/pkg/schema"
 )
 
 // A Key names the unit that is suspended: one account's notifications to one
@@ -135,11 +137,27 @@ type Flag struct {
 // Key of the flag's URL.
 func (f Flag) Key() Key { return Key{Account: f.Account, URLKey: f.URLKey} }
 
-// ProbeDue reports whether a probe may start at now. A flag that is already
-// Probing is due as well: whoever holds the URL's drain lease may find the
-// probe of a dispatcher that died.
-func (f Flag) ProbeDue(now time.Time) bool {
-	return !f.ByHand && !f.Until.IsZero() && !now.Before(f.Until)
+// ProbeDue reports whether a probe may start at now: Until has come, or the
+// probe that was started has been silent for longer than patience, which is as
+// long as one can take. A suspension by hand is never probed, nor one that a
+// newer version wrote.
+func (f Flag) ProbeDue(now time.Time, patience time.Duration) bool {
+	switch {
+	case f.ByHand || f.Until.IsZero() || schema.Check(f.Schema) != nil:
+		return false
+	case f.State == Probing && f.Probe != nil:
+		return now.Sub(f.Probe.StartedAt) > patience
+	}
+	return !now.Before(f.Until)
+}
+
+// Supersedes reports whether f is a later step than other, both of one URL: a
+// later suspension, or a later stretch of the same one.
+func (f Flag) Supersedes(other Flag) bool {
+	if !f.Since.Equal(other.Since) {
+		return f.Since.After(other.Since)
+	}
+	return f.Trips > other.Trips || f.ByHand && !other.ByHand
 }
 
 // An Event is the name of a transition, as it appears in subjects.

@@ -56,7 +56,7 @@ func (d *Dispatcher) webhook(ctx context.Context, m *bus.Delivery) (*target, err
 }
 
 func (d *Dispatcher) suspended(k urlKey) bool {
-	_, yes := d.flags.get(k)
+	_, yes := d.suspensions.Get(k.suspension())
 	return yes
 }
 

@@ -13,6 +13,7 @@ import (
 	"gancho/pkg/delivery"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
+	"gancho/pkg/suspension/mirror"
 	"gancho/pkg/webhook"
 )
 
@@ -23,8 +24,8 @@ var errSettled = errors.New("settled")
 // taken out of PARKED, or the leave to probe a suspended URL.
 type ticket struct {
 	key    urlKey
-	placed bool     // a place of key's share is taken
-	probe  *flagged // the suspension this attempt probes
+	placed bool           // a place of key's share is taken
+	probe  *mirror.Record // the suspension this attempt probes
 }
 
 // arrive takes a delivery in the order in which it came and returns what is left to do, which may run beside
@@ -114,7 +115,7 @@ func (d *Dispatcher) handle(ctx context.Context, m *bus.Delivery, t ticket) (att
 const keysPause = time.Minute
 
 // conclude records the attempt, stores what follows from it, and acks.
-func (d *Dispatcher) conclude(ctx context.Context, m *bus.Delivery, w *target, last position, o delivery.Outcome, probe *flagged) {
+func (d *Dispatcher) conclude(ctx context.Context, m *bus.Delivery, w *target, last position, o delivery.Outcome, probe *mirror.Record) {
 	r := d.record(m, w, last, notification.KindAttempt)
 	r.Attempt = describe(o, last.done+1, m.Send)
 	r.AttemptsDone = last.done + 1

@@ -20,6 +20,7 @@ import (
 	"gancho/pkg/notification"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
+	"gancho/pkg/suspension/mirror"
 	"gancho/pkg/topology"
 	"gancho/pkg/tracing"
 	"gancho/pkg/webhook"
@@ -40,7 +41,7 @@ type Dispatcher struct {
 	sender      *delivery.Sender
 	schedule    schedule
 	shares      *shares
-	flags       *flags
+	suspensions *mirror.Mirror
 	drains      *drains
 	metrics     metrics
 	receivers   *certificates
@@ -163,25 +164,25 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 		return err
 	}
 	proc.Health.Require("webhooks", registry.State)
-	suspensions, err := b.Bucket(ctx, topology.BucketSuspensions)
-	if err != nil {
+	suspensions := mirror.New(proc.Log)
+	if err := suspensions.Open(ctx, b); err != nil {
 		return err
 	}
 	host, _ := os.Hostname()
 	d := &Dispatcher{
 		cfg: cfg, name: host + "-" + uuid.NewString()[:8], log: proc.Log, bus: b, registry: registry, keys: keys, sender: sender,
 		schedule: schedule{cfg.RetryDelays, cfg.RetryJitter, cfg.MaxRetryAfter},
-		shares:   newShares(cfg.MaxInFlightPerURL, cfg.MaxInFlight), flags: newFlags(proc.Log), metrics: newMetrics(proc.Metrics), receivers: newCertificates(proc.Log, proc.Metrics), trace: proc.Trace,
+		shares:   newShares(cfg.MaxInFlightPerURL, cfg.MaxInFlight), suspensions: suspensions, metrics: newMetrics(proc.Metrics), receivers: newCertificates(proc.Log, proc.Metrics), trace: proc.Trace,
 	}
 	leases, err := b.Bucket(ctx, topology.BucketLeases)
 	if err != nil {
 		return err
 	}
-	d.drains = newDrains(d, suspensions, leases)
-	return d.run(ctx, suspensions, proc.Up)
+	d.drains = newDrains(d, leases)
+	return d.run(ctx, proc.Up)
 }
 
-func (d *Dispatcher) run(ctx context.Context, suspensions *bus.Bucket, up func()) error {
+func (d *Dispatcher) run(ctx context.Context, up func()) error {
 	first, err := d.bus.First(ctx, d.cfg.ackWait())
 	if err != nil {
 		return err
@@ -208,7 +209,9 @@ func (d *Dispatcher) run(ctx context.Context, suspensions *bus.Bucket, up func()
 	defer stopWatch()
 	webhooks, flags := make(chan struct{}), make(chan struct{})
 	watchers.Go(func() { _ = d.registry.Run(watch, func() { close(webhooks) }, d.webhookChanged) })
-	watchers.Go(func() { _ = suspensions.Watch(watch, d.suspensionChanged, func() { close(flags) }) })
+	watchers.Go(func() {
+		_ = d.suspensions.Run(watch, mirror.Options{Changed: d.suspensionChanged, Loaded: func() { close(flags) }})
+	})
 	for _, known := range []chan struct{}{webhooks, flags} {
 		select {
 		case <-ctx.Done():
@@ -280,10 +283,10 @@ func (d *Dispatcher) webhookChanged(before, after *webhook.Webhook) {
 	}
 }
 
-// suspensionChanged takes over a flag. A URL that was resumed starts slowly.
-func (d *Dispatcher) suspensionChanged(e bus.Entry) {
-	k, resumed := d.flags.apply(e)
-	if resumed {
+// suspensionChanged reacts to a change of a URL's suspension. A URL that was resumed starts slowly.
+func (d *Dispatcher) suspensionChanged(c mirror.Change) {
+	k := urlKey{c.Key.Account, c.Key.URLKey}
+	if c.Resumed() {
 		d.shares.restart(k)
 	}
 	if d.drains != nil {

@@ -2,7 +2,6 @@ package dispatcher
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"sync"
 	"time"
@@ -29,10 +28,9 @@ func (k laneKey) lease() string { return k.account + "." + k.lane }
 //
 // It is safe for concurrent use.
 type drains struct {
-	d           *Dispatcher
-	suspensions *bus.Bucket
-	leases      *bus.Bucket
-	places      *bus.Places
+	d      *Dispatcher
+	leases *bus.Bucket
+	places *bus.Places
 
 	mu      sync.Mutex
 	running map[laneKey]bool
@@ -42,9 +40,9 @@ type drains struct {
 	ctx     context.Context //nolint:containedctx // of the loop; lanes woken from elsewhere end with it
 }
 
-func newDrains(d *Dispatcher, suspensions, leases *bus.Bucket) *drains {
+func newDrains(d *Dispatcher, leases *bus.Bucket) *drains {
 	return &drains{
-		d: d, suspensions: suspensions, leases: leases, places: bus.NewPlaces(max(d.cfg.MaxInFlight/4, 1), int(d.cfg.MaxInFlightBytes)/4, d.mostBytes()),
+		d: d, leases: leases, places: bus.NewPlaces(max(d.cfg.MaxInFlight/4, 1), int(d.cfg.MaxInFlightBytes)/4, d.mostBytes()),
 		running: map[laneKey]bool{}, flagged: map[urlKey]chan struct{}{}, nudge: make(chan struct{}, 1),
 	}
 }
@@ -123,12 +121,12 @@ func (x *drains) act(backlogs []bus.Backlog) {
 			x.moved(k, webhooks)
 			continue
 		}
-		flag, suspended := x.d.flags.get(k.url())
+		flag, suspended := x.d.suspensions.Get(k.url().suspension())
 		x.d.shares.setBacklog(k.url(), !suspended)
 		switch {
 		case !suspended:
 			x.start(k, x.release)
-		case probeDue(flag, x.d.cfg.ackWait()):
+		case flag.ProbeDue(time.Now(), x.d.cfg.ackWait()):
 			x.start(k, x.probe)
 		default:
 			x.moved(k, webhooks)
@@ -304,25 +302,13 @@ func (x *drains) close(ctx context.Context, drain *bus.Drain) {
 	}
 }
 
-// probeDue reports whether a suspended URL may be tried now: its time has come, or the dispatcher that
-// was trying it has been silent for longer than an attempt can take.
-func probeDue(f flagged, ackWait time.Duration) bool {
-	if f.Until.IsZero() {
-		return false // by hand: until it is resumed by hand
-	}
-	if f.State == suspension.Probing && f.Probe != nil {
-		return time.Since(f.Probe.StartedAt) > ackWait
-	}
-	return !time.Now().Before(f.Until)
-}
-
 // probe sends the oldest parked notification to a suspended URL whose time has come, and waits for the
 // monitor's verdict. The claim is a compare-and-set on the flag, so one probe is in flight across all
 // dispatchers; a dispatcher that dies in the middle blocks it for no longer than the ack wait.
 func (x *drains) probe(ctx context.Context, k laneKey) error {
 	d, key := x.d, k.url()
-	flag, suspended := d.flags.get(key)
-	if !suspended || !probeDue(flag, d.cfg.ackWait()) {
+	flag, suspended := d.suspensions.Get(key.suspension())
+	if !suspended || !flag.ProbeDue(time.Now(), d.cfg.ackWait()) {
 		return nil
 	}
 	drain, err := d.bus.Drain(ctx, k.account, k.lane, "*", 1, d.cfg.ackWait())
@@ -333,7 +319,7 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 	work := context.WithoutCancel(ctx)
 	claimed := flag
 	claimed.State, claimed.Probe = suspension.Probing, &suspension.Probe{StartedAt: time.Now().UTC(), By: d.name}
-	if claimed.revision, err = x.claim(ctx, k, claimed.Flag, flag.revision); err != nil {
+	if claimed.Revision, err = d.suspensions.Write(ctx, claimed.Flag, flag.Revision); err != nil {
 		return err
 	}
 	for attempted := false; !attempted; {
@@ -345,7 +331,7 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 			continue
 		}
 		if none, err := drain.Empty(ctx); err != nil || none { // somebody emptied the lane: the claim is given back
-			_, err = x.claim(work, k, flag.Flag, claimed.revision)
+			_, err = d.suspensions.Write(work, flag.Flag, claimed.Revision)
 			return err
 		}
 		if sleep(ctx, 10*drainPause) != nil { // the one delivery allowed is still with a dispatcher that died
@@ -356,7 +342,7 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 	defer verdict.Stop()
 	for {
 		change := x.flagChange(key)
-		if now, still := d.flags.get(key); !still || now.revision > claimed.revision {
+		if now, still := d.suspensions.Get(key.suspension()); !still || now.Revision > claimed.Revision {
 			return nil
 		}
 		select {
@@ -367,15 +353,6 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 			return nil
 		}
 	}
-}
-
-// claim writes the flag on top of the revision.
-func (x *drains) claim(ctx context.Context, k laneKey, f suspension.Flag, revision uint64) (uint64, error) {
-	body, err := json.Marshal(f)
-	if err != nil {
-		return 0, err
-	}
-	return x.suspensions.Update(ctx, k.lease(), body, revision)
 }
 
 // expire ends what has waited for a suspended URL longer than allowed.

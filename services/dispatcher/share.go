@@ -4,10 +4,14 @@ import (
 	"math"
 	"sync"
 	"time"
+
+	"gancho/pkg/suspension"
 )
 
 // urlKey names one destination: suspension and shares are per account and URL.
 type urlKey struct{ account, url string }
+
+func (k urlKey) suspension() suspension.Key { return suspension.Key{Account: k.account, URLKey: k.url} }
 
 const (
 	// startShare is what a URL that nothing is known of may have in flight.

@@ -19,12 +19,12 @@ import (
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
 	"gancho/pkg/suspension"
+	"gancho/pkg/suspension/mirror"
 	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/api"
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/console"
-	"gancho/services/management/internal/flags"
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
@@ -109,10 +109,10 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 			return ended(ctx, err)
 		}
 		proc.Health.Require("webhooks", registry.State)
-		suspended := flags.New(proc.Log)
+		suspended := mirror.New(proc.Log)
 		proc.Health.Want("suspensions", suspended.State)
 		hooks := webhooks.New(webhooks.Options{
-			Bus: b, Registry: registry, Claims: claims, Flags: suspended, Keys: keys, Policy: policy, Names: names, PerAccount: cfg.WebhooksPerAccount, Log: proc.Log,
+			Bus: b, Registry: registry, Claims: claims, Suspensions: suspended, Keys: keys, Policy: policy, Names: names, PerAccount: cfg.WebhooksPerAccount, Log: proc.Log,
 		})
 		sends := notifications.New(b, hooks, lists, cfg.Limits.EventMaxBytes)
 		replayBucket, err := b.Bucket(ctx, topology.BucketReplays)
@@ -135,7 +135,12 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		if err != nil {
 			return err
 		}
-		group.Go(func() error { return suspended.Run(watch, b) })
+		group.Go(func() error {
+			if err := suspended.Open(watch, b); err != nil {
+				return ended(watch, err)
+			}
+			return suspended.Run(watch, mirror.Options{})
+		})
 		group.Go(func() error { return lists.Run(ctx) })
 		group.Go(func() error { return jobs.Run(ctx) })
 		return registry.Run(watch, func() { front.open(&router{api: handler, console: pages}); proc.Up() }, func(before, after *webhook.Webhook) {

@@ -2,7 +2,6 @@ package monitor
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"time"
 
@@ -11,44 +10,15 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/schema"
 	"gancho/pkg/suspension"
+	"gancho/pkg/suspension/mirror"
 )
 
-type mirrored struct {
-	flag     *suspension.Flag // nil: deleted
-	revision uint64
-}
-
-// seen keeps the copy of the bucket and passes on probes that a dispatcher began.
-func (m *Monitor) seen(ctx context.Context, e bus.Entry, probes chan<- suspension.Flag) {
-	key, ok := suspension.ParseKey(e.Key)
-	if !ok {
-		return
-	}
-	var flag *suspension.Flag
-	if e.Value != nil {
-		flag = new(suspension.Flag)
-		if err := json.Unmarshal(e.Value, flag); err != nil {
-			m.log.Error("an unreadable suspension is ignored", zap.String("key", e.Key), zap.Error(err))
-			return
-		}
-	}
-	m.mu.Lock()
-	if m.mirror[key].revision < e.Revision {
-		m.mirror[key] = mirrored{flag, e.Revision}
-	}
-	suspended := 0
-	for k, x := range m.mirror {
-		if x.flag != nil {
-			suspended++
-		} else if k != key {
-			delete(m.mirror, k)
-		}
-	}
-	m.mu.Unlock()
-	m.metrics.suspended.Set(float64(suspended))
-	if flag != nil && flag.State == suspension.Probing && flag.Probe != nil {
+// changed shows how many URLs are suspended, and passes on probes that a dispatcher began.
+func (m *Monitor) changed(ctx context.Context, c mirror.Change, probes chan<- suspension.Flag) {
+	m.metrics.suspended.Set(float64(len(m.suspensions.All())))
+	if c.Record != nil && c.Record.State == suspension.Probing && c.Record.Probe != nil {
 		select {
-		case probes <- *flag:
+		case probes <- c.Record.Flag:
 		case <-ctx.Done():
 		}
 	}
@@ -56,49 +26,24 @@ func (m *Monitor) seen(ctx context.Context, e bus.Entry, probes chan<- suspensio
 
 // restore puts back the flags that Redis lost.
 func (m *Monitor) restore(ctx context.Context) error {
-	m.mu.Lock()
-	var flags []suspension.Flag
-	for _, x := range m.mirror {
-		if x.flag != nil {
-			flags = append(flags, *x.flag)
-		}
+	records := m.suspensions.All()
+	flags := make([]suspension.Flag, 0, len(records))
+	for _, r := range records {
+		flags = append(flags, r.Flag)
 	}
-	m.mu.Unlock()
 	n, err := m.store.Restore(ctx, flags)
-	if err == nil {
+	if err == nil && n > 0 {
 		m.log.Warn("Redis had forgotten the suspensions; they were put back", zap.Int("flags", n))
 	}
 	return err
-}
-
-// refill writes the flags back that went with a deleted bucket.
-func (m *Monitor) refill(ctx context.Context) error {
-	m.mu.Lock()
-	flags := map[suspension.Key]suspension.Flag{}
-	for k, x := range m.mirror {
-		if x.flag != nil {
-			flags[k] = *x.flag
-		}
-	}
-	m.mu.Unlock()
-	for key, flag := range flags {
-		body, err := json.Marshal(flag)
-		if err != nil {
-			return err
-		}
-		if _, err := m.suspensions.Create(ctx, key.String(), body); err != nil && !errors.Is(err, bus.ErrConflict) {
-			return err
-		}
-	}
-	return nil
 }
 
 // mirrorFlag makes the bucket's entry what Redis holds. It reads the entry first and Redis second, so its
 // compare-and-set fails when another monitor wrote in between, and it looks again.
 func (m *Monitor) mirrorFlag(ctx context.Context, key suspension.Key) error {
 	for {
-		entry, err := m.suspensions.Get(ctx, key.String())
-		if err != nil && !errors.Is(err, bus.ErrNotFound) {
+		have, revision, err := m.suspensions.Read(ctx, key)
+		if err != nil {
 			return err
 		}
 		flag, err := m.store.Get(ctx, key)
@@ -106,27 +51,17 @@ func (m *Monitor) mirrorFlag(ctx context.Context, key suspension.Key) error {
 			return err
 		}
 		switch {
-		case flag == nil && entry.Value == nil:
+		case flag == nil && have == nil:
 			return nil
+		case have != nil && schema.Check(have.Schema) != nil:
+			return nil // a newer version's
 		case flag == nil:
-			err = m.suspensions.Delete(ctx, key.String(), entry.Revision)
+			err = m.suspensions.Remove(ctx, key, revision)
+		case have != nil && have.Trip == flag.Trip && have.ByHand == flag.ByHand &&
+			(have.State == suspension.Probing || have.State == flag.State):
+			return nil // the same stretch, perhaps with a dispatcher's claim on its probe
 		default:
-			var have suspension.Flag
-			if entry.Value != nil && json.Unmarshal(entry.Value, &have) == nil && schema.Check(have.Schema) != nil {
-				return nil // a newer version's
-			}
-			if entry.Value != nil && have.Trip == flag.Trip && have.ByHand == flag.ByHand && (have.State == suspension.Probing || have.State == flag.State) {
-				return nil // the same stretch, perhaps with a dispatcher's claim on its probe
-			}
-			var body []byte
-			if body, err = json.Marshal(flag); err != nil {
-				return err
-			}
-			if entry.Value == nil {
-				_, err = m.suspensions.Create(ctx, key.String(), body)
-			} else {
-				_, err = m.suspensions.Update(ctx, key.String(), body, entry.Revision)
-			}
+			_, err = m.suspensions.Write(ctx, *flag, revision)
 		}
 		if !errors.Is(err, bus.ErrConflict) {
 			return err
@@ -136,14 +71,11 @@ func (m *Monitor) mirrorFlag(ctx context.Context, key suspension.Key) error {
 
 // compare finds steps that a monitor decided but died before it mirrored or told.
 func (m *Monitor) compare(ctx context.Context) error {
-	m.mu.Lock() // before Redis is read: what is in the mirror now and not in Redis then was resumed
-	stale := make(map[suspension.Key]suspension.Flag, len(m.mirror))
-	for k, x := range m.mirror {
-		if x.flag != nil {
-			stale[k] = *x.flag
-		}
+	// Before Redis is read: what is in the mirror now and not in Redis then was resumed.
+	stale := map[suspension.Key]suspension.Flag{}
+	for _, r := range m.suspensions.All() {
+		stale[r.Key()] = r.Flag
 	}
-	m.mu.Unlock()
 	flags, err := m.store.All(ctx)
 	if err != nil {
 		return err

@@ -19,7 +19,6 @@ import (
 	"errors"
 	"os"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,6 +31,7 @@ import (
 	"gancho/pkg/notification"
 	"gancho/pkg/service"
 	"gancho/pkg/suspension"
+	"gancho/pkg/suspension/mirror"
 	"gancho/pkg/topology"
 )
 
@@ -51,14 +51,11 @@ type Monitor struct {
 	bus         *bus.Bus
 	registry    *bus.Registry
 	store       *suspension.Store
-	suspensions *bus.Bucket
+	suspensions *mirror.Mirror
 	metrics     metrics
 	exporter    *exporter
 	keeper      *books.Keeper
 	redis       atomic.Pointer[string] // what is wrong with it
-
-	mu     sync.Mutex
-	mirror map[suspension.Key]mirrored // the bucket as this process has seen it
 }
 
 // Run runs a monitor until ctx ends.
@@ -77,7 +74,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		return err
 	}
 	defer b.Close()
-	m := &Monitor{log: proc.Log, bus: b, store: store, metrics: newMetrics(proc.Metrics), mirror: map[suspension.Key]mirrored{}}
+	m := &Monitor{log: proc.Log, bus: b, store: store, metrics: newMetrics(proc.Metrics), suspensions: mirror.New(proc.Log)}
 	m.exporter = newExporter(proc.Log, b, proc.Metrics)
 	proc.Health.Require("nats", b.State)
 	proc.Health.Want("redis", m.redisState)
@@ -90,7 +87,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	if m.registry, err = b.Registry(ctx); err != nil {
 		return err
 	}
-	if m.suspensions, err = b.Bucket(ctx, topology.BucketSuspensions); err != nil {
+	if err := m.suspensions.Open(ctx, b); err != nil {
 		return err
 	}
 	leases, err := b.Bucket(ctx, topology.BucketLeases)
@@ -129,9 +126,10 @@ func (m *Monitor) run(ctx context.Context, up func()) error {
 	webhooks, flags := make(chan struct{}), make(chan struct{})
 	probes := make(chan suspension.Flag, 1024)
 	group.Go(func() error { return m.registry.Run(ctx, func() { close(webhooks) }, nil) })
-	m.suspensions.Refill(m.refill)
 	group.Go(func() error {
-		return m.suspensions.Watch(ctx, func(e bus.Entry) { m.seen(ctx, e, probes) }, func() { close(flags) })
+		return m.suspensions.Run(ctx, mirror.Options{
+			Changed: func(c mirror.Change) { m.changed(ctx, c, probes) }, Loaded: func() { close(flags) }, Owner: true,
+		})
 	})
 	group.Go(func() error {
 		for _, known := range []chan struct{}{webhooks, flags} {

@@ -20,7 +20,7 @@ type Query struct {
 // Search returns the account's webhooks that match, those with trouble first, then by name, and how many
 // there are.
 func (s *Service) Search(ctx context.Context, account string, q Query) ([]View, int) {
-	page, total := pick(s.byName.of(account, s.registry.Account), s.flags.Of(account), q)
+	page, total := pick(s.byName.of(account, s.registry.Account), s.suspensions.URLs(account), q)
 	return s.views(ctx, account, page), total
 }
 

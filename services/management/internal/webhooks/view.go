@@ -95,14 +95,14 @@ func (s *Service) view(ctx context.Context, w *webhook.Webhook) View {
 
 // Status is the state of a webhook: what its owner set, else whether its URL is suspended.
 func (s *Service) Status(w *webhook.Webhook) (string, *suspension.Flag) {
-	flag, suspended := s.flags.Get(w.Account, w.URLKey)
+	record, suspended := s.suspensions.Get(suspension.Key{Account: w.Account, URLKey: w.URLKey})
 	switch {
 	case w.Status == webhook.Disabled && suspended:
-		return StatusDisabled, &flag
+		return StatusDisabled, &record.Flag
 	case w.Status == webhook.Disabled:
 		return StatusDisabled, nil
 	case suspended:
-		return StatusSuspended, &flag
+		return StatusSuspended, &record.Flag
 	}
 	return StatusActive, nil
 }

@@ -25,8 +25,8 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/seal"
 	"gancho/pkg/suspension"
+	"gancho/pkg/suspension/mirror"
 	"gancho/pkg/webhook"
-	"gancho/services/management/internal/flags"
 	"gancho/services/management/internal/notice"
 	"gancho/services/management/internal/problem"
 )
@@ -45,13 +45,13 @@ const effectWithin = 2 * time.Second
 
 // Options of a Service; all are required.
 type Options struct {
-	Bus      *bus.Bus
-	Registry *bus.Registry
-	Claims   *bus.Bucket // topology.BucketClaims
-	Flags    *flags.Flags
-	Keys     *seal.Keyring
-	Policy   *egress.Policy
-	Names    event.Names
+	Bus         *bus.Bus
+	Registry    *bus.Registry
+	Claims      *bus.Bucket // topology.BucketClaims
+	Suspensions *mirror.Mirror
+	Keys        *seal.Keyring
+	Policy      *egress.Policy
+	Names       event.Names
 	// PerAccount is how many webhooks one account may have.
 	PerAccount int
 	Log        *zap.Logger
@@ -59,23 +59,23 @@ type Options struct {
 
 // Service is safe for concurrent use.
 type Service struct {
-	bus      *bus.Bus
-	registry *bus.Registry
-	claims   *bus.Bucket
-	flags    *flags.Flags
-	keys     *seal.Keyring
-	policy   *egress.Policy
-	names    event.Names
-	most     int // of an account
-	log      *zap.Logger
-	changes  notice.Board
-	byName   roster
+	bus         *bus.Bus
+	registry    *bus.Registry
+	claims      *bus.Bucket
+	suspensions *mirror.Mirror
+	keys        *seal.Keyring
+	policy      *egress.Policy
+	names       event.Names
+	most        int // of an account
+	log         *zap.Logger
+	changes     notice.Board
+	byName      roster
 }
 
 // New returns a service. Changed must be told of every change of the registry.
 func New(o Options) *Service {
 	return &Service{
-		bus: o.Bus, registry: o.Registry, claims: o.Claims, flags: o.Flags, keys: o.Keys, policy: o.Policy, names: o.Names, most: o.PerAccount,
+		bus: o.Bus, registry: o.Registry, claims: o.Claims, suspensions: o.Suspensions, keys: o.Keys, policy: o.Policy, names: o.Names, most: o.PerAccount,
 		log: o.Log.Named("webhooks"),
 	}
 }
@@ -254,7 +254,7 @@ func (s *Service) Update(ctx context.Context, account, id string, in Input, matc
 	}
 	settled = true
 	if after.Revision != before.Revision {
-		if _, suspended := s.flags.Get(account, before.URLKey); suspended {
+		if _, suspended := s.suspensions.Get(suspension.Key{Account: account, URLKey: before.URLKey}); suspended {
 			if settled, err = s.command(ctx, before, bus.CommandResume, by); err != nil {
 				// The change itself is stored; the answer shows that the suspension stands.
 				s.log.Warn("suspension not lifted after a change", zap.String("webhook_id", id), zap.Error(err))
@@ -338,7 +338,7 @@ func (s *Service) Delete(ctx context.Context, account, id string, match Match, b
 		wait, cancel := context.WithTimeout(ctx, seenWithin)
 		defer cancel()
 		s.changes.Wait(wait, func() bool { return s.registry.Get(account, id) == nil })
-		if _, suspended := s.flags.Get(account, w.URLKey); suspended && !s.registry.UsesURL(account, w.URLKey) {
+		if _, suspended := s.suspensions.Get(suspension.Key{Account: account, URLKey: w.URLKey}); suspended && !s.registry.UsesURL(account, w.URLKey) {
 			if _, err := s.command(ctx, w, bus.CommandResume, by); err != nil { // the webhook is gone all the same
 				s.log.Warn("suspension not lifted after the last webhook of its URL was deleted", zap.String("webhook_id", id), zap.Error(err))
 			}
@@ -403,11 +403,12 @@ func (s *Service) command(ctx context.Context, w *webhook.Webhook, verb, by stri
 	}
 	wait, stop := context.WithTimeout(ctx, effectWithin)
 	defer stop()
-	return s.flags.Await(wait, w.Account, w.URLKey, func(f *suspension.Flag) bool {
+	return s.suspensions.Wait(wait, func() bool {
+		record, suspended := s.suspensions.Get(suspension.Key{Account: w.Account, URLKey: w.URLKey})
 		if verb == bus.CommandSuspend {
-			return f != nil && f.ByHand
+			return suspended && record.ByHand
 		}
-		return f == nil
+		return !suspended
 	}), nil
 }
 
