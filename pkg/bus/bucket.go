@@ -36,7 +36,7 @@ type Bucket struct {
 // Bucket returns the bucket, waiting until its owner created it.
 func (b *Bus) Bucket(ctx context.Context, name string) (*Bucket, error) {
 	k := &Bucket{b: b, name: name}
-	return k, b.insist(ctx, k.what(), k.open)
+	return k, b.Insist(ctx, k.what(), k.open)
 }
 
 // open takes a new handle of the bucket: how it is read changes with its replicas.
@@ -268,7 +268,7 @@ func (k *Bucket) info(ctx context.Context) (*jetstream.StreamInfo, error) {
 // keys returns every key, deleted ones included.
 func (k *Bucket) keys(ctx context.Context) (map[string]struct{}, error) {
 	prefix := "$KV." + k.name + "."
-	s, err := k.b.stream(ctx, topology.BucketPrefix+k.name)
+	s, err := k.b.Stream(ctx, topology.BucketPrefix+k.name)
 	if err != nil {
 		return nil, err
 	}

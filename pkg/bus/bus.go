@@ -190,7 +190,7 @@ func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 			if sub != nil {
 				fields = append(fields, zap.String("subject", sub.Subject))
 			}
-			if b.timeToTell("report: " + err.Error()) {
+			if b.ShouldLog("report: " + err.Error()) {
 				b.log.Warn("broker reports an error", fields...)
 			}
 		}),
@@ -261,8 +261,8 @@ func (b *Bus) noteProblem(problems map[string]string, what, problem string) {
 // tellEvery is how often the same trouble is logged while it lasts.
 const tellEvery = time.Minute
 
-// timeToTell reports whether trouble with something should be logged now, as if it then were.
-func (b *Bus) timeToTell(what string) bool {
+// ShouldLog reports whether trouble with something should be logged now, as if it then were.
+func (b *Bus) ShouldLog(what string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if time.Since(b.told[what]) < tellEvery {
@@ -278,14 +278,14 @@ func (b *Bus) timeToTell(what string) bool {
 // trouble logs an error that lasts and is met again and again, once in tellEvery. A broker that is away is told
 // by the connection.
 func (b *Bus) trouble(what string, err error) {
-	if b.nc.IsConnected() && b.timeToTell(what) {
+	if b.nc.IsConnected() && b.ShouldLog(what) {
 		b.log.Warn("trouble with the broker; trying again", zap.String("with", what), zap.Error(err))
 	}
 }
 
-// tellNewer logs that something waits for a newer version.
-func (b *Bus) tellNewer(stream string) {
-	if b.timeToTell("newer messages on " + stream) {
+// Newer logs that something waits for a newer version.
+func (b *Bus) Newer(stream string) {
+	if b.ShouldLog("newer messages on " + stream) {
 		b.log.Warn("messages of a newer version wait for one: upgrade this service, or start the newer one again", zap.String("stream", stream))
 	}
 }
@@ -295,7 +295,7 @@ func (b *Bus) tellNewer(stream string) {
 // the service unready and is created anew, empty; one that somebody edited so that it would lose or refuse
 // what is ours makes it unready and is set back.
 func (b *Bus) Own(ctx context.Context, o topology.Owner, l topology.Limits) error {
-	err := b.insist(ctx, "disk of the account", func(ctx context.Context) (err error) {
+	err := b.Insist(ctx, "disk of the account", func(ctx context.Context) (err error) {
 		l, err = b.granted(ctx, l)
 		return err
 	})
@@ -333,7 +333,7 @@ type kept struct {
 
 // ensure creates a stream or bucket if it is missing, and has the first look at it.
 func (b *Bus) ensure(ctx context.Context, k *kept) error {
-	return b.insist(ctx, k.kind+" "+k.name, func(ctx context.Context) error {
+	return b.Insist(ctx, k.kind+" "+k.name, func(ctx context.Context) error {
 		s, err := b.js.Stream(ctx, k.want.Name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			s, err = b.js.CreateStream(ctx, k.want)
@@ -408,7 +408,7 @@ func (k *kept) anew() jetstream.StreamConfig {
 // Await returns once the streams of other owners exist.
 func (b *Bus) Await(ctx context.Context, streams ...string) error {
 	for _, name := range streams {
-		if _, err := b.stream(ctx, name); err != nil {
+		if _, err := b.Stream(ctx, name); err != nil {
 			return err
 		}
 	}
@@ -418,7 +418,7 @@ func (b *Bus) Await(ctx context.Context, streams ...string) error {
 // RequirePayload returns once the broker accepts messages of n bytes, waiting (not ready, with the
 // reason) while it does not.
 func (b *Bus) RequirePayload(ctx context.Context, n int64) error {
-	return b.insist(ctx, "broker", func(context.Context) error {
+	return b.Insist(ctx, "broker", func(context.Context) error {
 		if have := b.nc.MaxPayload(); have < n {
 			return fmt.Errorf("the broker's max_payload is %d bytes; set it to at least %d (EVENT_MAX_BYTES and 64 KiB for headers)", have, n)
 		}
@@ -426,9 +426,9 @@ func (b *Bus) RequirePayload(ctx context.Context, n int64) error {
 	})
 }
 
-// insist repeats f until it succeeds or ctx ends, with the reason in State meanwhile. A reason is logged
+// Insist repeats f until it succeeds or ctx ends, with the reason in State meanwhile. A reason is logged
 // when it changes, not each time.
-func (b *Bus) insist(ctx context.Context, what string, f func(context.Context) error) error {
+func (b *Bus) Insist(ctx context.Context, what string, f func(context.Context) error) error {
 	pause := newBackoff(100*time.Millisecond, 2*time.Second)
 	for {
 		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -453,15 +453,15 @@ func (b *Bus) insist(ctx context.Context, what string, f func(context.Context) e
 	}
 }
 
-// stream returns a handle, waiting until the stream exists.
-func (b *Bus) stream(ctx context.Context, name string) (jetstream.Stream, error) {
+// Stream returns a handle, waiting until the stream exists.
+func (b *Bus) Stream(ctx context.Context, name string) (jetstream.Stream, error) {
 	b.mu.Lock()
 	s := b.streams[name]
 	b.mu.Unlock()
 	if s != nil {
 		return s, nil
 	}
-	err := b.insist(ctx, "stream "+name, func(ctx context.Context) (err error) {
+	err := b.Insist(ctx, "stream "+name, func(ctx context.Context) (err error) {
 		s, err = b.known(ctx, name)
 		return err
 	})

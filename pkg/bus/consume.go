@@ -51,10 +51,10 @@ type Consumer struct {
 // firstSize is how large messages are taken to be before any came.
 const firstSize = 256 << 10
 
-// consumer returns the durable, created if missing and updated when its limits changed (which keeps its
+// Consumer returns the durable, created if missing and updated when its limits changed (which keeps its
 // state), waiting for stream and broker.
-func (b *Bus) consumer(ctx context.Context, stream string, cfg jetstream.ConsumerConfig) (*Consumer, error) {
-	if _, err := b.stream(ctx, stream); err != nil {
+func (b *Bus) Consumer(ctx context.Context, stream string, cfg jetstream.ConsumerConfig) (*Consumer, error) {
+	if _, err := b.Stream(ctx, stream); err != nil {
 		return nil, err
 	}
 	cfg.AckPolicy = jetstream.AckExplicitPolicy
@@ -63,7 +63,7 @@ func (b *Bus) consumer(ctx context.Context, stream string, cfg jetstream.Consume
 }
 
 func (c *Consumer) open(ctx context.Context) error {
-	return c.b.insist(ctx, "consumer "+c.cfg.Durable, c.create)
+	return c.b.Insist(ctx, "consumer "+c.cfg.Durable, c.create)
 }
 
 // create opens the broker's consumer, or makes it.
@@ -134,9 +134,9 @@ func (c *Consumer) look(ctx context.Context) {
 	c.b.noteProblem(problems, "consumer "+c.cfg.Durable, paused)
 }
 
-// again reports whether a message may have been handled before although the broker delivers it for the
+// Again reports whether a message may have been handled before although the broker delivers it for the
 // first time: it is older than the consumer, or the consumer went back, as after a broker's crash.
-func (c *Consumer) again(meta *jetstream.MsgMetadata) bool {
+func (c *Consumer) Again(meta *jetstream.MsgMetadata) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if meta.NumDelivered != 1 {
@@ -147,8 +147,8 @@ func (c *Consumer) again(meta *jetstream.MsgMetadata) bool {
 	return back || meta.Timestamp.Before(c.born)
 }
 
-// info asks the broker for the consumer's state.
-func (c *Consumer) info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
+// Info asks the broker for the consumer's state.
+func (c *Consumer) Info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
 	c.mu.Lock()
 	consumer := c.c
 	c.mu.Unlock()
@@ -159,12 +159,12 @@ func (c *Consumer) info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
 	return info, nil
 }
 
-// fetch asks for at most n messages and hands each to handle as it comes. It returns when n came or fetchWait
+// Fetch asks for at most n messages and hands each to handle as it comes. It returns when n came or fetchWait
 // passed, with how many came. It asks for fewer where those that came lately say that n would take more than room
 // bytes. (A pull request's own limit of bytes ends with a status that nats.go's Fetch may read before the message
 // it follows: that delivery is then lost until its ack wait.) An error means that the broker or the consumer is in
 // trouble; fetch has then paused a little, and logged it when it is time to.
-func (c *Consumer) fetch(ctx context.Context, n, room int, handle func(jetstream.Msg)) (int, error) {
+func (c *Consumer) Fetch(ctx context.Context, n, room int, handle func(jetstream.Msg)) (int, error) {
 	c.look(ctx)
 	batch, err := c.c.Fetch(min(n, max(room/cmp.Or(c.size, firstSize), 1)), jetstream.FetchMaxWait(fetchWait))
 	got := 0
@@ -195,9 +195,9 @@ func (c *Consumer) fetch(ctx context.Context, n, room int, handle func(jetstream
 	return got, fmt.Errorf("fetch from %s: %w", c.stream, err)
 }
 
-// gather hands at most n messages to add; it waits for the first like fetch, and for more at most linger.
-func (c *Consumer) gather(ctx context.Context, n int, linger time.Duration, add func(jetstream.Msg)) error {
-	got, err := c.fetch(ctx, 1, Unbounded, add)
+// Gather hands at most n messages to add; it waits for the first like fetch, and for more at most linger.
+func (c *Consumer) Gather(ctx context.Context, n int, linger time.Duration, add func(jetstream.Msg)) error {
+	got, err := c.Fetch(ctx, 1, Unbounded, add)
 	if err != nil || got == 0 || n == 1 {
 		return err
 	}
@@ -274,7 +274,7 @@ func (d *Delivery) Wait(ctx context.Context) {
 		return
 	}
 	d.b.metrics.newer.WithLabelValues(d.Stream()).Inc()
-	d.b.tellNewer(d.Stream())
+	d.b.Newer(d.Stream())
 	d.Ack()
 }
 
@@ -293,7 +293,7 @@ func (d *Delivery) wait(ctx context.Context) error {
 		return errors.New("it does not say what it belongs to")
 	}
 	waited, _ := strconv.Atoi(h.Get(notification.HeaderWaited)) // 0 at first
-	q := message(topology.SubjectRetryAt(account, id), fmt.Sprintf("%s:%d:%d", d.Stream(), d.Sequence, d.StoredAt.UnixNano()), d.msg.Data())
+	q := NewMessage(topology.SubjectRetryAt(account, id), fmt.Sprintf("%s:%d:%d", d.Stream(), d.Sequence, d.StoredAt.UnixNano()), d.msg.Data())
 	for k, v := range h {
 		if !strings.HasPrefix(k, "Nats-") {
 			q.Header[k] = v
@@ -302,7 +302,7 @@ func (d *Delivery) wait(ctx context.Context) error {
 	q.Header[notification.HeaderWaited] = []string{strconv.Itoa(waited + 1)}
 	q.Header["Nats-Schedule"] = []string{"@at " + time.Now().Add(waiting(waited+1)).UTC().Format(time.RFC3339Nano)}
 	q.Header["Nats-Schedule-Target"] = []string{topology.SubjectRetryDue(account, webhook, id)}
-	_, err := d.b.publish(ctx, topology.Retries, q)
+	_, err := d.b.Publish(ctx, topology.Retries, q)
 	return err
 }
 
@@ -314,7 +314,7 @@ type Puller struct {
 
 // First returns the puller of first attempts. ackWait must be well above the duration of one attempt.
 func (b *Bus) First(ctx context.Context, ackWait time.Duration) (*Puller, error) {
-	c, err := b.consumer(ctx, topology.Notifications, jetstream.ConsumerConfig{
+	c, err := b.Consumer(ctx, topology.Notifications, jetstream.ConsumerConfig{
 		Durable: topology.ConsumerFirst, AckWait: ackWait, MaxAckPending: 50_000, MaxDeliver: -1,
 	})
 	return &Puller{c, LaneFirst}, err
@@ -322,7 +322,7 @@ func (b *Bus) First(ctx context.Context, ackWait time.Duration) (*Puller, error)
 
 // Retries returns the puller of due retries. MaxDeliver 5 is the limit of retries, enforced by the broker.
 func (b *Bus) Retries(ctx context.Context, ackWait time.Duration) (*Puller, error) {
-	c, err := b.consumer(ctx, topology.Retries, jetstream.ConsumerConfig{
+	c, err := b.Consumer(ctx, topology.Retries, jetstream.ConsumerConfig{
 		Durable: topology.ConsumerRetries, AckWait: ackWait, MaxAckPending: 500_000, MaxDeliver: notification.MaxAttempts - 1,
 		FilterSubject: "gancho.retries.due.>",
 	})
@@ -337,8 +337,8 @@ const Unbounded = math.MaxInt32
 // messages goes to QUARANTINE.
 func (p *Puller) Pull(ctx context.Context, n, room int, handle func(*Delivery)) (int, error) {
 	handled := 0
-	_, err := p.fetch(ctx, n, room, func(m jetstream.Msg) {
-		if d := p.b.delivery(ctx, p.lane, m, p.again); d != nil {
+	_, err := p.Fetch(ctx, n, room, func(m jetstream.Msg) {
+		if d := p.b.delivery(ctx, p.lane, m, p.Again); d != nil {
 			handled++
 			handle(d)
 		}
@@ -348,7 +348,7 @@ func (p *Puller) Pull(ctx context.Context, n, room int, handle func(*Delivery)) 
 
 // AckPending returns how many messages are delivered and not settled, waiting retries included.
 func (p *Puller) AckPending(ctx context.Context) (int, error) {
-	info, err := p.info(ctx)
+	info, err := p.Info(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -387,7 +387,7 @@ func (b *Bus) quarantine(ctx context.Context, stream, reason, detail string, m j
 		return err
 	}
 	copied := func(headers nats.Header, body []byte) *nats.Msg {
-		q := message("gancho.quarantine."+stream+"."+reason, fmt.Sprintf("%s:%d", stream, meta.Sequence.Stream), body)
+		q := NewMessage("gancho.quarantine."+stream+"."+reason, fmt.Sprintf("%s:%d", stream, meta.Sequence.Stream), body)
 		for k, v := range headers {
 			if len(k) < 5 || k[:5] != "Nats-" {
 				q.Header[k] = v
@@ -402,7 +402,7 @@ func (b *Bus) quarantine(ctx context.Context, stream, reason, detail string, m j
 	if q.Size() > int(b.nc.MaxPayload()) { // ours leave room for these headers; of what does not, the beginning is kept
 		q = copied(nil, m.Data()[:min(len(m.Data()), topology.BrokerHeadroom)])
 	}
-	if _, err = b.publish(ctx, topology.Quarantine, q); err != nil {
+	if _, err = b.Publish(ctx, topology.Quarantine, q); err != nil {
 		return err
 	}
 	b.log.Error("a message was set aside in QUARANTINE", zap.String("stream", stream), zap.String("reason", reason),

@@ -169,7 +169,7 @@ func (b *Bus) setBack(kind, name string, edits []Change, undo func() error) {
 		changes = append(changes, fmt.Sprintf("%s %s -> %s", c.Field, cmp.Or(c.Want, "none"), cmp.Or(c.Have, "none")))
 	}
 	problem := "edited by somebody: " + strings.Join(changes, ", ")
-	if b.timeToTell(what + problem) {
+	if b.ShouldLog(what + problem) {
 		b.log.Error("a "+kind+" was edited by somebody; setting it back", zap.String(kind, name), zap.Strings("changes", changes))
 	}
 	b.setProblem(what, problem)

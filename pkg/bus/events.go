@@ -42,7 +42,7 @@ func (m *EventMessage) InProgress() { _ = m.msg.InProgress() }
 // Wait leaves an event that only a newer version can handle to one; it is handed out again after a while.
 func (m *EventMessage) Wait() {
 	m.b.metrics.newer.WithLabelValues(topology.Events).Inc()
-	m.b.tellNewer(topology.Events)
+	m.b.Newer(topology.Events)
 	if err := m.msg.NakWithDelay(waiting(m.NumDelivered)); err != nil {
 		m.b.log.Debug("nak not sent; the event will come again", zap.Error(err))
 	}
@@ -56,7 +56,7 @@ const EventsAckWait = 30 * time.Second
 
 // Events returns the publisher's consumer of CRM_EVENTS.
 func (b *Bus) Events(ctx context.Context) (*EventsConsumer, error) {
-	c, err := b.consumer(ctx, topology.Events, jetstream.ConsumerConfig{
+	c, err := b.Consumer(ctx, topology.Events, jetstream.ConsumerConfig{
 		Durable: topology.ConsumerPublisher, AckWait: EventsAckWait, MaxAckPending: 10_000, MaxDeliver: -1,
 	})
 	return &EventsConsumer{c}, err
@@ -64,7 +64,7 @@ func (b *Bus) Events(ctx context.Context) (*EventsConsumer, error) {
 
 // Pull asks for at most n events of together at most room bytes (at least MaxMessage) and hands each to handle as it comes.
 func (c *EventsConsumer) Pull(ctx context.Context, n, room int, handle func(*EventMessage)) error {
-	_, err := c.fetch(ctx, n, room, func(m jetstream.Msg) {
+	_, err := c.Fetch(ctx, n, room, func(m jetstream.Msg) {
 		meta, err := m.Metadata()
 		if err != nil {
 			c.b.log.Error("a message without JetStream metadata was ignored", zap.Error(err))
@@ -73,7 +73,7 @@ func (c *EventsConsumer) Pull(ctx context.Context, n, room int, handle func(*Eve
 		h := m.Headers()
 		handle(&EventMessage{
 			Message:  event.Message{Subject: m.Subject(), Header: h.Get, Body: m.Data(), Sequence: meta.Sequence.Stream},
-			StoredAt: meta.Timestamp, NumDelivered: int(meta.NumDelivered), Again: c.again(meta), msg: m, b: c.b, //nolint:gosec // a count
+			StoredAt: meta.Timestamp, NumDelivered: int(meta.NumDelivered), Again: c.Again(meta), msg: m, b: c.b, //nolint:gosec // a count
 		})
 	})
 	return err
@@ -81,10 +81,10 @@ func (c *EventsConsumer) Pull(ctx context.Context, n, room int, handle func(*Eve
 
 // Reject stores what cannot be an event on REJECTED_EVENTS, its bytes unchanged.
 func (b *Bus) Reject(ctx context.Context, m event.Message, why *event.Rejected) error {
-	r := message("gancho.rejected."+string(why.Reason), topology.Events+":"+strconv.FormatUint(m.Sequence, 10), m.Body)
+	r := NewMessage("gancho.rejected."+string(why.Reason), topology.Events+":"+strconv.FormatUint(m.Sequence, 10), m.Body)
 	r.Header[topology.HeaderReason] = []string{string(why.Reason)}
 	r.Header[topology.HeaderSubject] = []string{m.Subject}
-	_, err := b.publish(ctx, topology.Rejected, r)
+	_, err := b.Publish(ctx, topology.Rejected, r)
 	return err
 }
 
@@ -98,11 +98,11 @@ type Published struct {
 // PublishEvent stores an event as the CRM would, with that message id and those headers, once: it returns an error, and does
 // not repeat, when the broker gives no answer. It is for ingest, whose caller decides.
 func (b *Bus) PublishEvent(ctx context.Context, subject, msgID string, headers map[string]string, body []byte) (Published, error) {
-	m := message(subject, msgID, body)
+	m := NewMessage(subject, msgID, body)
 	for name, value := range headers {
 		m.Header[name] = []string{value}
 	}
-	p := b.start(topology.Events, m)
+	p := b.Start(topology.Events, m)
 	ack, err := p.answer(ctx)
 	if err != nil {
 		if final := p.final(err); final != nil {
@@ -119,7 +119,7 @@ const purgeEvery = 30 * time.Second
 // TrimNotifications purges from NOTIFICATIONS what the dispatchers acknowledged longer than keep ago,
 // until ctx ends. keep is the duplicate window: ids in it must survive a broker restart.
 func (b *Bus) TrimNotifications(ctx context.Context, keep time.Duration) error {
-	s, err := b.stream(ctx, topology.Notifications)
+	s, err := b.Stream(ctx, topology.Notifications)
 	if err != nil {
 		return err
 	}

@@ -34,13 +34,13 @@ func (b *Bus) Written(stream string) Written {
 // does.
 func (b *Bus) RecordUnanswered(ctx context.Context, records []*notification.Record) (sequences []uint64, err error) {
 	w := b.writer(topology.Attempts)
-	messages := make([]*pending, 0, len(records))
+	messages := make([]*Started, 0, len(records))
 	for _, r := range records {
 		m, err := recordMessage(r)
 		if err != nil {
 			return nil, err
 		}
-		messages = append(messages, &pending{w: w, msg: m, began: time.Now(), sent: make(chan struct{})})
+		messages = append(messages, &Started{w: w, msg: m, began: time.Now(), sent: make(chan struct{})})
 	}
 	if _, err := w.commit(messages); err != nil {
 		return nil, err

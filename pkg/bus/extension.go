@@ -4,6 +4,6 @@ package bus
 
 // The seeded bugs of the rehearsed version (see faults.go): this one has none.
 
-func intercepted(*pending) bool     { return false }
+func intercepted(*Started) bool     { return false }
 func handedOut(*Delivery)           {}
 func unacknowledged(*Delivery) bool { return false }

@@ -54,7 +54,7 @@ func (f *fault) hits(kind, stream string) bool {
 }
 
 // intercepted reports whether p was dropped, with an answer that the broker did not give.
-func intercepted(p *pending) bool {
+func intercepted(p *Started) bool {
 	f := seeded()
 	switch stream := p.w.stream; {
 	case f.hits("drop", stream):
@@ -64,9 +64,9 @@ func intercepted(p *pending) bool {
 	case f.hits("repeat", stream):
 		again := &nats.Msg{Subject: p.msg.Subject, Data: p.msg.Data, Header: maps.Clone(p.msg.Header)}
 		again.Header[nats.MsgIdHdr] = []string{uuid.NewString()} // else the broker takes it for the same
-		q := &pending{w: p.w, msg: again, began: p.began}
+		q := &Started{w: p.w, msg: again, began: p.began}
 		p.w.add(q)
-		go func() { _, _ = q.wait(context.Background()) }()
+		go func() { _, _ = q.Receipt(context.Background()) }()
 	case f.hits("corrupt", stream):
 		p.msg.Data = bytes.Clone(p.msg.Data)
 		p.msg.Data[len(p.msg.Data)/2] ^= 1

@@ -30,7 +30,7 @@ func (b *Bus) Record(ctx context.Context, r *notification.Record) (uint64, error
 // StartedRecord is a record on its way.
 type StartedRecord struct {
 	r   *notification.Record
-	p   *pending
+	p   *Started
 	err error
 }
 
@@ -40,7 +40,7 @@ func (b *Bus) StartRecord(r *notification.Record) *StartedRecord {
 	if err != nil {
 		return &StartedRecord{err: err}
 	}
-	return &StartedRecord{r: r, p: b.start(topology.Attempts, m)}
+	return &StartedRecord{r: r, p: b.Start(topology.Attempts, m)}
 }
 
 // recordMessage returns r as a message that is stored only on top of r.Previous.
@@ -50,7 +50,7 @@ func recordMessage(r *notification.Record) (*nats.Msg, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode journal record: %w", err)
 	}
-	m := message(topology.SubjectAttempts(r.Account, r.NotificationID), "", body)
+	m := NewMessage(topology.SubjectAttempts(r.Account, r.NotificationID), "", body)
 	m.Header[notification.HeaderSummary] = []string{r.Summary()}
 	m.Header[notification.HeaderSchema] = []string{strconv.Itoa(r.Schema)}
 	expectLast(m, r.Previous)
@@ -62,7 +62,7 @@ func (s *StartedRecord) Wait(ctx context.Context) (uint64, error) {
 	if s.err != nil {
 		return 0, s.err
 	}
-	ack, err := s.p.wait(ctx)
+	ack, err := s.p.Receipt(ctx)
 	if errors.Is(err, ErrConflict) {
 		// Our own record, stored while its answer was lost, conflicts with its repetition.
 		if last, lookErr := s.p.w.b.LastRecord(ctx, s.r.Account, s.r.NotificationID); lookErr == nil && last.sameAs(s.r) {
@@ -79,7 +79,7 @@ func (s *StartedRecord) Wait(ctx context.Context) (uint64, error) {
 func (b *Bus) get(ctx context.Context, stream string, read func(context.Context, jetstream.Stream) (*jetstream.RawStreamMsg, error)) (*jetstream.RawStreamMsg, error) {
 	pause := newBackoff(50*time.Millisecond, time.Second)
 	for {
-		s, err := b.stream(ctx, stream)
+		s, err := b.Stream(ctx, stream)
 		if err != nil {
 			return nil, err
 		}
@@ -102,7 +102,7 @@ func (b *Bus) get(ctx context.Context, stream string, read func(context.Context,
 	}
 }
 
-func (b *Bus) last(ctx context.Context, stream, subject string) (*jetstream.RawStreamMsg, error) {
+func (b *Bus) Last(ctx context.Context, stream, subject string) (*jetstream.RawStreamMsg, error) {
 	return b.get(ctx, stream, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
 		return s.GetLastMsgForSubject(ctx, subject)
 	})
@@ -111,7 +111,7 @@ func (b *Bus) last(ctx context.Context, stream, subject string) (*jetstream.RawS
 // LastRecord returns the notification's newest journal record, ErrNotFound when it has none. One that a newer
 // version wrote comes with schema.ErrNewer, read as far as this version knows it.
 func (b *Bus) LastRecord(ctx context.Context, account, id string) (*Recorded, error) {
-	raw, err := b.last(ctx, topology.Attempts, topology.SubjectAttempts(account, id))
+	raw, err := b.Last(ctx, topology.Attempts, topology.SubjectAttempts(account, id))
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +135,7 @@ func (b *Bus) History(ctx context.Context, last *Recorded) iter.Seq2[*notificati
 	return func(yield func(*notification.Record, error) bool) {
 		for oldest := &last.Record; yield(oldest, schema.Check(oldest.Schema)); {
 			carried, err := oldest.Carried()
-			if err != nil && b.timeToTell("carried records") {
+			if err != nil && b.ShouldLog("carried records") {
 				b.log.Warn("what a record carries cannot be read; it is read from the journal", zap.Uint64("sequence", oldest.Sequence), zap.Error(err))
 			}
 			for _, r := range carried {
@@ -185,7 +185,7 @@ func (b *Bus) FailedNotification(ctx context.Context, account, webhook, id strin
 }
 
 func (b *Bus) readNotification(ctx context.Context, stream, subject string) (*notification.Notification, error) {
-	raw, err := b.last(ctx, stream, subject)
+	raw, err := b.Last(ctx, stream, subject)
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +207,7 @@ type ExhaustedConsumer struct{ *Consumer }
 
 // Exhausted returns the reader of advisories about RETRIES.
 func (b *Bus) Exhausted(ctx context.Context) (*ExhaustedConsumer, error) {
-	c, err := b.consumer(ctx, topology.MaxDeliveries, jetstream.ConsumerConfig{
+	c, err := b.Consumer(ctx, topology.MaxDeliveries, jetstream.ConsumerConfig{
 		Durable: topology.ConsumerMaxDeliveries, AckWait: 30 * time.Second, MaxAckPending: 1000, MaxDeliver: -1,
 	})
 	return &ExhaustedConsumer{c}, err
@@ -215,7 +215,7 @@ func (b *Bus) Exhausted(ctx context.Context) (*ExhaustedConsumer, error) {
 
 // Pull hands the exhausted messages to handle; a nil error from it settles the advisory.
 func (c *ExhaustedConsumer) Pull(ctx context.Context, handle func(*Exhausted) error) error {
-	_, err := c.fetch(ctx, 100, Unbounded, func(m jetstream.Msg) {
+	_, err := c.Fetch(ctx, 100, Unbounded, func(m jetstream.Msg) {
 		var advisory struct {
 			Stream    string `json:"stream"`
 			Consumer  string `json:"consumer"`
@@ -250,7 +250,7 @@ func (b *Bus) ExhaustedAt(ctx context.Context, sequence uint64) (*Exhausted, err
 
 // Remove deletes a message from RETRIES after what follows from it was stored.
 func (b *Bus) Remove(ctx context.Context, x *Exhausted) error {
-	s, err := b.stream(ctx, topology.Retries)
+	s, err := b.Stream(ctx, topology.Retries)
 	if err != nil {
 		return err
 	}
@@ -264,7 +264,7 @@ func (b *Bus) Remove(ctx context.Context, x *Exhausted) error {
 // ones are removed from a work queue, so these ran out of deliveries.
 func (b *Bus) LeftBehind(ctx context.Context, retries *Puller) iter.Seq2[*Exhausted, error] {
 	return func(yield func(*Exhausted, error) bool) {
-		info, err := retries.info(ctx)
+		info, err := retries.Info(ctx)
 		if err != nil {
 			yield(nil, err)
 			return

@@ -21,7 +21,7 @@ import (
 // Position returns the sequences of the oldest and the newest journal record; both are 0 when there never
 // was one.
 func (b *Bus) Position(ctx context.Context) (first, last uint64, err error) {
-	s, err := b.stream(ctx, topology.Attempts)
+	s, err := b.Stream(ctx, topology.Attempts)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -36,7 +36,7 @@ func (b *Bus) Position(ctx context.Context) (first, last uint64, err error) {
 // handle in order. It returns an error when it could not read to the end.
 func (b *Bus) SummariesOf(ctx context.Context, first, last uint64, handle func(*notification.Summary)) error {
 	cfg := jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(first, 1), HeadersOnly: true}
-	return b.read(ctx, topology.Attempts, cfg, func(m jetstream.Msg, sequence, pending uint64) (bool, error) {
+	return b.Read(ctx, topology.Attempts, cfg, func(m jetstream.Msg, sequence, pending uint64) (bool, error) {
 		if sequence > last {
 			return false, nil
 		}
@@ -50,10 +50,10 @@ func (b *Bus) SummariesOf(ctx context.Context, first, last uint64, handle func(*
 	})
 }
 
-// read hands the messages of a stream to handle in order, until handle returns false, an error, nothing is
+// Read hands the messages of a stream to handle in order, until handle returns false, an error, nothing is
 // left, or ctx ends. pending is how many the broker says follow.
-func (b *Bus) read(ctx context.Context, stream string, cfg jetstream.OrderedConsumerConfig, handle func(m jetstream.Msg, sequence, pending uint64) (bool, error)) error {
-	s, err := b.stream(ctx, stream)
+func (b *Bus) Read(ctx context.Context, stream string, cfg jetstream.OrderedConsumerConfig, handle func(m jetstream.Msg, sequence, pending uint64) (bool, error)) error {
+	s, err := b.Stream(ctx, stream)
 	if err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ type ArrivalConsumer struct{ *Consumer }
 
 // Arrivals returns the durable reader of what is put on NOTIFICATIONS, shared by all that use its name.
 func (b *Bus) Arrivals(ctx context.Context, durable string) (*ArrivalConsumer, error) {
-	c, err := b.consumer(ctx, topology.Notifications, jetstream.ConsumerConfig{
+	c, err := b.Consumer(ctx, topology.Notifications, jetstream.ConsumerConfig{
 		Durable: durable, AckWait: 30 * time.Second, MaxAckPending: 20_000, MaxDeliver: -1, HeadersOnly: true,
 	})
 	return &ArrivalConsumer{c}, err
@@ -149,13 +149,13 @@ func (c *ArrivalConsumer) Pull(ctx context.Context, n int, linger time.Duration)
 		batch.Arrivals = append(batch.Arrivals, Arrival{d, meta.Timestamp})
 		batch.msgs = append(batch.msgs, m)
 	}
-	return &batch, c.gather(ctx, n, linger, add)
+	return &batch, c.Gather(ctx, n, linger, add)
 }
 
 // Follow hands the account's journal records to handle as they are written, beginning now, until ctx ends.
 // began is called once it listens. Every caller gets all of them.
 func (b *Bus) Follow(ctx context.Context, account string, began func(), handle func(*notification.Record)) error {
-	s, err := b.stream(ctx, topology.Attempts)
+	s, err := b.Stream(ctx, topology.Attempts)
 	if err != nil {
 		return err
 	}
@@ -195,7 +195,7 @@ func (b *Bus) Follow(ctx context.Context, account string, began func(), handle f
 
 // EventSubjects returns the subjects on which the account has events now, those whose name is wanted.
 func (b *Bus) EventSubjects(ctx context.Context, account string, wanted func(eventName string) bool) ([]string, error) {
-	s, err := b.stream(ctx, topology.Events)
+	s, err := b.Stream(ctx, topology.Events)
 	if err != nil {
 		return nil, err
 	}
@@ -239,7 +239,7 @@ func (r EventRange) config() jetstream.OrderedConsumerConfig {
 
 // CountEvents returns how many events are in the range, without reading them.
 func (b *Bus) CountEvents(ctx context.Context, r EventRange) (uint64, error) {
-	s, err := b.stream(ctx, topology.Events)
+	s, err := b.Stream(ctx, topology.Events)
 	if err != nil {
 		return 0, err
 	}
@@ -266,7 +266,7 @@ func (b *Bus) CountEvents(ctx context.Context, r EventRange) (uint64, error) {
 func (b *Bus) ReadEvents(ctx context.Context, r EventRange, headersOnly bool, handle func(*StoredEvent) (bool, error)) error {
 	cfg := r.config()
 	cfg.HeadersOnly = headersOnly
-	return b.read(ctx, topology.Events, cfg, func(m jetstream.Msg, sequence, _ uint64) (bool, error) {
+	return b.Read(ctx, topology.Events, cfg, func(m jetstream.Msg, sequence, _ uint64) (bool, error) {
 		meta, err := m.Metadata()
 		if err != nil {
 			return false, fmt.Errorf("read CRM_EVENTS: %w", err)

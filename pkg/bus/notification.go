@@ -17,26 +17,17 @@ func encode(n *notification.Notification, subject, msgID string) *nats.Msg {
 	return m
 }
 
-// Started is a publish that has not been waited for.
-type Started struct{ p *pending }
-
-// Wait returns once the broker stored the message; see the package's guarantees.
-func (s Started) Wait(ctx context.Context) error {
-	_, err := s.p.wait(ctx)
-	return err
-}
-
 // Notify starts storing n for its first attempt. Its message id is <notification>:<send>: the same
 // notification again within the duplicate window is stored once.
-func (b *Bus) Notify(n *notification.Notification) Started {
+func (b *Bus) Notify(n *notification.Notification) *Started {
 	m := encode(n, topology.SubjectNotification(n.Account, n.ID), n.SendID())
-	return Started{b.start(topology.Notifications, m)}
+	return b.Start(topology.Notifications, m)
 }
 
 // ScheduleRetry stores n on RETRIES to be delivered at that time, at once when it has passed. n.Hop must be one more than that of the
 // message it comes from.
 func (b *Bus) ScheduleRetry(ctx context.Context, n *notification.Notification, at time.Time) error {
-	_, err := b.publish(ctx, topology.Retries, scheduled(n, at))
+	_, err := b.Publish(ctx, topology.Retries, scheduled(n, at))
 	return err
 }
 
@@ -53,8 +44,8 @@ func scheduled(n *notification.Notification, at time.Time) *nats.Msg {
 
 // Park starts storing n on PARKED in a lane: the key of its URL, or LaneDisabled. n.Hop as in
 // ScheduleRetry. What is started in order is stored in order.
-func (b *Bus) Park(n *notification.Notification, lane string) Started {
-	return Started{b.start(topology.Parked, encode(n, topology.SubjectParked(n.Account, lane, n.WebhookID), n.MoveID()))}
+func (b *Bus) Park(n *notification.Notification, lane string) *Started {
+	return b.Start(topology.Parked, encode(n, topology.SubjectParked(n.Account, lane, n.WebhookID), n.MoveID()))
 }
 
 // Fail stores the payload of a notification that ended permanently failed, with a summary of its attempts
@@ -62,6 +53,6 @@ func (b *Bus) Park(n *notification.Notification, lane string) Started {
 func (b *Bus) Fail(ctx context.Context, n *notification.Notification, summary string) error {
 	m := encode(n, topology.SubjectFailed(n.Account, n.WebhookID, n.ID), n.SendID())
 	m.Header[notification.HeaderAttempts] = []string{summary}
-	_, err := b.publish(ctx, topology.Failed, m)
+	_, err := b.Publish(ctx, topology.Failed, m)
 	return err
 }

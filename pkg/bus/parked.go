@@ -20,7 +20,7 @@ type Backlog struct {
 
 // Backlogs lists what waits on PARKED (10,000 webhooks: 17 ms measured).
 func (b *Bus) Backlogs(ctx context.Context, account string) ([]Backlog, error) {
-	s, err := b.stream(ctx, topology.Parked)
+	s, err := b.Stream(ctx, topology.Parked)
 	if err != nil {
 		return nil, err
 	}

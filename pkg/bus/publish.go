@@ -23,8 +23,8 @@ var ErrConflict = errors.New("another record came first")
 // ErrTooLarge says that the broker refuses the message for its size; repeating it is no use.
 var ErrTooLarge = errors.New("the message is larger than the broker accepts")
 
-// message starts a message for one of our streams.
-func message(subject, msgID string, body []byte) *nats.Msg {
+// NewMessage starts a message for one of our streams.
+func NewMessage(subject, msgID string, body []byte) *nats.Msg {
 	m := &nats.Msg{Subject: subject, Data: body, Header: nats.Header{}}
 	if msgID != "" {
 		m.Header[nats.MsgIdHdr] = []string{msgID}
@@ -37,12 +37,12 @@ func expectLast(m *nats.Msg, sequence uint64) {
 	m.Header["Nats-Expected-Last-Subject-Sequence"] = []string{strconv.FormatUint(sequence, 10)}
 }
 
-// start puts m on its way and returns without waiting; messages started one after another are stored in
+// Start puts m on its way and returns without waiting; messages started one after another are stored in
 // that order. What is started must be waited for, several by one goroutine in the order in which they were started:
 // what stands in the queue goes out as those before it are waited for.
-func (b *Bus) start(stream string, m *nats.Msg) *pending {
+func (b *Bus) Start(stream string, m *nats.Msg) *Started {
 	w := b.writer(stream)
-	p := &pending{w: w, msg: m, began: time.Now()}
+	p := &Started{w: w, msg: m, began: time.Now()}
 	if !intercepted(p) {
 		w.add(p)
 	}
@@ -66,9 +66,15 @@ func (b *Bus) writer(stream string) *writer {
 	return w
 }
 
-// wait returns the broker's answer. What is not answered is sent again until ctx ends; the message id or
+// Wait returns once the broker has stored the message; see Receipt.
+func (p *Started) Wait(ctx context.Context) error {
+	_, err := p.Receipt(ctx)
+	return err
+}
+
+// Receipt returns the broker's answer. What is not answered is sent again until ctx ends; the message id or
 // the expected sequence keeps the repetition from being stored twice.
-func (p *pending) wait(ctx context.Context) (*jetstream.PubAck, error) {
+func (p *Started) Receipt(ctx context.Context) (*jetstream.PubAck, error) {
 	b, stream := p.w.b, p.w.stream
 	defer b.answered(stream)
 	pause := newBackoff(50*time.Millisecond, 2*time.Second)
@@ -114,7 +120,7 @@ func (b *Bus) answered(stream string) {
 }
 
 // final returns the error that repeating cannot mend, nil if it can.
-func (p *pending) final(err error) error {
+func (p *Started) final(err error) error {
 	var api *jetstream.APIError
 	switch {
 	case errors.As(err, &api):
@@ -135,7 +141,7 @@ func (p *pending) final(err error) error {
 	return nil
 }
 
-// publish stores m and returns the broker's answer.
-func (b *Bus) publish(ctx context.Context, stream string, m *nats.Msg) (*jetstream.PubAck, error) {
-	return b.start(stream, m).wait(ctx)
+// Publish stores m and returns the broker's answer.
+func (b *Bus) Publish(ctx context.Context, stream string, m *nats.Msg) (*jetstream.PubAck, error) {
+	return b.Start(stream, m).Receipt(ctx)
 }

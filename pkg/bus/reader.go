@@ -35,17 +35,17 @@ type Reader struct {
 	next   uint64 // sequence of the consumer's next delivery
 }
 
-func (b *Bus) newReader(stream, name string, at Position) *Reader {
+func (b *Bus) NewReader(stream, name string, at Position) *Reader {
 	return &Reader{b: b, stream: stream, name: name, at: at}
 }
 
 // At returns how far the reader has read.
 func (r *Reader) At() Position { return r.at }
 
-// tail returns the stream's newest sequence. renewed says that the stream is not the one that was read
+// Tail returns the stream's newest sequence. renewed says that the stream is not the one that was read
 // before, missed how many messages were removed before they were read.
-func (r *Reader) tail(ctx context.Context) (last uint64, renewed bool, missed uint64, err error) {
-	s, err := r.b.stream(ctx, r.stream)
+func (r *Reader) Tail(ctx context.Context) (last uint64, renewed bool, missed uint64, err error) {
+	s, err := r.b.Stream(ctx, r.stream)
 	if err != nil {
 		return 0, false, 0, err
 	}
@@ -72,8 +72,8 @@ func (r *Reader) tail(ctx context.Context) (last uint64, renewed bool, missed ui
 	return info.State.LastSeq, renewed, missed, nil
 }
 
-// readTo hands every message up to the sequence to handle.
-func (r *Reader) readTo(ctx context.Context, last uint64, handle func(h nats.Header, m *jetstream.MsgMetadata)) error {
+// ReadTo hands every message up to the sequence to handle.
+func (r *Reader) ReadTo(ctx context.Context, last uint64, handle func(h nats.Header, m *jetstream.MsgMetadata)) error {
 	for r.at.Sequence < last {
 		if err := r.open(ctx); err != nil {
 			return err
@@ -158,18 +158,18 @@ type NotificationReader struct{ *Reader }
 
 // ReadNotifications returns a reader of NOTIFICATIONS from a position, from the beginning with a zero one.
 func (b *Bus) ReadNotifications(name string, at Position) *NotificationReader {
-	return &NotificationReader{b.newReader(topology.Notifications, name, at)}
+	return &NotificationReader{b.NewReader(topology.Notifications, name, at)}
 }
 
 // Read hands over what is there now, without bodies. Sequence is that in NOTIFICATIONS. What is not one of
 // our messages is left out: the dispatcher sets it aside.
 func (r *NotificationReader) Read(ctx context.Context, began func(Progress), handle func(a Arrival, sequence uint64)) error {
-	last, renewed, missed, err := r.tail(ctx)
+	last, renewed, missed, err := r.Tail(ctx)
 	if err != nil {
 		return err
 	}
 	began(Progress{renewed, missed})
-	return r.readTo(ctx, last, func(h nats.Header, m *jetstream.MsgMetadata) {
+	return r.ReadTo(ctx, last, func(h nats.Header, m *jetstream.MsgMetadata) {
 		if n, err := notification.Decode(h, nil); err == nil || errors.Is(err, schema.ErrNewer) { // counting is not handling
 			handle(Arrival{n, m.Timestamp}, m.Sequence.Stream)
 		}
@@ -185,18 +185,18 @@ type JournalReader struct {
 
 // ReadJournal returns a reader of the journal from a position, from the beginning with a zero one.
 func (b *Bus) ReadJournal(name string, at Position) *JournalReader {
-	return &JournalReader{Reader: b.newReader(topology.Attempts, name, at)}
+	return &JournalReader{Reader: b.NewReader(topology.Attempts, name, at)}
 }
 
 // Mark remembers how far the journal goes now; Read reads up to there.
 func (r *JournalReader) Mark(ctx context.Context) (p Progress, err error) {
-	r.last, p.Renewed, p.Missed, err = r.tail(ctx)
+	r.last, p.Renewed, p.Missed, err = r.Tail(ctx)
 	return p, err
 }
 
 // Read hands over the summaries up to the mark.
 func (r *JournalReader) Read(ctx context.Context, handle func(notification.Summary)) error {
-	return r.readTo(ctx, r.last, func(h nats.Header, m *jetstream.MsgMetadata) {
+	return r.ReadTo(ctx, r.last, func(h nats.Header, m *jetstream.MsgMetadata) {
 		if s, err := notification.ParseSummary(h.Get(notification.HeaderSummary), m.Sequence.Stream); err == nil {
 			handle(s)
 		}
@@ -223,7 +223,7 @@ const maxListed = 100_000
 // OnRetries shows every notification that has a message on RETRIES, scheduled or due; one can be shown
 // twice. Of a long list only those of the accounts are looked at.
 func (b *Bus) OnRetries(ctx context.Context, accounts func() []string, show func(account string, id uuid.UUID, scheduled bool)) error {
-	s, err := b.stream(ctx, topology.Retries)
+	s, err := b.Stream(ctx, topology.Retries)
 	if err != nil {
 		return err
 	}
@@ -258,7 +258,7 @@ func (b *Bus) OnRetries(ctx context.Context, accounts func() []string, show func
 
 // Scheduled returns the notification's message that waits on RETRIES for its time, ErrNotFound when there is none.
 func (b *Bus) Scheduled(ctx context.Context, account, id string) (*Exhausted, error) {
-	raw, err := b.last(ctx, topology.Retries, topology.SubjectRetryAt(account, id))
+	raw, err := b.Last(ctx, topology.Retries, topology.SubjectRetryAt(account, id))
 	if err != nil {
 		return nil, err
 	}
@@ -294,6 +294,6 @@ func (b *Bus) ParkedOf(ctx context.Context, account, webhook string, n int) (map
 // Reschedule is ScheduleRetry for a repair: it reports whether the broker stored the message. If it did not,
 // the same move had been stored before.
 func (b *Bus) Reschedule(ctx context.Context, n *notification.Notification, at time.Time) (stored bool, err error) {
-	ack, err := b.publish(ctx, topology.Retries, scheduled(n, at))
+	ack, err := b.Publish(ctx, topology.Retries, scheduled(n, at))
 	return err == nil && !ack.Duplicate, err
 }

@@ -32,7 +32,7 @@ type SummaryConsumer struct {
 // Summaries returns a durable reader of the whole journal from its beginning, shared by all that use its
 // name. The broker sends headers only.
 func (b *Bus) Summaries(ctx context.Context, durable string) (*SummaryConsumer, error) {
-	c, err := b.consumer(ctx, topology.Attempts, jetstream.ConsumerConfig{
+	c, err := b.Consumer(ctx, topology.Attempts, jetstream.ConsumerConfig{
 		Durable: durable, AckWait: 30 * time.Second, MaxAckPending: 20_000, MaxDeliver: -1, HeadersOnly: true,
 	})
 	return &SummaryConsumer{c, durable == topology.ConsumerMonitor}, err
@@ -48,7 +48,7 @@ func (c *SummaryConsumer) Pull(ctx context.Context, n int, linger time.Duration)
 		}
 		if version, _ := strconv.Atoi(m.Headers().Get(notification.HeaderSchema)); c.decides && schema.Check(version) != nil {
 			c.b.metrics.newer.WithLabelValues(topology.Attempts).Inc()
-			c.b.tellNewer(topology.Attempts)
+			c.b.Newer(topology.Attempts)
 			_ = m.NakWithDelay(waiting(int(meta.NumDelivered))) //nolint:gosec // a count
 			return
 		}
@@ -61,5 +61,5 @@ func (c *SummaryConsumer) Pull(ctx context.Context, n int, linger time.Duration)
 		batch.Summaries = append(batch.Summaries, s)
 		batch.msgs = append(batch.msgs, m)
 	}
-	return &batch, c.gather(ctx, n, linger, add)
+	return &batch, c.Gather(ctx, n, linger, add)
 }

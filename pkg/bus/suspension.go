@@ -36,7 +36,7 @@ func (b *Bus) Command(ctx context.Context, c Command, msgID string) error {
 	if err != nil {
 		return fmt.Errorf("encode command: %w", err)
 	}
-	_, err = b.publish(ctx, topology.Commands, message("gancho.suspensions."+c.Account+"."+c.URLKey, msgID, body))
+	_, err = b.Publish(ctx, topology.Commands, NewMessage("gancho.suspensions."+c.Account+"."+c.URLKey, msgID, body))
 	return err
 }
 
@@ -45,7 +45,7 @@ type CommandConsumer struct{ *Consumer }
 
 // Commands returns the suspension-monitors' shared reader of commands.
 func (b *Bus) Commands(ctx context.Context) (*CommandConsumer, error) {
-	c, err := b.consumer(ctx, topology.Commands, jetstream.ConsumerConfig{
+	c, err := b.Consumer(ctx, topology.Commands, jetstream.ConsumerConfig{
 		Durable: topology.ConsumerCommands, AckWait: 30 * time.Second, MaxAckPending: 1, MaxDeliver: -1, // one at a time keeps their order
 	})
 	return &CommandConsumer{c}, err
@@ -53,7 +53,7 @@ func (b *Bus) Commands(ctx context.Context) (*CommandConsumer, error) {
 
 // Pull hands the next commands to handle with their stream sequences; a nil error from it settles one.
 func (c *CommandConsumer) Pull(ctx context.Context, handle func(Command, uint64) error) error {
-	_, err := c.fetch(ctx, 1, Unbounded, func(m jetstream.Msg) {
+	_, err := c.Fetch(ctx, 1, Unbounded, func(m jetstream.Msg) {
 		meta, err := m.Metadata()
 		if err != nil {
 			return
@@ -99,16 +99,16 @@ func (b *Bus) Tell(ctx context.Context, s Status, name string) error {
 	if err != nil {
 		return fmt.Errorf("encode status: %w", err)
 	}
-	m := message(s.subject(), s.WebhookID+":"+s.Event+":"+name, body)
+	m := NewMessage(s.subject(), s.WebhookID+":"+s.Event+":"+name, body)
 	m.Header["Gancho-Step"] = []string{name}
-	_, err = b.publish(ctx, topology.WebhookStatus, m)
+	_, err = b.Publish(ctx, topology.WebhookStatus, m)
 	return err
 }
 
 // Told reports whether the newest status event of this kind and webhook is the step with that name. It
 // closes the gap that the duplicate window leaves after a long absence.
 func (b *Bus) Told(ctx context.Context, s Status, name string) (bool, error) {
-	raw, err := b.last(ctx, topology.WebhookStatus, s.subject())
+	raw, err := b.Last(ctx, topology.WebhookStatus, s.subject())
 	if errors.Is(err, ErrNotFound) {
 		return false, nil
 	}

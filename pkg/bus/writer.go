@@ -42,7 +42,7 @@ type writer struct {
 	synced bool // the broker syncs each message, and the stream takes batches
 
 	mu       sync.Mutex
-	queue    []*pending // waits to be sent, oldest first
+	queue    []*Started // waits to be sent, oldest first
 	inFlight int        // single messages without an answer
 	batching bool       // a batch is under way
 	spared   time.Time  // no batches before
@@ -50,7 +50,7 @@ type writer struct {
 }
 
 // add sends p, at once or when it is its turn.
-func (w *writer) add(p *pending) {
+func (w *writer) add(p *Started) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.queue) == 0 && !w.batching && w.inFlight < w.window() {
@@ -87,7 +87,7 @@ func (w *writer) advance() {
 }
 
 // take removes a batch's messages from the queue.
-func (w *writer) take() []*pending {
+func (w *writer) take() []*Started {
 	n, size := 0, 0
 	for _, p := range w.queue[:min(len(w.queue), largestBatch)] {
 		if size += len(p.msg.Data); n > 0 && size > largestBatchBytes {
@@ -101,7 +101,7 @@ func (w *writer) take() []*pending {
 }
 
 // single sends p. The caller holds mu.
-func (w *writer) single(p *pending) {
+func (w *writer) single(p *Started) {
 	if !p.forgotten {
 		w.inFlight++
 		p.counted = true
@@ -113,7 +113,7 @@ func (w *writer) single(p *pending) {
 }
 
 // answered takes p, which was stored, was refused or is given up, off what is in flight.
-func (w *writer) answered(p *pending) {
+func (w *writer) answered(p *Started) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !p.counted {
@@ -125,7 +125,7 @@ func (w *writer) answered(p *pending) {
 }
 
 // batch sends messages as one atomic batch.
-func (w *writer) batch(messages []*pending) {
+func (w *writer) batch(messages []*Started) {
 	last, err := w.commit(messages)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -162,7 +162,7 @@ const (
 )
 
 // commit returns the sequence of the last message.
-func (w *writer) commit(messages []*pending) (uint64, error) {
+func (w *writer) commit(messages []*Started) (uint64, error) {
 	id := uuid.NewString()
 	for i, p := range messages {
 		p.msg.Reply = ""
@@ -200,8 +200,8 @@ func (w *writer) commit(messages []*pending) (uint64, error) {
 	return answer.Sequence, nil
 }
 
-// pending is a message on its way to a stream.
-type pending struct {
+// Started is a message on its way to a stream.
+type Started struct {
 	w      *writer
 	msg    *nats.Msg
 	began  time.Time
@@ -215,13 +215,13 @@ type pending struct {
 	forgotten bool // nobody waits for the answer
 }
 
-func (p *pending) send() {
+func (p *Started) send() {
 	p.msg.Reply = ""
 	p.future, p.err = p.w.b.js.PublishMsgAsync(p.msg)
 }
 
 // answer returns the broker's answer to the first try, or to the repetition that send began.
-func (p *pending) answer(ctx context.Context) (*jetstream.PubAck, error) {
+func (p *Started) answer(ctx context.Context) (*jetstream.PubAck, error) {
 	defer p.w.answered(p)
 	if p.sent != nil {
 		select {
@@ -245,7 +245,7 @@ func (p *pending) answer(ctx context.Context) (*jetstream.PubAck, error) {
 }
 
 // forget says that nobody waits for p any more, and takes it out of the queue if it is still there.
-func (w *writer) forget(p *pending) {
+func (w *writer) forget(p *Started) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	p.forgotten = true

@@ -105,7 +105,7 @@ func TestDuplicatesInABatchAreStoredOnce(t *testing.T) {
 	b := s.Topology(bustest.Limits())
 	for range 2 {
 		b.SyncingBroker(topology.Notifications)
-		var started []bus.Started
+		var started []*bus.Started
 		for i := range 200 {
 			started = append(started, b.Notify(example(i)))
 		}

@@ -239,7 +239,7 @@ func (d *Dispatcher) recordAttempt(ctx context.Context, r *notification.Record) 
 // parking is a notification on its way to PARKED, and its record.
 type parking struct {
 	record *bus.StartedRecord
-	move   bus.Started
+	move   *bus.Started
 	lane   laneKey
 	reason string
 }

@@ -44,7 +44,7 @@ func BenchmarkDispatch(b *testing.B) {
 	}
 	publish := func(from, n int) {
 		wait.Add(n)
-		var started []bus.Started
+		var started []*bus.Started
 		for i := range n {
 			w := hooks[i%len(hooks)]
 			eventID := event.ID(w.Account, "crm_deal_created", fmt.Sprint(from+i))

@@ -157,7 +157,7 @@ type job struct {
 	event    event.Event
 	rejected *event.Rejected
 	webhooks []*webhook.Webhook // those after the first page
-	started  []bus.Started
+	started  []*bus.Started
 	unsure   bool // whether some of webhooks have been told already
 	newer    bool // the account has webhooks that only a newer version can match
 	span     *tracing.Processing
@@ -185,8 +185,8 @@ func (p *Publisher) start(_ context.Context, m *bus.EventMessage) *job {
 }
 
 // notify starts one page of notifications.
-func (p *Publisher) notify(m *bus.EventMessage, ev event.Event, webhooks []*webhook.Webhook) []bus.Started {
-	started := make([]bus.Started, 0, len(webhooks))
+func (p *Publisher) notify(m *bus.EventMessage, ev event.Event, webhooks []*webhook.Webhook) []*bus.Started {
+	started := make([]*bus.Started, 0, len(webhooks))
 	for _, w := range webhooks {
 		started = append(started, p.bus.Notify(&notification.Notification{
 			Account: ev.Account, ID: event.NotificationID(ev.ID, w.UUID), WebhookID: w.ID,
