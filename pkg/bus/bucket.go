@@ -301,7 +301,7 @@ func (k *Bucket) Get(ctx context.Context, key string) (Entry, error) {
 func (k *Bucket) Latest(ctx context.Context, key string) (Entry, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	raw, err := k.b.last(ctx, topology.BucketPrefix+k.name, "$KV."+k.name+"."+key)
+	raw, err := k.b.Last(ctx, topology.BucketPrefix+k.name, "$KV."+k.name+"."+key)
 	if err != nil {
 		return Entry{}, err
 	}
