@@ -309,6 +309,16 @@ func (b *Bus) granted(ctx context.Context, l topology.Limits) (topology.Limits, 
 	return l, err
 }
 
+// Granted completes limits with the disk that the broker grants the account, where they name none. It waits for the
+// broker.
+func (b *Bus) Granted(ctx context.Context, l topology.Limits) (topology.Limits, error) {
+	err := b.Insist(ctx, "disk of the account", func(ctx context.Context) (err error) {
+		l, err = b.granted(ctx, l)
+		return err
+	})
+	return l, err
+}
+
 // RetriesLimit returns how many bytes RETRIES may hold before no first attempts are made; 0: no limit. It
 // waits for the broker.
 func (b *Bus) RetriesLimit(ctx context.Context, l topology.Limits) (n int64, err error) {

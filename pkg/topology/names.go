@@ -22,6 +22,8 @@ const (
 	BucketLeases      = "LEASES"
 	BucketReplays     = "REPLAYS"
 	BucketBooks       = "BOOKS"
+	BucketShares      = "SHARES"
+	BucketAccounts    = "ACCOUNTS"
 	// BucketClaims maps an account's event name and URL to the webhook that holds them. Creating a key there keeps two
 	// replicas from registering the same webhook twice.
 	BucketClaims = "WEBHOOK_CLAIMS"

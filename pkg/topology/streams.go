@@ -77,7 +77,7 @@ func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 		}
 	case Monitor:
 		return []jetstream.StreamConfig{
-			limits(WebhookStatus, min(l.LogMaxAge, 30*24*time.Hour), "gancho.webhooks.*.*.*"),
+			limits(WebhookStatus, min(l.LogMaxAge, 30*24*time.Hour), "gancho.webhooks.*.*.*", "gancho.accounts.*.*"),
 			limits(Commands, 24*time.Hour, "gancho.suspensions.*.*"),
 		}
 	case Management:
@@ -111,9 +111,10 @@ func (o Owner) Buckets(l Limits) []jetstream.StreamConfig {
 			kv(BucketWebhooks, "registered webhooks"),
 			kv(BucketClaims, "which webhook has an account's event name and URL"),
 			kv(BucketReplays, "replay jobs"),
+			kv(BucketAccounts, "what operators set for accounts"),
 		}
 	case Publisher:
-		return nil
+		return []jetstream.StreamConfig{kv(BucketShares, "what accounts hold of the stores, and whose events are deferred")}
 	}
 	return nil
 }

@@ -323,7 +323,10 @@ type right struct {
 	consume map[string][]string // stream: consumers it may create, pull and delete; "*" for any other name
 }
 
-var watches = []string{"KV_WEBHOOKS", "KV_SUSPENSIONS"}
+var (
+	watches = []string{"KV_WEBHOOKS", "KV_SUSPENSIONS"}
+	shares  = []string{"KV_SHARES", "KV_ACCOUNTS"}
+)
 
 func anyConsumer(streams ...string) map[string][]string {
 	out := map[string][]string{}
@@ -337,15 +340,15 @@ func rights() map[string]right {
 	crm := right{publish: []string{"crm.events.acme.crm_deal_created"}}
 
 	publisher := right{
-		publish: []string{"gancho.notifications.acme.id", "gancho.rejected.bad_json", "gancho.quarantine.CRM_EVENTS.reason"},
-		create:  []string{topology.Events, topology.Rejected, topology.Notifications, topology.Quarantine},
+		publish: []string{"gancho.notifications.acme.id", "gancho.rejected.bad_json", "gancho.quarantine.CRM_EVENTS.reason", "gancho.accounts.acme.deferred", "$KV.SHARES.deferred.acme", "$KV.SHARES.work", "$KV.LEASES.shares"},
+		create:  []string{topology.Events, topology.Rejected, topology.Notifications, topology.Quarantine, "KV_SHARES"},
 		purge:   []string{topology.Notifications},
-		info:    append([]string{topology.Attempts}, watches...),
-		get:     watches,
+		info:    slices.Concat([]string{topology.Attempts, topology.Retries, topology.Parked, "KV_LEASES", "KV_ACCOUNTS"}, watches),
+		get:     slices.Concat([]string{topology.Events, "KV_LEASES"}, watches, shares),
 		lookUp:  []string{topology.Notifications, topology.Attempts},
-		consume: anyConsumer(watches...),
+		consume: anyConsumer(slices.Concat(watches, shares)...),
 	}
-	publisher.consume[topology.Events] = []string{topology.ConsumerPublisher}
+	publisher.consume[topology.Events] = []string{topology.ConsumerPublisher, "shares"}
 
 	dispatcher := right{
 		publish: []string{
@@ -355,9 +358,9 @@ func rights() map[string]right {
 		create:  []string{topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.MaxDeliveries, "KV_LEASES"},
 		purge:   []string{topology.Retries, topology.Parked},
 		remove:  []string{topology.Retries},
-		info:    append([]string{topology.Notifications, topology.Quarantine}, watches...),
-		get:     append([]string{topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, "KV_LEASES"}, watches...),
-		consume: anyConsumer(append([]string{topology.Parked, "KV_LEASES"}, watches...)...),
+		info:    slices.Concat([]string{topology.Notifications, topology.Quarantine}, watches, shares),
+		get:     slices.Concat([]string{topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, "KV_LEASES"}, watches, shares),
+		consume: anyConsumer(slices.Concat([]string{topology.Parked, "KV_LEASES"}, watches, shares)...),
 	}
 	dispatcher.consume[topology.Notifications] = []string{topology.ConsumerFirst}
 	dispatcher.consume[topology.Retries] = []string{topology.ConsumerRetries}
@@ -366,12 +369,12 @@ func rights() map[string]right {
 	monitor := right{
 		publish: []string{
 			"gancho.webhooks.acme.webhook.suspended", "gancho.attempts.acme.id", "gancho.retries.at.acme.id",
-			"$KV.SUSPENSIONS.key", "$KV.BOOKS.key", "$KV.LEASES.books",
+			"$KV.SUSPENSIONS.key", "$KV.BOOKS.key", "$KV.LEASES.books", "$KV.SHARES.work",
 		},
 		create: []string{topology.WebhookStatus, topology.Commands, "KV_SUSPENSIONS", "KV_BOOKS"},
 		purge:  []string{"KV_SUSPENSIONS"},
 		remove: []string{topology.Retries},
-		info:   append(topology.Streams(), "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_LEASES"),
+		info:   append(topology.Streams(), "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_LEASES", "KV_SHARES", "KV_ACCOUNTS"),
 		get: append([]string{
 			topology.WebhookStatus, topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, "KV_BOOKS", "KV_LEASES",
 		}, watches...),
@@ -384,16 +387,15 @@ func rights() map[string]right {
 	management := right{
 		publish: []string{
 			"crm.events.acme.crm_deal_created", "gancho.notifications.acme.id", "gancho.attempts.acme.id", "gancho.suspensions.acme.lane",
-			"$KV.WEBHOOKS.key", "$KV.WEBHOOK_CLAIMS.key", "$KV.REPLAYS.key",
+			"$KV.WEBHOOKS.key", "$KV.WEBHOOK_CLAIMS.key", "$KV.REPLAYS.key", "$KV.ACCOUNTS.acme",
 		},
-		create: []string{"KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS"},
+		create: []string{"KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ACCOUNTS"},
 		info: []string{
 			topology.Events, topology.Rejected, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.Quarantine, topology.WebhookStatus,
-			topology.Commands, "KV_SUSPENSIONS",
+			topology.Commands, "KV_SUSPENSIONS", "KV_SHARES",
 		},
-		get: append([]string{topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.WebhookStatus, "KV_WEBHOOK_CLAIMS", "KV_REPLAYS"}, watches...),
-		consume: anyConsumer(append([]string{topology.Failed, topology.WebhookStatus, topology.Events, "KV_REPLAYS"},
-			watches...)...),
+		get:     slices.Concat([]string{topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.WebhookStatus, "KV_WEBHOOK_CLAIMS", "KV_REPLAYS"}, watches, shares),
+		consume: anyConsumer(slices.Concat([]string{topology.Failed, topology.WebhookStatus, topology.Events, "KV_REPLAYS"}, watches, shares)...),
 	}
 	management.consume[topology.Attempts] = []string{"*", topology.ConsumerIndex}
 	management.consume[topology.Notifications] = []string{"*", topology.ConsumerIndexPending}
