@@ -19,13 +19,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"gancho/pkg/address"
 	"gancho/pkg/topology"
 )
 
 // Config says where the broker is.
 type Config struct {
 	// URL of the NATS servers, separated by commas: nats://user:password@host:4222 or tls://...
-	URL string `env:"NATS_URL" envDefault:"nats://127.0.0.1:4222"`
+	URL string `env:"NATS_URL" envDefault:"nats://127.0.0.1:4222" secret:"true"`
 	// CredsFile is a NATS credentials file (JWT and seed), for brokers that use them.
 	CredsFile string `env:"NATS_CREDS_FILE"`
 	// CAFile adds the authority that signed the broker's certificate, for tls:// addresses.
@@ -34,14 +35,15 @@ type Config struct {
 	SyncInterval string `env:"NATS_SYNC_INTERVAL" envDefault:"2m"`
 }
 
+// urls is the form of each address in NATS_URL.
+var urls = address.Form{Schemes: []string{"nats", "tls"}}
+
 // Validate reports an address that cannot be one.
 func (c Config) Validate() error {
 	var errs []error
-	// An address may hold a password: it is not repeated.
 	for i, s := range strings.Split(c.URL, ",") {
-		u, err := url.Parse(strings.TrimSpace(s))
-		if err != nil || (u.Scheme != "nats" && u.Scheme != "tls") || u.Hostname() == "" {
-			errs = append(errs, fmt.Errorf("NATS_URL: address %d is not usable; give nats://user:password@host:4222 or tls://..., several separated by commas, special characters percent-encoded", i+1))
+		if _, err := urls.Parse(strings.TrimSpace(s)); err != nil {
+			errs = append(errs, fmt.Errorf("NATS_URL: address %d cannot be used: %w; give nats://[user:password@]host[:port] or tls://..., several separated by commas", i+1, err))
 		}
 	}
 	if c.CredsFile != "" {
@@ -206,7 +208,10 @@ func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 		opts = append(opts, nats.Secure(&tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}))
 	}
 	if b.nc, err = nats.Connect(cfg.URL, opts...); err != nil {
-		return nil, fmt.Errorf("NATS_URL: %w", err) // Validate has parsed it: the error names no password
+		if _, ok := errors.AsType[*url.Error](err); ok { // it would quote the address
+			err = errors.New("an address cannot be parsed")
+		}
+		return nil, fmt.Errorf("NATS_URL: %w", err)
 	}
 	b.js, err = jetstream.New(b.nc, jetstream.WithPublishAsyncMaxPending(16_384), jetstream.WithPublishAsyncTimeout(publishTimeout))
 	if err != nil {

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"gancho/pkg/address"
 )
 
 // Config is read from the environment by every process that sends to webhooks
@@ -40,11 +42,14 @@ type Config struct {
 	// ProxyURL is an http:// or https:// proxy for all connections. The check
 	// of addresses then covers the proxy only, so use one that filters
 	// addresses itself. Default none.
-	ProxyURL string `env:"EGRESS_PROXY_URL"`
+	ProxyURL string `env:"EGRESS_PROXY_URL" secret:"true"`
 	// DNSServer is the name server (ip:port) to ask instead of those in
 	// /etc/resolv.conf. For tests and special networks. Default none.
 	DNSServer string `env:"EGRESS_DNS_SERVER"`
 }
+
+// proxyForm is the form of EGRESS_PROXY_URL.
+var proxyForm = address.Form{Schemes: []string{"http", "https"}}
 
 // Validate reports every problem, one line each, as New does.
 func (c Config) Validate() error {
@@ -139,11 +144,10 @@ func New(cfg Config) (*Policy, error) {
 	}
 
 	if cfg.ProxyURL != "" {
-		// The value may hold a password: it is not repeated.
-		u, err := url.Parse(cfg.ProxyURL)
-		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" {
-			problem("EGRESS_PROXY_URL: not the URL of a proxy; write http://host:port or https://host:port")
+		if a, err := proxyForm.Parse(cfg.ProxyURL); err != nil {
+			problem("EGRESS_PROXY_URL: %w; write http://[user:password@]host:port or https://...", err)
 		} else {
+			u := a.URL()
 			p.Proxy = u
 			port := map[string]string{"http": "80", "https": "443"}[u.Scheme]
 			p.proxyAddr = net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), port))

@@ -4,7 +4,10 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"net"
+	"os"
 	"reflect"
 	"slices"
 	"strconv"
@@ -15,15 +18,20 @@ import (
 	"go.uber.org/zap"
 )
 
-// Field is one variable of a configuration struct. Beside caarlos0/env's tags a field may carry
-// range:"min..max" (numbers and durations, both ends included) or oneof:"a b c".
+// Field is one variable of a configuration struct. In addition to caarlos0/env's tags a field may carry
+// range:"min..max" (numbers and durations, both ends included), oneof:"a b c", or secret:"true": its value may
+// hold a secret, and NAME_FILE may name a file that holds the value.
 type Field struct {
 	Var, Default, Range string
 	OneOf               []string
+	Secret              bool
 	Value               reflect.Value
 	Struct              reflect.Type // that declares it
 	Name                string       // of the field
 }
+
+// File is the name of the variable that may name a file with the value of a secret.
+func (f Field) File() string { return f.Var + "_FILE" }
 
 // Fields lists the variables of a configuration struct in the order they are declared.
 func Fields(cfg any) []Field {
@@ -35,7 +43,7 @@ func Fields(cfg any) []Field {
 			if name, _, _ := strings.Cut(f.Tag.Get("env"), ","); name != "" {
 				out = append(out, Field{
 					Var: name, Default: f.Tag.Get("envDefault"), Range: f.Tag.Get("range"),
-					OneOf: strings.Fields(f.Tag.Get("oneof")), Value: v.Field(i), Struct: v.Type(), Name: f.Name,
+					OneOf: strings.Fields(f.Tag.Get("oneof")), Secret: f.Tag.Get("secret") == "true", Value: v.Field(i), Struct: v.Type(), Name: f.Name,
 				})
 			} else if f.Type.Kind() == reflect.Struct && f.IsExported() {
 				walk(v.Field(i))
@@ -46,17 +54,17 @@ func Fields(cfg any) []Field {
 	return out
 }
 
-// Load fills cfg, a pointer to a struct with env tags, from environ ("NAME=value") and returns every
-// problem at once, one line each, which begins with the variable's name and says what is allowed. A struct in cfg (or cfg itself)
-// that has Validate() error is asked too, for rules between values.
+// Load fills cfg, a pointer to a struct with env tags, from environ ("NAME=value"). It returns all problems, one
+// line each, which begins with the variable's name and says which values are allowed. A struct in cfg (or cfg
+// itself) that has Validate() error is asked too, for rules between values.
 func Load[C any](cfg *C, environ []string) []string {
 	vars := env.ToMap(environ)
+	fields := Fields(cfg)
+	problems, bad := readSecrets(fields, vars)
 	parseErr := env.ParseWithOptions(cfg, env.Options{Environment: vars, FuncMap: map[reflect.Type]env.ParserFunc{
 		reflect.TypeFor[time.Duration](): func(s string) (any, error) { return time.ParseDuration(strings.TrimSpace(s)) }, // 10s, 1m
 	}})
-	var problems []string
-	bad := map[string]bool{}
-	for _, f := range Fields(cfg) {
+	for _, f := range fields {
 		if p := f.problem(vars); p != "" && !bad[f.Var] {
 			bad[f.Var] = true
 			problems = append(problems, p)
@@ -82,8 +90,64 @@ func Load[C any](cfg *C, environ []string) []string {
 	return problems
 }
 
-// mentions reports whether the line is about one of the variables, alone or beside another: what follows
-// from a value that is wrong anyhow is no news.
+// maxSecret limits the file of a secret, in bytes.
+const maxSecret = 64 << 10
+
+// readSecrets puts the content of each NAME_FILE into vars under NAME. It returns the problems and the variables
+// they are about. No problem quotes a value: the name of a file may be a secret in the wrong place.
+func readSecrets(fields []Field, vars map[string]string) (problems []string, bad map[string]bool) {
+	bad = map[string]bool{}
+	for _, f := range fields {
+		path := vars[f.File()]
+		if !f.Secret || path == "" || bad[f.Var] {
+			continue
+		}
+		text, err := readSecret(path)
+		switch {
+		case vars[f.Var] != "" && vars[f.Var] != text: // several parts of cfg may declare the same variable
+			problems = append(problems, fmt.Sprintf("%s: it is set together with %s; give one of them", f.Var, f.File()))
+		case err != nil:
+			problems = append(problems, fmt.Sprintf("%s: %v; give a readable file that holds the value of %s", f.File(), err, f.Var))
+		default:
+			vars[f.Var] = text
+			continue
+		}
+		bad[f.Var] = true
+	}
+	return problems, bad
+}
+
+// readSecret returns the content of a file without the line break at its end.
+func readSecret(path string) (string, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return "", reason(err)
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, maxSecret+1))
+	if err != nil {
+		return "", reason(err)
+	}
+	value := strings.TrimRight(string(text), "\r\n")
+	switch {
+	case len(text) > maxSecret:
+		return "", errors.New("the file is larger than 64 KiB")
+	case value == "":
+		return "", errors.New("the file is empty")
+	}
+	return value, nil
+}
+
+// reason returns an error of the file system without the file's name.
+func reason(err error) error {
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return fmt.Errorf("the file cannot be read: %w", e.Err)
+	}
+	return err
+}
+
+// mentions reports whether the line is about one of the variables, alone or beside another: a
+// consequence of a value that is wrong already is no news.
 func mentions(line string, variables map[string]bool) bool {
 	words := strings.FieldsFunc(line, func(r rune) bool { return r != '_' && !('A' <= r && r <= 'Z') && !('0' <= r && r <= '9') })
 	return slices.ContainsFunc(words, func(w string) bool { return variables[w] })
@@ -109,10 +173,7 @@ func CheckAddr(variable, addr string) error {
 
 // problem says what is wrong with the variable alone, "" if nothing is.
 func (f Field) problem(vars map[string]string) string {
-	raw, set := vars[f.Var]
-	if !set || raw == "" {
-		raw = f.Default
-	}
+	raw := cmp.Or(vars[f.Var], f.Default)
 	allowed := ""
 	if f.Range != "" {
 		low, high, _ := strings.Cut(f.Range, "..")
@@ -209,6 +270,9 @@ func WarnUnknown(log *zap.Logger, cfg any, environ []string) {
 	read := map[string]bool{}
 	for _, f := range fields {
 		read[f.Var] = true
+		if f.Secret {
+			read[f.File()] = true
+		}
 	}
 	for name := range env.ToMap(environ) {
 		if read[name] {

@@ -3,6 +3,9 @@ package service
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -109,6 +112,52 @@ func TestCheckAddr(t *testing.T) {
 	} {
 		if err := CheckAddr("OPS_ADDR", addr); (err == nil) != ok {
 			t.Errorf("%q: got %v", addr, err)
+		}
+	}
+}
+
+// TestSecretFiles: NAME_FILE names a file with the value of NAME, and no problem quotes either of them.
+func TestSecretFiles(t *testing.T) {
+	t.Parallel()
+	type config struct {
+		URL   string `env:"SOME_URL" envDefault:"nats://h" secret:"true"`
+		Plain string `env:"PLAIN"`
+	}
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for name, tc := range map[string]struct {
+		environ []string
+		want    string
+		problem string
+	}{
+		"default":        {nil, "nats://h", ""},
+		"file":           {[]string{"SOME_URL_FILE=" + write("url", "nats://u:wordTail@h\r\n")}, "nats://u:wordTail@h", ""},
+		"spaces stay":    {[]string{"SOME_URL_FILE=" + write("spaces", " a b ")}, " a b ", ""},
+		"empty name":     {[]string{"SOME_URL=x", "SOME_URL_FILE="}, "x", ""},
+		"empty variable": {[]string{"SOME_URL=", "SOME_URL_FILE=" + write("url2", "y\n")}, "y", ""},
+		"both":           {[]string{"SOME_URL=wordTail", "SOME_URL_FILE=" + write("both", "z")}, "", "SOME_URL: it is set together with SOME_URL_FILE; give one of them"},
+		"missing":        {[]string{"SOME_URL_FILE=/wordTail"}, "", "SOME_URL_FILE: the file cannot be read: no such file or directory; give a readable file that holds the value of SOME_URL"},
+		"a folder":       {[]string{"SOME_URL_FILE=" + dir}, "", "SOME_URL_FILE: the file cannot be read: is a directory; give a readable file that holds the value of SOME_URL"},
+		"empty":          {[]string{"SOME_URL_FILE=" + write("empty", "\n")}, "", "SOME_URL_FILE: the file is empty; give a readable file that holds the value of SOME_URL"},
+		"large":          {[]string{"SOME_URL_FILE=" + write("large", strings.Repeat("wordTail", 10_000))}, "", "SOME_URL_FILE: the file is larger than 64 KiB; give a readable file that holds the value of SOME_URL"},
+		"not a secret":   {[]string{"PLAIN_FILE=/wordTail"}, "nats://h", ""},
+	} {
+		var cfg config
+		var want []string
+		if tc.problem != "" {
+			want = []string{tc.problem}
+		}
+		if diff := cmp.Diff(want, Load(&cfg, tc.environ)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+		if tc.problem == "" && cfg.URL != tc.want {
+			t.Errorf("%s: %q, want %q", name, cfg.URL, tc.want)
 		}
 	}
 }

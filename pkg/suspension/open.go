@@ -6,13 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/url"
 	"os"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"gancho/pkg/address"
 )
 
 // How long one exchange with Redis may take. A caller that has waited this
@@ -21,6 +22,15 @@ const (
 	dialTimeout = 500 * time.Millisecond
 	opTimeout   = 500 * time.Millisecond
 )
+
+// urls is the form of REDIS_URL.
+var urls = address.Form{
+	Schemes: []string{"redis", "rediss", "unix"}, Hosts: true, Database: true, Socket: "unix",
+	Parameters: []string{
+		"master_name", "sentinel_username", "sentinel_password", "ca_file", "skip_verify", "db", "protocol", "client_name",
+		"pool_size", "pool_fifo", "min_idle_conns", "max_idle_conns", "max_active_conns", "conn_max_idle_time", "conn_max_lifetime",
+	},
+}
 
 // Open returns a client for a REDIS_URL. It does not connect: a server that is
 // away shows in the first command. Forms:
@@ -37,54 +47,32 @@ const (
 // error never quotes the URL, which may hold a password.
 func Open(rawURL string) (redis.UniversalClient, error) {
 	muteClient()
-	scheme, rest, ok := strings.Cut(rawURL, "://")
-	if !ok {
-		return nil, malformed("it has no scheme")
-	}
-	authority, tail := rest, ""
-	if i := strings.IndexAny(rest, "/?"); i >= 0 {
-		authority, tail = rest[:i], rest[i:]
-	}
-	userinfo, hosts := "", authority
-	if i := strings.LastIndexByte(authority, '@'); i >= 0 {
-		userinfo, hosts = authority[:i+1], authority[i+1:]
-	}
-	path, query, _ := strings.Cut(tail, "?")
-	params, err := url.ParseQuery(query)
+	a, err := urls.Parse(rawURL)
 	if err != nil {
-		return nil, malformed("its parameters are not of the form name=value")
+		return nil, malformed(err.Error())
 	}
 	take := func(name string) string {
-		v := params.Get(name)
-		params.Del(name)
+		v := a.Parameters.Get(name)
+		a.Parameters.Del(name)
 		return v
 	}
 	master := take("master_name")
 	sentinelUser, sentinelPassword := take("sentinel_username"), take("sentinel_password")
-
 	caFile := take("ca_file")
-	if params.Has("skip_verify") {
+	if a.Parameters.Has("skip_verify") {
 		return nil, malformed("skip_verify is not supported: name the authority of the server's certificate with ca_file")
 	}
 
-	addrs := strings.Split(hosts, ",")
+	addrs := a.Hosts
 	if len(addrs) > 1 && master == "" {
 		return nil, malformed("it names several hosts, which are taken for Sentinels, without master_name")
 	}
 	if master == "" && (sentinelUser != "" || sentinelPassword != "") {
 		return nil, malformed("it has a Sentinel login without master_name")
 	}
-	single := scheme + "://" + userinfo + addrs[0] + path
-	if len(params) > 0 {
-		single += "?" + params.Encode()
-	}
-	o, err := redis.ParseURL(single)
-	if err != nil {
-		// The error may quote the URL; its last part says what is wrong.
-		if e, ok := errors.AsType[*url.Error](err); ok {
-			return nil, malformed("it cannot be parsed: " + reasonOf(e))
-		}
-		return nil, malformed(strings.TrimPrefix(err.Error(), "redis: "))
+	o, err := redis.ParseURL(a.URL().String())
+	if err != nil { // it would quote the address
+		return nil, malformed("a parameter has a value that is not allowed")
 	}
 	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, opTimeout, opTimeout, opTimeout
 	o.DialerRetries = 1
@@ -96,7 +84,7 @@ func Open(rawURL string) (redis.UniversalClient, error) {
 			return nil, malformed("ca_file is for rediss:// addresses")
 		}
 		if o.TLSConfig.RootCAs, err = rootsWith(caFile); err != nil {
-			return nil, fmt.Errorf("REDIS_URL: ca_file: %w", err)
+			return nil, malformed(err.Error())
 		}
 	}
 	if master == "" {
@@ -144,14 +132,14 @@ func Open(rawURL string) (redis.UniversalClient, error) {
 func rootsWith(file string) (*x509.CertPool, error) {
 	pem, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("%w; give a readable PEM file", err)
+		return nil, errors.New("ca_file names no file that can be read")
 	}
 	roots, err := x509.SystemCertPool()
 	if err != nil {
 		roots = x509.NewCertPool()
 	}
 	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no certificate; give a PEM file with at least one", file)
+		return nil, errors.New("ca_file names a file without a certificate in PEM")
 	}
 	return roots, nil
 }
@@ -159,18 +147,6 @@ func rootsWith(file string) (*x509.CertPool, error) {
 func malformed(problem string) error {
 	return fmt.Errorf("REDIS_URL: %s; write redis://[user:password@]host[:port][/db], "+
 		"rediss:// for TLS, or redis://sentinel1,sentinel2/db?master_name=name", problem)
-}
-
-// reasonOf returns what is wrong with a URL without quoting any of it.
-func reasonOf(e *url.Error) string {
-	switch {
-	case strings.Contains(e.Err.Error(), "port"):
-		return "the port is not a number"
-	case strings.Contains(e.Err.Error(), "userinfo"):
-		return "the password holds characters that must be percent-encoded"
-	default:
-		return "a character in it must be percent-encoded"
-	}
 }
 
 // muteClient keeps go-redis from writing plain lines to stderr: every failure is returned to the caller,

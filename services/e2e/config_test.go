@@ -108,16 +108,22 @@ func TestConfigurationIsRefused(t *testing.T) {
 		"75 failures 0":         {set: []string{"SUSPENSION_MIN_FAILURES=0"}, line: `^SUSPENSION_MIN_FAILURES: .* from 1 to 1000000`, of: s},
 		"75 parked over log":    {set: []string{"LOG_MAX_AGE=24h"}, line: `^PARKED_MAX_AGE: 168h0m0s must be less than LOG_MAX_AGE \(24h0m0s\)`, of: d},
 
-		"76 broker other scheme": {set: []string{"NATS_URL=http://127.0.0.1:4222"}, line: `^NATS_URL: address 1 is not usable; give nats://`},
+		"76 broker other scheme": {set: []string{"NATS_URL=http://127.0.0.1:4222"}, line: `^NATS_URL: address 1 cannot be used: .* give nats://`},
 		"76 broker no host":      {set: []string{"NATS_URL=nats://"}, line: `^NATS_URL: address 1`},
 		"76 broker second bad":   {set: []string{"NATS_URL=nats://a:4222,b:4222"}, line: `^NATS_URL: address 2`},
 		"76 broker bad password": {set: []string{"NATS_URL=nats://user:CANARY%zz@127.0.0.1:4222"}, line: `^NATS_URL: address 1 .* percent-encoded`},
+		"76 broker raw @":        {set: []string{"NATS_URL=nats://u:p@ss/CANARY@127.0.0.1:4222"}, line: `^NATS_URL: address 1 .* percent-encoded`},
+		"76 broker raw #":        {set: []string{"NATS_URL=nats://u:p#CANARY@127.0.0.1:4222"}, line: `^NATS_URL: address 1 .* percent-encoded`},
+		"76 broker no file":      {set: []string{"NATS_URL=", "NATS_URL_FILE=/CANARY"}, line: `^NATS_URL_FILE: the file cannot be read`},
 		"76 broker empty":        {set: []string{"NATS_URL="}}, // its default
 		"76 creds missing":       {set: []string{"NATS_CREDS_FILE=" + f.missing}, line: `^NATS_CREDS_FILE: .*missing`},
 		"76 creds no creds":      {set: []string{"NATS_CREDS_FILE=" + f.notPEM}, line: `^NATS_CREDS_FILE: .* is not a credentials file`},
 		"76 CA missing":          {set: []string{"NATS_CA_FILE=" + f.missing}, line: `^NATS_CA_FILE: `},
 		"76 CA no certificate":   {set: []string{"NATS_CA_FILE=" + f.notPEM}, line: `^NATS_CA_FILE: .* holds no certificate`},
 		"76 Redis other scheme":  {set: []string{"REDIS_URL=http://:CANARY@127.0.0.1"}, line: `^REDIS_URL: `, of: []string{"suspension-monitor", "management"}},
+		"76 Redis raw @":         {set: []string{"REDIS_URL=redis://:p@ss/CANARY@127.0.0.1/0"}, line: `^REDIS_URL: .* percent-encoded`, of: []string{"suspension-monitor", "management"}},
+		"76 Redis raw ?":         {set: []string{"REDIS_URL=redis://:p?CANARY@127.0.0.1/0"}, line: `^REDIS_URL: .* percent-encoded`, of: []string{"suspension-monitor", "management"}},
+		"76 Redis raw /":         {set: []string{"REDIS_URL=redis://:p/CANARY@127.0.0.1/0"}, line: `^REDIS_URL: .* percent-encoded`, of: []string{"suspension-monitor", "management"}},
 		"76 Redis bad password":  {set: []string{"REDIS_URL=redis://user:CANARY%zz@127.0.0.1"}, line: `^REDIS_URL: `, of: []string{"suspension-monitor", "management"}},
 
 		"77 four delays": {set: []string{"RETRY_DELAYS=1s,2s,3s,4s"}, line: `^RETRY_DELAYS: it has 4 delays; give exactly five from 100ms to 24h`, of: d},
@@ -137,7 +143,7 @@ func TestConfigurationIsRefused(t *testing.T) {
 		"78 nobody may enter":   {set: []string{"API_TOKENS="}, line: `^API_TOKENS: nobody could use the API`, of: m},
 		"78 token no account":   {set: []string{"API_TOKENS=CANARY-token"}, line: `^API_TOKENS: entry 1 `, of: m},
 		"78 two bad tokens":     {set: []string{"API_TOKENS=a b:CANARY-1,acme:CANARY-2:write"}, line: `^API_TOKENS: entry 2 `, count: 2, of: m},
-		"78 short JWT secret":   {set: []string{"JWT_HMAC_SECRET=CANARY"}, line: `^JWT_HMAC_SECRET: it has 6 bytes; HS256 needs at least 32`, of: m},
+		"78 short JWT secret":   {set: []string{"JWT_HMAC_SECRET=CANARY"}, line: `^JWT_HMAC_SECRET: it is too short; HS256 needs at least 32`, of: m},
 		"78 JWKS in clear":      {set: []string{"JWT_JWKS_URL=http://idp.example/CANARY"}, line: `^JWT_JWKS_URL: give an https:// address`, of: m},
 
 		"79 all open":       {set: []string{"EGRESS_ALLOW_CIDRS=0.0.0.0/0"}, line: `^EGRESS_ALLOW_CIDRS: "0.0.0.0/0" is too wide; IPv4 ranges may be /8 to /32`, of: both},

@@ -41,7 +41,7 @@ type Config struct {
 	// NATSSyncInterval is when the embedded broker flushes to disk: always (before it acknowledges) or a duration.
 	NATSSyncInterval string `env:"NATS_SYNC_INTERVAL" envDefault:"always"`
 	// RedisURL is a Redis to use instead of the embedded one.
-	RedisURL string `env:"REDIS_URL"`
+	RedisURL string `env:"REDIS_URL" secret:"true"`
 }
 
 // Validate reports addresses and intervals that cannot be used.

@@ -26,7 +26,7 @@ type Config struct {
 	// HTTPAddr is where the API and the console are served. Put a proxy that speaks TLS in front of it.
 	HTTPAddr string `env:"HTTP_ADDR" envDefault:":8080"`
 	// RedisURL is the Redis that holds the index of recent notifications: redis://user:password@host:6379/0, rediss://..., or Sentinels with ?master_name=. Without it everything but lists of notifications works.
-	RedisURL string `env:"REDIS_URL" envDefault:"redis://127.0.0.1:6379/0"`
+	RedisURL string `env:"REDIS_URL" envDefault:"redis://127.0.0.1:6379/0" secret:"true"`
 	// IndexMaxEntries bounds the index in Redis over all webhooks, at about 280 bytes each, 400 for those not delivered; of one webhook the newest 1,000 are listed.
 	IndexMaxEntries int `env:"INDEX_MAX_ENTRIES" envDefault:"500000" range:"1000..100000000"`
 	// APITokens are <account_id>:<token> (or <account_id>:<token>:read, or *:<token> for an operator), separated by commas.
@@ -40,7 +40,7 @@ type Config struct {
 	// JWTJWKSURL is where the keys of an issuer of JWTs are; the claim account_id says whose they are.
 	JWTJWKSURL string `env:"JWT_JWKS_URL"`
 	// JWTHMACSecret verifies JWTs signed with HS256 instead; at least 32 bytes.
-	JWTHMACSecret string `env:"JWT_HMAC_SECRET"`
+	JWTHMACSecret string `env:"JWT_HMAC_SECRET" secret:"true"`
 	// JWTIssuer is what the claim iss must be; any without it.
 	JWTIssuer string `env:"JWT_ISSUER"`
 	// JWTAudience is what must be in the claim aud; anything without it. Set it when the issuer's tokens are for other services too.

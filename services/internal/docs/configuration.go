@@ -81,6 +81,9 @@ func configuration(root string) (string, error) {
 			if err != nil {
 				return "", err
 			}
+			if v.Secret {
+				about += " Or name a file that holds it: `" + v.File() + "`."
+			}
 			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", v.Var, code(v.Default), allowed(v.Field), cell(about))
 		}
 	}

@@ -435,7 +435,7 @@ func TestCheckJWT(t *testing.T) {
 	}{
 		"neither":           {JWT{}, ""},
 		"both":              {JWT{JWKSURL: "https://id.example.com/keys", HMACSecret: strings.Repeat("s", 32)}, "JWT_JWKS_URL: it cannot be set together"},
-		"short secret":      {JWT{HMACSecret: "short"}, "JWT_HMAC_SECRET: it has 5 bytes"},
+		"short secret":      {JWT{HMACSecret: "short"}, "JWT_HMAC_SECRET: it is too short"},
 		"http":              {JWT{JWKSURL: "http://id.example.com/keys"}, "JWT_JWKS_URL: give an https:// address"},
 		"loopback":          {JWT{JWKSURL: "http://127.0.0.1:1/keys", Issuer: "x", Audience: "y"}, ""},
 		"no URL":            {JWT{JWKSURL: "::"}, "JWT_JWKS_URL"},

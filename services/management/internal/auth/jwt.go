@@ -50,7 +50,7 @@ func (c JWT) Check() error {
 		errs = append(errs, errors.New("JWT_JWKS_URL: it cannot be set together with JWT_HMAC_SECRET; give one of them"))
 	}
 	if hmacSecret != "" && len(hmacSecret) < minHMACBytes {
-		errs = append(errs, fmt.Errorf("JWT_HMAC_SECRET: it has %d bytes; HS256 needs at least %d", len(hmacSecret), minHMACBytes))
+		errs = append(errs, fmt.Errorf("JWT_HMAC_SECRET: it is too short; HS256 needs at least %d bytes", minHMACBytes))
 	}
 	if jwksURL != "" {
 		u, err := url.Parse(jwksURL)
