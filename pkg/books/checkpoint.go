@@ -112,7 +112,8 @@ func (x *Books) Store(ctx context.Context, bucket *bus.Bucket) error {
 	return nil
 }
 
-const ledgerVersion = 1
+// ledgerVersion is the form in which open sends are stored. The first had no sizes.
+const ledgerVersion = 2
 
 func encodeLedger(l *ledger) []byte {
 	number := binary.AppendUvarint
@@ -126,7 +127,7 @@ func encodeLedger(l *ledger) []byte {
 	b = number(b, uint64(len(l.open)))
 	for k, e := range l.open {
 		b = append(b, k.id[:]...)
-		for _, v := range []uint64{uint64(k.send), uint64(e.owner), uint64(e.changed), uint64(e.next), uint64(e.state), e.seq, e.journal} {
+		for _, v := range []uint64{uint64(k.send), uint64(e.owner), uint64(e.changed), uint64(e.next), uint64(e.state), e.seq, e.journal, uint64(e.size)} {
 			b = number(b, v)
 		}
 	}
@@ -160,7 +161,8 @@ func decodeLedger(b []byte) (*ledger, error) {
 		broken = broken || v > 1<<32-1
 		return uint32(v) //nolint:gosec // checked
 	}
-	if number() != ledgerVersion {
+	version := number()
+	if version < 1 || version > ledgerVersion {
 		return nil, errBroken
 	}
 	l := newLedger()
@@ -177,10 +179,13 @@ func decodeLedger(b []byte) (*ledger, error) {
 		copy(k.id[:], take(uint64(len(k.id))))
 		k.send = small()
 		e := entry{owner: small(), changed: small(), next: small(), state: state(small()), seq: number(), journal: number()} //nolint:gosec // checked below
+		if version > 1 {
+			e.size = small()
+		}
 		if broken || int(e.owner) >= len(l.owners) || int(e.state) >= len(states) {
 			return nil, errBroken
 		}
-		l.open[k] = e
+		l.put(k, e)
 	}
 	if broken || len(b) > 0 {
 		return nil, errBroken

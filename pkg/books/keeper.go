@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/share"
 	"gancho/pkg/topology"
 )
 
@@ -20,6 +21,10 @@ const (
 	period = 10 * time.Second
 	// storeEvery is how often a checkpoint is stored, with the same restraint.
 	storeEvery = 30 * time.Second
+	// countEvery is how often what accounts hold is counted, with the same restraint; recountAfter how long a count that
+	// did not change stands.
+	countEvery   = time.Second
+	recountAfter = 5 * time.Second
 	// standBy is how often a process looks whether it can take over.
 	standBy = 5 * time.Second
 )
@@ -30,6 +35,7 @@ type Keeper struct {
 	Bus    *bus.Bus
 	Leases *bus.Bucket
 	Bucket *bus.Bucket // BOOKS
+	Shares *bus.Bucket // SHARES: what accounts hold is counted there; nil: it is not
 	Name   string      // of this process, unique
 	// Repaired counts a repair of a kind.
 	Repaired func(kind string)
@@ -37,6 +43,7 @@ type Keeper struct {
 	Period time.Duration
 
 	repairs map[string]uint64
+	counted share.Work // the count that was written last
 }
 
 // Run keeps the books whenever nobody else does, until ctx ends.
@@ -152,6 +159,33 @@ func (k *Keeper) keep(ctx context.Context, books *Books) {
 		if err != nil && ctx.Err() == nil {
 			k.Log.Debug("the books are not stored; trying again", zap.Error(err))
 		}
-		pause(ctx, max(k.Period, 20*time.Since(began)))
+		k.count(ctx, books)
+		for next := time.Now().Add(max(k.Period, 20*time.Since(began))); ctx.Err() == nil && time.Now().Before(next); {
+			began := time.Now()
+			if k.Shares != nil {
+				if err := books.CatchUp(ctx); err == nil {
+					k.count(ctx, books)
+				}
+			}
+			pause(ctx, min(max(countEvery, 20*time.Since(began)), time.Until(next)))
+		}
 	}
+}
+
+// count writes what accounts hold, where it changed or the last count is old.
+func (k *Keeper) count(ctx context.Context, books *Books) {
+	if k.Shares == nil {
+		return
+	}
+	w := share.NewWork(time.Now().UTC(), books.notifications.At().Sequence, books.ledger.work())
+	if last := k.counted; w.Position == last.Position && maps.Equal(w.Accounts, last.Accounts) && w.At.Sub(last.At) < recountAfter {
+		return
+	}
+	if err := share.WriteWork(ctx, k.Shares, w); err != nil {
+		if ctx.Err() == nil {
+			k.Log.Debug("what accounts hold is not written; trying again", zap.Error(err))
+		}
+		return
+	}
+	k.counted = w
 }

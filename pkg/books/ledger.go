@@ -8,6 +8,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/notification"
+	"gancho/pkg/share"
 )
 
 // key names one send.
@@ -21,6 +22,7 @@ type entry struct {
 	owner   uint32 // index in ledger.owners
 	changed uint32 // unix seconds: opened, or its last record
 	next    uint32 // unix seconds of the next attempt; 0 when none is planned
+	size    uint32 // bytes that it takes where it waits; 0 when its message was never seen
 	state   state
 	seq     uint64 // newest message on NOTIFICATIONS; 0 when it was never seen
 	journal uint64 // last record; 0 when it has none
@@ -60,9 +62,51 @@ type ledger struct {
 	open   map[key]entry
 	owners []owner
 	index  map[owner]uint32
+	held   []*share.Open // of each owner's account, shared by its owners
+	of     map[string]*share.Open
 }
 
-func newLedger() *ledger { return &ledger{open: map[key]entry{}, index: map[owner]uint32{}} }
+func newLedger() *ledger {
+	return &ledger{open: map[key]entry{}, index: map[owner]uint32{}, of: map[string]*share.Open{}}
+}
+
+// put adds or changes an open send.
+func (l *ledger) put(k key, e entry) {
+	if was, known := l.open[k]; known {
+		*l.bytes(was) -= int64(was.size)
+	}
+	*l.bytes(e) += int64(e.size)
+	l.open[k] = e
+}
+
+// remove closes a send.
+func (l *ledger) remove(k key, e entry) {
+	*l.bytes(e) -= int64(e.size)
+	delete(l.open, k)
+}
+
+// bytes is where the bytes of e are counted.
+func (l *ledger) bytes(e entry) *int64 {
+	switch o := l.held[e.owner]; e.state {
+	case retrying:
+		return &o.Retrying
+	case parked:
+		return &o.Parked
+	default:
+		return &o.Pending
+	}
+}
+
+// work returns the open bytes of every account that has any.
+func (l *ledger) work() map[string]share.Open {
+	all := map[string]share.Open{}
+	for account, o := range l.of {
+		if o.Sum() > 0 {
+			all[account] = *o
+		}
+	}
+	return all
+}
 
 func (l *ledger) owner(account, webhook string) uint32 {
 	o := owner{account, webhook}
@@ -70,6 +114,12 @@ func (l *ledger) owner(account, webhook string) uint32 {
 	if !ok {
 		i = uint32(len(l.owners)) //nolint:gosec // far below
 		l.owners, l.index[o] = append(l.owners, o), i
+		held := l.of[account]
+		if held == nil {
+			held = &share.Open{}
+			l.of[account] = held
+		}
+		l.held = append(l.held, held)
 	}
 	return i
 }
@@ -92,12 +142,17 @@ func (l *ledger) arrive(a bus.Arrival, seq uint64) {
 		if e.seq > 0 {
 			l.counts.Duplicates++
 		}
-		e.seq = seq
-		l.open[k] = e
+		e.seq, e.size = seq, sizeOf(a)
+		l.put(k, e)
 		return
 	}
 	l.counts.Matched++
-	l.open[k] = entry{owner: l.owner(a.Account, a.WebhookID), changed: unix(a.StoredAt), seq: seq}
+	l.put(k, entry{owner: l.owner(a.Account, a.WebhookID), changed: unix(a.StoredAt), size: sizeOf(a), seq: seq})
+}
+
+// sizeOf is what the message of a send counts for.
+func sizeOf(a bus.Arrival) uint32 {
+	return uint32(min(int64(a.Size)+share.Overhead, 1<<32-1)) //nolint:gosec // positive and bounded
 }
 
 // record takes in a journal record.
@@ -116,14 +171,18 @@ func (l *ledger) record(s notification.Summary) {
 	}
 	if s.State.Terminal() {
 		l.end(s.State)
-		delete(l.open, k)
+		if known {
+			l.remove(k, e)
+		}
 		return
 	}
-	e.changed, e.journal, e.state, e.next = unix(s.At), s.Sequence, stateOf(s.State), 0
+	state, next := stateOf(s.State), uint32(0)
 	if !s.NextAttemptAt.IsZero() {
-		e.next = unix(s.NextAttemptAt)
+		next = unix(s.NextAttemptAt)
 	}
-	l.open[k] = e
+	changed := e
+	changed.changed, changed.journal, changed.state, changed.next = unix(s.At), s.Sequence, state, next
+	l.put(k, changed)
 }
 
 func (l *ledger) end(s notification.State) {
@@ -140,8 +199,8 @@ func (l *ledger) end(s notification.State) {
 
 // duplicate closes a send that had ended before it was opened.
 func (l *ledger) duplicate(k key) {
-	if _, ok := l.open[k]; ok {
-		delete(l.open, k)
+	if e, ok := l.open[k]; ok {
+		l.remove(k, e)
 		l.counts.Matched--
 		l.counts.Duplicates++
 	}
@@ -160,11 +219,13 @@ func (l *ledger) forget() {
 	if len(l.owners) < 1000 || len(l.owners) < 4*len(l.open) {
 		return
 	}
-	old := l.owners
-	l.owners, l.index = nil, map[owner]uint32{}
-	for k, e := range l.open {
+	old, open := l.owners, l.open
+	counts := l.counts
+	*l = *newLedger()
+	l.counts = counts
+	for k, e := range open {
 		o := old[e.owner]
 		e.owner = l.owner(o.account, o.webhook)
-		l.open[k] = e
+		l.put(k, e)
 	}
 }

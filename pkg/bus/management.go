@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
@@ -111,6 +112,7 @@ type Arrival struct {
 	notification.Notification
 
 	StoredAt time.Time
+	Size     int // bytes of its body
 }
 
 // ArrivalBatch is arrivals read in order, to be acknowledged together.
@@ -146,10 +148,16 @@ func (c *ArrivalConsumer) Pull(ctx context.Context, n int, linger time.Duration)
 			_ = m.Ack() // the dispatcher deals with it
 			return
 		}
-		batch.Arrivals = append(batch.Arrivals, Arrival{d, meta.Timestamp})
+		batch.Arrivals = append(batch.Arrivals, Arrival{d, meta.Timestamp, sizeOf(m.Headers())})
 		batch.msgs = append(batch.msgs, m)
 	}
 	return &batch, c.Gather(ctx, n, linger, add)
+}
+
+// sizeOf returns how many bytes the body has of a message that was read without it.
+func sizeOf(h nats.Header) int {
+	n, _ := strconv.Atoi(h.Get("Nats-Msg-Size"))
+	return n
 }
 
 // Follow hands the account's journal records to handle as they are written, beginning now, until ctx ends.
@@ -280,7 +288,7 @@ func (b *Bus) ReadEvents(ctx context.Context, r EventRange, headersOnly bool, ha
 		}
 		if headersOnly {
 			e.Body = nil
-			e.Size, _ = strconv.Atoi(m.Headers().Get("Nats-Msg-Size"))
+			e.Size = sizeOf(m.Headers())
 		}
 		return handle(e)
 	})

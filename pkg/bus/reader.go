@@ -171,7 +171,7 @@ func (r *NotificationReader) Read(ctx context.Context, began func(Progress), han
 	began(Progress{renewed, missed})
 	return r.ReadTo(ctx, last, func(h nats.Header, m *jetstream.MsgMetadata) {
 		if n, err := notification.Decode(h, nil); err == nil || errors.Is(err, schema.ErrNewer) { // counting is not handling
-			handle(Arrival{n, m.Timestamp}, m.Sequence.Stream)
+			handle(Arrival{n, m.Timestamp, sizeOf(h)}, m.Sequence.Stream)
 		}
 	})
 }

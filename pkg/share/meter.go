@@ -281,9 +281,6 @@ func (m *Meter) Used(account, store string) (used, limit int64) {
 func (m *Meter) TakeWork(w Work) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if w.At.Before(m.work.At) {
-		return
-	}
 	m.work, m.workAt = w, m.now()
 	m.forget()
 }
@@ -292,9 +289,6 @@ func (m *Meter) TakeWork(w Work) {
 func (m *Meter) TakeKept(k Kept) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if k.At.Before(m.kept.At) {
-		return
-	}
 	m.kept = k
 	m.forget()
 }

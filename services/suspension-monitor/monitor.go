@@ -98,9 +98,13 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	if err != nil {
 		return err
 	}
+	shares, err := b.Bucket(ctx, topology.BucketShares)
+	if err != nil {
+		return err
+	}
 	host, _ := os.Hostname()
 	m.keeper = &books.Keeper{
-		Log: proc.Log, Bus: b, Leases: leases, Bucket: accounts, Name: host + "-" + uuid.NewString()[:8],
+		Log: proc.Log, Bus: b, Leases: leases, Bucket: accounts, Shares: shares, Name: host + "-" + uuid.NewString()[:8],
 		Repaired: func(kind string) { m.metrics.repaired.WithLabelValues(kind).Inc() },
 	}
 	return m.run(ctx, proc.Up)
