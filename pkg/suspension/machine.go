@@ -7,25 +7,29 @@ import (
 	"time"
 )
 
-// A Machine is the state of one URL as a pure value: no clock, no sockets, no
-// chance. It is the readable form of the rules, and the scripts of Store are
-// its translation: a test feeds both the same random days and compares every
-// record. Not safe for concurrent use.
+// A machine is the state of one URL and makes its steps: no clock, no sockets, no chance. The Store runs it on the
+// state that Redis holds. Not safe for concurrent use.
 //
 // Times are given by the caller and must not go backwards.
-type Machine struct {
+type machine struct {
 	key     Key
 	host    string
 	limits  limits
-	win     *window
-	expires int64 // when win is forgotten
-	flag    *record
+	win     *window // nil: none
+	expires int64   // when win is forgotten
+	flag    *record // nil: active; a step replaces it and never changes it
+	// base is one more than the revision of the URL's last entry in the bucket SUSPENSIONS, 0 when it is not known.
+	base uint64
+
+	// saved says that win is to be stored, for ttl milliseconds.
+	saved bool
+	ttl   int64
+	read  *record // flag before the steps
 }
 
-// NewMachine returns the machine of an active URL without a past. The rules
-// must be valid.
-func NewMachine(key Key, host string, rules Rules) *Machine {
-	return &Machine{key: key, host: host, limits: rules.limits()}
+// newMachine returns the machine of an active URL without a past. The rules must be valid.
+func newMachine(key Key, host string, rules Rules) *machine {
+	return &machine{key: key, host: host, limits: rules.limits()}
 }
 
 // window is what is remembered of one URL that fails or did so lately; it is
@@ -70,6 +74,9 @@ type record struct {
 	Statuses []string `json:"statuses,omitempty"`
 	ProbeAt  int64    `json:"probe_at,omitempty"`
 	ProbeBy  string   `json:"probe_by,omitempty"`
+	// Base is one more than the revision of the URL's last entry in the bucket SUSPENSIONS when this was decided; 0
+	// in records of versions that did not know it.
+	Base uint64 `json:"base,omitempty"`
 }
 
 func (r record) flag(key Key) Flag {
@@ -137,22 +144,22 @@ type delta struct {
 	host string
 	// OK is the highest sequence of a success, OKAt its time. Failures before
 	// it are left out.
-	OK   int64 `json:"o,omitempty"`
-	OKAt int64 `json:"oa,omitempty"`
+	OK   int64
+	OKAt int64
 	// Probes and Failures are in the order of their sequences. Failures are
 	// pairs: sequence and time.
-	Probes   []probed `json:"p,omitempty"`
-	Failures []int64  `json:"f,omitempty"`
+	Probes   []probed
+	Failures []int64
 	// Statuses are the last different outcomes of Failures.
-	Statuses []string `json:"e,omitempty"`
+	Statuses []string
 }
 
 type probed struct {
-	Seq       int64  `json:"s"`
-	At        int64  `json:"at"`
-	Delivered bool   `json:"ok"`
-	Trip      string `json:"trip"`
-	Status    string `json:"e"`
+	Seq       int64
+	At        int64
+	Delivered bool
+	Trip      string
+	Status    string
 }
 
 // healthy reports whether the batch holds nothing but successes.
@@ -272,6 +279,17 @@ func (w *window) fulfils(l limits) bool {
 	return w.failures() >= l.Failures && w.Last >= l.Span
 }
 
+// forecast is when a window that was just pruned will fulfil the rule and its URL be suspended, should the failures go
+// on at the rate of those in it.
+func (w *window) forecast(l limits) int64 {
+	n := w.failures()
+	at := max(w.First+w.Last, w.First+l.Span)
+	if missing := l.Failures - n; missing > 0 && n > 1 {
+		at = max(at, w.First+w.Last+missing*w.Last/(n-1))
+	}
+	return at + l.Settle
+}
+
 // evidence is the record of a trip, or of a warning, that this window gives.
 func (w *window) evidence(host string, state State) record {
 	return record{
@@ -292,7 +310,7 @@ func (w *window) evidence(host string, state State) record {
 func tripID(at, seq int64) string { return fmt.Sprintf("%d-%d", at, seq) }
 
 // load returns the window, or nil if there is none any more.
-func (m *Machine) load(now int64) *window {
+func (m *machine) load(now int64) *window {
 	if m.win != nil && now >= m.expires {
 		m.win = nil
 	}
@@ -300,7 +318,7 @@ func (m *Machine) load(now int64) *window {
 }
 
 // save keeps the window for as long as any of it matters.
-func (m *Machine) save(w *window, now int64) {
+func (m *machine) save(w *window, now int64) {
 	ttl := m.limits.Window
 	if left := w.Resumed + w.Level*w.Spell - now; w.Level > 0 && left > 0 {
 		ttl = max(ttl, left)
@@ -308,23 +326,24 @@ func (m *Machine) save(w *window, now int64) {
 		w.Level, w.Spell = 0, 0
 	}
 	m.win, m.expires = w, now+ttl
+	m.saved, m.ttl = true, ttl
 }
 
-func (m *Machine) step(event Event, now int64, r record) Transition {
+func (m *machine) step(event Event, now int64, r record) Transition {
 	return Transition{Event: event, At: fromMilli(now), Flag: r.flag(m.key)}
 }
 
-// Flag returns a copy of the URL's flag, nil while it is active.
-func (m *Machine) Flag() *Flag {
+// suspension returns a copy of the URL's flag, nil while it is active.
+func (m *machine) suspension() *Flag {
 	if m.flag == nil {
 		return nil
 	}
 	return new(m.flag.flag(m.key))
 }
 
-// Observe takes in results of this URL (the Key is not looked at). candidate
+// observeAll takes in results of this URL (the Key is not looked at). candidate
 // says that the URL fulfils the rule: Trip may be called.
-func (m *Machine) Observe(now time.Time, batch []Observation) (steps []Transition, candidate bool) {
+func (m *machine) observeAll(now time.Time, batch []Observation) (steps []Transition, candidate bool) {
 	batch = slices.Clone(batch)
 	for i := range batch {
 		batch[i].Key = m.key
@@ -337,7 +356,7 @@ func (m *Machine) Observe(now time.Time, batch []Observation) (steps []Transitio
 	return m.observe(now.UnixMilli(), d)
 }
 
-func (m *Machine) observe(now int64, d *delta) (steps []Transition, candidate bool) {
+func (m *machine) observe(now int64, d *delta) (steps []Transition, candidate bool) {
 	w := m.load(now)
 	exists := w != nil
 	if !exists {
@@ -366,6 +385,7 @@ func (m *Machine) observe(now int64, d *delta) (steps []Transition, candidate bo
 			f.Failures++
 			f.Last = at
 			f.Statuses = keepStatuses(f.Statuses, p.Status)
+			f.Base = max(f.Base, m.base)
 			m.flag = &f
 			steps = append(steps, m.step(EventSuspended, now, f))
 		case p.Delivered && p.Seq > ok:
@@ -401,7 +421,9 @@ func (m *Machine) observe(now int64, d *delta) (steps []Transition, candidate bo
 		}
 		if w.Warned == 0 && w.failures() >= m.limits.AtRisk {
 			w.Warned = 1
-			steps = append(steps, m.step(EventAtRisk, now, w.evidence(m.host, Active)))
+			warning := w.evidence(m.host, Active)
+			warning.Until = w.forecast(m.limits)
+			steps = append(steps, m.step(EventAtRisk, now, warning))
 		}
 		candidate = w.fulfils(m.limits)
 	}
@@ -411,19 +433,27 @@ func (m *Machine) observe(now int64, d *delta) (steps []Transition, candidate bo
 	return steps, candidate
 }
 
-// Trip suspends the URL if it still fulfils the rule.
-func (m *Machine) Trip(at time.Time) (Transition, bool) {
+// due reports whether an active URL fulfils the rule.
+func (m *machine) due(at time.Time) bool {
 	now := at.UnixMilli()
 	if m.flag != nil || m.load(now) == nil {
+		return false
+	}
+	w := new(*m.win)
+	w.prune(m.limits, now)
+	return w.fulfils(m.limits)
+}
+
+// trip suspends the URL if it still fulfils the rule.
+func (m *machine) trip(at time.Time) (Transition, bool) {
+	now := at.UnixMilli()
+	if !m.due(at) {
 		return Transition{}, false
 	}
 	w := new(*m.win)
 	w.prune(m.limits, now)
-	if !w.fulfils(m.limits) {
-		return Transition{}, false
-	}
 	f := w.evidence(m.host, Suspended)
-	f.Since = max(now, w.Resumed+1)
+	f.Since, f.Base = max(now, w.Resumed+1), m.base
 	f.Trips = 1
 	if w.Level > 0 {
 		f.Trips += max(0, w.Level-(now-w.Resumed)/w.Spell)
@@ -436,8 +466,8 @@ func (m *Machine) Trip(at time.Time) (Transition, bool) {
 	return m.step(EventSuspended, now, f), true
 }
 
-// StartProbe notes that a dispatcher began the probe of a trip.
-func (m *Machine) StartProbe(now time.Time, trip string, p Probe) (Transition, bool) {
+// startProbe notes that a dispatcher began the probe of a trip.
+func (m *machine) startProbe(now time.Time, trip string, p Probe) (Transition, bool) {
 	if m.flag == nil || m.flag.ByHand || m.flag.Trip != trip {
 		return Transition{}, false
 	}
@@ -448,8 +478,8 @@ func (m *Machine) StartProbe(now time.Time, trip string, p Probe) (Transition, b
 	return m.step(EventProbing, now.UnixMilli(), f), first
 }
 
-// SuspendByHand suspends the URL until it is resumed by hand.
-func (m *Machine) SuspendByHand(at time.Time, c Command) (Transition, bool) {
+// suspendByHand suspends the URL until it is resumed by hand.
+func (m *machine) suspendByHand(at time.Time, c Command) (Transition, bool) {
 	now := at.UnixMilli()
 	w, stale := m.command(now, c)
 	if stale {
@@ -460,27 +490,28 @@ func (m *Machine) SuspendByHand(at time.Time, c Command) (Transition, bool) {
 		return Transition{}, false
 	}
 	given := min(toMilli(c.At), now)
-	f := record{Host: c.URLHost}
+	f, since := record{Host: c.URLHost}, max(given, w.Resumed+1)
 	if m.flag != nil {
 		f = *m.flag
+		since = max(since, f.Since+1) // later than the one that it replaces
 	}
 	f.State, f.Reason, f.ByHand = Suspended, ReasonByHand, true
 	f.Trip = fmt.Sprintf("hand-%d-%d", given, c.Seq)
-	f.Since, f.Until, f.ProbeAt, f.ProbeBy = max(given, w.Resumed+1), 0, 0, ""
+	f.Since, f.Until, f.ProbeAt, f.ProbeBy, f.Base = since, 0, 0, "", m.base
 	m.flag = &f
 	w.set(nil, 0)
 	m.save(w, now)
 	return m.step(EventSuspended, now, f), true
 }
 
-// Resume ends any suspension, and forgets the URL's past in any case.
-func (m *Machine) Resume(at time.Time, c Command) (Transition, bool) {
+// resume ends any suspension, and forgets the URL's past in any case.
+func (m *machine) resume(at time.Time, c Command) (Transition, bool) {
 	now := at.UnixMilli()
 	w, stale := m.command(now, c)
 	if stale {
 		return Transition{}, false
 	}
-	w.Resumed = max(w.Resumed, min(toMilli(c.At), now))
+	w.Resumed = max(w.Resumed, min(toMilli(c.At), now), toMilli(c.Since))
 	w.Level, w.Spell = 0, 0
 	w.set(nil, 0)
 	var step Transition
@@ -494,22 +525,73 @@ func (m *Machine) Resume(at time.Time, c Command) (Transition, bool) {
 	return step, ended
 }
 
-// Restore puts a flag back, unless what is known is as new or newer.
-func (m *Machine) Restore(at time.Time, f Flag) bool {
+// restore puts a flag back, unless what is known is as new or newer. The bucket holds it below the machine's base.
+func (m *machine) restore(at time.Time, f Flag) bool {
+	if w := m.load(at.UnixMilli()); w != nil && w.Resumed >= toMilli(f.Since) {
+		return false
+	}
+	if m.flag != nil && !f.Supersedes(m.flag.flag(m.key)) {
+		return false
+	}
 	r := f.record()
-	if w := m.load(at.UnixMilli()); w != nil && w.Resumed >= r.Since {
-		return false
-	}
-	if h := m.flag; h != nil && (h.Since > r.Since || h.Since == r.Since && h.Trips >= r.Trips) {
-		return false
-	}
+	r.Base = m.base
 	m.flag = &r
 	return true
 }
 
+// A verdict says which of two records of a URL is the newer one: that in Redis or that in the bucket SUSPENSIONS.
+type verdict int
+
+const (
+	// alike: both say the same, but perhaps for a claim on the probe.
+	alike verdict = iota
+	// redisNewer: the bucket must follow.
+	redisNewer
+	// bucketNewer: Redis had lost a step and has it again.
+	bucketNewer
+)
+
+// reconcile makes the flag what the newer of the two records says. copied is the bucket's, nil when its entry is a
+// deletion or there is none; the machine's base is that entry's revision plus one.
+func (m *machine) reconcile(at time.Time, copied *Flag) verdict {
+	held := m.suspension()
+	switch {
+	case held == nil && copied == nil:
+		return alike
+	case held == nil:
+		if m.restore(at, *copied) {
+			return bucketNewer
+		}
+		return redisNewer // it was resumed since, which the window knows
+	case copied == nil:
+		if m.flag.Base == 0 || m.flag.Base >= m.base {
+			return redisNewer
+		}
+		m.end(at.UnixMilli())
+		return bucketNewer
+	case held.Trip == copied.Trip && held.ByHand == copied.ByHand:
+		return alike
+	case m.restore(at, *copied):
+		return bucketNewer
+	}
+	return redisNewer
+}
+
+// end removes the flag, as a resume that was decided elsewhere did.
+func (m *machine) end(now int64) {
+	w := m.load(now)
+	if w == nil {
+		w = new(window)
+	}
+	w.Resumed = max(w.Resumed, m.flag.Since)
+	w.set(nil, 0)
+	m.flag = nil
+	m.save(w, now)
+}
+
 // command loads the window and notes the command's sequence in it, or reports
 // that it was seen before.
-func (m *Machine) command(now int64, c Command) (w *window, stale bool) {
+func (m *machine) command(now int64, c Command) (w *window, stale bool) {
 	w = m.load(now)
 	if w == nil {
 		w = new(window)

@@ -44,12 +44,12 @@ func (j *journal) probe(trip string, delivered bool) Observation {
 // a look at the candidates each second.
 type driver struct {
 	journal
-	m      *Machine
+	m      *machine
 	events []string
 }
 
 func newDriver(r Rules) *driver {
-	return &driver{m: NewMachine(testKey, "hooks.example.com", r)}
+	return &driver{m: newMachine(testKey, "hooks.example.com", r)}
 }
 
 func (d *driver) note(steps ...Transition) {
@@ -59,13 +59,13 @@ func (d *driver) note(steps ...Transition) {
 }
 
 func (d *driver) observe(batch ...Observation) bool {
-	steps, candidate := d.m.Observe(time.Now(), batch)
+	steps, candidate := d.m.observeAll(time.Now(), batch)
 	d.note(steps...)
 	return candidate
 }
 
 func (d *driver) trip() bool {
-	step, ok := d.m.Trip(time.Now())
+	step, ok := d.m.trip(time.Now())
 	if ok {
 		d.note(step)
 	}
@@ -85,7 +85,7 @@ func (d *driver) failUntilTripped(t *testing.T) *Flag {
 	for range 100 {
 		d.observe(d.failure())
 		if d.trip() {
-			return d.m.Flag()
+			return d.m.suspension()
 		}
 		time.Sleep(time.Second)
 	}
@@ -112,7 +112,7 @@ func TestSuspensionFromFirstFailureToResume(t *testing.T) {
 		}
 		d.want(t, "at_risk", "suspended")
 		now := time.Now()
-		f := d.m.Flag()
+		f := d.m.suspension()
 		want := &Flag{
 			Account: testKey.Account, URLKey: testKey.URLKey, URLHost: "hooks.example.com",
 			State: Suspended, Trip: fmt.Sprintf("%d-6", first.UnixMilli()), Since: now.UTC(), Until: f.Until, Trips: 1,
@@ -127,26 +127,26 @@ func TestSuspensionFromFirstFailureToResume(t *testing.T) {
 		}
 
 		time.Sleep(time.Until(f.Until) - 1)
-		if d.m.Flag().ProbeDue(time.Now(), time.Minute) {
+		if d.m.suspension().ProbeDue(time.Now(), time.Minute) {
 			t.Error("a probe is due before Until")
 		}
 		time.Sleep(time.Nanosecond)
-		if !d.m.Flag().ProbeDue(time.Now(), time.Minute) {
+		if !d.m.suspension().ProbeDue(time.Now(), time.Minute) {
 			t.Error("no probe is due at Until")
 		}
 		probe := Probe{StartedAt: time.Now().UTC(), By: "dispatcher-1"}
-		step, ok := d.m.StartProbe(time.Now(), f.Trip, probe)
+		step, ok := d.m.startProbe(time.Now(), f.Trip, probe)
 		if !ok || step.Flag.State != Probing || !cmp.Equal(step.Flag.Probe, &probe) {
 			t.Fatalf("start of the probe: got %+v, %v", step, ok)
 		}
 		d.note(step)
-		if _, ok := d.m.StartProbe(time.Now(), f.Trip, probe); ok {
+		if _, ok := d.m.startProbe(time.Now(), f.Trip, probe); ok {
 			t.Error("a second dispatcher's probe is a second transition")
 		}
 
 		time.Sleep(time.Second)
 		d.observe(d.probe(f.Trip, false))
-		again := d.m.Flag()
+		again := d.m.suspension()
 		d.want(t, "at_risk", "suspended", "probing", "suspended")
 		if again.Trip == f.Trip || again.Trips != 2 || !again.Since.Equal(f.Since) || again.Probe != nil || again.State != Suspended {
 			t.Errorf("after a failed probe: %+v", again)
@@ -161,7 +161,7 @@ func TestSuspensionFromFirstFailureToResume(t *testing.T) {
 		time.Sleep(time.Until(again.Until))
 		d.observe(d.probe(again.Trip, true))
 		d.want(t, "at_risk", "suspended", "probing", "suspended", "resumed")
-		if d.m.Flag() != nil {
+		if d.m.suspension() != nil {
 			t.Error("a flag is left after resume")
 		}
 	})
@@ -258,7 +258,7 @@ func TestFailuresDuringASuspensionAreForgotten(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		d.observe(d.success()) // was in flight too: only a probe ends it
-		if got := d.m.Flag(); got == nil || got.Trip != f.Trip {
+		if got := d.m.suspension(); got == nil || got.Trip != f.Trip {
 			t.Fatalf("flag after results without probe: %+v", got)
 		}
 		d.observe(d.probe(f.Trip, true))
@@ -312,7 +312,7 @@ func TestTripsShrinkWithGoodSpells(t *testing.T) {
 				f := d.failUntilTripped(t)
 				for range 3 {
 					d.observe(d.probe(f.Trip, false))
-					f = d.m.Flag()
+					f = d.m.suspension()
 				}
 				if f.Trips != 4 {
 					t.Fatalf("after three failed probes: %d trips, want 4", f.Trips)
@@ -334,13 +334,13 @@ func TestProbeResultsOfOtherTripsAreIgnored(t *testing.T) {
 		f := d.failUntilTripped(t)
 		failed := d.probe(f.Trip, false)
 		d.observe(failed)
-		second := d.m.Flag()
+		second := d.m.suspension()
 		d.events = nil
 
 		d.observe(failed)                // redelivered
 		d.observe(d.probe(f.Trip, true)) // a late one of the first trip
 		d.observe(d.probe("", true))     // of none
-		if diff := cmp.Diff(second, d.m.Flag()); diff != "" {
+		if diff := cmp.Diff(second, d.m.suspension()); diff != "" {
 			t.Errorf("flag changed (-want +got):\n%s", diff)
 		}
 		good := d.probe(second.Trip, true)
@@ -348,7 +348,7 @@ func TestProbeResultsOfOtherTripsAreIgnored(t *testing.T) {
 		d.want(t, "resumed")
 		d.observe(good, d.probe(second.Trip, false))
 		d.want(t, "resumed")
-		if d.m.Flag() != nil {
+		if d.m.suspension() != nil {
 			t.Error("an old failed probe suspends again")
 		}
 	})
@@ -361,14 +361,14 @@ func TestByHand(t *testing.T) {
 		seq := uint64(0)
 		suspend := func() bool {
 			seq++
-			step, ok := d.m.SuspendByHand(time.Now(), Command{Key: testKey, URLHost: "hooks.example.com", Seq: seq, At: time.Now()})
+			step, ok := d.m.suspendByHand(time.Now(), Command{Key: testKey, URLHost: "hooks.example.com", Seq: seq, At: time.Now()})
 			if ok {
 				d.note(step)
 			}
 			return ok
 		}
 		resume := func(seq uint64) bool {
-			step, ok := d.m.Resume(time.Now(), Command{Key: testKey, Seq: seq, At: time.Now()})
+			step, ok := d.m.resume(time.Now(), Command{Key: testKey, Seq: seq, At: time.Now()})
 			if ok {
 				d.note(step)
 			}
@@ -377,20 +377,20 @@ func TestByHand(t *testing.T) {
 		if !suspend() || suspend() {
 			t.Fatal("suspending by hand is one transition, not two")
 		}
-		f := d.m.Flag()
+		f := d.m.suspension()
 		if !f.ByHand || f.Reason != ReasonByHand || !f.Until.IsZero() || f.ProbeDue(time.Now().Add(1000*time.Hour), time.Minute) {
 			t.Errorf("flag by hand: %+v", f)
 		}
-		if _, ok := d.m.StartProbe(time.Now(), f.Trip, Probe{}); ok {
+		if _, ok := d.m.startProbe(time.Now(), f.Trip, Probe{}); ok {
 			t.Error("a probe of a suspension by hand")
 		}
 		d.observe(d.probe(f.Trip, true))
-		if d.m.Flag() == nil {
+		if d.m.suspension() == nil {
 			t.Error("a probe ended a suspension by hand")
 		}
 		time.Sleep(time.Hour)
 		seq++
-		if !resume(seq) || d.m.Flag() != nil {
+		if !resume(seq) || d.m.suspension() != nil {
 			t.Fatal("not resumed by hand")
 		}
 		if resume(seq) {
@@ -402,8 +402,8 @@ func TestByHand(t *testing.T) {
 		d.want(t, "suspended", "resumed")
 
 		d.failUntilTripped(t)
-		if !suspend() || !d.m.Flag().ByHand || d.m.Flag().Trips != 1 {
-			t.Errorf("by hand over an automatic one: %+v", d.m.Flag())
+		if !suspend() || !d.m.suspension().ByHand || d.m.suspension().Trips != 1 {
+			t.Errorf("by hand over an automatic one: %+v", d.m.suspension())
 		}
 		seq++
 		resume(seq)
@@ -431,7 +431,7 @@ func TestMachineKeepsTheRule(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rules := drawRules(t)
 		l := rules.limits()
-		m := NewMachine(testKey, "hooks.example.com", rules)
+		m := newMachine(testKey, "hooks.example.com", rules)
 		type entry struct{ seq, at int64 }
 		var (
 			failed  []entry // since the last success or resume
@@ -487,7 +487,7 @@ func TestMachineKeepsTheRule(t *testing.T) {
 			seq++
 			o.Key, o.Seq, o.Result.At = testKey, seq, time.UnixMilli(now)
 			batches = append(batches, []Observation{o})
-			steps, candidate := m.Observe(time.UnixMilli(now), batches[len(batches)-1])
+			steps, candidate := m.observeAll(time.UnixMilli(now), batches[len(batches)-1])
 			if !o.Result.Delivered && !o.Result.Probe && state == Active {
 				failed = append(failed, entry{int64(seq), now})
 			}
@@ -498,12 +498,12 @@ func TestMachineKeepsTheRule(t *testing.T) {
 			if candidate && !exact(l.Window) {
 				t.Fatal("a candidate that does not fulfil the rule")
 			}
-			if (m.Flag() == nil) != (state == Active) {
-				t.Fatalf("flag %+v in state %s", m.Flag(), state)
+			if (m.suspension() == nil) != (state == Active) {
+				t.Fatalf("flag %+v in state %s", m.suspension(), state)
 			}
 		}
 		probe := func(delivered bool) {
-			if f := m.Flag(); f != nil {
+			if f := m.suspension(); f != nil {
 				observe(Observation{Result: Result{Probe: true, Trip: f.Trip, Delivered: delivered, Reason: "timeout"}})
 			}
 		}
@@ -530,7 +530,7 @@ func TestMachineKeepsTheRule(t *testing.T) {
 				if state != Active {
 					fulfilled, surely = false, false
 				}
-				step, ok := m.Trip(time.UnixMilli(now))
+				step, ok := m.trip(time.UnixMilli(now))
 				if ok && !fulfilled {
 					t.Fatal("suspended without the rule")
 				}
@@ -543,8 +543,8 @@ func TestMachineKeepsTheRule(t *testing.T) {
 				}
 			},
 			"probe starts": func(*rapid.T) {
-				if f := m.Flag(); f != nil {
-					if step, ok := m.StartProbe(time.UnixMilli(now), f.Trip, Probe{StartedAt: time.UnixMilli(now), By: "d"}); ok {
+				if f := m.suspension(); f != nil {
+					if step, ok := m.startProbe(time.UnixMilli(now), f.Trip, Probe{StartedAt: time.UnixMilli(now), By: "d"}); ok {
 						legal([]Transition{step})
 					}
 				}
@@ -556,9 +556,9 @@ func TestMachineKeepsTheRule(t *testing.T) {
 					t.Skip("nothing to repeat")
 				}
 				again := rapid.SampledFrom(batches).Draw(t, "batch")
-				before := m.Flag()
-				steps, _ := m.Observe(time.UnixMilli(now), again)
-				if len(steps) != 0 || !cmp.Equal(before, m.Flag()) {
+				before := m.suspension()
+				steps, _ := m.observeAll(time.UnixMilli(now), again)
+				if len(steps) != 0 || !cmp.Equal(before, m.suspension()) {
 					t.Fatalf("a batch seen before makes steps: %+v", steps)
 				}
 				// A success of a URL without a window left no trace: it may empty

@@ -85,23 +85,15 @@ func (r Rules) Settle() time.Duration {
 	return min(max(r.MinSpan/10, time.Second), 5*time.Second)
 }
 
-// limits are the rules as the machine and the scripts compute with them:
-// integers, times in milliseconds.
+// limits are the rules as the machine computes with them: integers, times in
+// milliseconds.
 type limits struct {
-	Window   int64 `json:"window"`
-	Width    int64 `json:"width"`
-	Failures int64 `json:"failures"`
-	AtRisk   int64 `json:"at_risk"`
-	Span     int64 `json:"span"`
-	Duration int64 `json:"duration"`
-	Longest  int64 `json:"longest"`
+	Window, Width, Failures, AtRisk, Span, Settle, Duration, Longest int64
 	// Levels is the number of doublings after which the length is Longest, plus
 	// one: more trips than this change nothing.
-	Levels int64 `json:"levels"`
+	Levels int64
 	// Late is the age from which a success may be overtaken by older failures.
-	Late int64 `json:"late"`
-	// Kept is statusesKept.
-	Kept int64 `json:"kept"`
+	Late int64
 }
 
 func (r Rules) limits() limits {
@@ -113,8 +105,8 @@ func (r Rules) limits() limits {
 		Duration: r.Duration.Milliseconds(),
 		Longest:  r.MaxDuration.Milliseconds(),
 		Levels:   1,
+		Settle:   r.Settle().Milliseconds(),
 		Late:     5000,
-		Kept:     statusesKept,
 	}
 	l.Width = max(1, l.Window/buckets)
 	for d := l.Duration; d < l.Longest; d *= 2 {

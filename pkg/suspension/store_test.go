@@ -243,7 +243,7 @@ func TestHealthyURLsLeaveNothing(t *testing.T) {
 		w.observe(batch...)
 		names := client.Keys(t.Context(), "*").Val()
 		slices.Sort(names)
-		want := []string{activePrefix + fmt.Sprint(w.now.Unix()/60), epochKey}
+		want := []string{accountsPrefix + "5666666", accountsPrefix + "5666666:acme", activePrefix + fmt.Sprint(w.now.Unix()/60), epochKey}
 		if diff := gocmp.Diff(want, names); diff != "" {
 			t.Errorf("keys (-want +got):\n%s", diff)
 		}
@@ -412,7 +412,7 @@ func TestMassSuspensionIsHeld(t *testing.T) {
 						batch = append(batch, w.failure(key))
 					}
 					for i := range test.healthy {
-						batch = append(batch, w.success(urlKey(10_000+i)))
+						batch = append(batch, w.success(spread(10_000+i)))
 					}
 					for _, e := range events(w.observe(batch...)) {
 						if e == string(EventSuspended) {
@@ -422,7 +422,7 @@ func TestMassSuspensionIsHeld(t *testing.T) {
 					w.now = w.now.Add(500 * time.Millisecond)
 				}
 				for i := range test.failing {
-					failing = append(failing, urlKey(i))
+					failing = append(failing, spread(i))
 				}
 				for range 30 {
 					round()
@@ -455,6 +455,66 @@ func TestMassSuspensionIsHeld(t *testing.T) {
 					t.Errorf("%d URLs are still pending", n)
 				}
 			})
+		})
+	}
+}
+
+// spread returns the n-th URL of many accounts.
+func spread(n int) Key {
+	return Key{Account: fmt.Sprintf("account-%d", n%97), URLKey: fmt.Sprintf("%032x", n)}
+}
+
+// TestGuardCountsAccounts: one account's dead URLs are suspended and keep nobody else's from it; many accounts' are held,
+// whatever a large account does.
+func TestGuardCountsAccounts(t *testing.T) {
+	t.Parallel()
+	of := func(account string, n int) Key { return Key{Account: account, URLKey: fmt.Sprintf("%032x", n)} }
+	for name, test := range map[string]struct {
+		attackers, others      int // failing URLs of one account, of others with one each
+		largest, rest          int // healthy URLs of one account, of others with one each
+		suspended, failingFair int
+	}{
+		"thirty of one account alone":              {30, 0, 0, 10, 30, 1},
+		"a hundred of one account and one other":   {100, 1, 0, 10, 101, 3},
+		"nine others beside it":                    {100, 9, 0, 10, 109, 19},
+		"ten others beside it":                     {100, 10, 0, 10, 0, 21},
+		"many accounts":                            {0, 25, 0, 10, 0, 25},
+		"many accounts and a large healthy one":    {0, 25, 800, 100, 0, 25},
+		"few of many, and a large healthy account": {0, 25, 300, 700, 25, 25},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr()})
+			t.Cleanup(func() { _ = client.Close() })
+			w := newWorld(t, client, testRules())
+			suspended := 0
+			for range 8 {
+				var batch []Observation
+				for i := range test.attackers {
+					batch = append(batch, w.failure(of("attacker", i)))
+				}
+				for i := range test.others {
+					batch = append(batch, w.failure(of(fmt.Sprint("other-", i), i)))
+				}
+				for i := range test.largest {
+					batch = append(batch, w.success(of("large", i)))
+				}
+				for i := range test.rest {
+					batch = append(batch, w.success(of(fmt.Sprint("healthy-", i), i)))
+				}
+				for _, e := range events(w.observe(batch...)) {
+					if e == string(EventSuspended) {
+						suspended++
+					}
+				}
+				w.now = w.now.Add(time.Second)
+			}
+			if suspended != test.suspended {
+				t.Errorf("%d URLs are suspended, want %d; guard %+v", suspended, test.suspended, w.massNow())
+			}
+			if got := fair(test.attackers+test.others, max(test.attackers, min(test.others, 1))); got != test.failingFair {
+				t.Errorf("failing URLs count as %d, want %d", got, test.failingFair)
+			}
 		})
 	}
 }
@@ -642,7 +702,7 @@ func (w *world) flagOf(flags []Flag, key Key) *Flag {
 	return &flags[i]
 }
 
-func TestScriptsAreLoadedAgain(t *testing.T) {
+func TestScriptIsLoadedAgain(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *redis.Client) {
 		w := newWorld(t, client, testRules())
@@ -752,10 +812,10 @@ func TestBytesPerFailingURL(t *testing.T) {
 	t.Logf("suspended: window %d bytes, flag %d bytes", measure(), client.MemoryUsage(t.Context(), flagKey(key), 0).Val())
 }
 
-// TestScriptsAgreeWithMachine feeds the same days to both and compares every
-// record. The days are wilder than real ones: sequences and times out of
+// TestStoreKeepsTheMachine feeds the same days to a store and to a machine in
+// memory and compares every record. The days are wilder than real ones: sequences and times out of
 // order, probes of any trip, commands again and again.
-func TestScriptsAgreeWithMachine(t *testing.T) {
+func TestStoreKeepsTheMachine(t *testing.T) {
 	t.Parallel()
 	server := miniredis.RunT(t)
 	client := redis.NewClient(&redis.Options{Addr: server.Addr()})
@@ -769,25 +829,25 @@ func TestScriptsAgreeWithMachine(t *testing.T) {
 			t.Fatal(err)
 		}
 		const host = "hooks.example.com"
-		m := NewMachine(testKey, host, rules)
+		m := newMachine(testKey, host, rules)
 		at := time.UnixMilli(1_700_000_000_000)
 		trips := []string{"", "1-1"}
 		var copies []Flag
 
-		run := func(c *call) []any {
-			if err := store.run(ctx, []*call{c}, nil); err != nil {
+		m.base = 1
+		store.Revision = func(Key) (uint64, bool) { return 0, true }
+		run := func(decide func(*machine, *turn)) *turn {
+			made := &turn{key: testKey, host: host, base: 1}
+			made.decide = func(m *machine) { decide(m, made) }
+			if err := store.run(ctx, []*turn{made}, nil); err != nil {
 				t.Fatal(err)
 			}
-			reply, err := c.cmd.Slice()
-			if err != nil {
-				t.Fatal(err)
-			}
-			return reply
+			return made
 		}
 		check := func(want []Transition, got []Transition) {
 			t.Helper()
 			if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
-				t.Fatalf("steps (-machine +script):\n%s", diff)
+				t.Fatalf("steps (-machine +store):\n%s", diff)
 			}
 			for _, s := range want {
 				trips = append(trips, s.Flag.Trip)
@@ -803,7 +863,7 @@ func TestScriptsAgreeWithMachine(t *testing.T) {
 				}
 			}
 			if diff := gocmp.Diff(m.load(at.UnixMilli()), win, cmpopts.EquateEmpty()); diff != "" {
-				t.Fatalf("window (-machine +script):\n%s", diff)
+				t.Fatalf("window (-machine +store):\n%s", diff)
 			}
 			var flag *record
 			if body, err := client.Get(ctx, flagKey(testKey)).Result(); err == nil {
@@ -813,7 +873,7 @@ func TestScriptsAgreeWithMachine(t *testing.T) {
 				}
 			}
 			if diff := gocmp.Diff(m.flag, flag, cmpopts.EquateEmpty()); diff != "" {
-				t.Fatalf("flag (-machine +script):\n%s", diff)
+				t.Fatalf("flag (-machine +store):\n%s", diff)
 			}
 		}
 		one := func(step Transition, ok bool, d Decision, err error) {
@@ -868,7 +928,7 @@ func TestScriptsAgreeWithMachine(t *testing.T) {
 						o.Result.Delivered = rapid.Bool().Draw(t, "delivered")
 						o.Result.Reason = "tls"
 						o.Result.Trip = rapid.SampledFrom(trips).Draw(t, "trip")
-						if f := m.Flag(); f != nil && rapid.Bool().Draw(t, "current") {
+						if f := m.suspension(); f != nil && rapid.Bool().Draw(t, "current") {
 							o.Result.Trip = f.Trip
 						}
 					default:
@@ -880,51 +940,40 @@ func TestScriptsAgreeWithMachine(t *testing.T) {
 				_, deltas := fold(batch)
 				d := deltas[testKey]
 				want, candidate := m.observe(at.UnixMilli(), d)
-				c, err := store.fold(at.UnixMilli(), testKey, d)
-				if err != nil {
-					t.Fatal(err)
+				made := run(func(m *machine, made *turn) { made.steps, made.candidate = m.observe(at.UnixMilli(), d) })
+				if made.candidate != candidate {
+					t.Fatalf("candidate: machine %v, store %v", candidate, made.candidate)
 				}
-				run(c)
-				ds := decisions{}
-				got, _, err := ds.observed(c, at, d)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if got != candidate {
-					t.Fatalf("candidate: machine %v, script %v", candidate, got)
-				}
-				check(want, ds.of(testKey).Transitions)
+				check(want, made.steps)
 			},
 			"trip": func(t *rapid.T) {
-				want, ok := m.Trip(at)
-				reply := run(store.call(store.tripScript, at.UnixMilli(), testKey, host, "0"))
-				ds := decisions{}
-				if reply[0] == "tripped" {
-					if err := ds.step(testKey, at, EventSuspended, fmt.Sprint(reply[1])); err != nil {
-						t.Fatal(err)
+				want, ok := m.trip(at)
+				made := run(func(m *machine, made *turn) {
+					if step, ok := m.trip(at); ok {
+						made.steps = []Transition{step}
 					}
-				}
-				one(want, ok, *ds.of(testKey), nil)
+				})
+				one(want, ok, made.decision(), nil)
 			},
 			"probe starts": func(t *rapid.T) {
 				trip := rapid.SampledFrom(trips).Draw(t, "trip")
-				if f := m.Flag(); f != nil && rapid.Bool().Draw(t, "current") {
+				if f := m.suspension(); f != nil && rapid.Bool().Draw(t, "current") {
 					trip = f.Trip
 				}
 				p := Probe{StartedAt: at, By: "d1"}
-				want, ok := m.StartProbe(at, trip, p)
+				want, ok := m.startProbe(at, trip, p)
 				d, err := store.startProbe(ctx, at, testKey, trip, p)
 				one(want, ok, d, err)
 			},
 			"suspend": func(t *rapid.T) {
 				c := drawCommand(t)
-				want, ok := m.SuspendByHand(at, c)
+				want, ok := m.suspendByHand(at, c)
 				d, err := store.suspendByHand(ctx, at, c)
 				one(want, ok, d, err)
 			},
 			"resume": func(t *rapid.T) {
 				c := drawCommand(t)
-				want, ok := m.Resume(at, c)
+				want, ok := m.resume(at, c)
 				d, err := store.resume(ctx, at, c)
 				one(want, ok, d, err)
 			},
@@ -939,60 +988,18 @@ func TestScriptsAgreeWithMachine(t *testing.T) {
 					t.Skip("no flag yet")
 				}
 				f := rapid.SampledFrom(copies).Draw(t, "copy")
-				want := m.Restore(at, f)
+				want := m.restore(at, f)
 				n, err := store.restore(ctx, at, []Flag{f})
 				if err != nil {
 					t.Fatal(err)
 				}
 				if (n == 1) != want {
-					t.Fatalf("restored: machine %v, script %d", want, n)
+					t.Fatalf("restored: machine %v, store %d", want, n)
 				}
 				check(nil, nil)
 			},
 		})
 	})
-}
-
-func BenchmarkObserve(b *testing.B) {
-	client := redistest.Start(b).Client()
-	store := newStore(b, client, DefaultRules())
-	if _, err := store.Restore(b.Context(), nil); err != nil {
-		b.Fatal(err)
-	}
-	const urls, batchSize = 10_000, 500
-	for _, bench := range []struct {
-		name    string
-		failing int // of a hundred URLs
-		perURL  int // results of one URL in a batch
-	}{
-		{"failing=0%", 0, 1},
-		{"failing=5%", 5, 1},
-		{"failing=100%", 100, 1},
-		{"failing=100%/per_url=10", 100, 10},
-	} {
-		b.Run(bench.name, func(b *testing.B) {
-			b.ReportAllocs()
-			seq := uint64(time.Now().UnixMilli())
-			u := 0
-			for b.Loop() {
-				batch := make([]Observation, 0, batchSize)
-				for len(batch) < batchSize {
-					u = (u + 1) % urls
-					for range bench.perURL {
-						seq++
-						batch = append(batch, Observation{
-							Key: urlKey(u), URLHost: "hooks.example.com", Seq: seq,
-							Result: Result{At: time.Now(), Delivered: u%100 >= bench.failing, Reason: "timeout"},
-						})
-					}
-				}
-				if _, err := store.Observe(b.Context(), batch); err != nil {
-					b.Fatal(err)
-				}
-			}
-			b.ReportMetric(float64(b.N)*batchSize/b.Elapsed().Seconds(), "results/s")
-		})
-	}
 }
 
 func TestMembersCarryKeyAndHost(t *testing.T) {

@@ -122,7 +122,8 @@ type Flag struct {
 	Trip string `json:"trip"`
 	// Since is when the suspension began; failed probes do not change it.
 	Since time.Time `json:"since"`
-	// Until is when the next probe is due. Zero: never, only a resume helps.
+	// Until is when the next probe is due. Zero: never, only a resume helps. In
+	// an AtRisk transition: when the URL will be suspended at this rate.
 	Until time.Time `json:"until,omitzero"`
 	// Trips counts consecutive stretches: 1 at first, one more for each failed
 	// probe, and not from 1 again if the URL was suspended a short while ago.
@@ -203,4 +204,9 @@ type Command struct {
 	Seq uint64
 	// At is when the command was given.
 	At time.Time
+	// Since is that of the suspension which the bucket SUSPENSIONS holds, zero
+	// when it holds none: a resume ends it also when Redis has lost it.
+	Since time.Time
+	// Revision is that of the URL's last entry in the bucket.
+	Revision uint64
 }
