@@ -87,10 +87,10 @@ func BenchmarkBuild(b *testing.B) {
 	now := time.Now()
 	b.ReportAllocs()
 	for b.Loop() {
-		req, err := s.build(b.Context(), r, now)
+		m, err := s.compose(&r, now)
 		if err != nil {
 			b.Fatal(err)
 		}
-		_ = masked(req.Header, r.AuthHeader)
+		_ = m.shown()
 	}
 }

@@ -10,16 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
+	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -76,18 +74,18 @@ type Request struct {
 
 // Sender makes attempts over connections that it keeps. It is safe for concurrent use.
 type Sender struct {
-	timeout   time.Duration
-	policy    *egress.Policy
-	userAgent string
-	tls       *tls.Config
-	transport *http.Transport
+	timeout     time.Duration
+	policy      *egress.Policy
+	userAgent   string
+	tls         *tls.Config
+	h2          *http.Transport
+	proxyFields []field
+	connect     func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	ctx    context.Context // ends dials when the Sender is closed
 	cancel context.CancelFunc
-	closed atomic.Bool
-	// http1 holds the hosts (as in the URL) whose last TLS connection speaks
-	// HTTP/1; see Send. As many entries as webhooks have hosts.
-	http1 sync.Map
+	pool   pool
+	habits habits
 	// scratch holds *[scratchBytes]byte for reading bodies.
 	scratch sync.Pool
 }
@@ -104,6 +102,7 @@ func New(cfg Config, policy *egress.Policy, userAgent string) (*Sender, error) {
 		timeout:   cfg.Timeout,
 		policy:    policy,
 		userAgent: userAgent,
+		connect:   policy.DialContext,
 		tls: &tls.Config{
 			MinVersion: tls.VersionTLS12,
 			RootCAs:    policy.RootCAs,
@@ -111,45 +110,13 @@ func New(cfg Config, policy *egress.Policy, userAgent string) (*Sender, error) {
 			// A resumed handshake costs half of a full one.
 			ClientSessionCache: tls.NewLRUClientSessionCache(4096),
 		},
+		h2:      newHTTP2Transport(cfg.Timeout),
 		scratch: sync.Pool{New: func() any { return new([scratchBytes]byte) }},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.transport = &http.Transport{
-		DialContext:    s.dial,
-		DialTLSContext: s.dialTLS,
-		// Used through a proxy only; dialTLS does the rest.
-		TLSClientConfig:     s.tls.Clone(),
-		TLSHandshakeTimeout: cfg.Timeout,
-
-		ForceAttemptHTTP2:      true,
-		DisableCompression:     true,
-		MaxResponseHeaderBytes: maxHeaderBytes,
-
-		// A new TLS connection costs 15 times the CPU of a kept one. Receivers
-		// usually close idle connections after 60 s or more: be first.
-		MaxIdleConns:        4096,
-		MaxIdleConnsPerHost: 2048,
-		IdleConnTimeout:     50 * time.Second,
-
-		HTTP2: &http.HTTP2Config{
-			// All attempts to a host share one connection: notice when it is
-			// dead, and do not let bodies nobody reads pile up (default 4 MiB
-			// per stream).
-			SendPingTimeout:               10 * time.Second,
-			PingTimeout:                   5 * time.Second,
-			WriteByteTimeout:              cfg.Timeout,
-			MaxReceiveBufferPerStream:     maxBodyBytes,
-			MaxReceiveBufferPerConnection: 1 << 20,
-		},
-	}
-	if policy.Proxy != nil {
-		s.transport.Proxy = http.ProxyURL(policy.Proxy)
-		s.transport.OnProxyConnectResponse = func(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
-			if resp.StatusCode != http.StatusOK {
-				return &dialError{Connect, fmt.Errorf("the proxy answered with status %d", resp.StatusCode)}
-			}
-			return nil
-		}
+	if policy.Proxy != nil && policy.Proxy.User != nil {
+		password, _ := policy.Proxy.User.Password()
+		s.proxyFields = proxyFields(policy.Proxy.User.Username(), password)
 	}
 	return s, nil
 }
@@ -157,172 +124,152 @@ func New(cfg Config, policy *egress.Policy, userAgent string) (*Sender, error) {
 // Close ends dials and idle connections. Call it after the last Send has returned; later ones are refused
 // as canceled.
 func (s *Sender) Close() {
-	s.closed.Store(true)
 	s.cancel()
-	s.transport.CloseIdleConnections()
+	s.pool.close()
 }
+
+// LegacyHosts is the number of hosts, of at most 4,096 that are remembered for a day, that speak TLS 1.2 with RSA key
+// exchange only. EGRESS_TLS_LEGACY decides whether they are sent to.
+func (s *Sender) LegacyHosts() int { return s.habits.legacy() }
 
 // Send makes one attempt. It returns within the timeout, plus the time the scheduler takes. When ctx ends
 // first, the outcome is Canceled.
 func (s *Sender) Send(ctx context.Context, r Request) Outcome {
 	o := Outcome{Started: time.Now()}
-	if s.closed.Load() || ctx.Err() != nil {
+	if s.ctx.Err() != nil || ctx.Err() != nil {
 		o.Canceled, o.Detail = true, "canceled before it started"
 		return o
 	}
-	inner, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	a := &attempt{Context: inner, deadline: o.Started.Add(s.timeout)}
-	// The only hook; one for informational answers would lift net/http's limit on them.
-	traced := httptrace.WithClientTrace(a, &httptrace.ClientTrace{GotConn: a.gotConn})
-	req, err := s.build(traced, r, o.Started)
+	m, err := s.compose(&r, o.Started)
 	if err != nil {
 		o.Reason, o.Detail = InternalError, err.Error()
 		return o
 	}
-	a.host = req.URL.Host
-	if detail := s.forbids(req.URL); detail != "" {
+	if detail := s.forbids(m.url); detail != "" {
 		o.Reason, o.Detail = BlockedAddress, detail
 		return o
 	}
-	o.RequestHeaders = masked(req.Header, r.AuthHeader)
+	o.RequestHeaders = m.shown()
 
-	timer := time.AfterFunc(s.timeout, func() { cancel(errDeadline) })
-	defer timer.Stop()
-	resp, err := s.roundTrip(req, r.Body)
+	a := attempt{deadline: o.Started.Add(s.timeout)}
+	rep, c, err := s.exchange(ctx, &a, m)
 	o.Duration = time.Since(o.Started)
-	o.Phases = Phases{
-		DNS:     time.Duration(a.dns.Load()),
-		Connect: time.Duration(a.connect.Load()),
-		TLS:     time.Duration(a.tls.Load()),
-	}
+	o.Phases = Phases{DNS: a.dns, Connect: a.connect, TLS: a.tls}
 	secrets := echoes(r.AuthKey)
 	if err != nil {
-		if ctx.Err() != nil && !errors.Is(context.Cause(inner), errDeadline) {
+		if ctx.Err() != nil && time.Now().Before(a.deadline) {
 			o.Canceled, o.Detail = true, "canceled by our own stop; the request may have arrived"
 			return o
 		}
 		o.Reason, o.Detail = a.classify(err, s.timeout)
 		o.Detail = tidy(secrets.hide(o.Detail))
-		o.Certificate = s.ended(err, o.Started.Add(o.Duration))
+		o.Certificate = ended(err, o.Started.Add(o.Duration))
 		return o
 	}
 	o.Phases.FirstByte = o.Started.Add(o.Duration).Sub(a.got)
-	o.judge(resp)
-	if resp.TLS != nil && len(resp.TLS.PeerCertificates) > 0 {
-		leaf := resp.TLS.PeerCertificates[0]
-		o.Certificate = Certificate{From: leaf.NotBefore, Until: leaf.NotAfter, New: a.fresh && !resp.TLS.DidResume}
-		if o.Certificate.EndsSoon(o.Started) {
-			// The next handshake is a full one: resumed sessions could go on with this one after its renewal.
-			s.tls.ClientSessionCache.Put(req.URL.Hostname(), nil)
-		}
+	o.judge(rep)
+	o.Certificate = c.leaf
+	o.Certificate.New = a.fresh && c.full
+	if c.tls != nil && c.leaf.EndsSoon(o.Started) {
+		// The next handshake is a full one: resumed sessions could go on with this one after its renewal.
+		s.tls.ClientSessionCache.Put(hostname(m.origin.host), nil)
 	}
-	o.ResponseHeaders = resp.Header
+	o.ResponseHeaders = rep.header
 	secrets.hideHeader(o.ResponseHeaders)
-
-	if resp.Body != http.NoBody && resp.StatusCode != http.StatusSwitchingProtocols {
-		timer.Reset(min(BodyTime, s.timeout-o.Duration))
-		o.ResponseBody = s.read(resp.Body, secrets)
+	o.ResponseBody = s.conclude(c, rep, min(BodyTime, s.timeout-o.Duration), secrets)
+	if rep.odd != "" {
+		if o.Detail != "" {
+			o.Detail += "; "
+		}
+		o.Detail += "the answer's headers are malformed, so the connection is not used again: " + rep.odd
 	}
-	_ = resp.Body.Close()
+	o.Detail = tidy(secrets.hide(o.Detail))
 	return o
 }
 
-// roundTrip sends req, and again where the receiver said that it did not process it.
-func (s *Sender) roundTrip(req *http.Request, body []byte) (*http.Response, error) {
+// exchange sends m and reads the head of the answer. It sends again where the receiver said that it did not process
+// the request, or asked for HTTP/1.1.
+func (s *Sender) exchange(ctx context.Context, a *attempt, m *message) (*reply, *conn, error) {
 	for resends := 0; ; resends++ {
-		// A type that net/http knows to be in memory: headers and body then leave in one write.
-		r := bytes.NewReader(body)
-		req.Body, req.GetBody = io.NopCloser(r), nil
-		if req.URL.Scheme == "http" || s.isHTTP1(req.URL.Host) {
-			// HTTP/1 asks for the body again when nothing was written to a kept
-			// connection, and for GET also when the request may have arrived.
-			// HTTP/2 asks on errors that it then hides: without GetBody it
-			// returns them, and unprocessed tells them apart. The host may have
-			// changed its protocol meanwhile.
-			req.GetBody = func() (io.ReadCloser, error) {
-				if req.URL.Scheme == "https" && !s.isHTTP1(req.URL.Host) || req.Method == http.MethodGet && r.Len() < len(body) {
-					return nil, fmt.Errorf("the request may have arrived: %w", io.EOF)
+		now := time.Now()
+		c := s.pool.take(m.origin, now)
+		fresh := c == nil
+		if fresh {
+			var err error
+			if c, err = s.dial(ctx, a, m.origin); err != nil {
+				return nil, nil, err
+			}
+			now = time.Now()
+			if c.h2 != nil {
+				if c = s.pool.share(c, now); c == nil {
+					return nil, nil, &lostError{errors.New("the receiver closed the new connection")}
 				}
-				r = bytes.NewReader(body)
-				return io.NopCloser(r), nil
 			}
 		}
-		resp, err := s.transport.RoundTrip(req)
-		if err == nil || resends == maxResends || !unprocessed(err) {
-			return resp, err
+		a.got, a.fresh = now, fresh
+		rep, err := s.send(ctx, a, c, m)
+		if err == nil {
+			return rep, c, nil
 		}
-		// net/http may still hold the request it was given.
-		req = req.WithContext(req.Context())
+		asked := wantsHTTP1(err)
+		if _, bad := malformed(err); bad || asked { // over HTTP/1.1 the status of malformed answers counts
+			s.habits.learn(m.origin.host, func(h *habit) { h.http1 = true })
+			s.pool.drop(m.origin)
+		}
+		if resends == maxResends || !asked && !unprocessed(err) {
+			if fresh {
+				s.policy.Avoid(hostname(m.origin.host), c.RemoteAddr())
+			}
+			return nil, nil, err
+		}
 	}
 }
 
-func (s *Sender) isHTTP1(host string) bool {
-	_, ok := s.http1.Load(host)
-	return ok
-}
-
-// cannotRetry begins the error of an HTTP/2 request that net/http could repeat if it had GetBody.
-const cannotRetry = "http2: Transport: cannot retry err ["
-
-// unprocessed reports that an HTTP/2 receiver said it will not process the request (RFC 9113, section 8.7).
-// The types are private to net/http; should its texts change, such attempts fail instead of being resent.
-func unprocessed(err error) bool {
-	cause, ok := strings.CutPrefix(err.Error(), cannotRetry)
-	return ok && (strings.HasPrefix(cause, "http2: Transport received Server's graceful shutdown GOAWAY]") ||
-		strings.HasPrefix(cause, "stream error: stream ID ") && strings.Contains(cause, "; REFUSED_STREAM; received from peer]"))
-}
-
-// build checks r and makes the request without its body. The errors hold no value of r.
-func (s *Sender) build(ctx context.Context, r Request, now time.Time) (*http.Request, error) {
-	switch {
-	case len(r.Body) == 0:
-		return nil, errors.New("the event has no bytes")
-	case len(r.Secrets) == 0:
-		return nil, errors.New("there is no signing key")
-	case !fits(r.EventName) || !fits(r.NotificationID) || strings.Contains(r.NotificationID, "."):
-		return nil, errors.New("the event name or notification id does not fit into a header")
-	case r.Replay != "" && !fits(r.Replay):
-		return nil, errors.New("the replay id does not fit into a header")
-	case r.AuthHeader != "" && (!httpguts.ValidHeaderFieldName(r.AuthHeader) || !fits(r.AuthKey)):
-		return nil, errors.New("the auth header or key does not fit into a header")
-	case strings.EqualFold(r.AuthHeader, "Idempotency-Key"), strings.EqualFold(r.AuthHeader, "X-Idempotency-Key"):
-		return nil, errors.New("the auth header makes Go's client send requests twice")
+// send makes one exchange over c.
+func (s *Sender) send(ctx context.Context, a *attempt, c *conn, m *message) (*reply, error) {
+	if c.h2 != nil {
+		return s.http2(ctx, a, c, m)
 	}
-	req, err := http.NewRequestWithContext(ctx, r.Method, r.URL, nil)
+	_ = c.SetDeadline(a.deadline)
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+	rep, err := s.http1(c, m)
+	stop()
 	if err != nil {
-		return nil, errors.New("the method or URL is not usable") // err repeats the URL
+		c.close()
 	}
-	if scheme := req.URL.Scheme; (scheme != "https" && scheme != "http") || req.URL.Host == "" {
-		return nil, errors.New("the URL is not absolute, or neither https nor http")
-	}
-	req.ContentLength = int64(len(r.Body))
-
-	ts := strconv.FormatInt(now.Unix(), 10)
-	values := make([]string, 0, 9) // one allocation behind all of them
-	h := make(http.Header, 8)      // a map of up to 8 is small; only replays have 9
-	set := func(name, value string) {
-		values = append(values, value)
-		h[name] = values[len(values)-1 : len(values) : len(values)]
-	}
-	set("Content-Type", "application/json")
-	set("User-Agent", s.userAgent)
-	set("Gancho-Event", r.EventName)
-	set("Gancho-Attempt", strconv.Itoa(r.Attempt))
-	set("Webhook-Id", r.NotificationID)
-	set("Webhook-Timestamp", ts)
-	set("Webhook-Signature", sign(r.NotificationID, ts, r.Body, r.Secrets))
-	if r.Replay != "" {
-		set("Gancho-Replay", r.Replay)
-	}
-	if r.AuthHeader != "" {
-		set(r.AuthHeader, r.AuthKey) // spelled as its owner did
-	}
-	req.Header = h
-	return req, nil
+	return rep, err
 }
 
-func fits(value string) bool { return value != "" && httpguts.ValidHeaderFieldValue(value) }
+// conclude reads the body for at most d, keeps the connection if it can be used again, and returns the beginning of
+// the body.
+func (s *Sender) conclude(c *conn, rep *reply, d time.Duration, secrets echo) []byte {
+	var kept []byte
+	if rep.resp != nil {
+		if rep.resp.Body != http.NoBody {
+			rep.timer.Reset(d)
+			kept, _ = s.read(rep.body, secrets)
+		}
+		_ = rep.resp.Body.Close()
+		rep.timer.Stop()
+		rep.cancel(nil)
+		s.pool.done(c)
+		return kept
+	}
+	whole := rep.length == 0
+	if !whole {
+		_ = c.SetReadDeadline(time.Now().Add(d))
+		kept, whole = s.read(rep.body, secrets)
+	}
+	now := time.Now()
+	until, reusable := rep.finish(whole, now)
+	if !reusable || now.After(c.retire) {
+		c.close()
+		return kept
+	}
+	c.expires = until
+	s.pool.put(c)
+	return kept
+}
 
 // forbids judges what the dialer will not see, and says what is wrong: a scheme that was allowed when the
 // webhook was registered, and, as a proxy is dialled instead, an address literal and the port.
@@ -343,18 +290,6 @@ func (s *Sender) forbids(u *url.URL) string {
 		return "port " + port + " is not open; EGRESS_ALLOW_PORTS lists the open ports"
 	}
 	return ""
-}
-
-const mask = "***"
-
-func masked(h http.Header, auth string) http.Header {
-	out := maps.Clone(h)
-	hidden := []string{mask, mask}
-	out["Webhook-Signature"] = hidden[0:1:1]
-	if auth != "" {
-		out[auth] = hidden[1:2]
-	}
-	return out
 }
 
 // echo is what a receiver may repeat of an auth key, longest first: the value, what follows a scheme such as
@@ -414,8 +349,9 @@ func (e echo) hideHeader(h http.Header) {
 	}
 }
 
-// read reads a body up to its limit and returns the beginning, without echoes of the auth key.
-func (s *Sender) read(body io.Reader, secrets echo) []byte {
+// read reads a body up to its limit and returns the beginning, without echoes of the auth key. whole reports that
+// the body ended.
+func (s *Sender) read(body io.Reader, secrets echo) (kept []byte, whole bool) {
 	scratch := s.scratch.Get().(*[scratchBytes]byte) //nolint:errcheck // the pool holds nothing else
 	defer s.scratch.Put(scratch)
 	limited := io.LimitedReader{R: body, N: maxBodyBytes}
@@ -426,7 +362,7 @@ func (s *Sender) read(body io.Reader, secrets echo) []byte {
 	}
 	buf := scratch[:min(keptBodyBytes+beyond, scratchBytes)]
 	n, err := io.ReadFull(&limited, buf)
-	kept := buf[:n]
+	kept = buf[:n]
 	for _, secret := range secrets {
 		kept = bytes.ReplaceAll(kept, []byte(secret), []byte(mask))
 	}
@@ -434,7 +370,8 @@ func (s *Sender) read(body io.Reader, secrets echo) []byte {
 	for err == nil {
 		_, err = limited.Read(scratch[:])
 	}
-	return kept
+	// io.ReadFull ends with one of two errors; the limit looks like an end too.
+	return kept, (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) && limited.N > 0
 }
 
 // cut shortens b to what is kept, without cutting a character of UTF-8 in two.

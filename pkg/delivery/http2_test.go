@@ -2,7 +2,7 @@ package delivery
 
 import (
 	"bytes"
-	"fmt"
+	"errors"
 	"io"
 	"net"
 	"strings"
@@ -266,15 +266,22 @@ func TestHTTP2Resend(t *testing.T) {
 // TestUnprocessed: a receiver's own words cannot pass for the client's.
 func TestUnprocessed(t *testing.T) {
 	t.Parallel()
-	const prefix = "http2: Transport: cannot retry err ["
 	for text, want := range map[string]bool{
-		prefix + "http2: Transport received Server's graceful shutdown GOAWAY] after": true,
-		prefix + "stream error: stream ID 3; REFUSED_STREAM; received from peer] ":    true,
-		prefix + "stream error: stream ID 3; PROTOCOL_ERROR; received from peer] ":    false,
-		`http2: server sent GOAWAY and closed the connection; debug="` + prefix + `"`: false,
-		"stream error: stream ID 3; REFUSED_STREAM; received from peer":               false,
+		"http2: Transport received Server's graceful shutdown GOAWAY": true,
+		"http2: client conn not usable":                               true,
+		`http2: server sent GOAWAY and closed the connection; LastStreamID=1, ErrCode=NO_ERROR, debug="http2: client conn not usable"`: false,
 	} {
-		if got := unprocessed(fmt.Errorf("%s", text)); got != want {
+		if got := unprocessed(errors.New(text)); got != want {
+			t.Errorf("%q: %v, want %v", text, got, want)
+		}
+	}
+	for text, want := range map[string]bool{
+		"http2: Transport received GOAWAY from server ErrCode:HTTP_1_1_REQUIRED":                                                     true,
+		`http2: server sent GOAWAY and closed the connection; LastStreamID=0, ErrCode=HTTP_1_1_REQUIRED, debug=""`:                   true,
+		`http2: server sent GOAWAY and closed the connection; LastStreamID=0, ErrCode=NO_ERROR, debug="HTTP_1_1_REQUIRED"`:           false,
+		`http2: server sent GOAWAY and closed the connection; LastStreamID=0, ErrCode=NO_ERROR, debug=", ErrCode=HTTP_1_1_REQUIRED"`: false,
+	} {
+		if got := wantsHTTP1(errors.New(text)); got != want {
 			t.Errorf("%q: %v, want %v", text, got, want)
 		}
 	}

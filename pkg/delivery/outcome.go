@@ -1,7 +1,6 @@
 package delivery
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -111,9 +110,9 @@ type Outcome struct {
 }
 
 // judge sets the verdict of an answer.
-func (o *Outcome) judge(resp *http.Response) {
-	o.Status = resp.StatusCode
-	switch s := resp.StatusCode; {
+func (o *Outcome) judge(rep *reply) {
+	o.Status = rep.status
+	switch s := rep.status; {
 	case s >= 200 && s <= 299:
 		o.Delivered = true
 		return
@@ -134,7 +133,7 @@ func (o *Outcome) judge(resp *http.Response) {
 	if o.Reason == BadResponse {
 		o.Detail += ", which does not exist"
 	}
-	o.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), o.Started.Add(o.Duration))
+	o.RetryAfter = parseRetryAfter(rep.header.Get("Retry-After"), o.Started.Add(o.Duration))
 }
 
 const maxRetryAfter = 24 * time.Hour
@@ -166,6 +165,7 @@ var errDeadline = errors.New("the attempt's timeout is over")
 type dialError struct {
 	reason Reason // Connect or TLS
 	err    error
+	proxy  bool // it came from the proxy, not from the receiver
 }
 
 func (e *dialError) Error() string { return e.err.Error() }
@@ -177,12 +177,19 @@ func (a *attempt) classify(err error, timeout time.Duration) (Reason, string) {
 		return BlockedAddress, blocked.Error()
 	}
 	dial, dialing := errors.AsType[*dialError](err)
+	failed, lookup := errors.AsType[*net.DNSError](err)
 	// The dialer ends at the same moment as the attempt and may be noticed first.
-	if errors.Is(context.Cause(a), errDeadline) || !time.Now().Before(a.deadline) {
-		return Timeout, a.stage() + " took longer than " + timeout.String()
+	if !time.Now().Before(a.deadline) {
+		text := a.stage() + " took longer than " + timeout.String()
+		if tried, ok := errors.AsType[*egress.DialError](err); ok {
+			text += ": " + tried.Error()
+		} else if lookup && failed.Server != "" {
+			text += ": no answer from name server " + failed.Server
+		}
+		return Timeout, text
 	}
-	if failed, ok := errors.AsType[*net.DNSError](err); ok {
-		return DNS, failed.Error()
+	if lookup {
+		return DNS, nameFailure(failed)
 	}
 	if dialing && dial.reason == Connect {
 		if slow, ok := errors.AsType[net.Error](err); ok && slow.Timeout() {
@@ -191,39 +198,64 @@ func (a *attempt) classify(err error, timeout time.Duration) (Reason, string) {
 		return Connect, "connecting: " + err.Error()
 	}
 	if dialing || isTLS(err) {
-		return TLS, "TLS handshake: " + err.Error()
+		return TLS, handshakeFailure(err)
+	}
+	if _, lost := errors.AsType[*lostError](err); lost {
+		return Connect, "the connection was lost before an answer (the request may have arrived): " + cause(err)
+	}
+	if text, ok := errors.AsType[badAnswer](err); ok {
+		return BadResponse, string(text)
+	}
+	if text, ok := malformed(err); ok {
+		return BadResponse, "the answer's headers are malformed: " + text + "; the next attempt uses HTTP/1.1"
 	}
 
 	text := err.Error()
-	if cause, ok := strings.CutPrefix(text, cannotRetry); ok {
-		text, _, _ = strings.Cut(cause, "] after Request.Body")
-	}
 	switch {
+	case errors.Is(err, errHeaderLimit):
+		return HeaderLimit, errHeaderLimit.Error()
 	// net/http has no types for these.
-	case strings.Contains(text, "server response headers exceeded"), strings.Contains(text, "header list"):
-		return HeaderLimit, "the answer's headers are larger than 64 KiB"
-	case strings.HasPrefix(text, "net/http: invalid"):
-		return InternalError, text
-	case errors.Is(err, io.ErrUnexpectedEOF) && strings.Contains(text, "HTTP/1"):
-		return BadResponse, "the connection was closed inside the answer's headers"
+	case strings.Contains(text, headerList):
+		return HeaderLimit, errHeaderLimit.Error()
 	case errors.Is(err, errFlood):
 		return BadResponse, errFlood.Error()
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
-		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE),
-		strings.Contains(text, "server closed idle connection"), strings.Contains(text, "http2: client conn"),
-		strings.Contains(text, "http2: server sent GOAWAY"), strings.Contains(text, "proxyconnect"):
+		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, errNothingSent),
+		strings.Contains(text, "http2: client conn"), strings.Contains(text, "http2: server sent GOAWAY"):
 		return Connect, "the connection was lost before an answer (the request may have arrived): " + text
 	}
 	return BadResponse, text
 }
 
-// isTLS finds TLS failures outside our own handshake: through a proxy, and alerts that TLS 1.3 sends after
-// it, such as a missing client certificate.
+// cause is the short text of a network error.
+func cause(err error) string {
+	if no, ok := errors.AsType[syscall.Errno](err); ok {
+		return no.Error()
+	}
+	if errors.Is(err, io.EOF) {
+		return "the receiver closed it"
+	}
+	return err.Error()
+}
+
+// nameFailure says which name server said what.
+func nameFailure(e *net.DNSError) string {
+	text := "looking up " + e.Name + ": "
+	switch {
+	case e.Server == "":
+		return text + e.Err
+	case e.IsNotFound:
+		return text + "the name does not exist, says name server " + e.Server
+	}
+	return text + "name server " + e.Server + ": " + e.Err
+}
+
+func handshakeFailure(err error) string { return "TLS handshake: " + err.Error() }
+
+// isTLS finds TLS failures outside our own handshake: alerts that TLS 1.3 sends after it, such as for a missing
+// client certificate.
 func isTLS(err error) bool {
 	if op, ok := errors.AsType[*net.OpError](err); ok && (op.Op == "remote error" || op.Op == "local error") {
-		return true
-	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return true
 	}
 	_, ok := errors.AsType[tls.RecordHeaderError](err)
@@ -231,13 +263,13 @@ func isTLS(err error) bool {
 }
 
 // ended returns the receiver's certificate where err says that it was refused and it has ended.
-func (s *Sender) ended(err error, now time.Time) Certificate {
+func ended(err error, now time.Time) Certificate {
 	refused, ok := errors.AsType[*tls.CertificateVerificationError](err)
 	if !ok || len(refused.UnverifiedCertificates) == 0 {
 		return Certificate{}
 	}
-	if _, dialing := errors.AsType[*dialError](err); dialing && s.policy.Proxy != nil {
-		return Certificate{} // it is the proxy's
+	if dial, dialing := errors.AsType[*dialError](err); dialing && dial.proxy {
+		return Certificate{}
 	}
 	leaf := refused.UnverifiedCertificates[0]
 	if !now.After(leaf.NotAfter) {

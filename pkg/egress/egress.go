@@ -46,6 +46,9 @@ type Config struct {
 	// DNSServer is the name server (ip:port) to ask instead of those in
 	// /etc/resolv.conf. For tests and special networks. Default none.
 	DNSServer string `env:"EGRESS_DNS_SERVER"`
+	// TLSLegacy also sends to receivers that speak TLS 1.2 with RSA key exchange only, which has no forward secrecy:
+	// who gets the receiver's key later can read what was recorded. Default false.
+	TLSLegacy bool `env:"EGRESS_TLS_LEGACY" envDefault:"false"`
 }
 
 // proxyForm is the form of EGRESS_PROXY_URL.
@@ -71,6 +74,8 @@ type Policy struct {
 	// Proxy is where all connections go, or nil. Its user information is a
 	// secret.
 	Proxy *url.URL
+	// LegacyTLS reports whether RSA key exchange may be used where a receiver offers nothing else.
+	LegacyTLS bool
 
 	allow, deny []netip.Prefix
 	ports       []portRange
@@ -91,7 +96,7 @@ type ownAddrs struct {
 // New checks cfg. The error holds every problem, one line each, naming the
 // variable, its value and what is allowed.
 func New(cfg Config) (*Policy, error) {
-	p := &Policy{AllowHTTP: cfg.AllowHTTPURLs}
+	p := &Policy{AllowHTTP: cfg.AllowHTTPURLs, LegacyTLS: cfg.TLSLegacy}
 	var problems []error
 	problem := func(format string, args ...any) {
 		problems = append(problems, fmt.Errorf(format, args...))
@@ -252,6 +257,9 @@ func (p *Policy) rule(a netip.Addr) Rule {
 	}
 	return ""
 }
+
+// ProxyAddr is the proxy as host:port, or "".
+func (p *Policy) ProxyAddr() string { return p.proxyAddr }
 
 // PortAllowed reports whether port may be dialled.
 func (p *Policy) PortAllowed(port uint16) bool {
