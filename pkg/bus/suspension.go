@@ -40,13 +40,14 @@ func (b *Bus) Command(ctx context.Context, c Command, msgID string) error {
 	return err
 }
 
-// CommandConsumer reads the commands in order.
+// CommandConsumer reads the commands. One that waits to be delivered again holds up no other; of one URL, a command
+// that comes after a later one is ignored by its sequence.
 type CommandConsumer struct{ *Consumer }
 
 // Commands returns the suspension-monitors' shared reader of commands.
 func (b *Bus) Commands(ctx context.Context) (*CommandConsumer, error) {
 	c, err := b.Consumer(ctx, topology.Commands, jetstream.ConsumerConfig{
-		Durable: topology.ConsumerCommands, AckWait: 30 * time.Second, MaxAckPending: 1, MaxDeliver: -1, // one at a time keeps their order
+		Durable: topology.ConsumerCommands, AckWait: 5 * time.Second, MaxAckPending: 64, MaxDeliver: -1, // their sequences keep the order of a URL's
 	})
 	return &CommandConsumer{c}, err
 }

@@ -3,6 +3,7 @@ package monitor
 import (
 	"context"
 	"errors"
+	"maps"
 	"time"
 
 	"go.uber.org/zap"
@@ -13,9 +14,15 @@ import (
 	"gancho/pkg/suspension/mirror"
 )
 
-// changed shows how many URLs are suspended, and passes on probes that a dispatcher began.
+// changed shows how many URLs are suspended, passes on probes that a dispatcher began, and has broken entries written
+// again.
 func (m *Monitor) changed(ctx context.Context, c mirror.Change, probes chan<- suspension.Flag) {
 	m.metrics.suspended.Set(float64(len(m.suspensions.All())))
+	if c.Broken {
+		m.broken.Store(c.Key, struct{}{})
+		m.compareSoon()
+		return
+	}
 	if c.Record != nil && c.Record.State == suspension.Probing && c.Record.Probe != nil {
 		select {
 		case probes <- c.Record.Flag:
@@ -23,6 +30,9 @@ func (m *Monitor) changed(ctx context.Context, c mirror.Change, probes chan<- su
 		}
 	}
 }
+
+// compareSoon has Redis and the bucket compared at the next beat.
+func (m *Monitor) compareSoon() { m.compareDue.Store(true) }
 
 // restore puts back the flags that Redis lost.
 func (m *Monitor) restore(ctx context.Context) error {
@@ -38,72 +48,102 @@ func (m *Monitor) restore(ctx context.Context) error {
 	return err
 }
 
-// mirrorFlag makes the bucket's entry what Redis holds. It reads the entry first and Redis second, so its
-// compare-and-set fails when another monitor wrote in between, and it looks again.
-func (m *Monitor) mirrorFlag(ctx context.Context, key suspension.Key) error {
+// agree makes Redis and the bucket hold the same of a URL: the newer of the two records. It reads the bucket first and
+// Redis second, so its compare-and-set fails when another monitor wrote in between, and it looks again. It returns the
+// suspension that stands, nil for none, and whether the bucket held another.
+func (m *Monitor) agree(ctx context.Context, key suspension.Key) (flag *suspension.Flag, followed bool, err error) {
 	for {
-		have, revision, err := m.suspensions.Read(ctx, key)
-		if err != nil {
-			return err
+		record, revision, err := m.suspensions.Read(ctx, key)
+		broken := errors.Is(err, mirror.ErrBroken)
+		if err != nil && !broken {
+			return nil, false, err
 		}
-		flag, err := m.store.Get(ctx, key)
+		var copied *suspension.Flag
+		if record != nil {
+			copied = &record.Flag
+		}
+		if copied != nil && schema.Check(copied.Schema) != nil {
+			return copied, false, nil // a newer version's
+		}
+		if broken {
+			// The entry says nothing; the last good one does.
+			if last, known := m.suspensions.Get(key); known {
+				copied = &last.Flag
+			}
+		}
+		flag, err := m.store.Reconcile(ctx, key, copied, revision)
 		if err != nil {
-			return err
+			return nil, false, err
 		}
 		switch {
-		case flag == nil && have == nil:
-			return nil
-		case have != nil && schema.Check(have.Schema) != nil:
-			return nil // a newer version's
+		case flag == nil && copied == nil && !broken:
+			return nil, false, nil
 		case flag == nil:
 			err = m.suspensions.Remove(ctx, key, revision)
-		case have != nil && have.Trip == flag.Trip && have.ByHand == flag.ByHand &&
-			(have.State == suspension.Probing || have.State == flag.State):
-			return nil // the same stretch, perhaps with a dispatcher's claim on its probe
+		case !broken && copied != nil && copied.Trip == flag.Trip && copied.ByHand == flag.ByHand &&
+			(copied.State == suspension.Probing || copied.State == flag.State):
+			return flag, false, nil // the same stretch, perhaps with a dispatcher's claim on its probe
 		default:
 			_, err = m.suspensions.Write(ctx, *flag, revision)
 		}
 		if !errors.Is(err, bus.ErrConflict) {
-			return err
+			return flag, err == nil, err
 		}
 	}
 }
 
-// compare finds steps that a monitor decided but died before it mirrored or told.
+// compare makes Redis and the bucket agree on every URL that one of them holds a suspension of. It finds steps that a
+// monitor decided but died before it mirrored or published them, and steps that Redis has lost.
 func (m *Monitor) compare(ctx context.Context) error {
-	// Before Redis is read: what is in the mirror now and not in Redis then was resumed.
-	stale := map[suspension.Key]suspension.Flag{}
+	// The bucket's before those of Redis: one that is resumed in between is found and left as it is.
+	copies := map[suspension.Key]suspension.Flag{}
 	for _, r := range m.suspensions.All() {
-		stale[r.Key()] = r.Flag
+		copies[r.Key()] = r.Flag
 	}
 	flags, err := m.store.All(ctx)
 	if err != nil {
 		return err
 	}
-	for _, f := range flags {
-		if have, ok := stale[f.Key()]; !ok || have.Trip != f.Trip {
-			if err := m.late(ctx, suspension.Transition{Event: suspension.EventSuspended, At: time.Now(), Flag: f}); err != nil {
-				return err
-			}
-		}
-		delete(stale, f.Key())
-	}
 	if lost, err := m.store.Lost(ctx); err != nil || lost {
-		return err // the mirror is right, then
+		return err // the bucket is right, then
 	}
-	for _, f := range stale {
-		if err := m.late(ctx, suspension.Transition{Event: suspension.EventResumed, At: time.Now(), Flag: f}); err != nil {
+	differ := map[suspension.Key]suspension.Flag{}
+	for _, f := range flags {
+		if have, ok := copies[f.Key()]; !ok || have.Trip != f.Trip || have.ByHand != f.ByHand {
+			differ[f.Key()] = f
+		}
+		delete(copies, f.Key())
+	}
+	maps.Copy(differ, copies)
+	m.broken.Range(func(name, _ any) bool {
+		if key, ok := name.(suspension.Key); ok {
+			m.broken.Delete(key)
+			record, _ := m.suspensions.Get(key)
+			differ[key] = record.Flag
+		}
+		return true
+	})
+	for key, known := range differ {
+		flag, followed, err := m.agree(ctx, key)
+		if err != nil {
+			return err
+		}
+		if !followed || known.Trip == "" { // the bucket's was the newer one, and its step was published then
+			continue
+		}
+		t := suspension.Transition{Event: suspension.EventResumed, At: time.Now(), Flag: known}
+		if flag != nil {
+			t.Event, t.Flag = suspension.EventSuspended, *flag
+		}
+		if err := m.late(ctx, t); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// late mirrors and tells a step that was decided earlier, unless it was told.
+// late publishes a step that was decided earlier, unless it was published then.
 func (m *Monitor) late(ctx context.Context, t suspension.Transition) error {
-	if err := m.mirrorFlag(ctx, t.Flag.Key()); err != nil {
-		return err
-	}
 	for _, w := range m.webhooks(t.Flag.Key()) {
 		s := status(t, w)
 		if told, err := m.bus.Told(ctx, s, stepName(t)); err != nil {

@@ -1,17 +1,18 @@
-// Package monitor decides which URLs are suspended. It folds the journal of attempts into the error
-// windows in Redis, mirrors each suspended flag to the bucket SUSPENSIONS, which everyone else watches, and
-// tells every step on WEBHOOK_STATUS.
+// Package monitor decides which URLs are suspended. It folds the journal of attempts into the error windows in Redis,
+// copies each suspension to the bucket SUSPENSIONS, which the other services watch, and publishes every step on
+// WEBHOOK_STATUS.
 //
-// The order of each step is: Redis decides, the flag is mirrored, the step is told, and only then the
-// records it came from are acknowledged. A monitor that dies in between leaves them to be read again, and
-// nothing of it counts or is told twice. Several monitors share the work.
+// A step is stored in Redis, then in the bucket, then published, and only then the journal's records that led to it are
+// acknowledged. A monitor that dies in between leaves the records to be read again, and nothing counts or is published
+// twice. Several monitors share the work.
 //
-// The mirror is written by compare-and-set with what Redis holds at that moment, so whichever monitor
-// writes last, the mirror ends as Redis is. While Redis is away the journal waits, known flags stand, and
-// nothing new is suspended. When Redis has forgotten the flags they are put back from the mirror.
+// Where Redis and the bucket differ, the newer record wins. The bucket is written by compare-and-set, so it ends as
+// Redis is, whichever monitor writes last. While Redis is down the journal waits, known suspensions stand, and no new
+// ones are decided. Suspensions that Redis has forgotten come back from the bucket; after its return, or when it has
+// lost its last writes, all are compared.
 //
-// Beside that the monitors keep the books (see gancho/pkg/books), one of them at a time, and show them and
-// the broker's state as metrics.
+// The monitors also keep the books (see gancho/pkg/books), one of them at a time, and show them and the broker's state
+// as metrics.
 package monitor
 
 import (
@@ -19,6 +20,7 @@ import (
 	"errors"
 	"os"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -55,7 +57,9 @@ type Monitor struct {
 	metrics     metrics
 	exporter    *exporter
 	keeper      *books.Keeper
-	redis       atomic.Pointer[string] // what is wrong with it
+	redis       outage
+	broken      sync.Map    // keys whose entry in the bucket is broken, until they were compared
+	compareDue  atomic.Bool // Redis and the bucket are to be compared at the next beat
 }
 
 // Run runs a monitor until ctx ends.
@@ -75,9 +79,11 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	}
 	defer b.Close()
 	m := &Monitor{log: proc.Log, bus: b, store: store, metrics: newMetrics(proc.Metrics), suspensions: mirror.New(proc.Log)}
+	store.Revision = m.suspensions.Revision
+	m.redis = outage{log: proc.Log, host: suspension.Hosts(cfg.RedisURL)}
 	m.exporter = newExporter(proc.Log, b, proc.Metrics)
 	proc.Health.Require("nats", b.State)
-	proc.Health.Want("redis", m.redisState)
+	proc.Health.Want("redis", m.redis.state)
 	if err := b.Own(ctx, topology.Monitor, cfg.Limits); err != nil {
 		return err
 	}
@@ -108,13 +114,6 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		Repaired: func(kind string) { m.metrics.repaired.WithLabelValues(kind).Inc() },
 	}
 	return m.run(ctx, proc.Up)
-}
-
-func (m *Monitor) redisState() string {
-	if p := m.redis.Load(); p != nil {
-		return *p
-	}
-	return ""
 }
 
 func (m *Monitor) run(ctx context.Context, up func()) error {
@@ -155,29 +154,27 @@ func (m *Monitor) run(ctx context.Context, up func()) error {
 	return group.Wait()
 }
 
-// insist repeats f until it succeeds or ctx ends; meanwhile the monitor says that it is degraded. Flags
-// that Redis forgot are put back first.
+// insist repeats f until it succeeds or ctx ends; while it fails the monitor is degraded. Flags that Redis forgot are
+// put back first.
 func (m *Monitor) insist(ctx context.Context, f func() error) bool {
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := f()
 		m.metrics.redis.Observe(time.Since(began).Seconds())
 		if errors.Is(err, suspension.ErrLost) {
-			err = m.restore(ctx)
-			if err == nil {
+			if err = m.restore(ctx); err == nil {
 				continue
 			}
 		}
 		if err == nil {
-			if m.redis.Swap(nil) != nil {
-				m.log.Info("Redis is back")
+			if m.redis.ended() {
+				m.compareSoon()
 			}
 			return true
 		}
 		m.metrics.redisErrors.Inc()
-		why := err.Error()
-		if m.redis.Swap(&why) == nil && ctx.Err() == nil {
-			m.log.Warn("Redis is away: known suspensions stand, no new ones are decided", zap.Error(err))
+		if ctx.Err() == nil {
+			m.redis.failed(err, time.Now())
 		}
 		pause(ctx, redisPause)
 	}
@@ -241,14 +238,18 @@ func (m *Monitor) fold(ctx, stop context.Context, records []notification.Summary
 
 // carryOut mirrors a decision and tells its steps.
 func (m *Monitor) carryOut(ctx context.Context, d suspension.Decision) error {
-	if err := m.mirrorFlag(ctx, d.Key); err != nil {
+	if _, _, err := m.agree(ctx, d.Key); err != nil {
 		return err
 	}
 	for _, t := range d.Transitions {
 		m.metrics.transitions.WithLabelValues(string(t.Event)).Inc()
-		m.log.Info("suspension", zap.String("event", string(t.Event)), zap.String("account_id", t.Flag.Account), zap.String("url_key", t.Flag.URLKey),
-			zap.String("url_host", t.Flag.URLHost), zap.String("reason", t.Flag.Reason), zap.Time("until", t.Flag.Until),
-			zap.Int("failures", t.Flag.Evidence.Failures), zap.Strings("statuses", t.Flag.Evidence.Statuses))
+		until := zap.Skip()
+		if !t.Flag.Until.IsZero() {
+			until = zap.Time("until", t.Flag.Until)
+		}
+		m.log.Info("suspension", zap.String("event", string(t.Event)), zap.String("account_id", t.Flag.Account),
+			zap.String("url_key", t.Flag.URLKey), zap.String("url_host", t.Flag.URLHost), zap.String("reason", t.Flag.Reason),
+			until, zap.Int("failures", t.Flag.Evidence.Failures), zap.Strings("statuses", t.Flag.Evidence.Statuses))
 		if err := m.tell(ctx, t); err != nil {
 			return err
 		}
@@ -265,6 +266,14 @@ func (m *Monitor) obey(ctx context.Context, commands *bus.CommandConsumer) {
 			act := m.store.Resume
 			if c.Verb == bus.CommandSuspend {
 				act = m.store.SuspendByHand
+			}
+			// The bucket's entry as it is now: the command is later than it, whatever Redis holds.
+			record, revision, err := m.suspensions.Read(work, cmd.Key)
+			if err != nil && !errors.Is(err, mirror.ErrBroken) {
+				return err
+			}
+			if cmd.Revision = revision; record != nil {
+				cmd.Since = record.Since
 			}
 			var decision suspension.Decision
 			if !m.insist(ctx, func() (err error) { decision, err = act(work, cmd); return err }) {
@@ -294,7 +303,7 @@ func (m *Monitor) watchProbes(ctx context.Context, probes <-chan suspension.Flag
 			for _, t := range decision.Transitions {
 				m.metrics.transitions.WithLabelValues(string(t.Event)).Inc()
 				if err := m.tell(ctx, t); err != nil && ctx.Err() == nil {
-					m.log.Warn("the beginning of a probe is not told", zap.Error(err))
+					m.log.Warn("probe status not published", zap.Error(err))
 				}
 			}
 		}
@@ -309,22 +318,23 @@ func (m *Monitor) keep(ctx context.Context) {
 	compare := 0
 	for {
 		m.insist(ctx, func() error {
-			if lost, err := m.store.Lost(ctx); err != nil {
-				return err
-			} else if lost {
-				return suspension.ErrLost
+			err := m.store.Beat(ctx)
+			if errors.Is(err, suspension.ErrStale) {
+				m.log.Warn("Redis has lost its last writes; suspensions are compared with their copies")
+				m.compareSoon()
+				return nil
 			}
-			return nil
+			return err
 		})
 		m.fold(ctx, ctx, nil)
 		if mass, err := m.store.Mass(ctx); err == nil {
 			m.metrics.candidates.Set(float64(mass.Candidates))
 			m.metrics.holding.Set(map[bool]float64{true: 1}[mass.Holding])
 		}
-		if compare--; compare < 0 {
+		if compare--; compare < 0 || m.compareDue.Swap(false) {
 			compare = 30
 			if err := m.compare(ctx); err != nil && ctx.Err() == nil {
-				m.log.Debug("mirror and Redis not compared; trying again", zap.Error(err))
+				m.log.Debug("suspensions not compared with their copies; trying again", zap.Error(err))
 				compare = 0
 			}
 		}

@@ -228,6 +228,16 @@ func (m *Mirror) Latest(key suspension.Key) (*Record, uint64) {
 	return e.record(), e.revision
 }
 
+// Revision returns the revision of the URL's last entry, that of its deletion included; false while suspensions are
+// still being read.
+func (m *Mirror) Revision(key suspension.Key) (uint64, bool) {
+	if !m.loaded.Load() {
+		return 0, false
+	}
+	_, revision := m.Latest(key)
+	return revision, true
+}
+
 // All returns every suspension, in no order.
 func (m *Mirror) All() []Record {
 	m.mu.RLock()
