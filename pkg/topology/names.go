@@ -24,6 +24,7 @@ const (
 	BucketBooks       = "BOOKS"
 	BucketShares      = "SHARES"
 	BucketAccounts    = "ACCOUNTS"
+	BucketIdempotency = "IDEMPOTENCY"
 	// BucketClaims maps an account's event name and URL to the webhook that holds them. Creating a key there keeps two
 	// replicas from registering the same webhook twice.
 	BucketClaims = "WEBHOOK_CLAIMS"

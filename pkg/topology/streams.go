@@ -107,7 +107,10 @@ func (o Owner) Buckets(l Limits) []jetstream.StreamConfig {
 			kv(BucketBooks, "what became of every notification: the books and their latest report"),
 		}
 	case Management:
+		answers := kv(BucketIdempotency, "answers to requests with an Idempotency-Key, sealed")
+		answers.MaxAge = 24 * time.Hour
 		return []jetstream.StreamConfig{
+			answers,
 			kv(BucketWebhooks, "registered webhooks"),
 			kv(BucketClaims, "which webhook has an account's event name and URL"),
 			kv(BucketReplays, "replay jobs"),

@@ -378,3 +378,9 @@ func URLHost(normalized string) string {
 	}
 	return rest
 }
+
+// Origin returns scheme, host and port of a normalised URL, in the form https://host[:port].
+func Origin(normalized string) string {
+	scheme, _, _ := strings.Cut(normalized, "://")
+	return scheme + "://" + URLHost(normalized)
+}

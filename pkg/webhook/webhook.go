@@ -3,6 +3,7 @@
 package webhook
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -26,13 +27,15 @@ const (
 // Webhook is one registration as it is stored: account, event, destination. A value is immutable once
 // it is shared; a change is a new value.
 type Webhook struct {
-	Schema     int       `json:"schema,omitempty"` // see gancho/pkg/schema
-	ID         string    `json:"id"`               // UUID
-	Account    string    `json:"account_id"`
-	Name       string    `json:"name"`
-	EventName  Pattern   `json:"event_name"`
-	Method     string    `json:"http_method"`
-	URL        string    `json:"url"` // normalised
+	Schema    int     `json:"schema,omitempty"` // see gancho/pkg/schema
+	ID        string  `json:"id"`               // UUID
+	Account   string  `json:"account_id"`
+	Name      string  `json:"name"`
+	EventName Pattern `json:"event_name"`
+	Method    string  `json:"http_method"`
+	URL       string  `json:"url"` // normalised
+	// URLGiven is the URL as its owner wrote it, when that differs from URL.
+	URLGiven   string    `json:"url_given,omitempty"`
 	AuthHeader string    `json:"auth_header,omitempty"`
 	AuthKey    string    `json:"auth_key,omitempty"` // sealed, see SealContext
 	Secrets    []Secret  `json:"secrets"`            // newest first; the first always signs
@@ -78,6 +81,9 @@ func Decode(b []byte) (*Webhook, error) {
 
 // Encode returns the stored form.
 func (w *Webhook) Encode() ([]byte, error) { return json.Marshal(w) }
+
+// ShownURL is the URL as its owner wrote it. Owners compare it with their own; everything else uses URL.
+func (w *Webhook) ShownURL() string { return cmp.Or(w.URLGiven, w.URL) }
 
 // Key is the webhook's key in the registry: <account_id>.<webhook_id>.
 func (w *Webhook) Key() string { return w.Account + "." + w.ID }

@@ -4,16 +4,19 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"net/url"
 	"os"
+	"strings"
 
 	"gancho/pkg/bus"
 	"gancho/pkg/egress"
-	"gancho/pkg/event"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
 	"gancho/pkg/suspension"
 	"gancho/pkg/topology"
 	"gancho/services/management/internal/auth"
+	"gancho/services/management/internal/catalogue"
 )
 
 // Config of management.
@@ -51,6 +54,12 @@ type Config struct {
 	ConsolePlainHTTP bool `env:"CONSOLE_PLAIN_HTTP" envDefault:"false"`
 	// EventNames are event names that webhooks may name beside RD Station's, separated by commas.
 	EventNames []string `env:"EVENT_NAMES" envSeparator:","`
+	// EventTypesDir is a folder with samples of further events: files <event_name>.json, each a body or {"description": {"en", "pt-BR"}, "sample"}. Webhooks may name these events too.
+	EventTypesDir string `env:"EVENT_TYPES_DIR"`
+	// PublicURL is the address of the API and the console as clients see it, such as https://gancho.example.com. Links in answers begin with it. Empty: scheme and host of the request.
+	PublicURL string `env:"PUBLIC_URL"`
+	// EgressPublished are the addresses and CIDRs that requests to receivers come from, separated by commas. GET /crm/v2/egress answers them, for the receivers' allow lists.
+	EgressPublished []string `env:"EGRESS_PUBLISHED" envSeparator:","`
 	// EncryptionKeyFile holds the keys that seal auth keys and signing secrets, a line each: <key id>:<base64 of 32 bytes>. The first seals, all open.
 	EncryptionKeyFile string `env:"ENCRYPTION_KEY_FILE"`
 
@@ -72,8 +81,23 @@ func (c *Config) Validate() error {
 		errs = append(errs, errors.New("API_TOKENS: nobody could use the API; set it, API_TOKENS_FILE, JWT_JWKS_URL or JWT_HMAC_SECRET"))
 	}
 	errs = append(errs, c.jwt().Check())
-	if _, err := event.KnownNames(c.EventNames...); err != nil {
+	if _, err := catalogue.New(c.EventNames, ""); err != nil {
 		errs = append(errs, fmt.Errorf("EVENT_NAMES: %w", err))
+	} else if _, err := catalogue.New(nil, c.EventTypesDir); err != nil {
+		errs = append(errs, fmt.Errorf("EVENT_TYPES_DIR: %w", err))
+	}
+	if u, err := url.Parse(c.PublicURL); err != nil || c.PublicURL != "" && (u.Scheme != "https" && u.Scheme != "http" ||
+		u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "") {
+		errs = append(errs, fmt.Errorf("PUBLIC_URL: %q is not of the form https://host[:port]", c.PublicURL))
+	}
+	for i, text := range c.EgressPublished {
+		c.EgressPublished[i] = strings.TrimSpace(text)
+		if _, err := netip.ParseAddr(c.EgressPublished[i]); err == nil {
+			continue
+		}
+		if _, err := netip.ParsePrefix(c.EgressPublished[i]); err != nil {
+			errs = append(errs, fmt.Errorf("EGRESS_PUBLISHED: %q is neither an address nor a CIDR; give such as 203.0.113.7 or 203.0.113.0/28", text))
+		}
 	}
 	if _, err := egress.New(c.Egress); err != nil {
 		errs = append(errs, err)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -31,6 +32,7 @@ var (
 type golden struct {
 	t   *testing.T
 	ids map[string]string
+	url string
 }
 
 func (g *golden) check(name string, r reply) {
@@ -54,6 +56,7 @@ func (g *golden) check(name string, r reply) {
 		}
 		return g.ids[id]
 	})
+	got = strings.ReplaceAll(got, g.url, "<url>")
 	got = times.ReplaceAllString(got, "<time>")
 	got = secrets.ReplaceAllString(got, "<secret>")
 	got = cursors.ReplaceAllString(got, "page%5Bafter%5D=<cursor>")
@@ -82,7 +85,7 @@ func TestAnswers(t *testing.T) {
 	redis := redistest.Start(t)
 	s := start(t, func(c *management.Config) { c.RedisURL = redis.URL() })
 	s.monitor(t.Context())
-	g := &golden{t, map[string]string{}}
+	g := &golden{t, map[string]string{}, s.url}
 
 	created := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/deals?loja=3", "auth_header", "X-Api-Key", "auth_key", "k"))
 	g.check("webhook-created", created)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,6 +14,16 @@ import (
 	"gancho/pkg/redistest"
 	"gancho/services/management"
 )
+
+// path returns the path of a link that leads to this service.
+func (s *site) path(link string) string {
+	s.t.Helper()
+	path, ok := strings.CutPrefix(link, s.url)
+	if link != "" && !ok {
+		s.t.Fatalf("%s is not a link to %s", link, s.url)
+	}
+	return path
+}
 
 // ids reads all pages of a list from path on.
 func (s *site) ids(path string) (ids []string, partial bool) {
@@ -25,7 +36,7 @@ func (s *site) ids(path string) (ids []string, partial bool) {
 		if r.json["partial"] == true {
 			partial = true
 		}
-		path = text(object(r.json, "links"), "next")
+		path = s.path(text(object(r.json, "links"), "next"))
 	}
 	return ids, partial
 }
@@ -87,7 +98,7 @@ func testList(t *testing.T, redisURL string) {
 		send(60 + i)
 	}
 	s.until("the new ones are listed", func() bool { ids, _ := s.ids(path + "?page[size]=200"); return len(ids) == 70 })
-	rest, _ := s.ids(text(object(first.json, "links"), "next"))
+	rest, _ := s.ids(s.path(text(object(first.json, "links"), "next")))
 	if len(rest) != 40 {
 		t.Errorf("%d follow the first page of 20, want 40 of the 60 that were there when it was read", len(rest))
 	}

@@ -10,12 +10,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/klauspost/compress/gzhttp"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"gancho/pkg/bus"
 	"gancho/pkg/egress"
-	"gancho/pkg/event"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
 	"gancho/pkg/suspension"
@@ -24,7 +24,9 @@ import (
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/api"
 	"gancho/services/management/internal/auth"
+	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/console"
+	"gancho/services/management/internal/idempotency"
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
@@ -47,9 +49,9 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	if err != nil {
 		return err
 	}
-	names, err := event.KnownNames(cfg.EventNames...)
+	types, err := catalogue.New(cfg.EventNames, cfg.EventTypesDir)
 	if err != nil {
-		return fmt.Errorf("EVENT_NAMES: %w", err)
+		return fmt.Errorf("EVENT_NAMES, EVENT_TYPES_DIR: %w", err)
 	}
 	tokens, err := cfg.tokens(keys.Derive("names of API tokens"))
 	if err != nil {
@@ -88,12 +90,16 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 
 	// The address answers from the start, so that a client learns that the service still waits for the broker.
 	front := &startup{state: proc.Health.State}
+	handler, err := compress(front)
+	if err != nil {
+		return err
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	// The copies are kept up to date until the last request has ended.
 	watch, stopWatch := context.WithCancel(context.WithoutCancel(ctx))
 	group.Go(func() error {
 		defer stopWatch()
-		return serve(ctx, listener, front, cfg.Service.ShutdownTimeout, proc.Log)
+		return serve(ctx, listener, handler, cfg.Service.ShutdownTimeout, proc.Log)
 	})
 	group.Go(func() error {
 		if err := b.Own(ctx, topology.Management, cfg.Limits); err != nil {
@@ -112,10 +118,14 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		suspended := mirror.New(proc.Log)
 		proc.Health.Want("suspensions", suspended.State)
 		hooks := webhooks.New(webhooks.Options{
-			Bus: b, Registry: registry, Claims: claims, Suspensions: suspended, Keys: keys, Policy: policy, Names: names, PerAccount: cfg.WebhooksPerAccount, Log: proc.Log,
+			Bus: b, Registry: registry, Claims: claims, Suspensions: suspended, Keys: keys, Policy: policy, Names: types.Names(), PerAccount: cfg.WebhooksPerAccount, Log: proc.Log,
 		})
-		sends := notifications.New(b, hooks, lists, cfg.Limits.EventMaxBytes)
+		sends := notifications.New(b, hooks, lists, types, cfg.Limits.EventMaxBytes)
 		replayBucket, err := b.Bucket(ctx, topology.BucketReplays)
+		if err != nil {
+			return ended(ctx, err)
+		}
+		answers, err := b.Bucket(ctx, topology.BucketIdempotency)
 		if err != nil {
 			return ended(ctx, err)
 		}
@@ -123,6 +133,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		tails := tail.New(b)
 		handler, err := api.New(api.Options{
 			Gate: gate, Webhooks: hooks, Notifications: sends, Ingest: ingest.New(b, cfg.Limits.EventMaxBytes), Tail: tails, Replays: jobs, Stopping: ctx.Done(),
+			Idempotency: idempotency.New(answers, keys, proc.Log), Catalogue: types, PublicURL: cfg.PublicURL, EgressAddresses: cfg.EgressPublished,
 			EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {
@@ -151,6 +162,22 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		})
 	})
 	return group.Wait()
+}
+
+// compress wraps h: text answers of 1 KiB or more are compressed for clients that accept it. Streams of events are not.
+func compress(h http.Handler) (http.Handler, error) {
+	wrap, err := gzhttp.NewWrapper(gzhttp.MinSize(1<<10), gzhttp.EnableZstd(false), gzhttp.ContentTypeFilter(func(kind string) bool {
+		kind, _, _ = strings.Cut(kind, ";")
+		switch kind {
+		case "application/json", "image/svg+xml", "text/html", "text/css", "text/javascript", "text/plain":
+			return true
+		}
+		return false
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("compress answers: %w", err)
+	}
+	return wrap(h), nil
 }
 
 // ended turns the error of a start that a stop cut off into none.

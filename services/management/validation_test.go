@@ -48,7 +48,7 @@ func TestRegistrationRefuses(t *testing.T) {
 		"port":                  {url("https://ok.example.com:6379/"), 422, "url_forbidden_port", "/data/url"},
 		"line break":            {url("https://ok.example.com/\r\nX: y"), 422, "bad_url", "/data/url"},
 		"2,049 bytes":           {url(ok + strings.Repeat("a", 2049-len(ok))), 422, "url_too_long", "/data/url"},
-		"name missing":          {body("name", "absent"), 422, "required", "/data/name"},
+		"id":                    {body("id", "x"), 422, "read_only", "/data/id"},
 		"name empty":            {body("name", " "), 422, "bad_name", "/data/name"},
 		"name of 256":           {body("name", strings.Repeat("é", 256)), 422, "bad_name", "/data/name"},
 		"name with NUL":         {body("name", "a\x00b"), 422, "bad_name", "/data/name"},
@@ -58,7 +58,7 @@ func TestRegistrationRefuses(t *testing.T) {
 		"200 names in one":      {body("event_name", strings.Repeat("crm_deal_created,", 200)), 422, "unknown_event_name", "/data/event_name"},
 		"two stars":             {body("event_name", "crm_*_*"), 422, "bad_pattern", "/data/event_name"},
 		"method TRACE":          {body("http_method", "TRACE"), 422, "bad_http_method", "/data/http_method"},
-		"method post":           {body("http_method", "post"), 422, "bad_http_method", "/data/http_method"},
+		"method posts":          {body("http_method", "posts"), 422, "bad_http_method", "/data/http_method"},
 		"status suspended":      {body("status", "suspended"), 422, "bad_status", "/data/status"},
 		"header not a token":    {body("auth_header", "X-A\r\nX-B", "auth_key", "k"), 422, "bad_auth_header", "/data/auth_header"},
 		"header empty":          {body("auth_header", "", "auth_key", "k"), 422, "bad_auth_header", "/data/auth_header"},
@@ -120,8 +120,15 @@ func TestRegistrationAccepts(t *testing.T) {
 		"idna":                                {"https://bücher.example.com/", "https://xn--bcher-kva.example.com/"},
 		"a name that may resolve to anything": {"https://127.0.0.1.nip.example/", "https://127.0.0.1.nip.example/"},
 	} {
-		if r := s.do(acme, "POST", "/crm/v2/webhooks", hook(tc.given)).want(201); r.data()["url"] != tc.stored {
-			t.Errorf("%s: stored %v, want %s", name, r.data()["url"], tc.stored)
+		r := s.do(acme, "POST", "/crm/v2/webhooks", hook(tc.given)).want(201)
+		if r.data()["url"] != tc.given {
+			t.Errorf("%s: answered %v, want it as it was written", name, r.data()["url"])
+		}
+		twice := s.do(acme, "POST", "/crm/v2/webhooks", hook(tc.stored)) // the normalised form decides
+		twice.refused(409, "webhook_exists", "")
+		first, _ := array(twice.json, "errors")[0].(map[string]any)
+		if first["id"] != r.id() {
+			t.Errorf("%s: the 409 has id %v, want %s", name, first["id"], r.id())
 		}
 	}
 	for i, name := range []string{"\u202eRTL", "<script>alert(1)</script>", "{{7*7}}", strings.Repeat("é", 255)} {
@@ -155,7 +162,7 @@ func TestPages(t *testing.T) {
 			}
 			break
 		}
-		path = next
+		path = s.path(next)
 	}
 	for _, bad := range []string{"0", "-1", "1e9", "abc", "201", "+5", "", "1.5"} {
 		s.do(acme, "GET", "/crm/v2/webhooks?page%5Bsize%5D="+strings.ReplaceAll(bad, "+", "%2B"), nil).refused(422, "bad_parameter", "?page[size]")

@@ -22,7 +22,7 @@ func TestWebhookLife(t *testing.T) {
 
 	created := s.do(acme, "POST", "/crm/v2/webhooks", hook("HTTPS://Hooks.Example.com./deals", "auth_header", "X-Api-Key", "auth_key", "s3cret")).want(http.StatusCreated)
 	w := created.data()
-	if w["url"] != "https://hooks.example.com/deals" || w["status"] != "active" || w["auth_header"] != "X-Api-Key" || w["suspension"] != nil {
+	if w["url"] != "HTTPS://Hooks.Example.com./deals" || w["status"] != "active" || w["auth_header"] != "X-Api-Key" || w["suspension"] != nil {
 		t.Errorf("created = %s", created.raw)
 	}
 	if _, err := delivery.ParseSecret(text(w, "signing_secret")); err != nil {
@@ -54,8 +54,10 @@ func TestWebhookLife(t *testing.T) {
 		t.Error("the secret was not rotated")
 	}
 
-	// Two rotations: the newest old secret signs along for a day, the one before it no more.
-	s.do(acme, "POST", "/crm/v2/webhooks/"+id+"/rotate_secret", `{"data":{}}`).want(http.StatusOK)
+	// Five rotations within a day: the three newest old secrets sign along until a day after each was replaced.
+	for range 4 {
+		s.do(acme, "POST", "/crm/v2/webhooks/"+id+"/rotate_secret", `{"data":null}`).want(http.StatusOK)
+	}
 	bucket, err := s.bus.Bucket(t.Context(), topology.BucketWebhooks)
 	if err != nil {
 		t.Fatal(err)
@@ -68,18 +70,28 @@ func TestWebhookLife(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(stored.Secrets) != 2 || !stored.Secrets[0].ExpiresAt.IsZero() {
+	if len(stored.Secrets) != 4 || !stored.Secrets[0].ExpiresAt.IsZero() {
 		t.Fatalf("secrets = %+v", stored.Secrets)
 	}
-	if left := time.Until(stored.Secrets[1].ExpiresAt); left < 23*time.Hour || left > 24*time.Hour {
-		t.Errorf("the old secret signs along for %v, want 24 h", left)
+	for _, old := range stored.Secrets[1:] {
+		if left := time.Until(old.ExpiresAt); left < 23*time.Hour || left > 24*time.Hour {
+			t.Errorf("an old secret signs along for %v, want 24 h", left)
+		}
 	}
 	keys, _, err := seal.Load(s.cfg.EncryptionKeyFile)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c, err := stored.Open(keys, time.Now()); err != nil || len(c.Secrets) != 2 {
+	if c, err := stored.Open(keys, time.Now()); err != nil || len(c.Secrets) != 4 {
 		t.Errorf("%d secrets open, %v", len(c.Secrets), err)
+	}
+
+	s.do(acme, "POST", "/crm/v2/webhooks/"+id+"/rotate_secret", map[string]any{"immediately": true}).want(http.StatusOK)
+	if e, err = bucket.Get(t.Context(), "acme."+id); err != nil {
+		t.Fatal(err)
+	}
+	if stored, err = webhook.Decode(e.Value); err != nil || len(stored.Secrets) != 1 {
+		t.Errorf("after an immediate rotation: %d secrets, %v", len(stored.Secrets), err)
 	}
 
 	s.do(other, "GET", "/crm/v2/webhooks/"+id, nil).refused(404, "not_found", "")

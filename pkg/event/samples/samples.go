@@ -39,11 +39,23 @@ type envelope struct {
 // transaction_uuid: compact JSON, the time in UTC with whole seconds as RD Station writes it. A name without
 // a sample gets a document with an id and a name.
 func Event(name, transaction string, at time.Time) []byte {
-	e := envelope{Document: json.RawMessage(`{"id":"670d2a6e8b41c7001f9e5d31","name":"Exemplo"}`)}
-	if body, err := files.ReadFile("data/" + name + ".json"); err == nil {
-		if err := json.Unmarshal(body, &e); err != nil {
-			panic(fmt.Sprintf("sample %s: %v", name, err)) // part of the program, and tested
-		}
+	body, err := files.ReadFile("data/" + name + ".json")
+	if err != nil { // no sample
+		body = []byte(`{"document":{"id":"670d2a6e8b41c7001f9e5d31","name":"Exemplo"}}`)
+	}
+	out, err := Renew(body, name, transaction, at)
+	if err != nil {
+		panic(fmt.Sprintf("sample %s: %v", name, err)) // part of the program, and tested
+	}
+	return out
+}
+
+// Renew returns the event in body with another name, transaction_uuid and time, in the form that Event describes. The
+// error says that body is not a JSON object.
+func Renew(body []byte, name, transaction string, at time.Time) ([]byte, error) {
+	var e envelope
+	if err := json.Unmarshal(body, &e); err != nil {
+		return nil, err
 	}
 	e.EventName, e.Transaction = name, transaction
 	e.Timestamp = at.UTC().Truncate(time.Second).Format("2006-01-02T15:04:05.000Z")
@@ -51,7 +63,7 @@ func Event(name, transaction string, at time.Time) []byte {
 	enc := json.NewEncoder(&out)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(e); err != nil {
-		panic(err) // a document that was parsed can be written
+		return nil, err
 	}
-	return bytes.TrimSuffix(out.Bytes(), []byte("\n"))
+	return bytes.TrimSuffix(out.Bytes(), []byte("\n")), nil
 }

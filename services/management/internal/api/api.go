@@ -1,18 +1,22 @@
 // Package api is the JSON API: RD Station CRM's shape of requests and answers (API v2), extended. It turns
-// requests into calls of the packages beside it and their results into answers, and decides nothing else.
+// requests into calls of the domain packages and their results into answers, and decides nothing else.
 //
-// Every request passes the same gates in this order: a known path and method (404, 405), a good token (401,
-// 429), the right account and access (400, 403), a body of the right size, type and form (413, 415, 400, 422).
-// Requests are strict: what cannot be understood in exactly one way is refused. The OpenAPI document is made
-// from the same table as the routes.
+// Every request passes the same checks in this order: a known path and method (404, 405), a valid token (401, 429),
+// the right account and access (400, 403), known query parameters (400), a body of the right size, type and form
+// (413, 415, 400, 422). A request that has more than one meaning is refused. The OpenAPI document is made from the
+// same table as the routes. RD Station's older API is served at its own paths; see v1.go.
 package api
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"path"
 	"slices"
 	"strconv"
@@ -22,9 +26,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"gancho/pkg/event"
 	"gancho/services/management/internal/accesslog"
 	"gancho/services/management/internal/auth"
+	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/httpstatus"
+	"gancho/services/management/internal/idempotency"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
@@ -47,6 +54,12 @@ type Options struct {
 	Ingest        *ingest.Service
 	Tail          *tail.Service
 	Replays       *replays.Service
+	Idempotency   *idempotency.Store
+	Catalogue     *catalogue.Catalogue
+	// PublicURL begins the links in answers, such as https://gancho.example.com; empty: the request's scheme and host.
+	PublicURL string
+	// EgressAddresses are the addresses that requests to receivers come from, as the operator publishes them.
+	EgressAddresses []string
 	// Stopping is closed when the process stops: streams end.
 	Stopping <-chan struct{}
 	// EventMaxBytes is the largest event that ingest takes.
@@ -61,6 +74,7 @@ type API struct {
 
 	mux      *http.ServeMux
 	document []byte // OpenAPI
+	tag      string // of the document
 	duration *prometheus.HistogramVec
 	panics   prometheus.Counter
 }
@@ -81,10 +95,21 @@ func New(o Options) (*API, error) {
 	o.Metrics.MustRegister(a.duration, a.panics)
 	routes := a.routes()
 	var err error
-	if a.document, err = document(routes); err != nil {
+	if a.document, err = document(routes, a.Catalogue.Types()); err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(a.document)
+	a.tag = `"` + hex.EncodeToString(sum[:12]) + `"`
+	docs, err := docsPage(a.document)
+	if err != nil {
 		return nil, err
 	}
 	byPath := map[string]map[string]*route{}
+	for i := range routes {
+		routes[i].path = Prefix + routes[i].path
+	}
+	routes = append(routes, a.older()...)
+	routes = append(routes, route{method: http.MethodGet, path: "/docs", public: true, handle: docs.show})
 	for i := range routes {
 		r := &routes[i]
 		if byPath[r.path] == nil {
@@ -93,7 +118,7 @@ func New(o Options) (*API, error) {
 		byPath[r.path][r.method] = r
 	}
 	for p, methods := range byPath {
-		a.mux.HandleFunc(Prefix+p, func(w http.ResponseWriter, r *http.Request) { a.dispatch(w, r, methods) })
+		a.mux.HandleFunc(p, func(w http.ResponseWriter, r *http.Request) { a.dispatch(w, r, methods) })
 	}
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		a.serve(w, r, &route{path: "unknown", public: true, handle: func(*call) (*answer, error) {
@@ -103,8 +128,11 @@ func New(o Options) (*API, error) {
 	return a, nil
 }
 
-// ServeHTTP serves one request.
+// ServeHTTP serves one request. A slash at the end of the path is ignored.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if p := r.URL.Path; len(p) > 1 && strings.HasSuffix(p, "/") && !strings.HasSuffix(p, "//") {
+		r.URL.Path, r.URL.RawPath = strings.TrimSuffix(p, "/"), strings.TrimSuffix(r.URL.RawPath, "/")
+	}
 	// The mux would redirect a path with dot segments; nothing of ours has any.
 	if clean := path.Clean(r.URL.Path); clean != r.URL.Path {
 		r.URL.Path, r.URL.RawPath = "/", ""
@@ -146,16 +174,19 @@ type route struct {
 	headers      []parameter
 	body         any // the type of data, nil for none
 	rawBody      bool
-	action       bool     // takes an empty body or {"data":{}}
+	action       bool     // takes an empty body, or one whose data is null or {}
+	idempotent   bool     // obeys Idempotency-Key
+	operator     bool     // an operator's call about the account in the path
 	results      []result // on success
 	fails        []int    // statuses besides those every route may have
+	older        bool     // of RD Station's older API: the token may be in the query or the body
 	stream       bool     // writes its answer itself, for as long as it likes
 	handle       func(*call) (*answer, error)
 }
 
 type parameter struct {
 	name, about string
-	kind        string // string or integer
+	kind        string // string or integer; for the OpenAPI document
 	format      string
 	enum        []string
 }
@@ -175,7 +206,11 @@ type call struct {
 	w      http.ResponseWriter
 	r      *http.Request
 	caller auth.Caller
-	fields []zap.Field // more for the log line
+	query  url.Values
+	base   string // what links begin with: scheme and host
+	// idempotencyKey is the client's, "" when it sent none.
+	idempotencyKey string
+	fields         []zap.Field // more for the log line
 }
 
 // answer is what a handler answers. Body is encoded as JSON when it is not nil.
@@ -188,26 +223,16 @@ type answer struct {
 // data is an answer with one resource.
 func data(status int, v any) *answer { return &answer{status: status, body: map[string]any{"data": v}} }
 
-// list is one page of resources.
-type list struct {
-	Data  any `json:"data"`
-	Links struct {
-		Next *string `json:"next"`
-	} `json:"links"`
-	HasMore bool `json:"has_more"`
-	Partial bool `json:"partial,omitempty"`
-}
-
 // serve answers one request and writes its log line.
 func (a *API) serve(w http.ResponseWriter, r *http.Request, rt *route) {
 	began := time.Now()
 	rec := &accesslog.Recorder{ResponseWriter: w}
 	id := requestID(r)
+	c := &call{ctx: r.Context(), w: rec, r: r, base: a.base(r)}
 	h := w.Header()
 	h.Set("X-Request-Id", id)
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cache-Control", "no-store")
-	c := &call{ctx: r.Context(), w: rec, r: r}
 	if !rt.stream {
 		var cancel context.CancelFunc
 		c.ctx, cancel = context.WithTimeout(r.Context(), requestTimeout)
@@ -228,35 +253,79 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, rt *route) {
 func (a *API) answer(c *call, rt *route) error {
 	if !rt.public {
 		var err error
-		if c.caller, err = a.Gate.Check(c.r, rt.write); err != nil {
+		if rt.older {
+			if err := tokenOfOlder(c); err != nil {
+				return err
+			}
+		}
+		if c.caller, err = a.check(c, rt); err != nil {
 			return err
 		}
+	}
+	if err := c.readQuery(rt); err != nil {
+		return err
+	}
+	if rt.idempotent && len(c.r.Header.Values("Idempotency-Key")) > 0 {
+		return a.once(c, rt)
 	}
 	ans, err := rt.handle(c)
 	if err != nil || ans == nil { // nil: the handler wrote it
 		return err
 	}
+	body, err := ans.encode(c)
+	if err != nil {
+		return err
+	}
+	write(c.w, ans.status, body)
+	return nil
+}
+
+// check lets the request in. The account of an operator's call is the one in its path.
+func (a *API) check(c *call, rt *route) (auth.Caller, error) {
+	if !rt.operator {
+		return a.Gate.Check(c.r, rt.write)
+	}
+	named := c.r.Header.Get("X-Account-Id")
+	if id := c.r.PathValue("id"); named == "" && event.ValidAccount(id) {
+		c.r.Header.Set("X-Account-Id", id)
+	}
+	caller, err := a.Gate.Check(c.r, rt.write)
+	if err == nil && !caller.Operator {
+		err = problem.New(problem.Forbidden, "operator_only", "this call needs an operator's token")
+	}
+	return caller, err
+}
+
+// encode returns the body of the answer and sets the headers that belong to it.
+func (ans *answer) encode(c *call) ([]byte, error) {
 	if ans.etag > 0 {
 		c.w.Header().Set("ETag", `"`+strconv.FormatUint(ans.etag, 10)+`"`)
 	}
 	if ans.body == nil {
-		c.w.WriteHeader(ans.status)
-		return nil
+		return nil, nil
 	}
-	return writeJSON(c.w, ans.status, ans.body)
+	return encode(ans.body)
 }
 
-func writeJSON(w http.ResponseWriter, status int, v any) error {
-	w.Header().Set("Content-Type", "application/json; charset=utf-8")
-	var b strings.Builder
+func encode(v any) ([]byte, error) {
+	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(v); err != nil {
-		return fmt.Errorf("encode answer: %w", err)
+		return nil, fmt.Errorf("encode answer: %w", err)
 	}
+	return b.Bytes(), nil
+}
+
+// write writes an answer of JSON, or one without a body. The client may have gone.
+func write(w http.ResponseWriter, status int, body []byte) {
+	if body == nil {
+		w.WriteHeader(status)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.WriteHeader(status)
-	_, _ = w.Write([]byte(b.String())) // the client may be gone
-	return nil
+	_, _ = w.Write(body)
 }
 
 // WriteProblem answers with an error.
@@ -272,7 +341,11 @@ func writeProblem(w http.ResponseWriter, e *problem.Error) {
 	if e.Kind == problem.Unauthenticated {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="gancho"`)
 	}
-	_ = writeJSON(w, httpstatus.Of(e), map[string]any{"errors": e.Problems})
+	body, err := encode(map[string]any{"errors": e.Problems})
+	if err != nil { // strings can be encoded
+		body = []byte(`{"errors":[]}`)
+	}
+	write(w, httpstatus.Of(e), body)
 }
 
 // requestID is the client's X-Request-Id when it is harmless, else a new one.

@@ -71,6 +71,21 @@ func decode[T any](body []byte, v *T) error {
 	return nil
 }
 
+// decodeOptional reads {"data": ...} as decode does. It leaves v alone when data is null.
+func decodeOptional[T any](body []byte, v *T) error {
+	var envelope struct {
+		Data webhooks.Field[T] `json:"data"`
+	}
+	if err := json.Unmarshal(body, &envelope, json.RejectUnknownMembers(true)); err != nil {
+		return badJSON(err)
+	}
+	if !envelope.Data.Present {
+		return problem.At(problem.Invalid, "/data", "required", `data is missing; send no body, or {"data": {...}}`)
+	}
+	*v = envelope.Data.Value
+	return nil
+}
+
 func badJSON(err error) error {
 	if semantic, ok := errors.AsType[*json.SemanticError](err); ok {
 		pointer := bounded(semantic.JSONPointer)

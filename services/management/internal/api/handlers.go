@@ -3,8 +3,6 @@ package api
 import (
 	"context"
 	"net/http"
-	"net/url"
-	"strconv"
 
 	"go.uber.org/zap"
 
@@ -44,8 +42,12 @@ func (a *API) listWebhooks(c *call) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	views, total := a.Webhooks.List(c.ctx, c.caller.Account, min(number-1, 1<<20)*size, size)
-	return pageOf(c.r.URL.Path, views, number, size, total), nil
+	f, err := c.webhookFilter()
+	if err != nil {
+		return nil, err
+	}
+	views, total := a.Webhooks.List(c.ctx, c.caller.Account, f, min(number-1, maxPage)*size, size)
+	return pageOf(c, views, number, size, total), nil
 }
 
 func (a *API) getWebhook(c *call) (*answer, error) {
@@ -114,10 +116,13 @@ func (a *API) resumeWebhook(c *call) (*answer, error) {
 }
 
 func (a *API) rotateSecret(c *call) (*answer, error) {
-	if err := c.noInput(); err != nil {
+	var in struct {
+		Immediately webhooks.Field[bool] `json:"immediately"`
+	}
+	if err := optional(c, &in); err != nil {
 		return nil, err
 	}
-	v, secret, err := a.Webhooks.RotateSecret(c.ctx, c.caller.Account, c.id())
+	v, secret, err := a.Webhooks.RotateSecret(c.ctx, c.caller.Account, c.id(), in.Immediately.Value)
 	if err != nil {
 		return nil, err
 	}
@@ -146,17 +151,11 @@ func (a *API) listNotifications(c *call) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	page := list{Data: found.Notifications, HasMore: !found.Next.IsZero(), Partial: found.Partial}
-	if page.HasMore {
-		query, err := c.query()
-		if err != nil {
-			return nil, err
-		}
-		query.Set("page[after]", found.Next.String())
-		next := c.r.URL.Path + "?" + query.Encode()
-		page.Links.Next = &next
+	after := ""
+	if !found.Next.IsZero() {
+		after = found.Next.String()
 	}
-	return &answer{status: http.StatusOK, body: page}, nil
+	return cursorPage(c, found.Notifications, after, found.Partial), nil
 }
 
 func (a *API) getNotification(c *call) (*answer, error) {
@@ -187,7 +186,7 @@ func (a *API) ingestEvent(c *call) (*answer, error) {
 		return nil, problem.New(problem.Malformed, "empty_body", "the body is empty; send the event as a JSON object")
 	}
 	accepted, err := a.Ingest.Accept(c.ctx, ingest.Event{
-		Account: c.caller.Account, Name: c.r.PathValue("event_name"), Body: body, Header: c.r.Header.Get,
+		Account: c.caller.Account, Name: c.r.PathValue("event_name"), Body: body, Header: c.r.Header.Get, Key: c.idempotencyKey,
 	})
 	if err != nil {
 		return nil, err
@@ -218,24 +217,7 @@ func (a *API) listReplays(c *call) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return paged(c.r.URL.Path, views, number, size), nil
-}
-
-// paged is one page of all.
-func paged[T any](path string, all []T, number, size int) *answer {
-	begin := min(min(number-1, 1<<20)*size, len(all))
-	end := min(begin+size, len(all))
-	return pageOf(path, all[begin:end], number, size, len(all))
-}
-
-// pageOf is the page with that number of total rows.
-func pageOf[T any](path string, rows []T, number, size, total int) *answer {
-	page := list{Data: rows, HasMore: number*size < total}
-	if page.HasMore {
-		next := path + "?" + url.Values{"page[number]": {strconv.Itoa(number + 1)}, "page[size]": {strconv.Itoa(size)}}.Encode()
-		page.Links.Next = &next
-	}
-	return &answer{status: http.StatusOK, body: page}
+	return paged(c, views, number, size), nil
 }
 
 func (a *API) getReplay(c *call) (*answer, error) {

@@ -13,6 +13,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"gancho/pkg/service"
+	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
@@ -41,6 +42,10 @@ func schemaName(t reflect.Type, hint string) string {
 		return "Replay"
 	case reflect.TypeFor[tail.Attempt]():
 		return "TailAttempt"
+	case reflect.TypeFor[catalogue.Type]():
+		return "EventType"
+	case reflect.TypeFor[catalogue.Description]():
+		return "EventDescription"
 	case reflect.TypeFor[problem.Problem]():
 		return "Error"
 	}
@@ -48,7 +53,7 @@ func schemaName(t reflect.Type, hint string) string {
 }
 
 // document makes the OpenAPI document from the routes. Schemas come from the Go types that are encoded.
-func document(routes []route) ([]byte, error) {
+func document(routes []route, types []catalogue.Type) ([]byte, error) {
 	registry := huma.NewMapRegistry("#/components/schemas/", schemaName)
 	ref := func(v any) *huma.Schema { return registry.Schema(reflect.TypeOf(v), true, "") }
 	failure := &huma.Response{
@@ -73,12 +78,13 @@ func document(routes []route) ([]byte, error) {
 			{Name: "webhooks", Description: "registrations: which events are sent where"},
 			{Name: "notifications", Description: "what became of each, and sending one again"},
 			{Name: "replays", Description: "past events sent to a webhook again"},
-			{Name: "events", Description: "publishing an event without NATS"},
+			{Name: "events", Description: "publishing an event without NATS, and which events there are"},
+			{Name: "receivers", Description: "the requests that receivers get"},
 			{Name: "meta", Description: "this document"},
 		},
 		Components: &huma.Components{
 			Schemas:         registry,
-			Responses:       map[string]*huma.Response{"Error": failure, "TooMany": &slower},
+			Responses:       map[string]*huma.Response{"Refused": failure, "TooMany": &slower},
 			SecuritySchemes: map[string]*huma.SecurityScheme{"token": {Type: "http", Scheme: "bearer", Description: "a token of one account; an operator's also needs X-Account-Id"}},
 		},
 		Security: []map[string][]string{{"token": {}}},
@@ -105,6 +111,7 @@ func document(routes []route) ([]byte, error) {
 		}
 	}
 	finish(registry, routes)
+	doc.Webhooks = receivers(types)
 	out, err := json.MarshalIndent(doc, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("openapi: %w", err)
@@ -129,7 +136,7 @@ func finish(registry huma.Registry, routes []route) {
 		for f := range t.Fields() {
 			member, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 			if p := schema.Properties[member]; p != nil && f.Type.Kind() == reflect.Pointer && p.Ref != "" {
-				schema.Properties[member] = &huma.Schema{Description: p.Description, AnyOf: []*huma.Schema{{Ref: p.Ref}, {Type: "null"}}}
+				schema.Properties[member] = nullable(p)
 			}
 		}
 	}
@@ -156,22 +163,37 @@ func operation(r route, ref func(any) *huma.Schema) *huma.Operation {
 		}
 	}
 	add("query", r.query)
+	if r.idempotent {
+		add("header", []parameter{{
+			name: "Idempotency-Key", kind: "string",
+			about: "the same request again under the same key within 24 hours is answered as the first was; another request under it is 409",
+		}})
+	}
 	add("header", r.headers)
 	wrap := func(s *huma.Schema) *huma.Schema {
 		return &huma.Schema{Type: huma.TypeObject, Required: []string{"data"}, Properties: map[string]*huma.Schema{"data": s}}
 	}
 	switch {
+	case r.action:
+		s := &huma.Schema{Type: huma.TypeObject, Nullable: true}
+		if r.body != nil {
+			s = nullable(ref(r.body))
+		}
+		body := wrap(s)
+		body.Required = nil
+		op.RequestBody = &huma.RequestBody{Content: map[string]*huma.MediaType{"application/json": {Schema: body}}}
 	case r.body != nil:
 		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": {Schema: wrap(ref(r.body))}}}
 	case r.rawBody:
 		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": {Schema: &huma.Schema{Type: huma.TypeObject}}}}
-	case r.action:
-		op.RequestBody = &huma.RequestBody{Content: map[string]*huma.MediaType{"application/json": {Schema: wrap(&huma.Schema{Type: huma.TypeObject})}}}
 	}
 	for _, res := range r.results {
 		op.Responses[strconv.Itoa(res.status)] = response(res, ref, wrap)
 	}
 	fails := slices.Clone(r.fails)
+	if r.idempotent {
+		fails = append(fails, 409)
+	}
 	if !r.public {
 		op.Parameters = append(op.Parameters, &huma.Param{
 			Name: "X-Account-Id", In: "header", Description: "for an operator's token: the account to act for", Schema: &huma.Schema{Type: huma.TypeString},
@@ -194,7 +216,7 @@ func failureOf(status int) string {
 	if status == http.StatusTooManyRequests {
 		return "TooMany"
 	}
-	return "Error"
+	return "Refused"
 }
 
 func response(res result, ref func(any) *huma.Schema, wrap func(*huma.Schema) *huma.Schema) *huma.Response {
@@ -213,8 +235,11 @@ func response(res result, ref func(any) *huma.Schema, wrap func(*huma.Schema) *h
 	case res.list:
 		s = &huma.Schema{Type: huma.TypeObject, Required: []string{"data", "links", "has_more"}, Properties: map[string]*huma.Schema{
 			"data": {Type: huma.TypeArray, Items: ref(res.data)},
-			"links": {Type: huma.TypeObject, Properties: map[string]*huma.Schema{
-				"next": {Type: huma.TypeString, Nullable: true, Description: "the next page; null on the last one"},
+			"links": {Type: huma.TypeObject, Required: []string{"first", "self", "next"}, Properties: map[string]*huma.Schema{
+				"first": {Type: huma.TypeString, Format: "uri"},
+				"self":  {Type: huma.TypeString, Format: "uri"},
+				"next":  {Type: huma.TypeString, Format: "uri", Nullable: true, Description: "the next page; null on the last one"},
+				"last":  {Type: huma.TypeString, Format: "uri", Description: "the last page, where pages have numbers"},
 			}},
 			"has_more": {Type: huma.TypeBoolean},
 			"partial":  {Type: huma.TypeBoolean, Description: "true while the index is being rebuilt: some are missing"},
@@ -230,4 +255,50 @@ func response(res result, ref func(any) *huma.Schema, wrap func(*huma.Schema) *h
 	}
 	out.Content = map[string]*huma.MediaType{media: {Schema: s}}
 	return out
+}
+
+// nullable is a schema that also accepts null.
+func nullable(s *huma.Schema) *huma.Schema {
+	return &huma.Schema{Description: s.Description, AnyOf: []*huma.Schema{{Ref: s.Ref}, {Type: "null"}}}
+}
+
+// receivers describes the requests that receivers get, one for each known event.
+func receivers(types []catalogue.Type) map[string]*huma.PathItem {
+	text := func(name, about, example string) *huma.Param {
+		return &huma.Param{Name: name, In: "header", Description: about, Required: true, Schema: &huma.Schema{Type: huma.TypeString}, Example: example}
+	}
+	all := map[string]*huma.PathItem{}
+	for _, t := range types {
+		all[t.Name] = &huma.PathItem{Post: &huma.Operation{
+			OperationID: "receive_" + t.Name, Summary: t.Description.EN, Tags: []string{"receivers"}, Security: []map[string][]string{},
+			Description: "Sent with the webhook's http_method. The body is the event, byte for byte as the CRM wrote it.",
+			Parameters: []*huma.Param{
+				text("webhook-id", "the notification's id: the same on every attempt and resend", "2c0f0f3e-6a0b-5c64-9a1b-5d3f6f0a1b2c"),
+				text("webhook-timestamp", "of this attempt, in seconds since 1970", "1764356589"),
+				text("webhook-signature", "v1,<base64 of HMAC-SHA256 over id.timestamp.body>; several, separated by spaces, while a secret is rotated",
+					"v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="),
+				text("Gancho-Event", "the event name", t.Name),
+				text("Gancho-Attempt", "1 to 6", "1"),
+			},
+			RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": {
+				Schema: schemaOf(t.Schema), Example: t.Sample,
+			}}},
+			Responses: map[string]*huma.Response{
+				"2XX":     {Description: "accepted, when it comes within 5 s"},
+				"default": {Description: "not accepted: sent again, five times in all"},
+			},
+		}}
+	}
+	return all
+}
+
+// schemaOf turns a JSON schema of the catalogue into one of the document, without the members that the document's
+// dialect implies.
+func schemaOf(raw json.RawMessage) *huma.Schema {
+	var s map[string]any
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return &huma.Schema{Type: huma.TypeObject}
+	}
+	delete(s, "$schema")
+	return &huma.Schema{Extensions: s}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"gancho/pkg/notification"
+	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
@@ -33,15 +34,22 @@ var ifMatch = []parameter{{name: "If-Match", about: "the ETag that the change is
 func (a *API) routes() []route {
 	return []route{
 		{
-			method: http.MethodPost, path: "/webhooks", id: "createWebhook", tag: "webhooks", write: true,
+			method: http.MethodPost, path: "/webhooks", id: "createWebhook", tag: "webhooks", write: true, idempotent: true,
 			summary: "Register a webhook",
 			about:   "The answer carries signing_secret this once. The webhook counts for events published after the answer, within milliseconds.",
 			body:    webhookCreate{}, results: []result{{http.StatusCreated, "registered", webhooks.View{}, false, "", true}},
 			fails: []int{409}, handle: a.createWebhook,
 		},
 		{
-			method: http.MethodGet, path: "/webhooks", id: "listWebhooks", tag: "webhooks", summary: "List the webhooks, oldest first",
-			query: pages, results: []result{{http.StatusOK, "one page", webhooks.View{}, true, "", false}}, fails: []int{422}, handle: a.listWebhooks,
+			method: http.MethodGet, path: "/webhooks", id: "listWebhooks", tag: "webhooks", summary: "List the webhooks, oldest first unless sort says otherwise",
+			query: slices.Concat([]parameter{
+				{name: "status", kind: "string", enum: webhooks.Statuses()},
+				{name: "event_name", kind: "string", about: "exactly this event or pattern"},
+				{name: "url", kind: "string", about: "exactly this URL, as written or normalised; * stands for any characters"},
+				{name: "name", kind: "string", about: "exactly this name; * stands for any characters"},
+				{name: "sort", kind: "string", about: "created_at (the default), updated_at, name, event_name or url; - in front for the other direction"},
+			}, pages),
+			results: []result{{http.StatusOK, "one page", webhooks.View{}, true, "", false}}, fails: []int{422}, handle: a.listWebhooks,
 		},
 		{
 			method: http.MethodGet, path: "/webhooks/{id}", id: "getWebhook", tag: "webhooks", summary: "Show a webhook",
@@ -78,7 +86,8 @@ func (a *API) routes() []route {
 		},
 		{
 			method: http.MethodPost, path: "/webhooks/{id}/rotate_secret", id: "rotateSecret", tag: "webhooks", write: true, action: true,
-			summary: "Make a new signing secret", about: "The answer carries it this once. The old one signs along for 24 hours.",
+			summary: "Make a new signing secret", about: "The answer carries it this once. The old ones sign along until 24 hours after each was replaced, at most three; with immediately none does.",
+			body:    rotation{},
 			results: []result{{http.StatusOK, "rotated", webhooks.View{}, false, "", true}}, fails: []int{404}, handle: a.rotateSecret,
 		},
 		{
@@ -100,12 +109,12 @@ func (a *API) routes() []route {
 			results: []result{{http.StatusOK, "the notification", notifications.View{}, false, "", false}}, fails: []int{404}, handle: a.getNotification,
 		},
 		{
-			method: http.MethodPost, path: "/notifications/{id}/resend", id: "resendNotification", tag: "notifications", write: true, action: true,
+			method: http.MethodPost, path: "/notifications/{id}/resend", id: "resendNotification", tag: "notifications", write: true, action: true, idempotent: true,
 			summary: "Send a notification again that was delivered or permanently failed",
 			results: []result{{http.StatusAccepted, "a new send", notifications.View{}, false, "", false}}, fails: []int{404, 409}, handle: a.resendNotification,
 		},
 		{
-			method: http.MethodPost, path: "/webhooks/{id}/replays", id: "createReplay", tag: "replays", write: true,
+			method: http.MethodPost, path: "/webhooks/{id}/replays", id: "createReplay", tag: "replays", write: true, idempotent: true,
 			summary: "Prepare to send a range of past events to a webhook again",
 			about:   "Makes a job in state preview, which says how much it is about. Nothing is sent before it is started.",
 			body:    replayCreate{}, results: []result{{http.StatusCreated, "the preview", replays.View{}, false, "", false}}, fails: []int{404, 409}, handle: a.createReplay,
@@ -135,7 +144,7 @@ func (a *API) routes() []route {
 			about: "What it sent stays sent.", results: []result{{status: http.StatusNoContent, about: "cancelled"}}, fails: []int{404, 409}, handle: a.cancelReplay,
 		},
 		{
-			method: http.MethodPost, path: "/events/{event_name}", id: "ingestEvent", tag: "events", write: true, rawBody: true,
+			method: http.MethodPost, path: "/events/{event_name}", id: "ingestEvent", tag: "events", write: true, rawBody: true, idempotent: true,
 			summary: "Take in an event",
 			about: "The body is the event as the CRM writes it, at most EVENT_MAX_BYTES; it is passed on byte for byte. Answered after the broker stored it. " +
 				"The same transaction_uuid (or ce-id) again within the duplicate window is delivered once.",
@@ -159,11 +168,26 @@ func (a *API) routes() []route {
 		{
 			method: http.MethodGet, path: "/openapi.json", id: "getOpenAPI", tag: "meta", public: true, summary: "This document",
 			results: []result{{http.StatusOK, "OpenAPI 3.1", map[string]any{}, false, "", false}},
+			handle:  a.getDocument,
+		},
+		{
+			method: http.MethodGet, path: "/event_types", id: "listEventTypes", tag: "events", summary: "List the known events with a sample and a schema of each",
+			query: pages, results: []result{{http.StatusOK, "one page", catalogue.Type{}, true, "", false}}, fails: []int{422},
 			handle: func(c *call) (*answer, error) {
-				c.w.Header().Set("Content-Type", "application/json; charset=utf-8")
-				_, _ = c.w.Write(a.document) // the client may be gone
-				return nil, nil
+				number, size, err := c.page()
+				if err != nil {
+					return nil, err
+				}
+				if !c.query.Has("page[size]") {
+					size = maxPageSize
+				}
+				return paged(c, a.Catalogue.Types(), number, size), nil
 			},
+		},
+		{
+			method: http.MethodGet, path: "/egress", id: "getEgress", tag: "meta", public: true, summary: "Show the addresses that requests to receivers come from",
+			results: []result{{http.StatusOK, "the addresses that the operator publishes", egressAddresses{}, false, "", false}},
+			handle:  func(*call) (*answer, error) { return data(http.StatusOK, egressAddresses{a.EgressAddresses}), nil },
 		},
 	}
 }
@@ -173,14 +197,14 @@ var byHand = []result{
 	{http.StatusAccepted, "on its way: the suspension-monitor has not answered within 2 s", webhooks.View{}, false, "", true},
 }
 
-var moved = []result{{http.StatusOK, "done; a running one takes note within about a second", replays.View{}, false, "", false}}
+var moved = []result{{http.StatusOK, "done; a running one stops at once", replays.View{}, false, "", false}}
 
 // replayCreate describes replays.Input in the OpenAPI document.
 type replayCreate struct {
 	From  string `json:"from" format:"date-time" doc:"events stored from this time on"`
 	To    string `json:"to,omitempty" format:"date-time" doc:"and before this time; now by default"`
 	State string `json:"state,omitempty" enum:"delivered,permanently_failed" doc:"only notifications in this state; all that have ended by default, and events the webhook was never told"`
-	Rate  int    `json:"rate,omitempty" minimum:"1" maximum:"1000" default:"50" doc:"notifications a second"`
+	Rate  int    `json:"rate,omitempty" minimum:"1" maximum:"1000" doc:"notifications a second; 50 if left out"`
 }
 
 func stateNames() []string {
@@ -193,13 +217,13 @@ func stateNames() []string {
 
 // webhookCreate and webhookUpdate describe webhooks.Input in the OpenAPI document.
 type webhookCreate struct {
-	Name       string `json:"name" minLength:"1" maxLength:"255"`
+	Name       string `json:"name,omitempty" minLength:"1" maxLength:"255" doc:"the event name if left out"`
 	EventName  string `json:"event_name" doc:"a known event, or a pattern with one *: crm_deal_*, crm_*_deleted, *" example:"crm_deal_created"`
-	Method     string `json:"http_method,omitempty" enum:"POST,PUT,PATCH,GET,DELETE" default:"POST"`
+	Method     string `json:"http_method,omitempty" enum:"POST,PUT,PATCH,GET,DELETE" doc:"POST if left out; upper or lower case"`
 	URL        string `json:"url" format:"uri" maxLength:"2048" example:"https://example.com/hooks/deals"`
 	AuthHeader string `json:"auth_header,omitempty" doc:"name of a header sent with every request; needs auth_key" example:"Authorization"`
 	AuthKey    string `json:"auth_key,omitempty" doc:"its value; never returned" writeOnly:"true"`
-	Status     string `json:"status,omitempty" enum:"active,disabled" default:"active"`
+	Status     string `json:"status,omitempty" enum:"active,disabled" doc:"active if left out"`
 }
 
 type webhookUpdate struct {
@@ -209,7 +233,17 @@ type webhookUpdate struct {
 	URL        string  `json:"url,omitempty" format:"uri" maxLength:"2048"`
 	AuthHeader *string `json:"auth_header,omitempty" nullable:"true" doc:"null removes it, together with auth_key"`
 	AuthKey    *string `json:"auth_key,omitempty" nullable:"true" writeOnly:"true"`
-	Status     string  `json:"status,omitempty" enum:"active,disabled" doc:"disabled: new events are not matched, and what waits is parked until it is active again"`
+	Status     string  `json:"status,omitempty" enum:"active,suspended,disabled" doc:"disabled: new events are not matched, and waiting notifications are parked until it is active again. suspended is accepted where it is so"`
+
+	ID         string               `json:"id,omitempty" format:"uuid" doc:"as it is, like the other members that GET answers"`
+	CreatedAt  *time.Time           `json:"created_at,omitempty" doc:"as it is"`
+	UpdatedAt  *time.Time           `json:"updated_at,omitempty" doc:"as it is"`
+	Suspension *webhooks.Suspension `json:"suspension,omitempty" doc:"as it is"`
+}
+
+// rotation describes the body of a rotation in the OpenAPI document.
+type rotation struct {
+	Immediately bool `json:"immediately,omitempty" doc:"the old secrets do not sign along"`
 }
 
 // input reads the body of a call that takes {"data": {...}}.
@@ -221,35 +255,64 @@ func input[T any](c *call, v *T) error {
 	return decode(body, v)
 }
 
-// noInput accepts an empty body or {"data":{}}.
-func (c *call) noInput() error {
+// optional reads the body of an action: none at all, or {"data": {...}} where data may be null.
+func optional[T any](c *call, v *T) error {
 	body, err := readBody(c.w, c.r, maxBodyBytes)
 	if err != nil || len(body) == 0 {
 		return err
 	}
-	var nothing struct{}
-	return decode(body, &nothing)
+	return decodeOptional(body, v)
 }
 
-// query reads the query string.
-func (c *call) query() (url.Values, error) {
+// noInput accepts the body of an action that takes nothing.
+func (c *call) noInput() error {
+	var nothing struct{}
+	return optional(c, &nothing)
+}
+
+// maxPage bounds page numbers in computations.
+const maxPage = 1 << 20
+
+// readQuery reads the query string. Each parameter must be one of the route's, and stand once.
+func (c *call) readQuery(rt *route) error {
 	query, err := url.ParseQuery(c.r.URL.RawQuery)
 	if err != nil {
-		return nil, problem.New(problem.Malformed, "bad_query", "the query string cannot be read")
+		return problem.New(problem.Malformed, "bad_query", "the query string cannot be read")
 	}
-	return query, nil
+	c.query = query
+	for name, values := range query {
+		known := slices.ContainsFunc(rt.query, func(p parameter) bool { return p.name == name })
+		switch {
+		case !known && rt.public:
+		case !known:
+			return problem.At(problem.Malformed, "?"+name[:min(len(name), maxPointerBytes)], "unknown_parameter", "this call has no such query parameter; names are case-sensitive")
+		case len(values) > 1:
+			return problem.At(problem.Malformed, "?"+name, "repeated_parameter", "this query parameter stands more than once")
+		}
+	}
+	return nil
 }
 
 // page reads page[number] and page[size].
 func (c *call) page() (number, size int, err error) {
-	query, err := c.query()
-	if err != nil {
-		return 0, 0, err
-	}
 	var problems problem.List
-	number = intParameter(query, "page[number]", 1, 1, 1<<30, &problems)
-	size = intParameter(query, "page[size]", defaultPageSize, 1, maxPageSize, &problems)
+	number = intParameter(c.query, "page[number]", 1, 1, 1<<30, &problems)
+	size = intParameter(c.query, "page[size]", defaultPageSize, 1, maxPageSize, &problems)
 	return number, size, problems.Err()
+}
+
+// webhookFilter reads the filters of a list of webhooks.
+func (c *call) webhookFilter() (webhooks.Filter, error) {
+	get := c.query.Get
+	f := webhooks.Filter{Status: get("status"), EventName: get("event_name"), URL: get("url"), Name: get("name"), Sort: get("sort")}
+	var problems problem.List
+	if c.query.Has("status") && !slices.Contains(webhooks.Statuses(), f.Status) {
+		problems.Add("?status", "bad_parameter", "status must be one of "+strings.Join(webhooks.Statuses(), ", "))
+	}
+	if c.query.Has("sort") && !slices.Contains(webhooks.Sorts(), strings.TrimPrefix(f.Sort, "-")) {
+		problems.Add("?sort", "bad_parameter", "sort must be one of "+strings.Join(webhooks.Sorts(), ", ")+", with a leading - for the other direction")
+	}
+	return f, problems.Err()
 }
 
 func intParameter(query url.Values, name string, fallback, low, high int, problems *problem.List) int {
@@ -267,10 +330,7 @@ func intParameter(query url.Values, name string, fallback, low, high int, proble
 
 // filter reads the parameters of a list of notifications.
 func (c *call) filter() (notifications.Filter, error) {
-	query, err := c.query()
-	if err != nil {
-		return notifications.Filter{}, err
-	}
+	query := c.query
 	var problems problem.List
 	f := notifications.Filter{
 		Limit: intParameter(query, "page[size]", defaultPageSize, 1, maxPageSize, &problems),
@@ -327,4 +387,26 @@ func (c *call) match() (webhooks.Match, error) {
 		}
 	}
 	return func(revision uint64) bool { return slices.Contains(revisions, revision) }, nil
+}
+
+// egressAddresses are for the allow lists of receivers.
+type egressAddresses struct {
+	Addresses []string `json:"addresses" nullable:"false" doc:"addresses and CIDRs; none when the operator publishes none"`
+}
+
+// getDocument answers the OpenAPI document. Any page may read it.
+func (a *API) getDocument(c *call) (*answer, error) {
+	h := c.w.Header()
+	h.Set("Access-Control-Allow-Origin", "*")
+	h.Set("ETag", a.tag)
+	h.Set("Cache-Control", "no-cache")
+	if slices.ContainsFunc(strings.Split(c.r.Header.Get("If-None-Match"), ","), func(tag string) bool {
+		tag = strings.TrimPrefix(strings.TrimSpace(tag), "W/")
+		return tag == a.tag || tag == "*"
+	}) {
+		return &answer{status: http.StatusNotModified}, nil
+	}
+	h.Set("Content-Type", "application/json; charset=utf-8")
+	_, _ = c.w.Write(a.document) // the client may have gone
+	return nil, nil
 }

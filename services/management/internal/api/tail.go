@@ -24,11 +24,7 @@ const (
 
 // tail streams attempts as server-sent events, until the client goes or the process stops.
 func (a *API) tail(c *call) (*answer, error) {
-	query, err := c.query()
-	if err != nil {
-		return nil, err
-	}
-	f := tail.Filter{WebhookID: query.Get("webhook_id"), Outcome: query.Get("outcome")}
+	f := tail.Filter{WebhookID: c.query.Get("webhook_id"), Outcome: c.query.Get("outcome")}
 	var problems problem.List
 	if f.WebhookID != "" && uuid.Validate(f.WebhookID) != nil {
 		problems.Add("?webhook_id", "bad_parameter", "webhook_id must be the id of a webhook")

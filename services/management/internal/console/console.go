@@ -197,7 +197,7 @@ func (c *Console) serve(w http.ResponseWriter, r *http.Request, rt *route) {
 	id := rand.Text()
 	harden(w.Header())
 	w.Header().Set("X-Request-Id", id)
-	w.Header().Set("Vary", "Accept-Language, Cookie")
+	w.Header().Add("Vary", "Accept-Language, Cookie")
 	if !rt.stream {
 		var cancel context.CancelFunc
 		v.ctx, cancel = context.WithTimeout(r.Context(), requestTimeout)

@@ -458,6 +458,7 @@ var texts = map[string]text{
 	"problem.reserved_auth_header":   {"This header cannot be used.", "Este cabeçalho não pode ser usado."},
 	"problem.bad_auth_key":           {"This value cannot be sent in a header.", "Este valor não pode ser enviado em um cabeçalho."},
 	"problem.auth_pair":              {"Give both name and value, or neither.", "Informe nome e valor, ou nenhum dos dois."},
+	"problem.auth_key_required":      {"The URL has another origin: give the value of the header for it, or remove the header.", "A URL tem outra origem: informe o valor do cabeçalho para ela, ou remova o cabeçalho."},
 	"problem.bad_url":                {"This URL cannot be read.", "Esta URL não pode ser lida."},
 	"problem.url_too_long":           {"This URL is too long.", "Esta URL é longa demais."},
 	"problem.url_forbidden_scheme":   {"This URL must begin with https://.", "Esta URL precisa começar com https://."},

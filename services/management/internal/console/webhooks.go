@@ -431,7 +431,7 @@ func (c *Console) postTest(v *visit) error {
 }
 
 func (c *Console) postRotate(v *visit) error {
-	_, secret, err := c.Webhooks.RotateSecret(v.ctx, v.caller.Account, v.id())
+	_, secret, err := c.Webhooks.RotateSecret(v.ctx, v.caller.Account, v.id(), false)
 	if err != nil {
 		return err
 	}

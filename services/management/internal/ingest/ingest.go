@@ -2,7 +2,10 @@
 package ingest
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"strconv"
 	"strings"
@@ -40,6 +43,8 @@ type Event struct {
 	Account, Name string
 	Body          []byte // as the CRM wrote it; it is stored byte for byte
 	Header        func(string) string
+	// Key is the client's Idempotency-Key, "" if it sent none. It identifies an event that nothing else does.
+	Key string
 }
 
 // Accept returns after the broker stored the event.
@@ -73,8 +78,12 @@ func (s *Service) Accept(ctx context.Context, e Event) (Accepted, error) {
 	if t := e.Header(event.HeaderContentType); event.Structured(t) {
 		headers[event.HeaderContentType] = t
 	}
-	msgID := parsed.MsgID()
-	at, err := s.bus.PublishEvent(ctx, m.Subject, msgID, headers, e.Body)
+	msgID, key := parsed.MsgID(), ""
+	if msgID == "" && e.Key != "" {
+		sum := sha256.Sum256([]byte(e.Key))
+		key = e.Account + ":" + e.Name + ":idempotency-" + hex.EncodeToString(sum[:16])
+	}
+	at, err := s.bus.PublishEvent(ctx, m.Subject, cmp.Or(msgID, key), headers, e.Body)
 	switch {
 	case errors.Is(err, bus.ErrTooLarge):
 		return Accepted{}, problem.New(problem.TooLarge, "too_large", "the event is larger than the broker accepts")
@@ -82,7 +91,11 @@ func (s *Service) Accept(ctx context.Context, e Event) (Accepted, error) {
 		return Accepted{}, problem.Down("broker_unavailable", "the message broker did not acknowledge the event; send it again (with a transaction_uuid it is delivered once)", err)
 	}
 	id := parsed.ID // what the publisher will call it
-	if msgID == "" {
+	switch {
+	case msgID != "":
+	case key != "":
+		id = event.ID(e.Account, e.Name, key)
+	default:
 		id = event.ID(e.Account, e.Name, event.Stream+"/"+strconv.FormatUint(at.Sequence, 10))
 	}
 	return Accepted{EventID: id, Stream: at.Stream, Sequence: at.Sequence, Duplicate: at.Duplicate}, nil

@@ -18,10 +18,10 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
-	"gancho/pkg/event/samples"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
 	"gancho/pkg/webhook"
+	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/webhooks"
@@ -35,16 +35,18 @@ const readWithin = 5 * time.Second
 
 // Service is safe for concurrent use.
 type Service struct {
-	bus      *bus.Bus
-	webhooks *webhooks.Service
-	index    *index.Index
+	bus       *bus.Bus
+	webhooks  *webhooks.Service
+	index     *index.Index
+	catalogue *catalogue.Catalogue
 
 	eventMaxBytes int
 }
 
 // New returns a service. eventMaxBytes is how large an event may be: what is larger is not replayed.
-func New(b *bus.Bus, w *webhooks.Service, x *index.Index, eventMaxBytes int) *Service {
-	return &Service{bus: b, webhooks: w, index: x, eventMaxBytes: eventMaxBytes}
+// Tests send samples of the catalogue.
+func New(b *bus.Bus, w *webhooks.Service, x *index.Index, c *catalogue.Catalogue, eventMaxBytes int) *Service {
+	return &Service{bus: b, webhooks: w, index: x, catalogue: c, eventMaxBytes: eventMaxBytes}
 }
 
 // Notification is what is known of one.
@@ -273,7 +275,7 @@ func (s *Service) Test(ctx context.Context, account, webhookID string) (*Notific
 	}
 	m := notification.Notification{
 		Account: account, ID: event.NotificationID(eventID, id), WebhookID: w.ID, EventID: eventID, EventName: name,
-		EventTime: now, Send: 1, Body: samples.Event(name, transaction, now),
+		EventTime: now, Send: 1, Body: s.catalogue.Event(name, transaction, now),
 	}
 	if err := s.bus.Notify(&m).Wait(ctx); err != nil {
 		return nil, problem.Broker(err)

@@ -35,8 +35,10 @@ func claimKey(w *webhook.Webhook) string {
 }
 
 func taken(id string) error {
-	return problem.New(problem.Conflict, "webhook_exists",
+	e := problem.New(problem.Conflict, "webhook_exists",
 		"this account has a webhook with this event_name and url already: "+id+"; change that one, or use another url")
+	e.Problems[0].ID = id
+	return e
 }
 
 // take claims w's combination for w. It returns a 409 when another webhook has it.

@@ -19,7 +19,7 @@ type View struct {
 	Name       string      `json:"name"`
 	EventName  string      `json:"event_name"`
 	Method     string      `json:"http_method"`
-	URL        string      `json:"url" format:"uri" doc:"in its normalised form"`
+	URL        string      `json:"url" format:"uri" doc:"as its owner wrote it; its normalised form is called, suspended and compared"`
 	AuthHeader *string     `json:"auth_header" nullable:"true" doc:"name of the header that carries auth_key, which is never returned"`
 	Status     string      `json:"status" enum:"active,suspended,disabled"`
 	Suspension *Suspension `json:"suspension" doc:"why its URL is set aside; null when it is not"`
@@ -81,14 +81,6 @@ func (s *Service) Show(ctx context.Context, account, id string) (View, error) {
 	return s.view(ctx, w), nil
 }
 
-// List returns the account's webhooks from offset on, at most limit, oldest first, and how many there are.
-func (s *Service) List(ctx context.Context, account string, offset, limit int) ([]View, int) {
-	all := s.registry.Account(account)
-	page := all[min(offset, len(all)):]
-	page = page[:min(limit, len(page))]
-	return s.views(ctx, account, page), len(all)
-}
-
 func (s *Service) view(ctx context.Context, w *webhook.Webhook) View {
 	return s.views(ctx, w.Account, []*webhook.Webhook{w})[0]
 }
@@ -112,7 +104,7 @@ func (s *Service) views(ctx context.Context, account string, page []*webhook.Web
 	suspended := false
 	for _, w := range page {
 		v := View{
-			ID: w.ID, Name: w.Name, EventName: string(w.EventName), Method: w.Method, URL: w.URL,
+			ID: w.ID, Name: w.Name, EventName: string(w.EventName), Method: w.Method, URL: w.ShownURL(),
 			CreatedAt: w.CreatedAt, UpdatedAt: w.UpdatedAt, Revision: w.Revision,
 		}
 		if w.AuthHeader != "" {

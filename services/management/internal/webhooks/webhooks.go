@@ -8,14 +8,17 @@
 package webhooks
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
 	"go.uber.org/zap"
 
@@ -34,7 +37,7 @@ import (
 // MaxNameRunes limits a webhook's name.
 const MaxNameRunes = 255
 
-// RotationOverlap is how long an old signing secret signs along after a rotation.
+// RotationOverlap is how long an old signing secret signs along after it was replaced.
 const RotationOverlap = 24 * time.Hour
 
 // seenWithin is how long a writer waits to see its change in its own copy of the registry.
@@ -98,6 +101,19 @@ type Input struct {
 	AuthHeader Field[string] `json:"auth_header"`
 	AuthKey    Field[string] `json:"auth_key"`
 	Status     Field[string] `json:"status"`
+
+	// The members that only the service sets. They may be given as they are, so that an answer can be sent back.
+	ID         Field[jsontext.Value] `json:"id"`
+	CreatedAt  Field[jsontext.Value] `json:"created_at"`
+	UpdatedAt  Field[jsontext.Value] `json:"updated_at"`
+	Suspension Field[jsontext.Value] `json:"suspension"`
+}
+
+// readOnly are the members of in that only the service sets.
+func (in *Input) readOnly() map[string]Field[jsontext.Value] {
+	return map[string]Field[jsontext.Value]{
+		"id": in.ID, "created_at": in.CreatedAt, "updated_at": in.UpdatedAt, "suspension": in.Suspension,
+	}
 }
 
 // Create registers a webhook and returns it with its signing secret, which is shown this once.
@@ -107,12 +123,20 @@ func (s *Service) Create(ctx context.Context, account string, in Input) (View, s
 		ID: uuid.NewString(), Account: account, Method: webhook.Methods()[0], Status: webhook.Active, CreatedAt: now, UpdatedAt: now,
 	}
 	var missing problem.List
-	for name, f := range map[string]Field[string]{"name": in.Name, "event_name": in.EventName, "url": in.URL} {
+	for name, f := range map[string]Field[string]{"event_name": in.EventName, "url": in.URL} {
 		if !f.Present {
 			missing.Add("/data/"+name, "required", name+" is missing")
 		}
 	}
-	slices.SortFunc(missing, func(a, b problem.Problem) int { return len(a.Pointer) - len(b.Pointer) })
+	for name, f := range in.readOnly() {
+		if f.Present {
+			missing.Add("/data/"+name, "read_only", name+" is set by the service; leave it out")
+		}
+	}
+	if !in.Name.Present {
+		in.Name = in.EventName
+	}
+	slices.SortFunc(missing, func(a, b problem.Problem) int { return cmp.Compare(a.Pointer, b.Pointer) })
 	if err := s.apply(w, in, missing); err != nil {
 		return View{}, "", err
 	}
@@ -168,13 +192,27 @@ func (s *Service) apply(w *webhook.Webhook, in Input, problems problem.List) err
 		w.EventName = webhook.Pattern(v)
 		found(webhook.CheckPattern(w.EventName, s.names))
 	})
-	use("http_method", in.Method, func(v string) { found(webhook.CheckMethod(v)); w.Method = v })
+	use("http_method", in.Method, func(v string) {
+		w.Method = strings.ToUpper(v)
+		found(webhook.CheckMethod(w.Method))
+	})
 	use("url", in.URL, func(v string) {
 		normal, p := webhook.NormalizeURL(v, s.policy)
 		found(p)
-		w.URL, w.URLKey = normal, webhook.URLKey(normal)
+		moved := w.URL != "" && w.AuthKey != "" && p == nil && webhook.Origin(w.URL) != webhook.Origin(normal)
+		if moved && !in.AuthHeader.Null && (!in.AuthKey.Present || in.AuthKey.Null) {
+			problems.Add("/data/auth_key", "auth_key_required",
+				"the url has another origin: give auth_key for it, or take it away with auth_header null")
+		}
+		w.URL, w.URLKey, w.URLGiven = normal, webhook.URLKey(normal), v
+		if v == normal {
+			w.URLGiven = ""
+		}
 	})
 	use("status", in.Status, func(v string) {
+		if v == StatusSuspended && !w.CreatedAt.IsZero() && w.Status == webhook.Active && s.suspended(w) {
+			return // as it is
+		}
 		if w.Status = webhook.Status(v); w.Status != webhook.Active && w.Status != webhook.Disabled {
 			problems.Add("/data/status", "bad_status", "status can be set to active or disabled; POST .../suspend and .../resume are for suspensions")
 		}
@@ -186,7 +224,7 @@ func (s *Service) apply(w *webhook.Webhook, in Input, problems problem.List) err
 // applyAuth sets the auth header and its value. null removes; both or neither must be left.
 func (s *Service) applyAuth(w *webhook.Webhook, in Input, found func(*webhook.Problem)) {
 	if in.AuthHeader.Null {
-		w.AuthHeader = ""
+		w.AuthHeader, w.AuthKey = "", ""
 	} else if in.AuthHeader.Present {
 		if p := webhook.CheckAuthHeader(in.AuthHeader.Value); p != nil {
 			found(p)
@@ -248,7 +286,9 @@ func (m Match) check(w *webhook.Webhook) error {
 // it at the same time. A change lifts the suspension of the URL it had; settled is false when that has been
 // asked for but had no effect yet.
 func (s *Service) Update(ctx context.Context, account, id string, in Input, match Match, by string) (v View, settled bool, err error) {
-	before, after, err := s.update(ctx, account, id, match, func(w *webhook.Webhook) error { return s.apply(w, in, nil) })
+	before, after, err := s.update(ctx, account, id, match, func(w *webhook.Webhook) error {
+		return s.apply(w, in, s.changedReadOnly(ctx, w, in))
+	})
 	if err != nil {
 		return View{}, false, err
 	}
@@ -312,7 +352,7 @@ func (s *Service) update(ctx context.Context, account, id string, match Match, c
 }
 
 func equal(a, b *webhook.Webhook) bool {
-	return a.Name == b.Name && a.EventName == b.EventName && a.Method == b.Method && a.URL == b.URL && a.Status == b.Status &&
+	return a.Name == b.Name && a.EventName == b.EventName && a.Method == b.Method && a.URL == b.URL && a.URLGiven == b.URLGiven && a.Status == b.Status &&
 		a.AuthHeader == b.AuthHeader && a.AuthKey == b.AuthKey && slices.Equal(a.Secrets, b.Secrets)
 }
 
@@ -347,17 +387,23 @@ func (s *Service) Delete(ctx context.Context, account, id string, match Match, b
 	}
 }
 
-// RotateSecret makes a new signing secret and returns it, this once. The newest of the old ones signs along
-// for RotationOverlap.
-func (s *Service) RotateSecret(ctx context.Context, account, id string) (View, string, error) {
+// maxOldSecrets is how many replaced signing secrets sign along at most.
+const maxOldSecrets = 3
+
+// RotateSecret makes a new signing secret and returns it, this once. Each of the newest maxOldSecrets old ones signs
+// along until RotationOverlap after it was replaced. With immediately the old ones stop signing at once.
+func (s *Service) RotateSecret(ctx context.Context, account, id string, immediately bool) (View, string, error) {
 	shown, secret := delivery.NewSecret()
 	_, w, err := s.update(ctx, account, id, nil, func(w *webhook.Webhook) error {
 		now := time.Now().UTC().Truncate(time.Millisecond)
 		secrets := []webhook.Secret{{Sealed: s.keys.Seal(secret, w.SealContext("secret"))}}
-		if len(w.Secrets) > 0 {
-			old := w.Secrets[0]
-			old.ExpiresAt = now.Add(RotationOverlap)
-			secrets = append(secrets, old)
+		for i, old := range w.Secrets {
+			if i == 0 {
+				old.ExpiresAt = now.Add(RotationOverlap)
+			}
+			if !immediately && now.Before(old.ExpiresAt) && i < maxOldSecrets {
+				secrets = append(secrets, old)
+			}
 		}
 		w.Secrets = secrets
 		return nil
