@@ -48,6 +48,13 @@ func (m *EventMessage) Wait() {
 	}
 }
 
+// Return has the broker hand the event out again at once.
+func (m *EventMessage) Return() {
+	if err := m.msg.Nak(); err != nil {
+		m.b.log.Debug("nak not sent; the event will come again", zap.Error(err))
+	}
+}
+
 // EventsConsumer pulls CRM_EVENTS.
 type EventsConsumer struct{ *Consumer }
 
@@ -174,6 +181,36 @@ func (b *Bus) Notified(ctx context.Context, account, id string) (bool, error) {
 	}
 	return false, nil
 }
+
+// NextEvent returns the account's first event at or behind a sequence, ErrNotFound when there is none.
+func (b *Bus) NextEvent(ctx context.Context, account string, sequence uint64) (*StoredEvent, error) {
+	raw, err := b.get(ctx, topology.Events, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
+		return s.GetMsg(ctx, sequence, jetstream.WithGetMsgSubject(event.SubjectPrefix+account+".*"))
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &StoredEvent{
+		Message:  event.Message{Subject: raw.Subject, Header: raw.Header.Get, Body: raw.Data, Sequence: raw.Sequence},
+		StoredAt: raw.Time, Size: len(raw.Data),
+	}, nil
+}
+
+// FreeNotifications purges NOTIFICATIONS up to a sequence that the dispatchers have settled. The broker recognises the
+// message ids of what was purged until it restarts.
+func (b *Bus) FreeNotifications(ctx context.Context, upTo uint64) error {
+	s, err := b.Stream(ctx, topology.Notifications)
+	if err != nil {
+		return err
+	}
+	if err := s.Purge(ctx, jetstream.WithPurgeSequence(upTo+1)); err != nil {
+		return fmt.Errorf("purge NOTIFICATIONS: %w", err)
+	}
+	return nil
+}
+
+// ServerID identifies one run of the broker's server that this process is connected to, "" without a connection.
+func (b *Bus) ServerID() string { return b.nc.ConnectedServerId() }
 
 // EventAt reads an event back from CRM_EVENTS; ErrNotFound when it has aged out.
 func (b *Bus) EventAt(ctx context.Context, sequence uint64) (event.Message, time.Time, error) {

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -77,10 +78,10 @@ func (c *CommandConsumer) Pull(ctx context.Context, handle func(Command, uint64)
 // Status is an event on WEBHOOK_STATUS, from which the CRM tells the owner.
 type Status struct {
 	Schema    int       `json:"schema"`
-	Event     string    `json:"event"` // at_risk, suspended, probing, resumed or permanent_failure
+	Event     string    `json:"event"` // at_risk, suspended, probing, resumed, permanent_failure or disabled; deferred or caught_up of an account
 	Account   string    `json:"account_id"`
-	WebhookID string    `json:"webhook_id"`
-	URLHost   string    `json:"url_host"`
+	WebhookID string    `json:"webhook_id"` // "" of an account
+	URLHost   string    `json:"url_host"`   // "" of an account
 	At        time.Time `json:"at"`
 	// Until is when a suspended URL is tried again; nil where nothing is due, as after a suspension by hand.
 	Until    *time.Time `json:"until"`
@@ -89,6 +90,9 @@ type Status struct {
 }
 
 func (s *Status) subject() string {
+	if s.WebhookID == "" {
+		return "gancho.accounts." + s.Account + "." + s.Event
+	}
 	return "gancho.webhooks." + s.Account + "." + s.WebhookID + "." + s.Event
 }
 
@@ -100,7 +104,7 @@ func (b *Bus) Tell(ctx context.Context, s Status, name string) error {
 	if err != nil {
 		return fmt.Errorf("encode status: %w", err)
 	}
-	m := NewMessage(s.subject(), s.WebhookID+":"+s.Event+":"+name, body)
+	m := NewMessage(s.subject(), cmp.Or(s.WebhookID, s.Account)+":"+s.Event+":"+name, body)
 	m.Header["Gancho-Step"] = []string{name}
 	_, err = b.Publish(ctx, topology.WebhookStatus, m)
 	return err

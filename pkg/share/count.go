@@ -66,6 +66,8 @@ type Deferral struct {
 	Schema int       `json:"schema,omitempty"`
 	Since  time.Time `json:"since"`
 	Store  string    `json:"store"` // what it had its share of
+	// From is the lowest sequence that After ever had: what is at or below it is not covered by the deferral.
+	From uint64 `json:"from"`
 	// After is the sequence up to which the account's events are handled; the one behind it may be handled in part.
 	After uint64 `json:"after"`
 	// Last is the highest sequence of an event that was acknowledged for the deferral's sake.
@@ -75,9 +77,6 @@ type Deferral struct {
 	Tried uint64 `json:"tried"`
 	// OldestAt is when the oldest waiting event was stored.
 	OldestAt time.Time `json:"oldest_at"`
-	// Events and Bytes are how many events wait at least; what others acknowledged within the last second may be missing.
-	Events int64 `json:"events"`
-	Bytes  int64 `json:"bytes"`
 }
 
 // Settings are what an operator set for an account; zero values are the defaults.

@@ -61,7 +61,7 @@ type Meter struct {
 // New returns a meter. others reports whether any account but this one exists.
 func New(c Config, l Limits, others func(account string) bool) *Meter {
 	return &Meter{
-		limits: l, share: c.Share, others: others, now: time.Now, most: -1,
+		limits: l, share: cmp.Or(c.Share, 0.2), others: others, now: time.Now, most: -1,
 		own: map[string]*tally{}, settings: map[string]Settings{}, deferred: map[string]Deferral{},
 	}
 }

@@ -192,6 +192,13 @@ func (x *Index) Count(account string) int {
 	return 0
 }
 
+// HasOthers reports whether any account but this one has webhooks.
+func (x *Index) HasOthers(account string) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return len(x.accounts) > 1 || len(x.accounts) == 1 && x.accounts[account] == nil
+}
+
 // UsesURL reports whether any webhook of the account still points at the URL.
 func (x *Index) UsesURL(account, urlKey string) bool {
 	x.mu.RLock()

@@ -3,6 +3,7 @@ package publisher
 import (
 	"gancho/pkg/bus"
 	"gancho/pkg/service"
+	"gancho/pkg/share"
 	"gancho/pkg/topology"
 )
 
@@ -11,4 +12,5 @@ type Config struct {
 	Service service.Config
 	Bus     bus.Config
 	Limits  topology.Limits
+	Share   share.Config
 }

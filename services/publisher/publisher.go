@@ -25,6 +25,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
 	"gancho/pkg/service"
+	"gancho/pkg/share"
 	"gancho/pkg/topology"
 	"gancho/pkg/tracing"
 	"gancho/pkg/webhook"
@@ -48,6 +49,9 @@ type Publisher struct {
 	registry *bus.Registry
 	metrics  metrics
 	trace    *tracing.Tracer
+	meter    *share.Meter
+	deferred *deferrals
+	room     *room
 
 	mostBytes    int // of one event with its headers
 	maxBodyBytes int
@@ -103,21 +107,42 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	if err != nil {
 		return err
 	}
+	limits, err := share.LimitsOf(ctx, b, cfg.Limits)
+	if err != nil {
+		return err
+	}
+	shares, err := b.Bucket(ctx, topology.BucketShares)
+	if err != nil {
+		return err
+	}
 	p := &Publisher{
 		log: proc.Log, bus: b, registry: registry, metrics: newMetrics(proc.Metrics), trace: proc.Trace,
+		meter:     share.New(cfg.Share, limits, registry.HasOthers),
 		mostBytes: topology.MaxMessage(cfg.Limits.EventMaxBytes), maxBodyBytes: cfg.Limits.EventMaxBytes,
 	}
+	p.deferred = newDeferrals(p, shares, cfg.Limits.EventsMaxAge, proc.Metrics)
+	p.room = &room{p: p, limit: limits.Notifications, window: cfg.Limits.DuplicateWindow, replicas: cfg.Limits.Replicas, shares: shares}
+	proc.Health.Want("shares", p.deferred.state)
 	group, ctx := errgroup.WithContext(ctx)
-	loaded := make(chan struct{})
+	loaded, known := make(chan struct{}), make(chan struct{})
 	group.Go(func() error { return registry.Run(ctx, func() { close(loaded) }, nil) })
+	group.Go(func() error { return p.meter.Watch(ctx, b, p.log, func() { close(known) }) })
 	group.Go(func() error { return b.TrimNotifications(ctx, cfg.Limits.DuplicateWindow) })
 	group.Go(func() error {
-		select {
-		case <-ctx.Done():
-		case <-loaded: // matching before would miss webhooks
-			proc.Up()
-			p.consume(ctx, events)
+		for _, ready := range []chan struct{}{loaded, known} { // matching before would miss webhooks, and deferred accounts
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-ready:
+			}
 		}
+		proc.Up()
+		var beside sync.WaitGroup
+		defer beside.Wait()
+		beside.Go(func() { p.room.keep(ctx) })
+		beside.Go(func() { p.deferred.keep(ctx) })
+		p.consume(ctx, events)
+		p.deferred.work.Wait()
 		return nil
 	})
 	return group.Wait()
@@ -138,9 +163,13 @@ func (p *Publisher) consume(ctx context.Context, events *bus.EventsConsumer) {
 		err := events.Pull(ctx, n, room, func(m *bus.EventMessage) {
 			size := len(m.Body)
 			got, used = got+1, used+size
-			started := p.start(work, m)
+			free := func() { places.Give(1, size) }
+			started := p.start(m, free)
+			if started.deferred { // it stays in CRM_EVENTS, and its place is free once it is settled
+				return
+			}
 			inFlight.Go(func() {
-				defer places.Give(1, size)
+				defer free()
 				p.finish(work, m, started)
 			})
 		})
@@ -158,16 +187,24 @@ type job struct {
 	rejected *event.Rejected
 	webhooks []*webhook.Webhook // those after the first page
 	started  []*bus.Started
-	unsure   bool // whether some of webhooks have been told already
-	newer    bool // the account has webhooks that only a newer version can match
+	hold     *share.Hold // room for what is started
+	unsure   bool        // some of webhooks may have been notified already
+	deferred bool        // the account's events wait; the event is settled elsewhere
+	newer    bool        // the account has webhooks that only a newer version can match
 	span     *tracing.Processing
 }
 
-func (p *Publisher) start(_ context.Context, m *bus.EventMessage) *job {
+// start begins with an event. free is called when an event that is deferred is settled.
+func (p *Publisher) start(m *bus.EventMessage, free func()) *job {
 	m.MaxBytes = p.maxBodyBytes // the broker's limit counts headers too
 	ev, rejected := event.Parse(m.Message)
 	j := &job{event: ev, rejected: rejected, newer: rejected == nil && p.registry.Newer(ev.Account)}
 	if rejected != nil || j.newer {
+		return j
+	}
+	if j.event = ev; p.deferred.holds(ev.Account) {
+		p.deferred.add(m, ev.Account, nil, free)
+		j.deferred = true
 		return j
 	}
 	j.span, ev.Traceparent = p.trace.Process(ev.Traceparent, tracing.Event{
@@ -175,22 +212,59 @@ func (p *Publisher) start(_ context.Context, m *bus.EventMessage) *job {
 	})
 	j.event = ev
 	matched := p.registry.Match(nil, ev.Account, ev.Name)
-	if m.Again {
-		j.webhooks, j.unsure = matched, true
+	j.webhooks = matched
+	if m.Again || p.room.doubtful() {
+		j.unsure = true
 		return j
 	}
-	first := matched[:min(page, len(matched))]
-	j.started, j.webhooks = p.notify(m, ev, first), matched[len(first):]
+	if over, full := p.next(m, j); full {
+		j.span.End(0, nil)
+		p.deferred.add(m, ev.Account, &over, free)
+		j.deferred = true
+	}
 	return j
 }
 
+// next starts the next page of an event's notifications, if its account has room for it.
+func (p *Publisher) next(m *bus.EventMessage, j *job) (over share.Excess, full bool) {
+	j.started, j.hold = nil, nil
+	if len(j.webhooks) == 0 {
+		return over, false
+	}
+	each := int64(len(j.event.Body)) + share.Overhead
+	n := min(page, len(j.webhooks))
+	if most := p.meter.Page(j.event.Account); most > 0 {
+		n = int(min(int64(n), max(1, most/each)))
+	}
+	if j.hold, over = p.meter.Admit(j.event.Account, int64(n)*each); j.hold == nil {
+		return over, true
+	}
+	j.started, j.webhooks = p.notify(m.StoredAt, j.event, j.webhooks[:n]), j.webhooks[n:]
+	return over, false
+}
+
+// wait returns once the page is stored.
+func (j *job) wait(ctx context.Context) error {
+	var last uint64
+	for _, s := range j.started {
+		ack, err := s.Receipt(ctx)
+		if err != nil {
+			j.hold.Release()
+			return err
+		}
+		last = max(last, ack.Sequence)
+	}
+	j.hold.Stored(last)
+	return nil
+}
+
 // notify starts one page of notifications.
-func (p *Publisher) notify(m *bus.EventMessage, ev event.Event, webhooks []*webhook.Webhook) []*bus.Started {
+func (p *Publisher) notify(storedAt time.Time, ev event.Event, webhooks []*webhook.Webhook) []*bus.Started {
 	started := make([]*bus.Started, 0, len(webhooks))
 	for _, w := range webhooks {
 		started = append(started, p.bus.Notify(&notification.Notification{
 			Account: ev.Account, ID: event.NotificationID(ev.ID, w.UUID), WebhookID: w.ID,
-			EventID: ev.ID, EventName: ev.Name, EventSequence: ev.Sequence, EventTime: m.StoredAt,
+			EventID: ev.ID, EventName: ev.Name, EventSequence: ev.Sequence, EventTime: storedAt,
 			Send: 1, Traceparent: ev.Traceparent, Body: ev.Body,
 		}))
 	}
@@ -209,28 +283,33 @@ func (p *Publisher) finish(ctx context.Context, m *bus.EventMessage, j *job) {
 		return
 	}
 	if j.unsure {
-		untold, err := p.untold(ctx, m, j)
-		if err != nil {
+		var err error
+		if j.webhooks, err = p.untold(ctx, j, m.StoredAt, m.InProgress); err != nil {
 			j.span.End(0, err)
 			p.log.Warn("event not handled; it comes again", append(j.fields(m), zap.Error(err))...)
 			return
 		}
-		first := untold[:min(page, len(untold))]
-		j.started, j.webhooks = p.notify(m, j.event, first), untold[len(first):]
+		if over, full := p.next(m, j); full {
+			j.span.End(0, nil)
+			p.deferred.add(m, j.event.Account, &over, nil)
+			return
+		}
 	}
 	result, total := resultUnmatched, 0
 	for len(j.started) > 0 {
 		result, total = resultMatched, total+len(j.started)
-		for _, s := range j.started {
-			if err := s.Wait(ctx); err != nil {
-				j.span.End(total, err)
-				p.log.Error("notification not stored; its event comes again", append(j.fields(m), zap.Error(err))...)
-				return
-			}
+		if err := j.wait(ctx); err != nil {
+			j.span.End(total, err)
+			p.log.Error("notification not stored; its event comes again", append(j.fields(m), zap.Error(err))...)
+			return
 		}
 		m.InProgress()
-		next := j.webhooks[:min(page, len(j.webhooks))]
-		j.started, j.webhooks = p.notify(m, j.event, next), j.webhooks[len(next):]
+		if over, full := p.next(m, j); full {
+			p.metrics.matched.Add(float64(total))
+			j.span.End(total, nil)
+			p.deferred.add(m, j.event.Account, &over, nil)
+			return
+		}
 	}
 	p.metrics.events.WithLabelValues(result).Inc()
 	p.metrics.matched.Add(float64(total))
@@ -256,12 +335,12 @@ func (j *job) fields(m *bus.EventMessage) []zap.Field {
 const clockGap = time.Minute
 
 // untold returns those of the event's webhooks that are still to be told.
-func (p *Publisher) untold(ctx context.Context, m *bus.EventMessage, j *job) ([]*webhook.Webhook, error) {
+func (p *Publisher) untold(ctx context.Context, j *job, storedAt time.Time, progress func()) ([]*webhook.Webhook, error) {
 	ctx, cancel := context.WithTimeout(ctx, bus.EventsAckWait)
 	defer cancel()
 	var out []*webhook.Webhook
 	for i, w := range j.webhooks {
-		if w.CreatedAt.After(m.StoredAt.Add(clockGap)) {
+		if w.CreatedAt.After(storedAt.Add(clockGap)) {
 			continue
 		}
 		notified := false
@@ -276,7 +355,7 @@ func (p *Publisher) untold(ctx context.Context, m *bus.EventMessage, j *job) ([]
 			out = append(out, w)
 		}
 		if i%page == page-1 {
-			m.InProgress()
+			progress()
 		}
 	}
 	return out, nil

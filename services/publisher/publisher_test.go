@@ -36,13 +36,16 @@ type rig struct {
 	broker   *bustest.Server
 	log      *zap.Logger
 	metrics  *prometheus.Registry
+	limits   topology.Limits
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T) *rig { t.Helper(); return newRigWith(t, bustest.Limits()) }
+
+func newRigWith(t *testing.T, l topology.Limits) *rig {
 	t.Helper()
-	r := &rig{t: t, broker: bustest.Start(t), log: bustest.Logger(t), metrics: prometheus.NewRegistry()}
+	r := &rig{t: t, limits: l, broker: bustest.Start(t), log: bustest.Logger(t), metrics: prometheus.NewRegistry()}
 	b := r.broker.Connect("test")
-	err := b.Create(t.Context(), bustest.Limits()) // an owner would set back what tests edit
+	err := b.Create(t.Context(), l) // an owner would set back what tests edit
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +67,8 @@ func (r *rig) start() {
 	r.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	cfg := Config{Bus: bus.Config{URL: r.broker.URL()}, Limits: bustest.Limits()}
+	cfg := Config{Bus: bus.Config{URL: r.broker.URL()}, Limits: r.limits}
+	r.metrics = prometheus.NewRegistry() // of this run
 	proc := &service.Process{Name: "publisher", Log: r.log, Metrics: r.metrics, Health: service.NewHealth()}
 	go func() { done <- Run(ctx, cfg, proc) }()
 	r.stop = sync.OnceFunc(func() {
@@ -88,6 +92,11 @@ func (r *rig) webhook(account string, pattern webhook.Pattern, status webhook.St
 	}
 	w.UUID = uuid.MustParse(w.ID)
 	return w
+}
+
+// notificationOf returns the id of the notification of an event without a document.
+func notificationOf(account, transaction string, w *webhook.Webhook) string {
+	return event.NotificationID(event.ID(account, "crm_deal_created", transaction), w.UUID)
 }
 
 func (r *rig) publish(subject, body string, header nats.Header) {

@@ -1,0 +1,300 @@
+package publisher
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/share"
+	"gancho/pkg/topology"
+)
+
+// deferrals are the accounts whose events wait in CRM_EVENTS, because the account has its share of a store.
+//
+// An event of a deferred account is acknowledged on the shared consumer once the account's record says that events up to
+// it wait. The record is compared-and-set, so it cannot be deleted while another publisher adds to it: an event is either
+// covered by a record or handled. Whoever holds the lease "shares" catches up from the record.
+type deferrals struct {
+	p      *Publisher
+	shares *bus.Bucket
+	maxAge time.Duration // of CRM_EVENTS
+
+	mu    sync.Mutex
+	lines map[string]*line // accounts with events that are not covered by a record yet
+	work  sync.WaitGroup
+}
+
+// line is an account's events on their way to be covered by its record.
+type line struct {
+	waiting []waiting
+	over    *share.Excess // why the account is deferred; nil: it was already
+}
+
+// waiting is an event of a line. done, if not nil, is called once it is settled or given up.
+type waiting struct {
+	*bus.EventMessage
+
+	done func()
+}
+
+func newDeferrals(p *Publisher, shares *bus.Bucket, maxAge time.Duration, reg prometheus.Registerer) *deferrals {
+	d := &deferrals{p: p, shares: shares, maxAge: maxAge, lines: map[string]*line{}}
+	reg.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "gancho_accounts_deferred", Help: "Accounts whose events wait in CRM_EVENTS because they have their share of a store.",
+		}, func() float64 { return float64(len(p.meter.AllDeferred())) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "gancho_deferred_oldest_age_ratio", Help: "Age of the oldest event of a deferred account, as a part of EVENTS_MAX_AGE. At 1 it is removed.",
+		}, func() float64 { return d.oldest().Seconds() / maxAge.Seconds() }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "gancho_accounts_over_events_share", Help: "Accounts that hold more than their share of CRM_EVENTS.",
+		}, func() float64 { return float64(len(p.meter.OverEvents())) }),
+	)
+	return d
+}
+
+// oldest returns the age of the oldest event that waits.
+func (d *deferrals) oldest() (age time.Duration) {
+	for _, r := range d.p.meter.AllDeferred() {
+		age = max(age, time.Since(r.OldestAt))
+	}
+	return age
+}
+
+// maxNamed is how many accounts a message names.
+const maxNamed = 5
+
+// state says whose events wait, "" when none do.
+func (d *deferrals) state() string {
+	accounts := slices.Sorted(maps.Keys(d.p.meter.AllDeferred()))
+	if len(accounts) == 0 {
+		return ""
+	}
+	names := strings.Join(accounts[:min(len(accounts), maxNamed)], ", ")
+	if len(accounts) > maxNamed {
+		names += ", ..."
+	}
+	return fmt.Sprintf("%d accounts have their share of a store, their events wait in CRM_EVENTS: %s", len(accounts), names)
+}
+
+// holds reports whether the account's events are to wait.
+func (d *deferrals) holds(account string) bool {
+	d.mu.Lock()
+	_, joining := d.lines[account]
+	d.mu.Unlock()
+	if joining {
+		return true
+	}
+	_, deferred := d.p.meter.Deferred(account)
+	return deferred
+}
+
+// add has an event wait. over says why its account is to be deferred, nil that it is already.
+func (d *deferrals) add(m *bus.EventMessage, account string, over *share.Excess, done func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	l := d.lines[account]
+	if l == nil {
+		l = &line{}
+		d.lines[account] = l
+		d.work.Go(func() { d.cover(account, l) })
+	}
+	l.waiting = append(l.waiting, waiting{m, done})
+	if over != nil {
+		l.over = over
+	}
+}
+
+// coverWithin is how long the broker may take to store an account's record; its events come again after that.
+const coverWithin = bus.EventsAckWait / 2
+
+// cover writes the account's record until no event of it waits to be covered.
+func (d *deferrals) cover(account string, l *line) {
+	for {
+		d.mu.Lock()
+		batch, over := l.waiting, l.over
+		if len(batch) == 0 {
+			delete(d.lines, account)
+			d.mu.Unlock()
+			return
+		}
+		l.waiting, l.over = nil, nil
+		d.mu.Unlock()
+		ctx, cancel := context.WithTimeout(context.Background(), coverWithin)
+		covered, err := d.record(ctx, account, batch, over)
+		cancel()
+		switch {
+		case err != nil:
+			d.p.log.Warn("events of a deferred account are not settled; they come again", zap.String("account_id", account), zap.Error(err))
+		case covered:
+			for _, m := range batch {
+				m.Ack()
+			}
+		default: // it has caught up in between: what came is handed out again at once
+			d.p.meter.Defer(account, nil)
+			for _, m := range batch {
+				m.Return()
+			}
+		}
+		for _, m := range batch {
+			if m.done != nil {
+				m.done()
+			}
+		}
+	}
+}
+
+// record covers the events by the account's record. It returns false when there is none and none is to be made.
+func (d *deferrals) record(ctx context.Context, account string, batch []waiting, over *share.Excess) (bool, error) {
+	first, last, oldest := batch[0].Sequence, batch[0].Sequence, batch[0].StoredAt
+	for _, m := range batch {
+		first, last = min(first, m.Sequence), max(last, m.Sequence)
+		if m.StoredAt.Before(oldest) {
+			oldest = m.StoredAt
+		}
+	}
+	for {
+		e, err := d.shares.Get(ctx, share.DeferralKey(account))
+		switch {
+		case errors.Is(err, bus.ErrNotFound) && over == nil:
+			return false, nil
+		case errors.Is(err, bus.ErrNotFound):
+			r := share.Deferral{
+				Since: time.Now().UTC(), Store: over.Store, From: first - 1, After: first - 1, Last: last, Tried: last, OldestAt: oldest.UTC(),
+			}
+			if err = d.write(ctx, account, &r, 0); err == nil {
+				d.p.log.Warn("account deferred: its events wait in CRM_EVENTS", zap.String("account_id", account), zap.String("store", over.Store),
+					zap.Int64("used_bytes", over.Used), zap.Int64("share_bytes", over.Share), zap.Uint64("stream_seq", first))
+			}
+		case err != nil:
+			return false, err
+		default:
+			r, decodeErr := share.DecodeDeferral(e.Value)
+			if decodeErr != nil {
+				return false, decodeErr
+			}
+			if first <= r.From { // it came again from before the deferral
+				r.Tried = max(r.Tried, r.After)
+				r.From, r.After, r.OldestAt = first-1, first-1, oldest.UTC()
+			} else if last <= r.Last && (over == nil || last <= r.Tried) {
+				return true, nil
+			}
+			if over != nil { // some of its notifications may be stored
+				r.Tried = max(r.Tried, last)
+			}
+			r.Last = max(r.Last, last)
+			err = d.write(ctx, account, r, e.Revision)
+		}
+		if !errors.Is(err, bus.ErrConflict) {
+			return err == nil, err
+		}
+	}
+}
+
+// write stores a record over the one with that revision, 0: over none, and has the meter know of it.
+func (d *deferrals) write(ctx context.Context, account string, r *share.Deferral, revision uint64) error {
+	_, err := d.store(ctx, account, r, revision)
+	return err
+}
+
+func (d *deferrals) store(ctx context.Context, account string, r *share.Deferral, revision uint64) (uint64, error) {
+	value, err := json.Marshal(r)
+	if err != nil {
+		return 0, err
+	}
+	if revision == 0 {
+		revision, err = d.shares.Create(ctx, share.DeferralKey(account), value)
+	} else {
+		revision, err = d.shares.Update(ctx, share.DeferralKey(account), value, revision)
+	}
+	if err == nil {
+		d.p.meter.Defer(account, r)
+	}
+	return revision, err
+}
+
+// leaseKey is that of whoever catches up.
+const leaseKey = "shares"
+
+// keep catches up whenever this publisher can hold the lease, until ctx ends.
+func (d *deferrals) keep(ctx context.Context) {
+	var leases *bus.Bucket
+	for ctx.Err() == nil {
+		var err error
+		if leases == nil {
+			if leases, err = d.p.bus.Bucket(ctx, topology.BucketLeases); err != nil {
+				leases = nil
+				continue
+			}
+		}
+		lease, err := leases.Acquire(ctx, leaseKey, uuid.NewString())
+		if err != nil {
+			pause(ctx, topology.LeaseTTL/4)
+			continue
+		}
+		d.hold(ctx, lease)
+	}
+}
+
+func pause(ctx context.Context, wait time.Duration) {
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// hold catches up while the lease lasts.
+func (d *deferrals) hold(ctx context.Context, lease *bus.Lease) {
+	held, lost := context.WithCancel(ctx)
+	var work sync.WaitGroup
+	running := map[string]bool{}
+	var mu sync.Mutex
+	renew := time.Now()
+	for held.Err() == nil {
+		if time.Since(renew) > topology.LeaseTTL/4 {
+			if err := lease.Renew(held); errors.Is(err, bus.ErrConflict) || errors.Is(err, bus.ErrNotFound) {
+				break
+			}
+			renew = time.Now()
+		}
+		for account := range d.p.meter.AllDeferred() {
+			mu.Lock()
+			start := !running[account] && len(running) < maxCatchUps
+			if start {
+				running[account] = true
+			}
+			mu.Unlock()
+			if start {
+				work.Go(func() {
+					c := &catchUp{d: d, account: account, log: d.p.log.With(zap.String("account_id", account))}
+					if err := c.run(held); err != nil && held.Err() == nil {
+						c.log.Warn("catching up is interrupted; it goes on", zap.Error(err))
+						pause(held, time.Second)
+					}
+					mu.Lock()
+					delete(running, account)
+					mu.Unlock()
+				})
+			}
+		}
+		pause(held, catchUpEvery)
+	}
+	lost()
+	work.Wait()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	_ = lease.Release(ctx) // it runs out by itself otherwise
+}

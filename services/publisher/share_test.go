@@ -1,0 +1,336 @@
+package publisher
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"gancho/pkg/books"
+	"gancho/pkg/bus"
+	"gancho/pkg/bus/bustest"
+	"gancho/pkg/notification"
+	"gancho/pkg/share"
+	"gancho/pkg/topology"
+	"gancho/pkg/webhook"
+)
+
+// crowd is a publisher, the books and a dispatcher that ends what comes, on stores of a few megabytes.
+type crowd struct {
+	*rig
+
+	mu      sync.Mutex
+	seen    map[string][]uint64 // by webhook: sequences of events, in the order of their first attempts
+	arrived map[string]time.Time
+	hold    func(*notification.Notification) bool // whether an account's notification stays open
+	held    []*bus.Delivery
+	b       *bus.Bus
+}
+
+func smallStores() topology.Limits {
+	l := bustest.Limits()
+	l.NotificationsMaxBytes, l.RetriesMaxBytes, l.ParkedMaxBytes, l.EventsMaxBytes = 4<<20, 4<<20, 4<<20, 256<<20
+	return l
+}
+
+func newCrowd(t *testing.T) *crowd {
+	t.Helper()
+	c := &crowd{rig: newRigWith(t, smallStores()), seen: map[string][]uint64{}, arrived: map[string]time.Time{}, hold: func(*notification.Notification) bool { return false }}
+	c.b = c.broker.Connect("helper")
+	bucket := func(name string) *bus.Bucket {
+		k, err := c.b.Bucket(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	keeper := &books.Keeper{Log: c.log, Bus: c.b, Leases: bucket(topology.BucketLeases), Bucket: bucket(topology.BucketBooks), Shares: bucket(topology.BucketShares), Name: "books"}
+	ctx, cancel := context.WithCancel(context.Background())
+	var work sync.WaitGroup
+	t.Cleanup(func() { cancel(); work.Wait() })
+	work.Go(func() { keeper.Run(ctx) })
+	first, err := c.b.First(t.Context(), 30*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	work.Go(func() {
+		for ctx.Err() == nil {
+			_, _ = first.Pull(ctx, 64, bus.Unbounded, func(d *bus.Delivery) { c.attempt(ctx, d) })
+		}
+	})
+	return c
+}
+
+// start starts a publisher and returns once it pulls events: what was published before comes in no order.
+func (c *crowd) start() {
+	c.t.Helper()
+	c.rig.start()
+	c.until("the publisher pulls events", func() bool {
+		_, err := c.js.Consumer(c.t.Context(), topology.Events, topology.ConsumerPublisher)
+		return err == nil
+	})
+}
+
+// attempt delivers, or keeps the notification open.
+func (c *crowd) attempt(ctx context.Context, d *bus.Delivery) {
+	c.mu.Lock()
+	c.seen[d.WebhookID] = append(c.seen[d.WebhookID], d.EventSequence)
+	c.arrived[d.ID] = time.Now()
+	hold := c.hold(&d.Notification)
+	c.mu.Unlock()
+	state := notification.Delivered
+	if hold {
+		state = notification.Parked
+	}
+	r := &notification.Record{
+		Kind: notification.KindAttempt, At: time.Now(), Account: d.Account, WebhookID: d.WebhookID, NotificationID: d.ID, EventID: d.EventID,
+		EventName: d.EventName, EventSequence: d.EventSequence, URLKey: "lane", Send: d.Send, AttemptsDone: 1, State: state,
+	}
+	if _, err := c.b.Record(ctx, r); err == nil {
+		d.Ack()
+	}
+}
+
+// release ends what is open.
+func (c *crowd) release(account string) {
+	c.t.Helper()
+	c.mu.Lock()
+	c.hold = func(*notification.Notification) bool { return false }
+	c.mu.Unlock()
+	s, err := c.js.Stream(c.t.Context(), topology.Attempts)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	info, err := s.Info(c.t.Context(), jetstream.WithSubjectFilter("gancho.attempts."+account+".*"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for subject := range info.State.Subjects {
+		id := subject[strings.LastIndexByte(subject, '.')+1:]
+		last, err := c.b.LastRecord(c.t.Context(), account, id)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if last.State == notification.Parked {
+			r := last.Record
+			r.State, r.Previous, r.At = notification.Delivered, last.Sequence, time.Now()
+			if _, err := c.b.Record(c.t.Context(), &r); err != nil {
+				c.t.Fatal(err)
+			}
+		}
+	}
+}
+
+// probe publishes events of an account that harms nobody until stop is called, which returns the slowest first attempt.
+func (c *crowd) probe(account string) (stop func() time.Duration) {
+	c.t.Helper()
+	w := c.webhook(account, "*", webhook.Active)
+	sent := map[int]time.Time{}
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for i := 0; ; i++ {
+			select {
+			case <-end:
+				return
+			case <-tick.C:
+				sent[i] = time.Now()
+				if _, err := c.js.Publish(context.Background(), "crm.events."+account+".crm_deal_created", fmt.Appendf(nil, `{"transaction_uuid":"probe-%d"}`, i)); err != nil {
+					c.t.Errorf("publish: %v", err)
+					return
+				}
+			}
+		}
+	}()
+	return func() (slowest time.Duration) {
+		close(end)
+		<-ended
+		c.until("every probe is attempted", func() bool { return len(c.seen[w.ID]) >= len(sent) })
+		for i, at := range sent {
+			id := notificationOf(account, fmt.Sprintf("probe-%d", i), w)
+			slowest = max(slowest, c.arrived[id].Sub(at))
+		}
+		return slowest
+	}
+}
+
+func (c *crowd) until(what string, is func() bool) {
+	c.t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(2 * time.Minute); ; <-tick.C {
+		c.mu.Lock()
+		ok := is()
+		c.mu.Unlock()
+		if ok {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("after two minutes: not %s", what)
+		}
+	}
+}
+
+// bulk publishes n events of about that size.
+func (c *crowd) bulk(account string, n, size int) {
+	c.t.Helper()
+	filler := strings.Repeat("x", size)
+	for i := range n {
+		c.publish("crm.events."+account+".crm_deal_created", fmt.Sprintf(`{"transaction_uuid":"bulk-%d","filler":%q}`, i, filler), nats.Header{"Nats-Msg-Id": {fmt.Sprint(account, i)}})
+	}
+}
+
+// steps returns the account's status events in order.
+func (c *crowd) steps(account string) (steps []string) {
+	c.t.Helper()
+	s, err := c.js.Stream(c.t.Context(), topology.WebhookStatus)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for seq := uint64(1); ; seq++ {
+		m, err := s.GetMsg(c.t.Context(), seq, jetstream.WithGetMsgSubject("gancho.accounts."+account+".*"))
+		if err != nil {
+			return steps
+		}
+		var status bus.Status
+		if err := json.Unmarshal(m.Data, &status); err != nil || status.Reason != "account_share" {
+			c.t.Errorf("status %s: %v", m.Data, err)
+		}
+		seq = m.Sequence
+		steps = append(steps, status.Event)
+	}
+}
+
+// once checks that every webhook saw n events, each once and in order.
+func (c *crowd) once(n int, hooks []*webhook.Webhook) {
+	c.t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, w := range hooks {
+		got := c.seen[w.ID]
+		if len(got) != n || len(slices.Compact(slices.Sorted(slices.Values(got)))) != n || !slices.IsSorted(got) {
+			c.t.Errorf("webhook %s saw %d events (sorted: %v), want %d, each once and in order", w.ID, len(got), slices.IsSorted(got), n)
+		}
+	}
+}
+
+func (c *crowd) hooks(account string, n int) (all []*webhook.Webhook) {
+	for range n {
+		all = append(all, c.webhook(account, "*", webhook.Active))
+	}
+	return all
+}
+
+func (c *crowd) total(hooks []*webhook.Webhook) (n int) {
+	for _, w := range hooks {
+		n += len(c.seen[w.ID])
+	}
+	return n
+}
+
+// slowest is how long a first attempt of another account may take on a machine that does much else.
+const slowest = 3 * time.Second
+
+// TestHealthyAccountFillsNotifications: an account whose receivers are well sends three times what NOTIFICATIONS holds. The
+// others' first attempts come at once, and all of its own follow, each once and in order.
+func TestHealthyAccountFillsNotifications(t *testing.T) {
+	t.Parallel()
+	c := newCrowd(t)
+	hooks := c.hooks("large", 10)
+	c.start()
+	stop := c.probe("other")
+	const events = 24
+	c.bulk("large", events, 50<<10)
+	c.until("everything is attempted", func() bool { return c.total(hooks) >= events*len(hooks) })
+	if worst := stop(); worst > slowest {
+		t.Errorf("a first attempt of the other account took %v", worst)
+	}
+	c.once(events, hooks)
+}
+
+// TestOpenWorkDefersItsAccount: notifications of an account that stay open, as on a webhook suspended by hand, keep to its
+// share of the stores. Its events wait, the others go on, and when the work ends everything follows.
+func TestOpenWorkDefersItsAccount(t *testing.T) {
+	t.Parallel()
+	c := newCrowd(t)
+	hooks := c.hooks("large", 4)
+	c.hold = func(n *notification.Notification) bool { return n.Account == "large" }
+	c.start()
+	stop := c.probe("other")
+	const events = 100
+	c.bulk("large", events, 20<<10)
+	c.until("the account is deferred", func() bool { return slices.Contains(c.steps("large"), "deferred") })
+	// Its share is 20 % of 4 MiB: 10 events of 4 times 20 KiB.
+	meter := share.New(share.Config{Share: 0.2}, share.Limits{Notifications: 4 << 20}, func(string) bool { return true })
+	watching, end := context.WithCancel(context.Background())
+	defer end()
+	go func() { _ = meter.Watch(watching, c.b, c.log, nil) }()
+	c.until("the books have counted its share", func() bool {
+		open, _ := meter.Open("large")
+		return open.Parked > 600<<10
+	})
+	c.stop() // another publisher takes over, and the first crashes nothing
+	c.start()
+	c.until("the other publisher holds the lease", func() bool { return len(c.steps("large")) >= 1 })
+	c.mu.Lock()
+	if n := c.total(hooks); n > 11*len(hooks) {
+		t.Errorf("%d notifications of the account were let on, its share is %d", n, 10*len(hooks))
+	}
+	c.mu.Unlock()
+	if open, _ := meter.Open("large"); open.Sum() > 840<<10 {
+		t.Errorf("the account holds %d bytes", open.Sum())
+	}
+	for c.mu.Lock(); c.total(hooks) < events*len(hooks); c.mu.Lock() {
+		c.mu.Unlock()
+		c.release("large")
+	}
+	c.mu.Unlock()
+	c.until("it has caught up", func() bool { return slices.Contains(c.steps("large"), "caught_up") })
+	if worst := stop(); worst > slowest {
+		t.Errorf("a first attempt of the other account took %v", worst)
+	}
+	c.once(events, hooks)
+	if steps := c.steps("large"); steps[0] != "deferred" || steps[len(steps)-1] != "caught_up" {
+		t.Errorf("status events: %v", steps)
+	}
+}
+
+// TestOneLargeFanOut: a single event that leads to several times what NOTIFICATIONS holds is let on piece by piece.
+func TestOneLargeFanOut(t *testing.T) {
+	t.Parallel()
+	c := newCrowd(t)
+	hooks := c.hooks("large", 100)
+	c.start()
+	stop := c.probe("other")
+	c.bulk("large", 1, 60<<10)
+	c.until("everything is attempted", func() bool { return c.total(hooks) >= len(hooks) })
+	if worst := stop(); worst > slowest {
+		t.Errorf("a first attempt of the other account took %v", worst)
+	}
+	c.once(1, hooks)
+}
+
+// TestAloneAnAccountIsNotDeferred: with nobody else there, nine tenths of the stores are its own.
+func TestAloneAnAccountIsNotDeferred(t *testing.T) {
+	t.Parallel()
+	c := newCrowd(t)
+	hooks := c.hooks("large", 4)
+	c.hold = func(*notification.Notification) bool { return true }
+	c.start()
+	const events = 30 // 2.4 MB of 4 MiB, three shares
+	c.bulk("large", events, 20<<10)
+	c.until("everything is attempted", func() bool { return c.total(hooks) >= events*len(hooks) })
+	if steps := c.steps("large"); len(steps) > 0 {
+		t.Errorf("status events: %v", steps)
+	}
+	c.once(events, hooks)
+}
