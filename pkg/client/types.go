@@ -99,6 +99,7 @@ type Attempt struct {
 	Outcome        string    `json:"outcome"` // delivered or failed
 	Reason         string    `json:"reason"`
 	HTTPStatus     int       `json:"http_status"`
+	Detail         *string   `json:"detail"` // one sentence with the cause of a failure
 	DurationMS     float64   `json:"duration_ms"`
 	Phases         struct {
 		DNS       float64 `json:"dns"`

@@ -66,6 +66,8 @@ type Request struct {
 	NotificationID string
 	Attempt        int    // 1 to 6
 	Replay         string // id of the replay, or empty
+	// EventTime is when the broker stored the event; zero leaves Gancho-Event-Time out.
+	EventTime time.Time
 	// AuthHeader and AuthKey are the owner's header and its value, or empty.
 	AuthHeader, AuthKey string
 	// Secrets are raw signing keys, newest first; at least one.
@@ -247,7 +249,7 @@ func (s *Sender) conclude(c *conn, rep *reply, d time.Duration, secrets echo) []
 	if rep.resp != nil {
 		if rep.resp.Body != http.NoBody {
 			rep.timer.Reset(d)
-			kept, _ = s.read(rep.body, secrets)
+			kept, _ = s.read(rep.body, rep.header, secrets)
 		}
 		_ = rep.resp.Body.Close()
 		rep.timer.Stop()
@@ -258,7 +260,7 @@ func (s *Sender) conclude(c *conn, rep *reply, d time.Duration, secrets echo) []
 	whole := rep.length == 0
 	if !whole {
 		_ = c.SetReadDeadline(time.Now().Add(d))
-		kept, whole = s.read(rep.body, secrets)
+		kept, whole = s.read(rep.body, rep.header, secrets)
 	}
 	now := time.Now()
 	until, reusable := rep.finish(whole, now)
@@ -334,6 +336,13 @@ func (e echo) hide(text string) string {
 	return text
 }
 
+func (e echo) hideBytes(b []byte) []byte {
+	for _, secret := range e {
+		b = bytes.ReplaceAll(b, []byte(secret), []byte(mask))
+	}
+	return b
+}
+
 func (e echo) hideHeader(h http.Header) {
 	if len(e) == 0 {
 		return
@@ -349,22 +358,25 @@ func (e echo) hideHeader(h http.Header) {
 	}
 }
 
-// read reads a body up to its limit and returns the beginning, without echoes of the auth key. whole reports that
-// the body ended.
-func (s *Sender) read(body io.Reader, secrets echo) (kept []byte, whole bool) {
+// read reads a body up to its limit and returns the beginning, readable and without echoes of the auth key. whole
+// reports that the body ended.
+func (s *Sender) read(body io.Reader, h http.Header, secrets echo) (kept []byte, whole bool) {
 	scratch := s.scratch.Get().(*[scratchBytes]byte) //nolint:errcheck // the pool holds nothing else
 	defer s.scratch.Put(scratch)
 	limited := io.LimitedReader{R: body, N: maxBodyBytes}
 
+	n, err := io.ReadFull(&limited, scratch[:])
+	kept = scratch[:n]
+	if len(h["Content-Encoding"]) > 0 {
+		kept = inflated(kept, h)
+	}
 	beyond := utf8.UTFMax // to see that there is more
 	if len(secrets) > 0 {
 		beyond = max(beyond, len(secrets[0]))
 	}
-	buf := scratch[:min(keptBodyBytes+beyond, scratchBytes)]
-	n, err := io.ReadFull(&limited, buf)
-	kept = buf[:n]
-	for _, secret := range secrets {
-		kept = bytes.ReplaceAll(kept, []byte(secret), []byte(mask))
+	kept = secrets.hideBytes(kept[:min(len(kept), keptBodyBytes+beyond, scratchBytes)])
+	if !utf8.Valid(kept) || namesOther(h) {
+		kept = secrets.hideBytes(asUTF8(kept, h))
 	}
 	kept = bytes.Clone(cut(kept))
 	for err == nil {

@@ -49,6 +49,7 @@ func TestRequest(t *testing.T) {
 				url := receiver(t, proto.cfg.Clone(), recording(ch, 200))
 				r := request(url + "/hooks/a%2Fb?token=1")
 				r.Method, r.Attempt, r.Replay = method, 6, "replay-1"
+				r.EventTime = time.Date(2026, 1, 21, 17, 58, 22, 5000, time.FixedZone("BRT", -3*3600))
 				r.AuthHeader, r.AuthKey = "X-Api-Key", "canary"
 				r.Secrets = append(r.Secrets, make([]byte, 32))
 
@@ -69,6 +70,7 @@ func TestRequest(t *testing.T) {
 					"X-Api-Key":         {"canary"},
 					"Gancho-Event":      {"crm_deal_created"},
 					"Gancho-Attempt":    {"6"},
+					"Gancho-Event-Time": {"2026-01-21T20:58:22.000005000Z"},
 					"Gancho-Replay":     {"replay-1"},
 					"Webhook-Id":        {r.NotificationID},
 					"Webhook-Timestamp": {stamp},

@@ -60,6 +60,8 @@ func (s *Sender) dial(ctx context.Context, a *attempt, o origin) (*conn, error) 
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
 	known := s.habits.get(o.host)
+	needsLegacy := known.legacy
+	known.legacy = known.legacy && s.policy.LegacyTLS
 	c, silent, err := s.dialAs(ctx, a, o, known)
 	if err == nil || o.scheme != "https" {
 		return c, err
@@ -79,7 +81,15 @@ func (s *Sender) dial(ctx context.Context, a *attempt, o origin) (*conn, error) 
 	case silent:
 		s.habits.learn(o.host, func(h *habit) { h.classic = false })
 		return nil, err
-	case strings.HasSuffix(err.Error(), alertHandshakeFailure) && !known.legacy && ctx.Err() == nil:
+	case !strings.HasSuffix(err.Error(), alertHandshakeFailure):
+		return nil, err
+	case known.legacy: // the receiver has changed
+		s.habits.learn(o.host, func(h *habit) { h.legacy = false })
+		return nil, err
+	case needsLegacy:
+		failed.err = errNeedsLegacy
+		return nil, failed
+	case ctx.Err() == nil:
 		known.legacy = true
 	default:
 		return nil, err

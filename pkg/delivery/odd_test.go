@@ -230,7 +230,7 @@ func FuzzReply(f *testing.F) {
 		whole := rep.length == 0
 		var kept []byte
 		if !whole {
-			kept, whole = s.read(rep.body, nil)
+			kept, whole = s.read(rep.body, rep.header, nil)
 		}
 		buffered := rep.in.w - rep.in.r
 		if _, again := rep.finish(whole, time.Now()); again && (rep.odd != "" || buffered > 0) {

@@ -102,10 +102,11 @@ type Outcome struct {
 	RequestHeaders http.Header
 	// ResponseHeaders are the receiver's, at most 64 KiB.
 	ResponseHeaders http.Header
-	// ResponseBody is the beginning of the body, at most 4 KiB. Any bytes may
-	// be in it; a character of UTF-8 is not cut in two.
+	// ResponseBody is the beginning of the body, at most 4 KiB: without a gzip or deflate coding, and in UTF-8 where
+	// its encoding is named. Any bytes may be in it; a character of UTF-8 is not cut in two.
 	ResponseBody []byte
-	// Detail is for operators: what exactly went wrong. Empty when Delivered.
+	// Detail is one sentence with the cause of a failure, of at most 400 bytes. When Delivered it is empty, or says
+	// why the connection is not used again.
 	Detail string
 }
 
@@ -249,8 +250,6 @@ func nameFailure(e *net.DNSError) string {
 	}
 	return text + "name server " + e.Server + ": " + e.Err
 }
-
-func handshakeFailure(err error) string { return "TLS handshake: " + err.Error() }
 
 // isTLS finds TLS failures outside our own handshake: alerts that TLS 1.3 sends after it, such as for a missing
 // client certificate.

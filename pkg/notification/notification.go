@@ -112,6 +112,7 @@ type Attempt struct {
 	Outcome         string            `json:"outcome"` // delivered or failed
 	Reason          delivery.Reason   `json:"reason,omitempty"`
 	HTTPStatus      int               `json:"http_status,omitempty"`
+	Detail          string            `json:"detail,omitempty"` // one sentence with the cause
 	DurationMS      float64           `json:"duration_ms"`
 	Phases          PhasesMS          `json:"phases_ms"`
 	RetryAfterMS    float64           `json:"retry_after_ms,omitempty"` // what the receiver asked for

@@ -72,7 +72,7 @@ func (d *Dispatcher) attempt(ctx context.Context, m *bus.Delivery, w *target, la
 	defer d.metrics.inFlight.Dec()
 	return d.sender.Send(ctx, delivery.Request{
 		Method: w.Method, URL: w.URL, Body: m.Body, EventName: m.EventName, NotificationID: m.ID,
-		Attempt: last.done + 1, Replay: m.Replay,
+		Attempt: last.done + 1, Replay: m.Replay, EventTime: m.EventTime,
 		AuthHeader: credentials.AuthHeader, AuthKey: credentials.AuthKey, Secrets: credentials.Secrets,
 	}), nil
 }
@@ -131,7 +131,7 @@ func describe(o delivery.Outcome, number, send int) *notification.Attempt {
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 	a := &notification.Attempt{
 		Number: number, Send: send, StartedAt: o.Started.UTC(), Outcome: notification.OutcomeFailed, Reason: o.Reason,
-		HTTPStatus: o.Status, DurationMS: ms(o.Duration), RetryAfterMS: ms(o.RetryAfter),
+		HTTPStatus: o.Status, Detail: o.Detail, DurationMS: ms(o.Duration), RetryAfterMS: ms(o.RetryAfter),
 		Phases: notification.PhasesMS{
 			DNS: ms(o.Phases.DNS), Connect: ms(o.Phases.Connect), TLS: ms(o.Phases.TLS), FirstByte: ms(o.Phases.FirstByte),
 		},

@@ -169,6 +169,10 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 		return err
 	}
 	host, _ := os.Hostname()
+	proc.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "gancho_receivers_needing_legacy_tls",
+		Help: "Hosts of receivers that speak TLS 1.2 with RSA key exchange only, seen in the last day (at most 4,096 are remembered).",
+	}, func() float64 { return float64(sender.LegacyHosts()) }))
 	d := &Dispatcher{
 		cfg: cfg, name: host + "-" + uuid.NewString()[:8], log: proc.Log, bus: b, registry: registry, keys: keys, sender: sender,
 		schedule: schedule{cfg.RetryDelays, cfg.RetryJitter, cfg.MaxRetryAfter},

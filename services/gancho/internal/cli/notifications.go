@@ -179,7 +179,7 @@ func (a *app) showNotification(r client.Result[client.Notification], err error) 
 	if err != nil || len(n.Attempts) == 0 {
 		return err
 	}
-	rows := [][]string{{"ATTEMPT", "STARTED", "OUTCOME", "STATUS", "REASON", "MS", "DNS", "CONNECT", "TLS", "FIRST BYTE", "ANSWER"}}
+	rows := [][]string{{"ATTEMPT", "STARTED", "OUTCOME", "STATUS", "REASON", "MS", "DNS", "CONNECT", "TLS", "FIRST BYTE", "ANSWER", "DETAIL"}}
 	for _, t := range n.Attempts {
 		number := strconv.Itoa(t.Number)
 		if n.Sends > 1 {
@@ -187,7 +187,7 @@ func (a *app) showNotification(r client.Result[client.Notification], err error) 
 		}
 		rows = append(rows, []string{
 			number, stamp(t.StartedAt), t.Outcome, status(t.HTTPStatus), dash(t.Reason), ms(t.DurationMS),
-			ms(t.Phases.DNS), ms(t.Phases.Connect), ms(t.Phases.TLS), ms(t.Phases.FirstByte), dash(excerpt(t.ResponseBody)),
+			ms(t.Phases.DNS), ms(t.Phases.Connect), ms(t.Phases.TLS), ms(t.Phases.FirstByte), dash(excerpt(t.ResponseBody)), dash(detail(t.Detail)),
 		})
 	}
 	if _, err := fmt.Fprintln(a.Stdout); err != nil {
@@ -289,4 +289,12 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	case <-t.C:
 		return true
 	}
+}
+
+// detail is the sentence with an attempt's cause, or "".
+func detail(text *string) string {
+	if text == nil {
+		return ""
+	}
+	return *text
 }

@@ -33,6 +33,7 @@ type Attempt struct {
 	Outcome         string                `json:"outcome" enum:"delivered,failed"`
 	Reason          *string               `json:"reason" nullable:"true"`
 	HTTPStatus      *int                  `json:"http_status" nullable:"true"`
+	Detail          *string               `json:"detail" nullable:"true" doc:"one sentence with the cause of a failure"`
 	DurationMS      float64               `json:"duration_ms"`
 	Phases          notification.PhasesMS `json:"phases_ms"`
 	RequestHeaders  map[string]string     `json:"request_headers"`
@@ -60,7 +61,7 @@ func (s *Service) View(n *Notification) View {
 func ShowAttempt(a *notification.Attempt) Attempt {
 	v := Attempt{
 		Number: a.Number, Send: a.Send, StartedAt: a.StartedAt.Truncate(time.Millisecond), Outcome: a.Outcome, Reason: optional(string(a.Reason)),
-		DurationMS: a.DurationMS, Phases: a.Phases, RequestHeaders: a.RequestHeaders, ResponseHeaders: a.ResponseHeaders,
+		Detail: optional(a.Detail), DurationMS: a.DurationMS, Phases: a.Phases, RequestHeaders: a.RequestHeaders, ResponseHeaders: a.ResponseHeaders,
 		ResponseBody: a.ResponseBody, ResponseBase64: a.ResponseBase64,
 	}
 	if a.HTTPStatus > 0 {
