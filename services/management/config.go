@@ -13,6 +13,7 @@ import (
 	"gancho/pkg/egress"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
+	"gancho/pkg/share"
 	"gancho/pkg/suspension"
 	"gancho/pkg/topology"
 	"gancho/services/management/internal/auth"
@@ -25,6 +26,7 @@ type Config struct {
 	Bus     bus.Config
 	Limits  topology.Limits
 	Egress  egress.Config
+	Share   share.Config
 
 	// HTTPAddr is where the API and the console are served. Put a proxy that speaks TLS in front of it.
 	HTTPAddr string `env:"HTTP_ADDR" envDefault:":8080"`

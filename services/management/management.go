@@ -18,6 +18,7 @@ import (
 	"gancho/pkg/egress"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
+	"gancho/pkg/share"
 	"gancho/pkg/suspension"
 	"gancho/pkg/suspension/mirror"
 	"gancho/pkg/topology"
@@ -120,7 +121,13 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		hooks := webhooks.New(webhooks.Options{
 			Bus: b, Registry: registry, Claims: claims, Suspensions: suspended, Keys: keys, Policy: policy, Names: types.Names(), PerAccount: cfg.WebhooksPerAccount, Log: proc.Log,
 		})
-		sends := notifications.New(b, hooks, lists, types, cfg.Limits.EventMaxBytes)
+		limits, err := share.LimitsOf(ctx, b, cfg.Limits)
+		if err != nil {
+			return ended(ctx, err)
+		}
+		meter := share.New(cfg.Share, limits, registry.HasOthers)
+		group.Go(func() error { return ended(ctx, meter.Watch(ctx, b, proc.Log, nil)) })
+		sends := notifications.New(b, hooks, lists, types, meter, cfg.Limits.EventMaxBytes)
 		replayBucket, err := b.Bucket(ctx, topology.BucketReplays)
 		if err != nil {
 			return ended(ctx, err)
@@ -132,7 +139,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		jobs := replays.New(b, replayBucket, hooks, sends, proc.Log)
 		tails := tail.New(b)
 		handler, err := api.New(api.Options{
-			Gate: gate, Webhooks: hooks, Notifications: sends, Ingest: ingest.New(b, cfg.Limits.EventMaxBytes), Tail: tails, Replays: jobs, Stopping: ctx.Done(),
+			Gate: gate, Webhooks: hooks, Notifications: sends, Ingest: ingest.New(b, meter, cfg.Limits.EventMaxBytes), Tail: tails, Replays: jobs, Stopping: ctx.Done(),
 			Idempotency: idempotency.New(answers, keys, proc.Log), Catalogue: types, PublicURL: cfg.PublicURL, EgressAddresses: cfg.EgressPublished,
 			EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
 		})

@@ -12,17 +12,22 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
+	"gancho/pkg/share"
 	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/shares"
 )
 
 // Service publishes events. It is safe for concurrent use.
 type Service struct {
 	bus           *bus.Bus
+	meter         *share.Meter
 	eventMaxBytes int
 }
 
 // New returns a service that takes events of at most eventMaxBytes, without the wrapper of a CloudEvent.
-func New(b *bus.Bus, eventMaxBytes int) *Service { return &Service{b, eventMaxBytes} }
+func New(b *bus.Bus, m *share.Meter, eventMaxBytes int) *Service {
+	return &Service{b, m, eventMaxBytes}
+}
 
 // Accepted is where an event was stored.
 type Accepted struct {
@@ -83,7 +88,19 @@ func (s *Service) Accept(ctx context.Context, e Event) (Accepted, error) {
 		sum := sha256.Sum256([]byte(e.Key))
 		key = e.Account + ":" + e.Name + ":idempotency-" + hex.EncodeToString(sum[:16])
 	}
+	if err := shares.Check(s.meter, e.Account); err != nil {
+		return Accepted{}, err
+	}
+	hold, over := s.meter.AdmitEvent(e.Account, int64(len(e.Body))+share.Overhead)
+	if hold == nil {
+		return Accepted{}, shares.Refusal(over)
+	}
 	at, err := s.bus.PublishEvent(ctx, m.Subject, cmp.Or(msgID, key), headers, e.Body)
+	if err != nil {
+		hold.Release()
+	} else {
+		hold.Stored(at.Sequence)
+	}
 	switch {
 	case errors.Is(err, bus.ErrTooLarge):
 		return Accepted{}, problem.New(problem.TooLarge, "too_large", "the event is larger than the broker accepts")

@@ -20,10 +20,12 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
+	"gancho/pkg/share"
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/shares"
 	"gancho/services/management/internal/webhooks"
 )
 
@@ -39,14 +41,15 @@ type Service struct {
 	webhooks  *webhooks.Service
 	index     *index.Index
 	catalogue *catalogue.Catalogue
+	meter     *share.Meter
 
 	eventMaxBytes int
 }
 
 // New returns a service. eventMaxBytes is how large an event may be: what is larger is not replayed.
 // Tests send samples of the catalogue.
-func New(b *bus.Bus, w *webhooks.Service, x *index.Index, c *catalogue.Catalogue, eventMaxBytes int) *Service {
-	return &Service{bus: b, webhooks: w, index: x, catalogue: c, eventMaxBytes: eventMaxBytes}
+func New(b *bus.Bus, w *webhooks.Service, x *index.Index, c *catalogue.Catalogue, m *share.Meter, eventMaxBytes int) *Service {
+	return &Service{bus: b, webhooks: w, index: x, catalogue: c, meter: m, eventMaxBytes: eventMaxBytes}
 }
 
 // Notification is what is known of one.
@@ -246,6 +249,9 @@ func (s *Service) message(ctx context.Context, n *Notification) (*notification.N
 	}, nil
 }
 
+// Room returns an error of 429 account_share when the account may send nothing more for now.
+func (s *Service) Room(account string) error { return shares.Check(s.meter, account) }
+
 // Resend opens a new send of a notification that was delivered or has permanently failed. Two resends at
 // once are one.
 func (s *Service) Resend(ctx context.Context, account, id string) (*Notification, error) {
@@ -277,8 +283,11 @@ func (s *Service) Test(ctx context.Context, account, webhookID string) (*Notific
 		Account: account, ID: event.NotificationID(eventID, id), WebhookID: w.ID, EventID: eventID, EventName: name,
 		EventTime: now, Send: 1, Body: s.catalogue.Event(name, transaction, now),
 	}
-	if err := s.bus.Notify(&m).Wait(ctx); err != nil {
-		return nil, problem.Broker(err)
+	if err := s.Room(account); err != nil {
+		return nil, err
+	}
+	if err := shares.Notify(ctx, s.meter, s.bus, &m); err != nil {
+		return nil, err
 	}
 	s.index.Sent(ctx, &m)
 	n := &Notification{Account: account, ID: m.ID, Webhook: w}

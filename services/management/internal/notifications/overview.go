@@ -12,6 +12,7 @@ import (
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/shares"
 )
 
 // Health returns how each of the account's webhooks fared lately, in their order (see index.Activity), and
@@ -134,8 +135,11 @@ func (s *Service) again(ctx context.Context, n *Notification) error {
 		EventSequence: n.EventSequence, EventTime: m.EventTime, Send: n.Sends + 1, Journal: n.journal(),
 		Traceparent: m.Traceparent, Body: m.Body,
 	}
-	if err := s.bus.Notify(&again).Wait(ctx); err != nil {
-		return problem.Broker(err)
+	if err := s.Room(n.Account); err != nil {
+		return err
+	}
+	if err := shares.Notify(ctx, s.meter, s.bus, &again); err != nil {
+		return err
 	}
 	s.index.Sent(ctx, &again)
 	return nil

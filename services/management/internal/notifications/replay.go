@@ -12,6 +12,7 @@ import (
 	"gancho/pkg/notification"
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/shares"
 )
 
 // States returns the state of the notification of each event for the webhook, "" where there is none.
@@ -101,5 +102,13 @@ func (s *Service) replay(ctx context.Context, w *webhook.Webhook, e *bus.StoredE
 	if err := limiter.Wait(ctx); err != nil {
 		return false, err
 	}
-	return true, problem.Broker(s.bus.Notify(&m).Wait(ctx))
+	for {
+		err := shares.Notify(ctx, s.meter, s.bus, &m)
+		if err == nil || problem.Of(err).Kind != problem.Limited {
+			return err == nil, err
+		}
+		if err := shares.Wait(ctx, s.meter, m.Account); err != nil {
+			return false, err
+		}
+	}
 }

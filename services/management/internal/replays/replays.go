@@ -203,6 +203,9 @@ func (s *Service) Create(ctx context.Context, account, webhookID string, in Inpu
 	if err != nil {
 		return View{}, err
 	}
+	if err := s.notifications.Room(account); err != nil {
+		return View{}, err
+	}
 	if s.open(account) >= maxOpen {
 		return View{}, problem.New(problem.Conflict, "too_many_replays", fmt.Sprintf("this account has %d replays that have not ended; cancel one first", maxOpen))
 	}
@@ -337,6 +340,9 @@ func (s *Service) open(account string) int {
 
 // Start begins to send.
 func (s *Service) Start(ctx context.Context, account, id string) (View, error) {
+	if err := s.notifications.Room(account); err != nil {
+		return View{}, err
+	}
 	return s.move(ctx, account, id, Running, Preview)
 }
 
@@ -347,6 +353,9 @@ func (s *Service) Pause(ctx context.Context, account, id string) (View, error) {
 
 // Resume goes on where Pause stopped.
 func (s *Service) Resume(ctx context.Context, account, id string) (View, error) {
+	if err := s.notifications.Room(account); err != nil {
+		return View{}, err
+	}
 	return s.move(ctx, account, id, Running, Paused)
 }
 
