@@ -8,9 +8,9 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"gancho/pkg/event"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
 	"gancho/pkg/topology"
@@ -73,7 +73,7 @@ func (r *Reader) Tail(ctx context.Context) (last uint64, renewed bool, missed ui
 }
 
 // ReadTo hands every message up to the sequence to handle.
-func (r *Reader) ReadTo(ctx context.Context, last uint64, handle func(h nats.Header, m *jetstream.MsgMetadata)) error {
+func (r *Reader) ReadTo(ctx context.Context, last uint64, handle func(m jetstream.Msg, meta *jetstream.MsgMetadata)) error {
 	for r.at.Sequence < last {
 		if err := r.open(ctx); err != nil {
 			return err
@@ -112,7 +112,7 @@ func (r *Reader) open(ctx context.Context) (err error) {
 var errGap = errors.New("a delivery was lost")
 
 // fetch hands on what comes at once and reports whether more is left.
-func (r *Reader) fetch(ctx context.Context, handle func(nats.Header, *jetstream.MsgMetadata)) (left bool, err error) {
+func (r *Reader) fetch(ctx context.Context, handle func(jetstream.Msg, *jetstream.MsgMetadata)) (left bool, err error) {
 	batch, err := r.c.FetchNoWait(5000) // a request that stays open would take what is read for nobody
 	if err != nil {
 		return false, err
@@ -127,7 +127,7 @@ func (r *Reader) fetch(ctx context.Context, handle func(nats.Header, *jetstream.
 		}
 		r.next++
 		r.at.Sequence = meta.Sequence.Stream
-		handle(m.Headers(), meta)
+		handle(m, meta)
 		left = meta.NumPending > 0
 	}
 	if err := batch.Error(); err != nil {
@@ -169,10 +169,31 @@ func (r *NotificationReader) Read(ctx context.Context, began func(Progress), han
 		return err
 	}
 	began(Progress{renewed, missed})
-	return r.ReadTo(ctx, last, func(h nats.Header, m *jetstream.MsgMetadata) {
+	return r.ReadTo(ctx, last, func(msg jetstream.Msg, m *jetstream.MsgMetadata) {
+		h := msg.Headers()
 		if n, err := notification.Decode(h, nil); err == nil || errors.Is(err, schema.ErrNewer) { // counting is not handling
 			handle(Arrival{n, m.Timestamp, sizeOf(h)}, m.Sequence.Stream)
 		}
+	})
+}
+
+// EventReader reads how large the events of CRM_EVENTS are.
+type EventReader struct{ *Reader }
+
+// ReadEventSizes returns a reader of CRM_EVENTS from its beginning.
+func (b *Bus) ReadEventSizes(name string) *EventReader {
+	return &EventReader{b.NewReader(topology.Events, name, Position{})}
+}
+
+// Read hands over what is there now: account, sequence and the bytes of the body.
+func (r *EventReader) Read(ctx context.Context, handle func(account string, sequence uint64, bytes int)) error {
+	last, _, _, err := r.Tail(ctx)
+	if err != nil {
+		return err
+	}
+	return r.ReadTo(ctx, last, func(msg jetstream.Msg, m *jetstream.MsgMetadata) {
+		account, _, _ := strings.Cut(strings.TrimPrefix(msg.Subject(), event.SubjectPrefix), ".")
+		handle(account, m.Sequence.Stream, sizeOf(msg.Headers()))
 	})
 }
 
@@ -196,7 +217,8 @@ func (r *JournalReader) Mark(ctx context.Context) (p Progress, err error) {
 
 // Read hands over the summaries up to the mark.
 func (r *JournalReader) Read(ctx context.Context, handle func(notification.Summary)) error {
-	return r.ReadTo(ctx, r.last, func(h nats.Header, m *jetstream.MsgMetadata) {
+	return r.ReadTo(ctx, r.last, func(msg jetstream.Msg, m *jetstream.MsgMetadata) {
+		h := msg.Headers()
 		if s, err := notification.ParseSummary(h.Get(notification.HeaderSummary), m.Sequence.Stream); err == nil {
 			handle(s)
 		}

@@ -15,6 +15,7 @@ import (
 type StreamState struct {
 	Messages, Bytes uint64
 	MaxBytes        int64     // 0: no limit of its own
+	First, Last     uint64    // sequences of the oldest and the newest message
 	Oldest          time.Time // when the oldest message was stored; zero when it is empty
 }
 
@@ -28,7 +29,7 @@ func (b *Bus) StreamState(ctx context.Context, stream string) (StreamState, erro
 		return StreamState{}, fmt.Errorf("look at %s: %w", stream, err)
 	}
 	info := s.CachedInfo()
-	out := StreamState{Messages: info.State.Msgs, Bytes: info.State.Bytes, MaxBytes: max(info.Config.MaxBytes, 0)}
+	out := StreamState{Messages: info.State.Msgs, Bytes: info.State.Bytes, MaxBytes: max(info.Config.MaxBytes, 0), First: info.State.FirstSeq, Last: info.State.LastSeq}
 	if out.Messages > 0 {
 		out.Oldest = info.State.FirstTime
 	}

@@ -48,6 +48,9 @@ type Kept struct {
 	Accounts map[string]int64 `json:"accounts,omitempty"`
 }
 
+// Largest returns the accounts that hold the most.
+func Largest(all map[string]int64) map[string]int64 { return largest(all, cmp.Compare[int64]) }
+
 func largest[V any](all map[string]V, compare func(a, b V) int) map[string]V {
 	if len(all) <= MaxListed {
 		return maps.Clone(all)

@@ -29,6 +29,7 @@ type deferrals struct {
 	p      *Publisher
 	shares *bus.Bucket
 	maxAge time.Duration // of CRM_EVENTS
+	kept   *keptCounter
 
 	mu    sync.Mutex
 	lines map[string]*line // accounts with events that are not covered by a record yet
@@ -260,6 +261,7 @@ func pause(ctx context.Context, wait time.Duration) {
 func (d *deferrals) hold(ctx context.Context, lease *bus.Lease) {
 	held, lost := context.WithCancel(ctx)
 	var work sync.WaitGroup
+	work.Go(func() { d.kept.run(held) })
 	running := map[string]bool{}
 	var mu sync.Mutex
 	renew := time.Now()

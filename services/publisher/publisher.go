@@ -121,6 +121,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		mostBytes: topology.MaxMessage(cfg.Limits.EventMaxBytes), maxBodyBytes: cfg.Limits.EventMaxBytes,
 	}
 	p.deferred = newDeferrals(p, shares, cfg.Limits.EventsMaxAge, proc.Metrics)
+	p.deferred.kept = &keptCounter{log: p.log, bus: b, shares: shares, share: cfg.Share.Share, limit: limits.Events}
 	p.room = &room{p: p, limit: limits.Notifications, window: cfg.Limits.DuplicateWindow, replicas: cfg.Limits.Replicas, shares: shares}
 	proc.Health.Want("shares", p.deferred.state)
 	group, ctx := errgroup.WithContext(ctx)

@@ -334,3 +334,33 @@ func TestAloneAnAccountIsNotDeferred(t *testing.T) {
 	}
 	c.once(events, hooks)
 }
+
+// TestEventsAreCountedByAccount: what accounts have on CRM_EVENTS is known to every meter, also after the publisher that
+// counts was replaced.
+func TestEventsAreCountedByAccount(t *testing.T) {
+	t.Parallel()
+	l := smallStores()
+	l.EventsMaxBytes = 4 << 20
+	r := newRigWith(t, l)
+	c := &crowd{rig: r, b: r.broker.Connect("helper")}
+	r.webhook("other", "crm_task_created", webhook.Active)
+	meter := share.New(share.Config{Share: 0.2}, share.Limits{Events: 4 << 20}, func(string) bool { return true })
+	watching, end := context.WithCancel(context.Background())
+	defer end()
+	go func() { _ = meter.Watch(watching, c.b, c.log, nil) }()
+	used := func(account string) int64 {
+		n, _ := meter.Used(account, share.StoreEvents)
+		return n
+	}
+	c.start()
+	c.bulk("large", 20, 50<<10)
+	c.bulk("other", 5, 10<<10)
+	c.until("both are counted", func() bool { return used("large") > 1000<<10 && used("other") > 50<<10 })
+	if over := meter.OverEvents(); !slices.Equal(over, []string{"large"}) {
+		t.Errorf("above their share: %v", over)
+	}
+	c.stop()
+	c.start()
+	c.publish("crm.events.other.crm_deal_created", `{"transaction_uuid":"more"}`, nil)
+	c.until("another publisher counts the same", func() bool { return used("other") > 50<<10+5*600 && used("large") > 1000<<10 })
+}
