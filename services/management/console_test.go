@@ -20,6 +20,8 @@ import (
 
 	"gancho/pkg/delivery"
 	"gancho/pkg/notification"
+	"gancho/pkg/suspension"
+	"gancho/pkg/webhook"
 	"gancho/services/management"
 )
 
@@ -262,6 +264,34 @@ func TestConsolePages(t *testing.T) {
 				t.Errorf("%s: headers %v", f[1], r.header)
 			}
 		}
+	})
+	t.Run("a suspended URL", func(t *testing.T) {
+		since := time.Now().UTC().Add(-time.Minute)
+		key := suspension.Key{Account: "acme", URLKey: webhook.URLKey("https://hooks.example.com/x?a=%22%3E")}
+		x.flag(t.Context(), suspension.Flag{
+			Account: key.Account, URLKey: key.URLKey, State: suspension.Suspended, Since: since, Until: since.Add(time.Hour), Trips: 1,
+			Reason: suspension.ReasonAlwaysFailing, Evidence: suspension.Evidence{Failures: 21, FirstAt: since, LastAt: since, Statuses: []string{"500", "timeout"}},
+		})
+		b := x.signedIn(acme, "pt-BR")
+		b.t = t
+		x.until("the suspension is shown", func() bool {
+			return strings.Contains(string(b.get("/webhooks").want(200).raw), "Suspenso")
+		})
+		b.get("/webhooks").want(200).safe("pt-BR").has("Tentativas com falha", "21", "500, Tempo esgotado")
+		b.get("/webhooks/" + x.hook).want(200).safe("pt-BR").has(`Última tentativa com falha</dt><dd><a href="/notifications/`)
+	})
+	t.Run("an address that is none", func(t *testing.T) {
+		b := x.signedIn(acme, "en")
+		b.t = t
+		b.header = b.header.Clone()
+		b.header.Set("Accept", "text/html,application/xhtml+xml,*/*;q=0.8")
+		b.get("/nothing/here").want(404).safe("en").has("Not found")
+	})
+	t.Run("wrong entries in Portuguese", func(t *testing.T) {
+		b := x.signedIn(acme, "pt-BR")
+		b.t = t
+		b.post("/webhooks", "name", "n", "event_name", "crm_deal_created", "url", "http://localhost/").want(422).
+			has("Esta URL precisa começar com https://.").lacks(`lang="en">url`)
 	})
 	t.Run("payload", func(t *testing.T) {
 		b := x.signedIn(acme, "en")

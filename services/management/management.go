@@ -232,11 +232,22 @@ type router struct {
 }
 
 func (s *router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if console.Serves(r.URL.Path) {
+	if console.Serves(r.URL.Path) || asksForPage(r) {
 		s.console.ServeHTTP(w, r)
 		return
 	}
 	s.api.ServeHTTP(w, r)
+}
+
+// asksForPage reports whether a browser asks for a page outside the API: it gets the console's "not found" page and
+// not the API's JSON.
+func asksForPage(r *http.Request) bool {
+	for _, prefix := range []string{"/crm/", "/api/", "/docs"} {
+		if strings.HasPrefix(r.URL.Path, prefix) {
+			return false
+		}
+	}
+	return r.Method == http.MethodGet && strings.Contains(r.Header.Get("Accept"), "text/html")
 }
 
 // startup answers 503 until its handler is set.

@@ -97,7 +97,7 @@ func TestEveryTextExistsAndIsUsed(t *testing.T) {
 	for _, o := range outcomes() {
 		made = append(made, "outcome."+o)
 	}
-	for _, p := range []string{"dns", "connect", "tls", "first_byte", "other"} {
+	for _, p := range []string{"dns", "connect", "tls", "first_byte", "other", "no_answer"} {
 		made = append(made, "phase."+p)
 	}
 	for _, key := range made {

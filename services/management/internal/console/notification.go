@@ -79,6 +79,9 @@ func phases(a *notifications.Attempt) []phase {
 		if p.ms <= 0 || p.name == "other" && p.ms < 0.5 {
 			continue
 		}
+		if p.name == "other" && a.HTTPStatus == nil { // time spent waiting for an answer that never came
+			p.name = "no_answer"
+		}
 		width := min(max(int(p.ms/total*1000), 4), 1000-x)
 		all = append(all, phase{"phase." + p.name, p.name, x, width, p.ms})
 		x += width

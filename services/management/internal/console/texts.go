@@ -221,12 +221,15 @@ var texts = map[string]text{
 	"chart.open":      {"Open", "Em aberto"},
 	"chart.failed":    {"Failed", "Com falha"},
 
-	"health.last":       {"Last success", "Último sucesso"},
-	"health.none_known": {"none seen", "nenhum visto"},
-	"health.failures":   {"Failures", "Falhas"},
-	"health.of":         {"of {total}", "de {total}"},
-	"health.failing":    {"Failing", "Falhando"},
-	"health.some":       {"Some failures", "Algumas falhas"},
+	"health.last":            {"Last success", "Último sucesso"},
+	"health.none_known":      {"none seen", "nenhum visto"},
+	"health.failures":        {"Failures", "Falhas"},
+	"health.of":              {"of {total}", "de {total}"},
+	"health.attempts_failed": {"Failed attempts", "Tentativas com falha"},
+	"health.suspended":       {"Suspended", "Suspenso"},
+	"health.by_hand":         {"by hand", "manualmente"},
+	"health.failing":         {"Failing", "Falhando"},
+	"health.some":            {"Some failures", "Algumas falhas"},
 
 	"webhooks.title":         {"Webhooks", "Webhooks"},
 	"webhooks.count.one":     {"{n} webhook", "{n} webhook"},
@@ -276,6 +279,7 @@ var texts = map[string]text{
 	"suspension.oldest":        {"oldest {at}", "a mais antiga {at}"},
 	"suspension.next":          {"Next trial", "Próximo teste"},
 	"suspension.resume":        {"Resume now", "Retomar agora"},
+	"suspension.last_attempt":  {"Last failed attempt", "Última tentativa com falha"},
 
 	"form.new":           {"New webhook", "Novo webhook"},
 	"form.edit":          {"Edit webhook", "Editar webhook"},
@@ -358,6 +362,7 @@ var texts = map[string]text{
 	"phase.tls":        {"TLS", "TLS"},
 	"phase.first_byte": {"Answer", "Resposta"},
 	"phase.other":      {"Other", "Outros"},
+	"phase.no_answer":  {"No answer", "Sem resposta"},
 
 	"failures.title":                  {"Permanent failures", "Falhas permanentes"},
 	"failures.about":                  {"Notifications whose attempts all failed, over all webhooks of the account.", "Notificações cujas tentativas falharam todas, em todos os webhooks da conta."},

@@ -3,6 +3,7 @@ package console
 import (
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,6 +24,8 @@ const (
 	webhooksPerPage      = 25
 	notificationsPerPage = 25
 	replaysShown         = 5
+	suspensionSearched   = 50 // notifications listed to find the last failed attempt
+	suspensionRead       = 3  // of those, how many are read whole
 )
 
 // How often pages ask for their newest state.
@@ -149,6 +152,7 @@ type hookPage struct {
 	Chart         chart
 	LastDelivered time.Time
 	Trouble       string
+	LastFailed    *failedAttempt // of a suspended webhook
 	Away          bool
 	Partial       bool
 
@@ -203,6 +207,11 @@ func (c *Console) showWebhook(v *visit, status int, form replayForm) error {
 			return err
 		}
 		data.Notifications = found.Notifications
+		if w.Suspension != nil && w.Suspension.Evidence.Failures > 0 {
+			if data.LastFailed, err = c.lastFailed(v, w.ID); err != nil {
+				return err
+			}
+		}
 		if !found.Next.IsZero() {
 			q := url.Values{"after": {found.Next.String()}}
 			if data.State != "" {
@@ -216,6 +225,37 @@ func (c *Console) showWebhook(v *visit, status int, form replayForm) error {
 	}
 	data.Replays = data.Replays[:min(len(data.Replays), replaysShown)]
 	return c.show(v, status, "webhook", page{Title: "webhook.title", Name: w.Name, Tab: "webhooks", Poll: pollDetail, Data: data})
+}
+
+// failedAttempt is an attempt and the notification it belongs to.
+type failedAttempt struct {
+	ID string
+	notifications.Attempt
+}
+
+// lastFailed returns the newest failed attempt of a webhook, nil when its last notifications have none. It reads
+// the histories of a few: the list no longer shows the attempts of a notification that has been parked since.
+func (c *Console) lastFailed(v *visit, id string) (*failedAttempt, error) {
+	found, err := c.Notifications.List(v.ctx, v.caller.Account, id, notifications.Filter{Limit: suspensionSearched})
+	if err != nil {
+		return nil, err
+	}
+	tried := slices.DeleteFunc(found.Notifications, func(n notifications.Listed) bool {
+		return n.AttemptsMade == 0 || n.State == string(notification.Delivered)
+	})
+	slices.SortFunc(tried, func(a, b notifications.Listed) int { return b.UpdatedAt.Compare(a.UpdatedAt) })
+	var last *failedAttempt
+	for _, n := range tried[:min(len(tried), suspensionRead)] {
+		whole, err := c.Notifications.Get(v.ctx, v.caller.Account, n.ID)
+		if err != nil {
+			return nil, err
+		}
+		a := newest(whole)
+		if a != nil && a.Outcome == notification.OutcomeFailed && (last == nil || a.StartedAt.After(last.StartedAt)) {
+			last = &failedAttempt{n.ID, notifications.ShowAttempt(a)}
+		}
+	}
+	return last, nil
 }
 
 // hookForm is the form of a new or changed webhook. Its fields are named as in the API.

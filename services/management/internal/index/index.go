@@ -332,7 +332,7 @@ func (w *writes) arrival(id uuid.UUID, n *notification.Notification, storedAt ti
 // each its id, when it was first seen, its state's code, its row, and whether it is known not to be new.
 var put = redis.NewScript(`
 local most, digits = tonumber(ARGV[1]), ` + strconv.Itoa(rankDigits) + `
-local failed = {[` + strconv.Itoa(code(notification.Retrying)) + `] = true, [` + strconv.Itoa(code(notification.PermanentlyFailed)) + `] = true}
+local failed = {[` + strconv.Itoa(code(notification.PermanentlyFailed)) + `] = true}
 local full = redis.call('ZCARD', KEYS[1]) >= most
 for i = 2, #ARGV, 5 do
   local id, created, code, row = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), ARGV[i + 3]

@@ -312,7 +312,7 @@ func TestActivity(t *testing.T) {
 			switch e.State {
 			case notification.Delivered:
 				b.Delivered++
-			case notification.Retrying, notification.PermanentlyFailed:
+			case notification.PermanentlyFailed:
 				b.Failed++
 			default:
 				b.Open++

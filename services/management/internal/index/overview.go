@@ -38,8 +38,8 @@ type Activity struct {
 // Bar counts the notifications that came in a stretch of time, by what became of them.
 type Bar struct {
 	Delivered int
-	Failed    int // retrying or failed for good
-	Open      int // the others
+	Failed    int // permanently failed
+	Open      int // pending, retrying, parked or cancelled
 }
 
 // count counts notifications in stretches of time, oldest first. Reading what is counted instead costs Redis ten

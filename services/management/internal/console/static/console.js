@@ -190,6 +190,7 @@ function follow() {
     rows.prepend(row);
     while (rows.rows.length > most) rows.lastElementChild.remove();
     empty.hidden = true;
+    tail.hidden = false;
     news++;
   };
   const signedOut = () => { source.close(); state.className = "live off"; state.textContent = state.dataset.signedOut; };
@@ -204,7 +205,7 @@ function follow() {
     source.addEventListener("signed_out", signedOut);
     source.addEventListener("attempt", (event) => {
       const id = Number(event.lastEventId);
-      if (id && id <= seen) return; // told again after a reconnection
+      if (id && id <= seen) return; // sent again after a reconnection
       seen = id || seen;
       if (paused) {
         waiting.push(event.data);
@@ -217,7 +218,7 @@ function follow() {
     try {
       const answer = await fetch("/sign-in?check", { cache: "no-store" });
       if (answer.ok && answer.status !== 204) return signedOut();
-    } catch { /* away: the next try finds out */ }
+    } catch { /* not reachable: the next try finds out */ }
     connect();
   };
   connect();
@@ -227,7 +228,7 @@ function follow() {
     if (!paused) { waiting.forEach(add); waiting = []; }
     show();
   });
-  $("tail-clear").addEventListener("click", () => { rows.replaceChildren(); waiting = []; empty.hidden = false; show(); });
+  $("tail-clear").addEventListener("click", () => { rows.replaceChildren(); waiting = []; empty.hidden = false; tail.hidden = true; show(); });
   // A screen reader is told how many came, not each of them.
   setInterval(() => {
     if (news) $("announce").textContent = news === 1 ? tail.dataset.newsOne : tail.dataset.news.replace("{n}", news);
