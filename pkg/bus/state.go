@@ -41,6 +41,7 @@ type ConsumerState struct {
 	Pending     uint64 // messages it has not delivered
 	AckPending  int    // delivered and not settled, waiting retries included
 	Redelivered int    // of those, delivered more than once
+	Settled     uint64 // every message up to this stream sequence is settled
 }
 
 // ConsumerState returns the consumer's, ErrNotFound when it does not exist.
@@ -53,7 +54,7 @@ func (b *Bus) ConsumerState(ctx context.Context, d topology.Durable) (ConsumerSt
 		return ConsumerState{}, fmt.Errorf("consumer %s: %w", d.Name, err)
 	}
 	info := c.CachedInfo()
-	return ConsumerState{info.NumPending, info.NumAckPending, info.NumRedelivered}, nil
+	return ConsumerState{info.NumPending, info.NumAckPending, info.NumRedelivered, info.AckFloor.Stream}, nil
 }
 
 // Storage returns how much disk the account's streams use and may use; limit is 0 when the broker names none.

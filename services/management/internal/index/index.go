@@ -92,6 +92,7 @@ type Index struct {
 	lost     atomic.Bool
 	lostFrom atomic.Uint64
 	recent   recent
+	compared bool // Redis was compared with the journal's consumer; look's own
 }
 
 // New returns an index on rdb, which it does not close.

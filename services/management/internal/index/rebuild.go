@@ -8,6 +8,9 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/topology"
 )
 
 const (
@@ -18,6 +21,10 @@ const (
 
 	// seenProcesses is how many processes' marks are kept, those of replicas that are gone included.
 	seenProcesses = 100
+
+	// unordered is by how many sequences processes may write out of the journal's order: what the consumer hands out
+	// at once.
+	unordered = 20_000
 
 	lockFor    = 15 * time.Second
 	sweepEvery = time.Minute
@@ -49,6 +56,14 @@ func (x *Index) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	behind := false
+	if !x.compared && floor > 0 {
+		before := written
+		if written, seen, err = x.compare(ctx, written, seen); err != nil {
+			return err
+		}
+		x.compared, behind = true, written > before
+	}
 	lost := x.lost.Load()
 	if lost {
 		seen = x.lostFrom.Load()
@@ -64,11 +79,15 @@ func (x *Index) look(ctx context.Context) error {
 		}
 		floor = last + 1
 		x.lost.Store(false)
-	case (lost || seen < written) && floor <= target:
-		if err := x.start(ctx, written+1, max(seen, first, 1)); err != nil {
+	case behind || (lost || seen < written) && floor <= target:
+		low := max(seen, first, 1)
+		if floor > target { // it was still being filled
+			low = min(low, target)
+		}
+		if err := x.start(ctx, written+1, low); err != nil {
 			return err
 		}
-		floor, target = written+1, max(seen, first, 1)
+		floor, target = written+1, low
 		x.lost.Store(false)
 	}
 	switch low := max(target, first); {
@@ -82,6 +101,33 @@ func (x *Index) look(ctx context.Context) error {
 		}
 	}
 	return x.sweep(ctx)
+}
+
+// compare finds out, at the start of a process, whether Redis has lost records that were settled: a process that stopped
+// together with Redis cannot know. It returns up to and from which sequence records are missing; written and seen as
+// they are when none is.
+func (x *Index) compare(ctx context.Context, written, seen uint64) (to, from uint64, err error) {
+	state, err := x.bus.ConsumerState(ctx, topology.Durable{Stream: topology.Attempts, Name: topology.ConsumerIndex})
+	if errors.Is(err, bus.ErrNotFound) {
+		return written, seen, nil
+	}
+	if err != nil {
+		return 0, 0, err
+	}
+	newest, err := x.rdb.ZRevRangeWithScores(ctx, keySeen, 0, 0).Result()
+	if err := x.check(err); err != nil {
+		return 0, 0, err
+	}
+	held := uint64(0)
+	if len(newest) > 0 {
+		held = uint64(newest[0].Score)
+	}
+	if held >= state.Settled {
+		return written, seen, nil
+	}
+	x.log.Warn("Redis has lost records of the index; reading them again from the journal",
+		zap.Uint64("stream_seq", held), zap.Uint64("settled", state.Settled))
+	return max(written, state.Settled), held - min(held, unordered), nil
 }
 
 func (x *Index) marks(ctx context.Context) (floor, target, seen uint64, err error) {
