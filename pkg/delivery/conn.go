@@ -11,13 +11,13 @@ import (
 	"time"
 )
 
-// origin is what a kept connection may be used for: requests with one scheme, host (as in the URL, with its port if
+// origin is the scope of a kept connection: requests with one scheme, host (as in the URL, with its port if
 // it has one) and client certificate (its id, "" for none).
 type origin struct {
 	scheme, host, credential string
 }
 
-// How much a connection may bring: what the TLS handshake needs, and for each request the headers and body that are
+// How much a connection may bring: the bytes of a TLS handshake, and for each request the headers and body that are
 // read at most, with room for bytes on their way. HTTP/2 frames are read whether an attempt waits for them or not;
 // without a limit a receiver could keep a core busy with empty ones.
 const (

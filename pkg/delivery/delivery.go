@@ -273,7 +273,7 @@ func (s *Sender) conclude(c *conn, rep *reply, d time.Duration, secrets echo) []
 	return kept
 }
 
-// forbids judges what the dialer will not see, and says what is wrong: a scheme that was allowed when the
+// forbids judges the parts that the dialer does not see, and returns the cause of a refusal: a scheme that was allowed when the
 // webhook was registered, and, as a proxy is dialled instead, an address literal and the port.
 func (s *Sender) forbids(u *url.URL) string {
 	if u.Scheme == "http" && !s.policy.AllowHTTP {
@@ -294,8 +294,8 @@ func (s *Sender) forbids(u *url.URL) string {
 	return ""
 }
 
-// echo is what a receiver may repeat of an auth key, longest first: the value, what follows a scheme such as
-// Bearer, what a Basic value says, and each of them as JSON, URLs and base64 write it.
+// echo holds the texts in which a receiver may repeat an auth key, longest first: the value, the part after a scheme
+// such as Bearer, the decoded Basic value, and each of them as JSON, URLs and base64 write it.
 type echo []string
 
 // minEchoBytes keeps short keys from blanking out ordinary text.
@@ -386,7 +386,7 @@ func (s *Sender) read(body io.Reader, h http.Header, secrets echo) (kept []byte,
 	return kept, (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) && limited.N > 0
 }
 
-// cut shortens b to what is kept, without cutting a character of UTF-8 in two.
+// cut shortens b to keptBodyBytes, without cutting a character of UTF-8 in two.
 func cut(b []byte) []byte {
 	if len(b) <= keptBodyBytes {
 		return b

@@ -1,4 +1,4 @@
-// Package delivery makes one attempt: one signed HTTP request to a receiver, and names what came of it.
+// Package delivery makes one attempt: one signed HTTP request to a receiver, and names its outcome.
 // It does not retry, wait or store.
 //
 // # The request
@@ -22,7 +22,7 @@
 //	other 4xx                                                       status_4xx
 //	5xx                                                             status_5xx
 //	101 Switching Protocols                                         status_1xx
-//	status below 100 or above 599, not HTTP, broken framing,
+//	status below 100 or above 599, not HTTP,
 //	connection lost inside the headers, HTTP/2 stream reset,
 //	much more sent than asked for                                   bad_response
 //	more than 64 KiB of headers, informational ones included        header_limit
@@ -35,17 +35,21 @@
 //	address or port not open (see package egress), http:// when
 //	that is switched off                                            blocked_address
 //	nothing of the above within the timeout                         timeout
-//	the request cannot be built from what was given                 internal_error
+//	the request cannot be built from its parts                      internal_error
 //
 // An informational status (1xx but 101) is not an answer; what comes after it decides.
 //
 // # How often the request is sent
 //
-// Once. The client sends it again only when the receiver cannot have processed it: a kept connection turned
-// out to be closed before a byte was written, or an HTTP/2 receiver said so (REFUSED_STREAM, or GOAWAY with
-// a lower stream id; at most twice per attempt). Go's client by itself would go further: it repeats GET
-// whenever a kept connection breaks, every request that carries Idempotency-Key, and HTTP/2 requests on a
-// PROTOCOL_ERROR. None of that happens here.
+// Once. It is sent again only when the receiver cannot have processed it, at most twice per attempt: a kept connection
+// was closed before a byte was written, or an HTTP/2 receiver said so (REFUSED_STREAM, GOAWAY with a lower stream id,
+// HTTP_1_1_REQUIRED, after which the host gets HTTP/1.1).
+//
+// # Connections
+//
+// HTTP/1.1 is an exchange of our own over connections that are kept by scheme, host and client certificate; HTTP/2 is
+// net/http's. A connection takes requests for 60 to 110 s, ends when the receiver announced it, and is not used again
+// after an answer with malformed headers. All tables are bounded.
 //
 // # Secrets
 //

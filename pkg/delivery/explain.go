@@ -88,8 +88,8 @@ func certificateFailure(chain []*x509.Certificate, err error) string {
 func name(c *x509.Certificate) string   { return quote(c.Subject.String()) }
 func issuer(c *x509.Certificate) string { return quote(c.Issuer.String()) }
 
-// inflated returns the beginning of body without its content coding, for people to read. A body that is not what the
-// header says stays as it is.
+// inflated returns the beginning of body without its content coding, for people to read. A body with
+// another coding than the header says stays as it is.
 func inflated(body []byte, h http.Header) []byte {
 	var r io.ReadCloser
 	var err error

@@ -47,7 +47,7 @@ func Reasons() []Reason {
 	}
 }
 
-// Phases tells where the time of an attempt went. DNS, Connect and TLS are zero on a kept connection.
+// Phases are the parts of an attempt's time. DNS, Connect and TLS are zero on a kept connection.
 type Phases struct {
 	DNS     time.Duration // name look-up
 	Connect time.Duration // TCP

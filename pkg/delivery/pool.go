@@ -176,7 +176,7 @@ func (p *pool) tick() {
 	}
 }
 
-// sweep closes what is over.
+// sweep closes connections whose time is over.
 func (p *pool) sweep() {
 	now := time.Now()
 	var out []*conn
@@ -250,7 +250,7 @@ func vary(d time.Duration) time.Duration {
 	return d + time.Duration((rand.Float64()-0.5)*0.4*float64(d)) //nolint:gosec // not a secret
 }
 
-// habit is what a receiver needs that others do not, learned from it.
+// habit is a need of one receiver that others do not have, learned from its answers.
 type habit struct {
 	http1   bool // it asked for HTTP/1.1
 	classic bool // it fails on a key share that is safe against quantum computers

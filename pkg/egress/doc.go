@@ -1,11 +1,11 @@
 // Package egress decides which addresses and ports outgoing connections may
 // reach, and dials only those.
 //
-// # What is guaranteed
+// # The guarantee
 //
 // Every connection made with [Policy.DialContext] is checked between the name
-// look-up and connect(2), once per candidate address. What was checked is what
-// is dialled, so DNS rebinding, CNAMEs into a private network, answers that mix
+// look-up and connect(2), once per candidate address. The address that was
+// checked is dialled, so DNS rebinding, CNAMEs into a private network, answers that mix
 // public and private addresses and look-ups that change over time reach nothing
 // that [Policy.AddrAllowed] refuses. Names never decide anything here.
 //
@@ -13,7 +13,7 @@
 // of the IANA IPv4 and IPv6 Special-Purpose Address Registries is refused, IPv6
 // is limited to 2000::/3 (the only space IANA has allocated for global unicast),
 // and forms that carry an IPv4 address inside an IPv6 one (mapped, compatible,
-// translated, NAT64, 6to4, Teredo) are refused whatever they carry. So are the
+// translated, NAT64, 6to4, Teredo) are refused with any address inside. So are the
 // addresses of the machine's own interfaces and the metadata services of cloud
 // providers.
 //
@@ -21,7 +21,7 @@
 //
 // In this order, the first that applies decides:
 //
-//  1. EGRESS_DENY_CIDRS refuses: list there what is public but yours, such as
+//  1. EGRESS_DENY_CIDRS refuses: list public addresses of your own there, such as
 //     the address of a load balancer in front of this installation, and
 //     network-specific NAT64 prefixes (RFC 6052).
 //  2. EGRESS_ALLOW_CIDRS opens. A metadata address is opened only by a prefix

@@ -37,7 +37,7 @@ type Config struct {
 	// (1024-65535) from 1 to 65535, or * for all. Default 443,8443.
 	AllowPorts []string `env:"EGRESS_ALLOW_PORTS" envSeparator:"," envDefault:"443,8443"`
 	// CAFile is a PEM file with certificates of authorities that are trusted
-	// beside the system's. Default none.
+	// in addition to the system's. Default none.
 	CAFile string `env:"EGRESS_CA_FILE"`
 	// ProxyURL is an http:// or https:// proxy for all connections. The check
 	// of addresses then covers the proxy only, so use one that filters
@@ -47,7 +47,7 @@ type Config struct {
 	// /etc/resolv.conf. For tests and special networks. Default none.
 	DNSServer string `env:"EGRESS_DNS_SERVER"`
 	// TLSLegacy also sends to receivers that speak TLS 1.2 with RSA key exchange only, which has no forward secrecy:
-	// who gets the receiver's key later can read what was recorded. Default false.
+	// who gets the receiver's key later can read recorded traffic. Default false.
 	TLSLegacy bool `env:"EGRESS_TLS_LEGACY" envDefault:"false"`
 }
 
@@ -94,7 +94,7 @@ type ownAddrs struct {
 }
 
 // New checks cfg. The error holds every problem, one line each, naming the
-// variable, its value and what is allowed.
+// variable, its value and the allowed ones.
 func New(cfg Config) (*Policy, error) {
 	p := &Policy{AllowHTTP: cfg.AllowHTTPURLs, LegacyTLS: cfg.TLSLegacy}
 	var problems []error

@@ -84,8 +84,8 @@ var (
 		{netip.MustParsePrefix("2620:4f:8000::/48"), RuleAS112},
 		{netip.MustParsePrefix("3fff::/20"), RuleDocumentation},
 	}
-	// outside6 only gives names to what is outside globalUnicast; what is not
-	// listed here is refused as unallocated.
+	// outside6 only gives names to what is outside globalUnicast; addresses not
+	// listed here are refused as unallocated.
 	outside6 = []special{
 		{netip.MustParsePrefix("::/128"), RuleUnspecified},
 		{netip.MustParsePrefix("::1/128"), RuleLoopback},
@@ -104,7 +104,7 @@ var (
 )
 
 // isMetadata reports the fixed addresses under which cloud providers hand
-// credentials to whoever can connect.
+// credentials to any process that connects.
 func isMetadata(a netip.Addr) bool {
 	switch a {
 	case metadata169, metadataAlibaba, metadataOracle, metadataAWS6:

@@ -134,7 +134,7 @@ func (r *resolver) order() []*nameServer {
 	return out
 }
 
-// reread takes over addrs and keeps what is known of servers that stay.
+// reread takes over addrs and keeps the records of servers that stay.
 func (r *resolver) reread(addrs []string) {
 	fresh := make([]*nameServer, 0, len(addrs))
 	for _, addr := range addrs {
