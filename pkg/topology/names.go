@@ -1,5 +1,7 @@
 package topology
 
+import "time"
+
 // Streams.
 const (
 	Events        = "CRM_EVENTS"
@@ -28,7 +30,12 @@ const (
 	// BucketClaims maps an account's event name and URL to the webhook that holds them. Creating a key there keeps two
 	// replicas from registering the same webhook twice.
 	BucketClaims = "WEBHOOK_CLAIMS"
+	// BucketEndedSessions holds the sessions of the console that were ended before their time.
+	BucketEndedSessions = "ENDED_SESSIONS"
 )
+
+// EndedSessionsMaxAge is how long the end of a session is kept: longer than any session lasts.
+const EndedSessionsMaxAge = 25 * time.Hour
 
 // BucketPrefix followed by a bucket's name is the name of its stream.
 const BucketPrefix = "KV_"

@@ -107,10 +107,13 @@ func (o Owner) Buckets(l Limits) []jetstream.StreamConfig {
 			kv(BucketBooks, "what became of every notification: the books and their latest report"),
 		}
 	case Management:
+		ended := kv(BucketEndedSessions, "sessions of the console that were ended before their time")
+		ended.MaxAge, ended.AllowRollup = EndedSessionsMaxAge, false
 		answers := kv(BucketIdempotency, "answers to requests with an Idempotency-Key, sealed")
 		answers.MaxAge = 24 * time.Hour
 		return []jetstream.StreamConfig{
 			answers,
+			ended,
 			kv(BucketWebhooks, "registered webhooks"),
 			kv(BucketClaims, "which webhook has an account's event name and URL"),
 			kv(BucketReplays, "replay jobs"),

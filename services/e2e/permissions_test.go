@@ -374,7 +374,7 @@ func rights() map[string]right {
 		create: []string{topology.WebhookStatus, topology.Commands, "KV_SUSPENSIONS", "KV_BOOKS"},
 		purge:  []string{"KV_SUSPENSIONS"},
 		remove: []string{topology.Retries},
-		info:   append(topology.Streams(), "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_LEASES", "KV_SHARES", "KV_ACCOUNTS"),
+		info:   append(topology.Streams(), "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_LEASES", "KV_SHARES", "KV_ACCOUNTS"),
 		get: append([]string{
 			topology.WebhookStatus, topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, "KV_BOOKS", "KV_LEASES",
 		}, watches...),
@@ -387,15 +387,15 @@ func rights() map[string]right {
 	management := right{
 		publish: []string{
 			"crm.events.acme.crm_deal_created", "gancho.notifications.acme.id", "gancho.attempts.acme.id", "gancho.suspensions.acme.lane",
-			"$KV.WEBHOOKS.key", "$KV.WEBHOOK_CLAIMS.key", "$KV.REPLAYS.key", "$KV.ACCOUNTS.acme",
+			"$KV.WEBHOOKS.key", "$KV.WEBHOOK_CLAIMS.key", "$KV.REPLAYS.key", "$KV.ENDED_SESSIONS.key", "$KV.ACCOUNTS.acme",
 		},
-		create: []string{"KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ACCOUNTS"},
+		create: []string{"KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_ACCOUNTS"},
 		info: []string{
 			topology.Events, topology.Rejected, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.Quarantine, topology.WebhookStatus,
 			topology.Commands, "KV_SUSPENSIONS", "KV_SHARES",
 		},
-		get:     slices.Concat([]string{topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.WebhookStatus, "KV_WEBHOOK_CLAIMS", "KV_REPLAYS"}, watches, shares),
-		consume: anyConsumer(slices.Concat([]string{topology.Failed, topology.WebhookStatus, topology.Events, "KV_REPLAYS"}, watches, shares)...),
+		get:     slices.Concat([]string{topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.WebhookStatus, "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS"}, watches, shares),
+		consume: anyConsumer(slices.Concat([]string{topology.Failed, topology.WebhookStatus, topology.Events, "KV_REPLAYS", "KV_ENDED_SESSIONS"}, watches, shares)...),
 	}
 	management.consume[topology.Attempts] = []string{"*", topology.ConsumerIndex}
 	management.consume[topology.Notifications] = []string{"*", topology.ConsumerIndexPending}

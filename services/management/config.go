@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
 	"strings"
 
 	"gancho/pkg/bus"
@@ -18,6 +17,7 @@ import (
 	"gancho/pkg/topology"
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/catalogue"
+	"gancho/services/management/internal/proxy"
 )
 
 // Config of management.
@@ -36,12 +36,14 @@ type Config struct {
 	IndexMaxEntries int `env:"INDEX_MAX_ENTRIES" envDefault:"500000" range:"1000..100000000"`
 	// APITokens are <account_id>:<token> (or <account_id>:<token>:read, or *:<token> for an operator), separated by commas.
 	APITokens string `env:"API_TOKENS"`
-	// APITokensFile holds more of them, a line each; lines that begin with # are comments.
+	// APITokensFile holds more of them, a line each; lines that begin with # are comments. It is read again when it changes, and at SIGHUP.
 	APITokensFile string `env:"API_TOKENS_FILE"`
-	// APIRateLimit is how many requests each token may make a second, in bursts of as many.
+	// APIRateLimit is how many requests each token may make a second, in bursts of as many. The JWTs of one account count together.
 	APIRateLimit int `env:"API_RATE_LIMIT" envDefault:"50" range:"1..1000000"`
-	// APIBadTokensPerMinute is how many bad tokens an address may try before unknown ones from there are refused unseen. Clients behind one proxy share its address.
+	// APIBadTokensPerMinute is how many bad tokens an address may try; further ones are answered 429. Good tokens are let in all the same.
 	APIBadTokensPerMinute int `env:"API_BAD_TOKENS_PER_MINUTE" envDefault:"20" range:"1..1000000"`
+	// TrustedProxies are the addresses and CIDRs of the proxies in front, separated by commas. Their X-Forwarded-For, -Proto and -Host are believed, for limits, logs and links; those of others are ignored.
+	TrustedProxies []string `env:"TRUSTED_PROXIES" envSeparator:","`
 	// JWTJWKSURL is where the keys of an issuer of JWTs are; the claim account_id says whose they are.
 	JWTJWKSURL string `env:"JWT_JWKS_URL"`
 	// JWTHMACSecret verifies JWTs signed with HS256 instead; at least 32 bytes.
@@ -76,8 +78,11 @@ func (c *Config) Validate() error {
 	if _, _, err := net.SplitHostPort(c.HTTPAddr); err != nil && c.Listener == nil {
 		errs = append(errs, fmt.Errorf("HTTP_ADDR: %q is not host:port; give an address such as :8080 or 127.0.0.1:8080", c.HTTPAddr))
 	}
-	if _, err := c.tokens(nil); err != nil {
+	if _, err := auth.OpenTokens(nil, c.APITokens, c.APITokensFile); err != nil {
 		errs = append(errs, err)
+	}
+	if _, err := proxy.Parse(c.TrustedProxies); err != nil {
+		errs = append(errs, fmt.Errorf("TRUSTED_PROXIES: %w", err))
 	}
 	if c.APITokens == "" && c.APITokensFile == "" && c.JWTJWKSURL == "" && c.JWTHMACSecret == "" {
 		errs = append(errs, errors.New("API_TOKENS: nobody could use the API; set it, API_TOKENS_FILE, JWT_JWKS_URL or JWT_HMAC_SECRET"))
@@ -117,19 +122,4 @@ func (c *Config) Validate() error {
 
 func (c *Config) jwt() auth.JWT {
 	return auth.JWT{JWKSURL: c.JWTJWKSURL, HMACSecret: c.JWTHMACSecret, Issuer: c.JWTIssuer, Audience: c.JWTAudience}
-}
-
-// tokens reads API_TOKENS and API_TOKENS_FILE; names is the key of the tokens' names.
-func (c *Config) tokens(names []byte) (*auth.Tokens, error) {
-	t := auth.NewTokens(names)
-	errs := []error{t.Add("API_TOKENS", c.APITokens)}
-	if c.APITokensFile != "" {
-		text, err := os.ReadFile(c.APITokensFile)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("API_TOKENS_FILE: %w", err))
-		} else {
-			errs = append(errs, t.Add("API_TOKENS_FILE", string(text)))
-		}
-	}
-	return t, errors.Join(errs...)
 }

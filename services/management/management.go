@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"os/signal"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/klauspost/compress/gzhttp"
@@ -21,6 +24,7 @@ import (
 	"gancho/pkg/share"
 	"gancho/pkg/suspension"
 	"gancho/pkg/suspension/mirror"
+	"gancho/pkg/tokens"
 	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/api"
@@ -32,7 +36,9 @@ import (
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/proxy"
 	"gancho/services/management/internal/replays"
+	"gancho/services/management/internal/revocation"
 	"gancho/services/management/internal/tail"
 	"gancho/services/management/internal/webhooks"
 )
@@ -54,15 +60,19 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	if err != nil {
 		return fmt.Errorf("EVENT_NAMES, EVENT_TYPES_DIR: %w", err)
 	}
-	tokens, err := cfg.tokens(keys.Derive("names of API tokens"))
+	known, err := auth.OpenTokens(keys.Derive(tokens.Purpose), cfg.APITokens, cfg.APITokensFile)
 	if err != nil {
 		return err
 	}
-	if n := tokens.Short(); n > 0 {
+	if n := known.Short(); n > 0 {
 		proc.Log.Warn("API tokens have fewer than 16 characters and may be guessed; use random ones, as from: openssl rand -hex 24", zap.Int("tokens", n))
 	}
+	proxies, err := proxy.Parse(cfg.TrustedProxies)
+	if err != nil {
+		return fmt.Errorf("TRUSTED_PROXIES: %w", err)
+	}
 	gate, err := auth.New(ctx, auth.Config{
-		Tokens: tokens, JWT: cfg.jwt(), PerSecond: cfg.APIRateLimit, BadPerMinute: cfg.APIBadTokensPerMinute,
+		Tokens: known, JWT: cfg.jwt(), PerSecond: cfg.APIRateLimit, BadPerMinute: cfg.APIBadTokensPerMinute,
 	}, proc.Log, proc.Metrics)
 	if err != nil {
 		return err
@@ -96,11 +106,16 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
+	hangUps := make(chan os.Signal, 1)
+	signal.Notify(hangUps, syscall.SIGHUP)
+	defer signal.Stop(hangUps)
+	proc.Health.Want("tokens", known.State)
+	group.Go(func() error { known.Watch(ctx, hangUps, proc.Log); return nil })
 	// The copies are kept up to date until the last request has ended.
 	watch, stopWatch := context.WithCancel(context.WithoutCancel(ctx))
 	group.Go(func() error {
 		defer stopWatch()
-		return serve(ctx, listener, handler, cfg.Service.ShutdownTimeout, proc.Log)
+		return serve(ctx, listener, proxies.Handler(handler), cfg.Service.ShutdownTimeout, proc.Log)
 	})
 	group.Go(func() error {
 		if err := b.Own(ctx, topology.Management, cfg.Limits); err != nil {
@@ -146,8 +161,14 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		if err != nil {
 			return err
 		}
+		sessions, err := b.Bucket(ctx, topology.BucketEndedSessions)
+		if err != nil {
+			return ended(ctx, err)
+		}
+		revoked := revocation.New(sessions)
+		group.Go(func() error { return revoked.Run(watch) })
 		pages, err := console.New(console.Options{
-			Gate: gate, Webhooks: hooks, Notifications: sends, Replays: jobs, Tail: tails, Keys: keys,
+			Gate: gate, Webhooks: hooks, Notifications: sends, Replays: jobs, Tail: tails, Keys: keys, Ended: revoked,
 			PlainHTTP: cfg.ConsolePlainHTTP, Stopping: ctx.Done(), Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {
@@ -161,6 +182,11 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		})
 		group.Go(func() error { return lists.Run(ctx) })
 		group.Go(func() error { return jobs.Run(ctx) })
+		select { // no page is shown before it is known which sessions have ended
+		case <-revoked.Loaded():
+		case <-ctx.Done():
+			return nil
+		}
 		return registry.Run(watch, func() { front.open(&router{api: handler, console: pages}); proc.Up() }, func(before, after *webhook.Webhook) {
 			hooks.Changed(before, after)
 			if after == nil && before != nil {

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/notification"
+	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/tail"
 )
@@ -40,7 +42,9 @@ func (a *API) tail(c *call) (*answer, error) {
 			return nil, err
 		}
 	}
-	t, err := a.Tail.Open(c.ctx, c.caller.Account, f)
+	ctx, stop := a.Gate.While(c.ctx, c.caller)
+	defer stop()
+	t, err := a.Tail.Open(ctx, c.caller.Account, f)
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +76,11 @@ func (a *API) tail(c *call) (*answer, error) {
 			stream.send(": still here\n\n")
 		case attempt, open := <-t.Attempts:
 			if !open {
-				if why := t.End(); why != "" {
+				why := string(t.End())
+				if errors.Is(context.Cause(ctx), auth.ErrEnded) {
+					why = "token_ended"
+				}
+				if why != "" {
 					stream.send(fmt.Sprintf("event: end\ndata: {\"reason\":%q}\n\n", why))
 				}
 				return nil, nil

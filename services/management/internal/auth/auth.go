@@ -1,20 +1,20 @@
-// Package auth says who makes a request and what they may do.
+// Package auth decides who makes a request and which rights they have.
 //
 // A request carries Authorization: Bearer <token>, either a configured token or a JWT. A token belongs to
 // one account; an operator's acts for the account in the header X-Account-Id. Everything else is refused:
 //
-//	401  no token, or one that is not (or no longer) good
-//	403  a token that may only read and asks for more, or X-Account-Id names another account
+//	401  no token, or one that is not good; the detail names the cause
+//	403  a token that may only read and asks for more, X-Account-Id names another account, or only an operator may
 //	400  an operator's account-scoped request without X-Account-Id
 //	429  more requests than the token may make, or the client's address tried too many bad tokens
 //
-// Guessing: after Config.BadPerMinute bad tokens from one address (IPv6: one /64), tokens that were not good
-// from there in the last hour are refused without being looked at, until the address has been quiet for a
-// while. Clients that share an address with the guesser, behind a proxy, thus keep working.
+// Guessing: a good token is always let in, whatever else comes from its address. Bad ones are answered 401, at most
+// Config.BadPerMinute a minute from one address (IPv6: one /64), and 429 beyond that.
 package auth
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -32,9 +32,10 @@ import (
 type Config struct {
 	Tokens *Tokens
 	JWT    JWT
-	// PerSecond is how many requests each token may make, with a burst of one second's worth.
+	// PerSecond is how many requests each token may make, with a burst of one second's worth. All JWTs of an
+	// account count together: their issuer can make as many as it likes.
 	PerSecond int
-	// BadPerMinute is how many bad tokens one address may try before it is locked out for a while.
+	// BadPerMinute is how many bad tokens one address may try before its bad tokens are answered 429.
 	BadPerMinute int
 }
 
@@ -42,9 +43,8 @@ type Config struct {
 type Gate struct {
 	tokens   *Tokens
 	jwts     *verifier
-	requests *buckets // by grant
-	guesses  *buckets // by client
-	known    *recent  // client and token
+	requests *limits // by token, or by account for JWTs
+	guesses  *limits // by client
 	refused  *prometheus.CounterVec
 }
 
@@ -56,9 +56,8 @@ func New(ctx context.Context, cfg Config, log *zap.Logger, reg prometheus.Regist
 	}
 	g := &Gate{
 		tokens: cfg.Tokens, jwts: jwts,
-		requests: newBuckets(rate.Limit(cfg.PerSecond), cfg.PerSecond),
-		guesses:  newBuckets(rate.Limit(cfg.BadPerMinute)/60, cfg.BadPerMinute),
-		known:    newRecent(time.Hour),
+		requests: newLimits(rate.Limit(cfg.PerSecond), cfg.PerSecond),
+		guesses:  newLimits(rate.Limit(cfg.BadPerMinute)/60, cfg.BadPerMinute),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gancho_requests_refused_total", Help: "Requests refused before their handler, by reason.",
 		}, []string{"reason"}),
@@ -70,12 +69,32 @@ func New(ctx context.Context, cfg Config, log *zap.Logger, reg prometheus.Regist
 	return g, nil
 }
 
+// Kind is how a caller proved who it is.
+type Kind string
+
+// The kinds of callers.
+const (
+	KindToken    Kind = "token"
+	KindJWT      Kind = "jwt"
+	KindConsole  Kind = "console" // a session that a token or a JWT opened
+	KindOperator Kind = "operator"
+)
+
 // Caller is who makes a request and for which account.
 type Caller struct {
-	Account  string
-	Name     string // of the token, for logs and evidence
+	Account string // "" for an operator who named none
+	Kind    Kind
+	// Name is the public name of a configured token, tok_<8 hex>, or the subject of a JWT. It is for logs and
+	// evidence, and reveals nothing of the token.
+	Name     string
+	Address  string // of the client, without a port
 	Operator bool
 	ReadOnly bool
+	// Expires is when its JWT does; zero for a configured token.
+	Expires time.Time
+
+	token digest // zero for a JWT
+	limit string // under which key its requests count
 }
 
 // Token returns the Bearer token of the request, "" when there is none.
@@ -91,18 +110,11 @@ func Token(r *http.Request) string {
 	return strings.TrimSpace(token)
 }
 
-// Check returns who makes the request. write says that it changes something.
+// Check returns who makes an account's request. write says that it changes something.
 func (g *Gate) Check(r *http.Request, write bool) (Caller, error) {
-	grant, err := g.Grant(Token(r), r.RemoteAddr)
+	c, err := g.enter(r)
 	if err != nil {
-		return Caller{}, err
-	}
-	c := Caller{Account: grant.Account, Name: grant.Name, ReadOnly: grant.ReadOnly}
-	if grant.Account == Operator {
-		c.Operator, c.Account, c.Name = true, "", "operator:"+grant.Name
-	}
-	if wait, ok := g.requests.take(grant.Account+"/"+grant.Name, time.Now()); !ok {
-		return c, g.refuse("rate_limited", limited("rate_limited", "this token makes more requests than it may ("+strconv.Itoa(g.requests.burst)+" a second); wait as Retry-After says", wait))
+		return c, err
 	}
 	asked := r.Header.Get("X-Account-Id")
 	switch {
@@ -115,30 +127,138 @@ func (g *Gate) Check(r *http.Request, write bool) (Caller, error) {
 	case asked != "" && asked != c.Account:
 		return c, g.refuse("account", problem.New(problem.Forbidden, "forbidden", "this token does not belong to the account in X-Account-Id; leave the header out"))
 	}
-	if write && c.ReadOnly {
-		return c, g.refuse("read_only", problem.New(problem.Forbidden, "read_only", "this token may only read; use one without :read"))
+	return c, g.mayWrite(c, write)
+}
+
+// CheckOperator returns the operator who makes a request that is not one account's. Account is the one in
+// X-Account-Id, "" without that header.
+func (g *Gate) CheckOperator(r *http.Request, write bool) (Caller, error) {
+	c, err := g.enter(r)
+	if err != nil {
+		return c, err
 	}
+	if !c.Operator {
+		return c, g.refuse("account", problem.New(problem.Forbidden, "operators_only", "only an operator's token may do this"))
+	}
+	if c.Account = r.Header.Get("X-Account-Id"); c.Account != "" && !event.ValidAccount(c.Account) {
+		return c, g.refuse("account", problem.New(problem.Malformed, "bad_account", "X-Account-Id is not an account id: 1 to 64 characters of A-Z a-z 0-9 _ -"))
+	}
+	return c, g.mayWrite(c, write)
+}
+
+// enter identifies the caller and counts the request against its limit.
+func (g *Gate) enter(r *http.Request) (Caller, error) {
+	c, err := g.Identify(Token(r), r.RemoteAddr)
+	if err != nil {
+		return Caller{}, err
+	}
+	return c, g.count(c)
+}
+
+func (g *Gate) count(c Caller) error {
+	if wait, ok := g.requests.take(c.limit, time.Now()); !ok {
+		return g.refuse("rate_limited", limited("rate_limited",
+			"this token makes more requests than it may ("+strconv.Itoa(g.requests.burst)+" a second); wait as Retry-After says", wait))
+	}
+	return nil
+}
+
+func (g *Gate) mayWrite(c Caller, write bool) error {
+	if !write || !c.ReadOnly {
+		return nil
+	}
+	detail := "this token may only read; use one without :read"
+	if c.token == (digest{}) {
+		detail = "this token may only read; its scope needs write or webhooks:write"
+	}
+	return g.refuse("read_only", problem.New(problem.Forbidden, "read_only", detail))
+}
+
+// Identify returns whose token it is. remoteAddr is the client's address, where bad tokens are counted. An
+// operator's Caller has no account.
+func (g *Gate) Identify(token, remoteAddr string) (Caller, error) {
+	if token == "" {
+		return Caller{}, g.refuse("no_token", unauthorized("no_token", "the request has no token; send Authorization: Bearer <token>", nil))
+	}
+	c, err := g.find(token)
+	if err != nil {
+		if wait, ok := g.guesses.take(client(remoteAddr), time.Now()); !ok {
+			e := limited("locked_out", "too many bad tokens came from this address; wait as Retry-After says", wait)
+			e.Cause = err
+			return Caller{}, g.refuse("locked_out", e)
+		}
+		return Caller{}, g.refuse("bad_token", unauthorized("bad_token", err.Error(), err))
+	}
+	c.Address = host(remoteAddr)
 	return c, nil
 }
 
-// Grant returns what a token may do. remoteAddr is the address it came from.
-func (g *Gate) Grant(token, remoteAddr string) (Grant, error) {
-	if token == "" {
-		return Grant{}, g.refuse("no_token", unauthorized("no_token", "the request has no token; send Authorization: Bearer <token>"))
+var errUnknownToken = errors.New("the token is unknown")
+
+// find returns whose a configured token or a JWT is. The error is for the client: it names the cause, and holds
+// nothing that is not the client's own.
+func (g *Gate) find(token string) (Caller, error) {
+	if c, ok := g.tokens.find(token); ok {
+		return c, nil
 	}
-	now, from := time.Now(), client(remoteAddr)
-	h := g.tokens.hash(token)
-	trusted := from + "\x00" + string(h[:])
-	if wait, locked := g.guesses.empty(from, now); locked && !g.known.has(trusted, now) {
-		return Grant{}, g.refuse("locked_out", limited("locked_out", "too many bad tokens came from this address; wait as Retry-After says", wait))
+	switch {
+	case !looksLikeJWT(token):
+		return Caller{}, errUnknownToken
+	case g.jwts == nil:
+		return Caller{}, errors.New("the token is unknown; JWTs are not accepted here (JWT_JWKS_URL and JWT_HMAC_SECRET are not set)")
 	}
-	grant, ok := g.find(token)
-	if !ok {
-		g.guesses.take(from, now)
-		return Grant{}, g.refuse("bad_token", unauthorized("bad_token", "the token is unknown or has expired"))
+	return g.jwts.verify(token)
+}
+
+// Visit returns who makes a request in a session that token has opened. The token must come from where a
+// client cannot put one of its choice, such as a sealed cookie: guesses are not counted here, see Identify.
+// account is the one an operator has chosen, "" while none is; for others it means nothing. write says that
+// the request changes something. The request counts against the token's limit.
+func (g *Gate) Visit(token, account, remoteAddr string, write bool) (Caller, error) {
+	c, err := g.find(token)
+	if err != nil {
+		return Caller{}, g.refuse("bad_token", unauthorized("bad_token", err.Error(), err))
 	}
-	g.known.add(trusted, now)
-	return grant, nil
+	c.Kind, c.Address = KindConsole, host(remoteAddr)
+	if c.Operator {
+		c.Account = account
+	}
+	if err := g.count(c); err != nil {
+		return c, err
+	}
+	return c, g.mayWrite(c, write)
+}
+
+// ErrEnded is the cause with which a context of While ends when its token does.
+var ErrEnded = errors.New("the token has ended")
+
+// While returns a context that ends with ctx, or when the caller's token is not good any more: a JWT has expired, a
+// configured token was removed. The cause is then ErrEnded. Its cancel function must be called.
+func (g *Gate) While(ctx context.Context, c Caller) (context.Context, context.CancelFunc) {
+	ctx, end := context.WithCancelCause(ctx)
+	if c.token == (digest{}) {
+		until := c.Expires
+		if !time.Now().Before(until) { // it lives on the leeway
+			until = until.Add(clockSkew)
+		}
+		timer := time.AfterFunc(time.Until(until), func() { end(ErrEnded) })
+		return ctx, func() { timer.Stop(); end(nil) }
+	}
+	go func() {
+		for {
+			changed := g.tokens.changed() // before the look, so that no change falls between
+			if !g.tokens.holds(c.token) {
+				end(ErrEnded)
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+			}
+		}
+	}()
+	return ctx, func() { end(nil) }
 }
 
 func (g *Gate) refuse(reason string, err *problem.Error) error {
@@ -146,8 +266,10 @@ func (g *Gate) refuse(reason string, err *problem.Error) error {
 	return err
 }
 
-func unauthorized(code, detail string) *problem.Error {
-	return problem.New(problem.Unauthenticated, code, detail)
+func unauthorized(code, detail string, cause error) *problem.Error {
+	e := problem.New(problem.Unauthenticated, code, detail)
+	e.Cause = cause
+	return e
 }
 
 func limited(code, detail string, wait time.Duration) *problem.Error {

@@ -1,17 +1,23 @@
 package auth
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,19 +31,19 @@ import (
 	"gancho/services/management/internal/problem"
 )
 
-func tokens(t *testing.T, text string) *Tokens {
+func inline(t *testing.T, text string) *Tokens {
 	t.Helper()
-	set := NewTokens([]byte("names"))
-	if err := set.Add("API_TOKENS", text); err != nil {
+	known, err := OpenTokens([]byte("names"), text, "")
+	if err != nil {
 		t.Fatal(err)
 	}
-	return set
+	return known
 }
 
 func gate(t *testing.T, cfg Config) *Gate {
 	t.Helper()
 	if cfg.Tokens == nil {
-		cfg.Tokens = tokens(t, "acme:good,acme:reader:read,*:op")
+		cfg.Tokens = inline(t, "acme:good,acme:reader:read,*:op")
 	}
 	if cfg.PerSecond == 0 {
 		cfg.PerSecond = 1000
@@ -78,52 +84,132 @@ func TestTokens(t *testing.T) {
 		bad   string // part of the error
 	}{
 		"empty":            {"", 0, ""},
-		"commas":           {"acme:a, globex:b ,*:c", 3, ""},
-		"lines":            {"# ours\nacme:a\n\n  globex:b:read\r\n", 2, ""},
-		"base64":           {"acme:YWJj/+==", 1, ""},
-		"no account":       {"token", 0, "entry 1 has no token"},
-		"bad account":      {"ac me:a", 0, "entry 1 does not begin with an account id"},
-		"second is bad":    {"acme:a,acme:", 1, "entry 2 has no token"},
-		"bad character":    {"acme:s3cr{t", 0, "entry 1 has a token with characters"},
-		"unknown right":    {"acme:a:write", 0, "entry 1 ends in something else than :read"},
-		"the same twice":   {"acme:a,globex:a", 1, "entry 2 has the token of another entry"},
-		"all are reported": {"x y:1,acme:,acme:b", 1, "entry 2 has no token"},
+		"two kinds":        {"acme:a,acme:b:read,*:c", 3, ""},
+		"second is bad":    {"acme:a,acme:", 1, "API_TOKENS: entry 2 has no token"},
+		"bad character":    {"acme:s3cr{t", 0, "API_TOKENS: entry 1 has a token with characters"},
+		"the same twice":   {"acme:a,globex:a", 1, "API_TOKENS: entry 2 has the token of another entry"},
+		"in the file too":  {"acme:infile", 1, "API_TOKENS_FILE: entry 1 has the token of another entry"},
+		"all are reported": {"x y:1,acme:,acme:b", 1, "API_TOKENS: entry 2 has no token"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			set := NewTokens([]byte("names"))
-			err := set.Add("API_TOKENS", tc.text)
-			if set.Len() != tc.count || (err == nil) != (tc.bad == "") || err != nil && !strings.Contains(err.Error(), tc.bad) {
-				t.Errorf("%d tokens, %v; want %d and %q", set.Len(), err, tc.count, tc.bad)
+			path := filepath.Join(t.TempDir(), "tokens")
+			if err := os.WriteFile(path, []byte("# ours\nglobex:infile\n"), 0o600); err != nil {
+				t.Fatal(err)
 			}
-			if err != nil && (strings.Contains(err.Error(), "s3cr") || !strings.HasPrefix(err.Error(), "API_TOKENS: ")) {
+			known, err := OpenTokens([]byte("names"), tc.text, path)
+			if err == nil && known.Len() != tc.count+1 {
+				t.Errorf("%d tokens, want %d", known.Len(), tc.count+1)
+			}
+			if (err == nil) != (tc.bad == "") || err != nil && !strings.Contains(err.Error(), tc.bad) {
+				t.Errorf("%v, want %q", err, tc.bad)
+			}
+			if err != nil && (strings.Contains(err.Error(), "s3cr") || strings.Contains(err.Error(), "infile")) {
 				t.Errorf("error = %v", err)
 			}
 		})
 	}
+	if _, err := OpenTokens(nil, "", "/does/not/exist"); err == nil || !strings.HasPrefix(err.Error(), "API_TOKENS_FILE: ") {
+		t.Errorf("a file that is missing: %v", err)
+	}
+}
+
+// TestTokensAreReadAgain: a change of the file counts without a restart, an open tail ends with its token, and a file
+// that cannot be used changes nothing.
+func TestTokensAreReadAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "tokens")
+		write := func(text string) {
+			t.Helper()
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write("acme:first")
+		known, err := OpenTokens([]byte("names"), "acme:inline", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := gate(t, Config{Tokens: known})
+		ctx, cancel := context.WithCancel(t.Context())
+		hangUp := make(chan os.Signal, 1)
+		done := make(chan struct{})
+		go func() { known.Watch(ctx, hangUp, zaptest.NewLogger(t)); close(done) }()
+		check := func(when string, want map[string]int) {
+			t.Helper()
+			synctest.Wait()
+			for token, status_ := range want {
+				if s := status(g, request(token, "192.0.2.1:1"), false); s != status_ {
+					t.Errorf("%s: %s answers %d, want %d", when, token, s, status_)
+				}
+			}
+		}
+		check("at the start", map[string]int{"first": 0, "inline": 0, "second": 401})
+		caller, err := g.Check(request("first", "192.0.2.1:1"), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tail, leave := g.While(t.Context(), caller)
+		defer leave()
+
+		write("acme:first\nacme:second")
+		time.Sleep(lookEvery)
+		check("one more", map[string]int{"first": 0, "inline": 0, "second": 0})
+		if tail.Err() != nil {
+			t.Error("the tail ended although its token is good")
+		}
+		write("acme:second")
+		hangUp <- syscall.SIGHUP
+		check("after SIGHUP, at once", map[string]int{"first": 401, "inline": 0, "second": 0})
+		if !errors.Is(context.Cause(tail), ErrEnded) {
+			t.Error("the tail of a removed token is open")
+		}
+		for _, broken := range []string{"acme:", "acme:second,acme:second"} {
+			write(broken)
+			time.Sleep(lookEvery)
+			check("a broken file", map[string]int{"first": 401, "inline": 0, "second": 0})
+			if why := known.State(); !strings.HasPrefix(why, "API_TOKENS_FILE: entry ") {
+				t.Errorf("state: %q", why)
+			}
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(lookEvery)
+		check("no file", map[string]int{"inline": 0, "second": 0})
+		write("")
+		time.Sleep(lookEvery)
+		check("an empty file", map[string]int{"inline": 0, "second": 401})
+		if why := known.State(); why != "" {
+			t.Errorf("state: %q", why)
+		}
+		cancel()
+		<-done
+	})
 }
 
 // TestTokensAreComparedWhole: what stands at a token's place is not good before its whole hash is the same.
 func TestTokensAreComparedWhole(t *testing.T) {
 	t.Parallel()
-	set := tokens(t, "acme:good,globex:other")
+	known := inline(t, "acme:good,globex:other")
 	for _, token := range []string{"good", "other"} {
-		if _, ok := set.find(token); !ok {
+		if _, ok := known.find(token); !ok {
 			t.Errorf("%s is unknown", token)
 		}
 	}
-	h := set.hash("guess")
+	h, callers := known.hash("guess"), known.set.Load().callers
 	for i := len(place{}); i < len(h); i++ {
 		near := h
 		near[i] ^= 1
-		set.grants[place(h[:])] = append(set.grants[place(h[:])], held{near, Grant{Account: "acme"}})
+		callers[place(h[:])] = append(callers[place(h[:])], held{near, Caller{Account: "acme"}})
 	}
-	if g, ok := set.find("guess"); ok {
-		t.Errorf("a token is good whose hash only begins like another: %+v", g)
+	if c, ok := known.find("guess"); ok {
+		t.Errorf("a token is good whose hash only begins like another: %+v", c)
 	}
-	set.grants[place(h[:])] = append(set.grants[place(h[:])], held{h, Grant{Account: "globex"}})
-	if g, ok := set.find("guess"); !ok || g.Account != "globex" {
-		t.Errorf("of those at one place the right one is not found: %+v", g)
+	callers[place(h[:])] = append(callers[place(h[:])], held{h, Caller{Account: "globex"}})
+	if c, ok := known.find("guess"); !ok || c.Account != "globex" {
+		t.Errorf("of those at one place the right one is not found: %+v", c)
 	}
 }
 
@@ -136,19 +222,19 @@ func TestCheck(t *testing.T) {
 		status int
 		want   Caller
 	}{
-		"good":                {http.Header{"Authorization": {"Bearer good"}}, true, 0, Caller{Account: "acme"}},
-		"scheme in any case":  {http.Header{"Authorization": {"bEARER good"}}, true, 0, Caller{Account: "acme"}},
+		"good":                {http.Header{"Authorization": {"Bearer good"}}, true, 0, Caller{Account: "acme", Kind: KindToken}},
+		"scheme in any case":  {http.Header{"Authorization": {"bEARER good"}}, true, 0, Caller{Account: "acme", Kind: KindToken}},
 		"none":                {nil, false, 401, Caller{}},
 		"other scheme":        {http.Header{"Authorization": {"Basic good"}}, false, 401, Caller{}},
 		"two headers":         {http.Header{"Authorization": {"Bearer good", "Bearer good"}}, false, 401, Caller{}},
 		"bad":                 {http.Header{"Authorization": {"Bearer goo"}}, false, 401, Caller{}},
-		"reader reads":        {http.Header{"Authorization": {"Bearer reader"}}, false, 0, Caller{Account: "acme", ReadOnly: true}},
+		"reader reads":        {http.Header{"Authorization": {"Bearer reader"}}, false, 0, Caller{Account: "acme", Kind: KindToken, ReadOnly: true}},
 		"reader writes":       {http.Header{"Authorization": {"Bearer reader"}}, true, 403, Caller{}},
-		"operator":            {http.Header{"Authorization": {"Bearer op"}, "X-Account-Id": {"globex"}}, true, 0, Caller{Account: "globex", Operator: true}},
+		"operator":            {http.Header{"Authorization": {"Bearer op"}, "X-Account-Id": {"globex"}}, true, 0, Caller{Account: "globex", Kind: KindOperator, Operator: true}},
 		"operator of none":    {http.Header{"Authorization": {"Bearer op"}}, false, 400, Caller{}},
 		"operator of nobody":  {http.Header{"Authorization": {"Bearer op"}, "X-Account-Id": {"a.b"}}, false, 400, Caller{}},
 		"operator of all":     {http.Header{"Authorization": {"Bearer op"}, "X-Account-Id": {"*"}}, false, 400, Caller{}},
-		"own account named":   {http.Header{"Authorization": {"Bearer good"}, "X-Account-Id": {"acme"}}, false, 0, Caller{Account: "acme"}},
+		"own account named":   {http.Header{"Authorization": {"Bearer good"}, "X-Account-Id": {"acme"}}, false, 0, Caller{Account: "acme", Kind: KindToken}},
 		"other account named": {http.Header{"Authorization": {"Bearer good"}, "X-Account-Id": {"globex"}}, false, 403, Caller{}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -165,7 +251,11 @@ func TestCheck(t *testing.T) {
 			if strings.Contains(c.Name, "good") || c.Name == "" {
 				t.Errorf("name = %q", c.Name)
 			}
-			if c.Name = ""; tc.status != 0 || c != tc.want {
+			if c.Address != "192.0.2.1" {
+				t.Errorf("address = %q", c.Address)
+			}
+			c.Name, c.Address, c.token, c.limit = "", "", digest{}, ""
+			if tc.status != 0 || c != tc.want {
 				t.Errorf("caller = %+v, want %+v and %d", c, tc.want, tc.status)
 			}
 		})
@@ -200,26 +290,29 @@ func TestRateLimit(t *testing.T) {
 	})
 }
 
-func TestLockOut(t *testing.T) {
+// TestGuessesHarmNobodyElse: whoever guesses behind an address that others share, as behind a proxy, locks out
+// himself alone: a token that was never seen there, a refreshed JWT and a sign-in are let in.
+func TestGuessesHarmNobodyElse(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		g := gate(t, Config{})
+		const secret = "0123456789abcdef0123456789abcdef"
+		g := gate(t, Config{JWT: JWT{HMACSecret: secret}})
 		const home, away = "192.0.2.1:1", "[2001:db8:1:2::7]:1"
-		if s := status(g, request("good", home), false); s != 0 {
-			t.Fatal(s)
-		}
 		for i := range 20 {
 			if s := status(g, request(fmt.Sprint("guess", i), home), false); s != 401 {
 				t.Fatalf("guess %d: %d", i, s)
 			}
 		}
+		fresh := signed(t, jwt.SigningMethodHS256, []byte(secret), jwt.MapClaims{"account_id": "acme", "exp": time.Now().Add(time.Hour).Unix()})
 		for name, tc := range map[string]struct {
 			token, from string
 			want        int
 		}{
 			"another guess":                         {"guess", home, 429},
-			"a lucky guess is not told":             {"reader", home, 429},
-			"a token that was good here goes on":    {"good", home, 0},
+			"a bad JWT":                             {fresh + "x", home, 429},
+			"a token never seen here":               {"reader", home, 0},
+			"a fresh JWT":                           {fresh, home, 0},
+			"an operator":                           {"op", home, 400},
 			"elsewhere nothing is locked":           {"reader", away, 0},
 			"nor are guesses elsewhere":             {"guess", away, 401},
 			"the same /64 is the same client":       {"guess", "[2001:db8:1:2:ffff::1]:9", 401},
@@ -232,9 +325,15 @@ func TestLockOut(t *testing.T) {
 				t.Errorf("%s: %d, want %d", name, s, tc.want)
 			}
 		}
+		if _, err := g.Identify("good", home); err != nil {
+			t.Errorf("a sign-in: %v", err)
+		}
+		if _, err := g.Visit(fresh, "", home, true); err != nil {
+			t.Errorf("a session: %v", err)
+		}
 		time.Sleep(4 * time.Second)
-		if s := status(g, request("reader", home), false); s != 0 {
-			t.Errorf("after a pause: %d", s)
+		if s := status(g, request("guess", home), false); s != 401 {
+			t.Errorf("a guess after a pause: %d", s)
 		}
 	})
 }
@@ -262,65 +361,224 @@ func TestThousandGuesses(t *testing.T) {
 	})
 }
 
-func TestBucketsAreBounded(t *testing.T) {
+// TestLimitsAreBounded: a table that is full forgets one key, the one used longest ago, and no other.
+func TestLimitsAreBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b, r := newBuckets(1, 1), newRecent(time.Hour)
-		for i := range 3 * maxBuckets {
-			b.take(fmt.Sprint(i), time.Now())
-			r.add(fmt.Sprint(i), time.Now())
-			if i%1000 == 0 {
-				time.Sleep(time.Millisecond)
+		l := newLimits(1, 1)
+		now := time.Now()
+		l.take("guesser", now)
+		for i := range 3 * maxKeys {
+			l.take(fmt.Sprint(i), now)
+			if _, ok := l.take("guesser", now); ok {
+				t.Fatalf("after %d other keys the guesser is forgotten", i+1)
 			}
 		}
-		if len(b.keys) > maxBuckets || len(r.keys) > maxBuckets {
-			t.Errorf("%d and %d keys, want at most %d", len(b.keys), len(r.keys), maxBuckets)
+		if l.keys.Len() > maxKeys {
+			t.Errorf("%d keys, want at most %d", l.keys.Len(), maxKeys)
 		}
 	})
+}
+
+func signed(t *testing.T, m jwt.SigningMethod, key any, claims jwt.MapClaims) string {
+	t.Helper()
+	s, err := jwt.NewWithClaims(m, claims).SignedString(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }
 
 func TestJWTHS256(t *testing.T) {
 	t.Parallel()
 	const secret = "0123456789abcdef0123456789abcdef"
 	g := gate(t, Config{JWT: JWT{HMACSecret: secret}, BadPerMinute: 1000})
-	sign := func(m jwt.SigningMethod, key any, claims jwt.MapClaims) string {
-		s, err := jwt.NewWithClaims(m, claims).SignedString(key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}
 	ecKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	soon, past := time.Now().Add(time.Hour).Unix(), time.Now().Add(-time.Hour).Unix()
+	at := func(d time.Duration) int64 { return time.Now().Add(d).Unix() }
+	hs256 := func(claims jwt.MapClaims) string {
+		if _, set := claims["exp"]; !set {
+			claims["exp"] = at(time.Hour)
+		}
+		return signed(t, jwt.SigningMethodHS256, []byte(secret), claims)
+	}
+	good := jwt.MapClaims{"account_id": "globex", "exp": at(time.Hour)}
 	for name, tc := range map[string]struct {
 		token string
-		want  int
+		want  string // the account, or part of the refusal
 	}{
-		"good":            {sign(jwt.SigningMethodHS256, []byte(secret), jwt.MapClaims{"account_id": "globex", "exp": soon, "sub": "ana"}), 0},
-		"no exp":          {sign(jwt.SigningMethodHS256, []byte(secret), jwt.MapClaims{"account_id": "globex"}), 401},
-		"expired":         {sign(jwt.SigningMethodHS256, []byte(secret), jwt.MapClaims{"account_id": "globex", "exp": past}), 401},
-		"not yet":         {sign(jwt.SigningMethodHS256, []byte(secret), jwt.MapClaims{"account_id": "globex", "exp": soon, "nbf": soon}), 401},
-		"no account":      {sign(jwt.SigningMethodHS256, []byte(secret), jwt.MapClaims{"exp": soon}), 401},
-		"all accounts":    {sign(jwt.SigningMethodHS256, []byte(secret), jwt.MapClaims{"account_id": "*", "exp": soon}), 401},
-		"account no text": {sign(jwt.SigningMethodHS256, []byte(secret), jwt.MapClaims{"account_id": 7, "exp": soon}), 401},
-		"wrong secret":    {sign(jwt.SigningMethodHS256, []byte(secret+"x"), jwt.MapClaims{"account_id": "globex", "exp": soon}), 401},
-		"HS512":           {sign(jwt.SigningMethodHS512, []byte(secret), jwt.MapClaims{"account_id": "globex", "exp": soon}), 401},
-		"alg none":        {sign(jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType, jwt.MapClaims{"account_id": "globex", "exp": soon}), 401},
-		"ES256":           {sign(jwt.SigningMethodES256, ecKey, jwt.MapClaims{"account_id": "globex", "exp": soon}), 401},
+		"good":                  {hs256(jwt.MapClaims{"account_id": "globex", "sub": "ana"}), "globex"},
+		"an integer":            {hs256(jwt.MapClaims{"account_id": 7}), "7"},
+		"a large integer":       {hs256(jwt.MapClaims{"account_id": json.Number("123456789012345678901234")}), "123456789012345678901234"},
+		"a fraction":            {hs256(jwt.MapClaims{"account_id": 7.5}), "names no account"},
+		"an exponent":           {hs256(jwt.MapClaims{"account_id": json.Number("1e3")}), "names no account"},
+		"a truth":               {hs256(jwt.MapClaims{"account_id": true}), "names no account"},
+		"a list":                {hs256(jwt.MapClaims{"account_id": []string{"globex"}}), "names no account"},
+		"none":                  {hs256(jwt.MapClaims{}), "names no account"},
+		"another case":          {hs256(jwt.MapClaims{"Account_Id": "globex", "ACCOUNT_ID": "globex"}), "names no account"},
+		"another case too":      {hs256(jwt.MapClaims{"account_id": "globex", "Account_id": "acme", "account_ID": "acme"}), "globex"},
+		"all accounts":          {hs256(jwt.MapClaims{"account_id": "*"}), "names no account"},
+		"no exp":                {signed(t, jwt.SigningMethodHS256, []byte(secret), jwt.MapClaims{"account_id": "globex"}), "has no claim exp"},
+		"EXP is not exp":        {signed(t, jwt.SigningMethodHS256, []byte(secret), jwt.MapClaims{"account_id": "globex", "EXP": at(time.Hour)}), "has no claim exp"},
+		"exp is text":           {hs256(jwt.MapClaims{"account_id": "globex", "exp": "soon"}), "claims that cannot be read"},
+		"expired":               {hs256(jwt.MapClaims{"account_id": "globex", "exp": at(-time.Hour)}), "has expired"},
+		"expired for 20 s":      {hs256(jwt.MapClaims{"account_id": "globex", "exp": at(-20 * time.Second)}), "globex"},
+		"expired for 40 s":      {hs256(jwt.MapClaims{"account_id": "globex", "exp": at(-40 * time.Second)}), "has expired"},
+		"not yet":               {hs256(jwt.MapClaims{"account_id": "globex", "nbf": at(time.Hour)}), "is not valid yet"},
+		"not yet for 20 s":      {hs256(jwt.MapClaims{"account_id": "globex", "nbf": at(20 * time.Second)}), "globex"},
+		"wrong secret":          {signed(t, jwt.SigningMethodHS256, []byte(secret+"x"), good), "signature that does not verify"},
+		"HS512":                 {signed(t, jwt.SigningMethodHS512, []byte(secret), good), "signature that does not verify"},
+		"alg none":              {signed(t, jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType, good), "signature that does not verify"},
+		"ES256":                 {signed(t, jwt.SigningMethodES256, ecKey, good), "signature that does not verify"},
+		"not even base64":       {"a.b.c", "well-formed"},
+		"no JWT, unknown":       {"abc", "the token is unknown"},
+		"claims of other types": {hs256(jwt.MapClaims{"account_id": "globex", "scope": 7, "sub": 9}), "globex"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			if s := status(g, request(tc.token, "192.0.2.1:1"), true); s != tc.want {
-				t.Errorf("status = %d, want %d", s, tc.want)
+			c, err := g.Check(request(tc.token, "192.0.2.1:1"), false)
+			if err == nil {
+				if c.Account != tc.want || c.Kind != KindJWT {
+					t.Errorf("let in: %+v, want %s", c, tc.want)
+				}
+				return
+			}
+			// The client and the log both learn the cause.
+			p := problem.Of(err)
+			if p.Kind != problem.Unauthenticated || !strings.Contains(p.Problems[0].Detail, tc.want) || p.Cause == nil || !strings.Contains(p.Cause.Error(), tc.want) {
+				t.Errorf("%v (cause %v), want 401 and %q", err, p.Cause, tc.want)
 			}
 		})
 	}
-	read := sign(jwt.SigningMethodHS256, []byte(secret), jwt.MapClaims{"account_id": "globex", "exp": soon, "scope": "read"})
-	if s := status(g, request(read, "192.0.2.1:1"), true); s != 403 {
-		t.Errorf("scope read writes: %d", s)
+	if _, err := gate(t, Config{}).Check(request(signed(t, jwt.SigningMethodHS256, []byte(secret), good), "192.0.2.1:1"), false); err == nil || !strings.Contains(err.Error(), "JWTs are not accepted here") {
+		t.Errorf("without JWTs: %v", err)
+	}
+}
+
+// TestJWTScope: a token with a scope writes only where the scope says so.
+func TestJWTScope(t *testing.T) {
+	t.Parallel()
+	const secret = "0123456789abcdef0123456789abcdef"
+	g := gate(t, Config{JWT: JWT{HMACSecret: secret}})
+	for name, tc := range map[string]struct {
+		claims jwt.MapClaims
+		writes bool
+	}{
+		"none":                   {jwt.MapClaims{}, true},
+		"empty":                  {jwt.MapClaims{"scope": ""}, false},
+		"read":                   {jwt.MapClaims{"scope": "read"}, false},
+		"write":                  {jwt.MapClaims{"scope": "write"}, true},
+		"webhooks:write":         {jwt.MapClaims{"scope": "openid webhooks:write"}, true},
+		"webhooks:read":          {jwt.MapClaims{"scope": "openid webhooks:read"}, false},
+		"part of a word":         {jwt.MapClaims{"scope": "rewrite write:all nowrite"}, false},
+		"another case":           {jwt.MapClaims{"scope": "WRITE"}, false},
+		"another case's name":    {jwt.MapClaims{"Scope": "read"}, true},
+		"scp":                    {jwt.MapClaims{"scp": []string{"read", "write"}}, true},
+		"scp without":            {jwt.MapClaims{"scp": []string{"read", "write all"}}, false},
+		"scp empty":              {jwt.MapClaims{"scp": []string{}}, false},
+		"scp null":               {jwt.MapClaims{"scp": nil}, false},
+		"scope null":             {jwt.MapClaims{"scope": nil}, false},
+		"scope as array":         {jwt.MapClaims{"scope": []string{"write"}}, true},
+		"scp as words":           {jwt.MapClaims{"scp": "read write"}, true},
+		"a number":               {jwt.MapClaims{"scope": 1}, false},
+		"read, and scp of write": {jwt.MapClaims{"scope": "read", "scp": []string{"webhooks:write"}}, true},
+	} {
+		tc.claims["account_id"], tc.claims["exp"] = "acme", time.Now().Add(time.Hour).Unix()
+		token := signed(t, jwt.SigningMethodHS256, []byte(secret), tc.claims)
+		if s := status(g, request(token, "192.0.2.1:1"), false); s != 0 {
+			t.Errorf("%s: reading answers %d", name, s)
+		}
+		if s := status(g, request(token, "192.0.2.1:1"), true); (s == 0) != tc.writes || s != 0 && s != 403 {
+			t.Errorf("%s: writing answers %d, may write: %v", name, s, tc.writes)
+		}
+	}
+}
+
+// TestJWTsOfAnAccountCountTogether: an issuer makes as many subjects as it likes; their requests have one limit.
+func TestJWTsOfAnAccountCountTogether(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const secret = "0123456789abcdef0123456789abcdef"
+		g := gate(t, Config{JWT: JWT{HMACSecret: secret}, PerSecond: 50})
+		ask := func(account string, i int) int {
+			return status(g, request(signed(t, jwt.SigningMethodHS256, []byte(secret), jwt.MapClaims{
+				"account_id": account, "sub": fmt.Sprint("user", i), "exp": time.Now().Add(time.Hour).Unix(),
+			}), "192.0.2.1:1"), false)
+		}
+		for i := range 50 {
+			if s := ask("acme", i); s != 0 {
+				t.Fatalf("request %d: %d", i, s)
+			}
+		}
+		if s := ask("acme", 50); s != 429 {
+			t.Errorf("a 51st subject: %d", s)
+		}
+		if s := ask("globex", 50); s != 0 {
+			t.Errorf("another account: %d", s)
+		}
+		if s := status(g, request("good", "192.0.2.1:1"), false); s != 0 {
+			t.Errorf("the account's configured token: %d", s)
+		}
+	})
+}
+
+// TestTailsEndWithTheirJWT: when it expires, and when it is used within the leeway, with that.
+func TestTailsEndWithTheirJWT(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const secret = "0123456789abcdef0123456789abcdef"
+		g := gate(t, Config{JWT: JWT{HMACSecret: secret}})
+		for _, tc := range []struct{ exp, ends time.Duration }{{time.Minute, time.Minute}, {-10 * time.Second, 20 * time.Second}} {
+			token := signed(t, jwt.SigningMethodHS256, []byte(secret), jwt.MapClaims{"account_id": "acme", "exp": time.Now().Add(tc.exp).Unix()})
+			c, err := g.Check(request(token, "192.0.2.1:1"), false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tail, leave := g.While(t.Context(), c)
+			time.Sleep(tc.ends - time.Second)
+			synctest.Wait()
+			if tail.Err() != nil {
+				t.Errorf("exp in %v: the tail ended early", tc.exp)
+			}
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if !errors.Is(context.Cause(tail), ErrEnded) {
+				t.Errorf("exp in %v: the tail is open after %v", tc.exp, tc.ends)
+			}
+			leave()
+		}
+	})
+}
+
+// TestCheckOperator: calls that are no account's are an operator's.
+func TestCheckOperator(t *testing.T) {
+	t.Parallel()
+	g := gate(t, Config{})
+	for name, tc := range map[string]struct {
+		token, account string
+		status         int
+	}{
+		"operator":                 {"op", "", 0},
+		"operator for one":         {"op", "acme", 0},
+		"operator for a bad one":   {"op", "a.b", 400},
+		"an account's":             {"good", "", 403},
+		"an account's for its own": {"good", "acme", 403},
+		"nobody":                   {"", "", 401},
+	} {
+		r := request(tc.token, "192.0.2.1:1")
+		if tc.account != "" {
+			r.Header.Set("X-Account-Id", tc.account)
+		}
+		c, err := g.CheckOperator(r, true)
+		if got := 0; err != nil {
+			if got = httpstatus.Of(problem.Of(err)); got != tc.status {
+				t.Errorf("%s: %d, want %d", name, got, tc.status)
+			}
+		} else if tc.status != 0 || c.Account != tc.account || !c.Operator {
+			t.Errorf("%s: %+v", name, c)
+		}
 	}
 }
 
@@ -401,19 +659,22 @@ func TestJWTIssuerAndAudience(t *testing.T) {
 	}
 }
 
-// TestTokenNames: a name is the same wherever the key is, and tells nothing to those without it.
+// TestTokenNames: a name is the same wherever the key is, and reveals nothing to those without it.
 func TestTokenNames(t *testing.T) {
 	t.Parallel()
 	name := func(key, token string) string {
-		set := NewTokens([]byte(key))
-		if err := set.Add("API_TOKENS", "acme:"+token); err != nil {
+		known, err := OpenTokens([]byte(key), "acme:"+token, "")
+		if err != nil {
 			t.Fatal(err)
 		}
-		grant, ok := set.find(token)
-		if !ok || set.Short() != 1 {
-			t.Fatalf("found %v, %d short ones", ok, set.Short())
+		c, ok := known.find(token)
+		if !ok || known.Short() != 1 {
+			t.Fatalf("found %v, %d short ones", ok, known.Short())
 		}
-		return grant.Name
+		return c.Name
+	}
+	if n := name("key", "t0ken"); !regexp.MustCompile(`^tok_[0-9a-f]{8}$`).MatchString(n) {
+		t.Errorf("name = %q", n)
 	}
 	if a, b := name("key", "t0ken"), name("key", "t0ken"); a != b {
 		t.Errorf("names %q and %q of one token", a, b)

@@ -2,15 +2,19 @@ package auth
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/MicahParks/jwkset"
 	"github.com/MicahParks/keyfunc/v3"
 	"github.com/golang-jwt/jwt/v5"
 	"go.uber.org/zap"
@@ -21,6 +25,9 @@ import (
 
 // clockSkew is how far the issuer's clock may be from ours.
 const clockSkew = 30 * time.Second
+
+// maxSubject is how much of a JWT's subject is kept, in bytes.
+const maxSubject = 128
 
 // minHMACBytes is what HS256 needs (RFC 7518, section 3.2).
 const minHMACBytes = 32
@@ -97,7 +104,9 @@ func newVerifier(ctx context.Context, cfg JWT, log *zap.Logger) (*verifier, erro
 	default:
 		return nil, nil
 	}
-	opts := []jwt.ParserOption{jwt.WithValidMethods(methods), jwt.WithExpirationRequired(), jwt.WithLeeway(clockSkew), jwt.WithStrictDecoding()}
+	opts := []jwt.ParserOption{
+		jwt.WithValidMethods(methods), jwt.WithExpirationRequired(), jwt.WithLeeway(clockSkew), jwt.WithStrictDecoding(), jwt.WithJSONNumber(),
+	}
 	if cfg.Issuer != "" {
 		opts = append(opts, jwt.WithIssuer(cfg.Issuer))
 	}
@@ -107,22 +116,107 @@ func newVerifier(ctx context.Context, cfg JWT, log *zap.Logger) (*verifier, erro
 	return &verifier{key: key, parser: jwt.NewParser(opts...)}, nil
 }
 
-// verify returns the grant of a JWT: claim account_id, which names one account, and scope, which may be read.
-func (v *verifier) verify(token string) (Grant, bool) {
-	var claims struct {
-		jwt.RegisteredClaims
+// verify returns whose a JWT is. The error names the cause for its owner. Claims count by their exact names:
+// a map keeps Account_Id apart from account_id, where a struct would take either.
+func (v *verifier) verify(token string) (Caller, error) {
+	claims := jwt.MapClaims{}
+	if _, err := v.parser.ParseWithClaims(token, claims, v.key); err != nil {
+		return Caller{}, cause(err)
+	}
+	account, ok := accountOf(claims["account_id"])
+	if !ok {
+		return Caller{}, errors.New("the token names no account: its claim account_id must be an account's id, a string or a whole number")
+	}
+	c := Caller{Account: account, Kind: KindJWT, Name: "jwt", ReadOnly: !mayWrite(claims), limit: "jwt " + account}
+	if sub, err := claims.GetSubject(); err == nil && sub != "" {
+		c.Name = strings.ToValidUTF8(sub[:min(len(sub), maxSubject)], "")
+	}
+	expires, err := claims.GetExpirationTime()
+	if err != nil || expires == nil {
+		return Caller{}, errors.New("the token's claim exp is no time")
+	}
+	c.Expires = expires.Time
+	return c, nil
+}
 
-		Account string `json:"account_id"`
-		Scope   string `json:"scope"`
+// accountOf reads the claim account_id.
+func accountOf(claim any) (string, bool) {
+	switch v := claim.(type) {
+	case string:
+		return v, event.ValidAccount(v)
+	case json.Number:
+		_, err := v.Int64()
+		if err != nil { // larger than 64 bits, or no whole number
+			_, whole := new(big.Int).SetString(v.String(), 10)
+			return v.String(), whole && event.ValidAccount(v.String())
+		}
+		return v.String(), true
 	}
-	if _, err := v.parser.ParseWithClaims(token, &claims, v.key); err != nil || !event.ValidAccount(claims.Account) {
-		return Grant{}, false
+	return "", false
+}
+
+// mayWrite reports whether the claims allow changes: those of a token without scope and scp do, those with either
+// only where it holds write or webhooks:write.
+func mayWrite(claims jwt.MapClaims) bool {
+	restricted := false
+	for _, name := range []string{"scope", "scp"} {
+		claim, has := claims[name]
+		restricted = restricted || has
+		var words []string
+		switch v := claim.(type) {
+		case string:
+			words = strings.Fields(v)
+		case []any:
+			for _, w := range v {
+				if s, ok := w.(string); ok {
+					words = append(words, s)
+				}
+			}
+		}
+		if slices.Contains(words, "write") || slices.Contains(words, "webhooks:write") {
+			return true
+		}
 	}
-	name := "jwt"
-	if claims.Subject != "" {
-		name += ":" + strings.ToValidUTF8(claims.Subject[:min(len(claims.Subject), 64)], "")
+	return !restricted
+}
+
+// causes are the errors of the JWT library in the order in which they matter, in words for a token's owner.
+var causes = []struct {
+	is   error
+	text string
+}{
+	{jwkset.ErrKeyNotFound, "is signed with a key (kid) that its issuer's key set does not have; was it issued by another one?"},
+	{jwt.ErrTokenMalformed, "is no well-formed JWT"},
+	{jwt.ErrTokenUnverifiable, "cannot be verified: its kid or alg does not fit the keys known here"},
+	{jwt.ErrTokenSignatureInvalid, "has a signature that does not verify: another key or algorithm made it, or it was changed"},
+	{jwt.ErrTokenExpired, "has expired"},
+	{jwt.ErrTokenNotValidYet, "is not valid yet (nbf)"},
+	{jwt.ErrTokenInvalidAudience, "is for another audience (aud) than JWT_AUDIENCE"},
+	{jwt.ErrTokenInvalidIssuer, "is of another issuer (iss) than JWT_ISSUER"},
+}
+
+// cause says why a JWT is refused.
+func cause(err error) error {
+	var texts []string
+	for _, c := range causes {
+		if errors.Is(err, c.is) {
+			texts = append(texts, c.text)
+		}
 	}
-	return Grant{Account: claims.Account, ReadOnly: claims.Scope == "read", Name: name}, true
+	if errors.Is(err, jwt.ErrTokenRequiredClaimMissing) {
+		for _, claim := range []string{"exp", "aud", "iss"} {
+			if strings.Contains(err.Error(), claim+" claim is required") {
+				texts = append(texts, "has no claim "+claim)
+			}
+		}
+	}
+	if len(texts) == 0 {
+		texts = []string{"has claims that cannot be read"}
+	}
+	if len(texts) > 1 && errors.Is(err, jwkset.ErrKeyNotFound) {
+		texts = texts[:1]
+	}
+	return errors.New("the token " + strings.Join(texts, " and "))
 }
 
 // looksLikeJWT tells a JWT from an opaque token.

@@ -5,105 +5,45 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"golang.org/x/time/rate"
 )
 
-// maxBuckets bounds the memory of one table of limits: about 200 bytes each.
-const maxBuckets = 20_000
+// maxKeys bounds the memory of one table of limits: about 300 bytes each.
+const maxKeys = 20_000
 
-// buckets limits how often something may happen for each key, with a bounded memory: when it is full, the
-// buckets that are full again (their keys were quiet) are forgotten, and if that frees nothing, all are.
-// It is safe for concurrent use.
-type buckets struct {
+// limits says how often something may happen for each key. Its memory is bounded: a new key beyond maxKeys
+// replaces the one that was used least recently. It is safe for concurrent use.
+type limits struct {
 	limit rate.Limit
 	burst int
 
 	mu   sync.Mutex
-	keys map[string]*rate.Limiter
+	keys *simplelru.LRU[string, *rate.Limiter]
 }
 
-func newBuckets(limit rate.Limit, burst int) *buckets {
-	return &buckets{limit: limit, burst: burst, keys: map[string]*rate.Limiter{}}
-}
-
-// take uses one of the key's; when there is none it returns false and how long until there is.
-func (b *buckets) take(key string, now time.Time) (time.Duration, bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	l := b.keys[key]
-	if l == nil {
-		b.makeRoom(now)
-		l = rate.NewLimiter(b.limit, b.burst)
-		b.keys[key] = l
+func newLimits(limit rate.Limit, burst int) *limits {
+	keys, err := simplelru.NewLRU[string, *rate.Limiter](maxKeys, nil)
+	if err != nil {
+		panic(err) // only for a size below 1
 	}
-	if l.AllowN(now, 1) {
+	return &limits{limit: limit, burst: burst, keys: keys}
+}
+
+// take uses one of the key's. When there is none left it returns false and how long until there is.
+func (l *limits) take(key string, now time.Time) (wait time.Duration, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	limiter, known := l.keys.Get(key)
+	if !known {
+		limiter = rate.NewLimiter(l.limit, l.burst)
+		l.keys.Add(key, limiter)
+	}
+	if limiter.AllowN(now, 1) {
 		return 0, true
 	}
-	missing := 1 - l.TokensAt(now)
-	return time.Duration(missing / float64(b.limit) * float64(time.Second)), false
-}
-
-// empty reports whether the key has none left, and how long until it has.
-func (b *buckets) empty(key string, now time.Time) (time.Duration, bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	l := b.keys[key]
-	if l == nil {
-		return 0, false
-	}
-	if missing := 1 - l.TokensAt(now); missing > 0 {
-		return time.Duration(missing / float64(b.limit) * float64(time.Second)), true
-	}
-	return 0, false
-}
-
-func (b *buckets) makeRoom(now time.Time) {
-	if len(b.keys) < maxBuckets {
-		return
-	}
-	for k, l := range b.keys {
-		if l.TokensAt(now) >= float64(b.burst) {
-			delete(b.keys, k)
-		}
-	}
-	if len(b.keys) >= maxBuckets {
-		clear(b.keys)
-	}
-}
-
-// recent remembers keys for a while, with a bounded memory. It is safe for concurrent use.
-type recent struct {
-	keep time.Duration
-
-	mu   sync.Mutex
-	keys map[string]time.Time
-}
-
-func newRecent(keep time.Duration) *recent {
-	return &recent{keep: keep, keys: map[string]time.Time{}}
-}
-
-func (r *recent) add(key string, now time.Time) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, known := r.keys[key]; !known && len(r.keys) >= maxBuckets {
-		for k, at := range r.keys {
-			if now.Sub(at) > r.keep {
-				delete(r.keys, k)
-			}
-		}
-		if len(r.keys) >= maxBuckets {
-			clear(r.keys)
-		}
-	}
-	r.keys[key] = now
-}
-
-func (r *recent) has(key string, now time.Time) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	at, ok := r.keys[key]
-	return ok && now.Sub(at) <= r.keep
+	missing := 1 - limiter.TokensAt(now)
+	return time.Duration(missing / float64(l.limit) * float64(time.Second)), false
 }
 
 // client is what one client's addresses have in common: an IPv4 address, or the /64 that an IPv6 host usually has.
@@ -119,4 +59,12 @@ func client(remoteAddr string) string {
 		}
 	}
 	return a.String()
+}
+
+// host is a client's address without the port.
+func host(remoteAddr string) string {
+	if ap, err := netip.ParseAddrPort(remoteAddr); err == nil {
+		return ap.Addr().Unmap().String()
+	}
+	return remoteAddr
 }

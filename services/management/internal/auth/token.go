@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -8,142 +9,240 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"strings"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
 
-	"gancho/pkg/event"
+	"go.uber.org/zap"
+
+	"gancho/pkg/tokens"
 )
 
-// Operator is the account name of a token that may act for every account.
-const Operator = "*"
-
-// Grant is what a token may do.
-type Grant struct {
-	Account  string // Operator for all
-	ReadOnly bool
-	// Name tells grants apart in logs and evidence. It reveals nothing of the token.
-	Name string
-}
-
-// Tokens are the configured ones. They are kept only as keyed hashes.
+// Tokens are the configured ones, those of a file read again when it changes. They are kept only as keyed
+// hashes. It is safe for concurrent use.
 type Tokens struct {
 	key    [32]byte // random, of this process
 	names  []byte   // key of the tokens' names
-	grants map[place][]held
-	count  int
-	short  int
+	inline string   // API_TOKENS
+	path   string   // API_TOKENS_FILE
+
+	set     atomic.Pointer[set]
+	trouble atomic.Pointer[string] // with the file
+
+	mu   sync.Mutex
+	text string        // of the file, as it was read last
+	next chan struct{} // closed by the next change
+	used map[string]time.Time
 }
+
+// set is one reading of the tokens. It is immutable.
+type set struct {
+	callers map[place][]held
+	count   int
+	short   int
+}
+
+// digest is the keyed hash of a token; the zero value stands for none.
+type digest [sha256.Size]byte
 
 // place is where a token is looked up: the first bytes of its hash. Two tokens may share one.
 type place [8]byte
 
 type held struct {
-	hash  [sha256.Size]byte
-	grant Grant
+	hash   digest
+	caller Caller
 }
 
-// NewTokens returns an empty set. names is a secret key: under the same one a token has the same name in the
-// logs of every process, and nobody without it can try tokens against a name.
-func NewTokens(names []byte) *Tokens {
-	t := &Tokens{names: names, grants: map[place][]held{}}
+// OpenTokens reads the tokens in the texts of API_TOKENS and of the file at path, which is API_TOKENS_FILE; both may
+// be "". names is a secret key: under the same one a token has the same name in the logs of every process, and
+// nobody without it can try tokens against a name.
+func OpenTokens(names []byte, inline, path string) (*Tokens, error) {
+	t := &Tokens{names: names, inline: inline, path: path, next: make(chan struct{}), used: map[string]time.Time{}}
 	_, _ = rand.Read(t.key[:]) // never fails: the program ends when the system has no randomness
-	return t
+	text, err := t.readFile()
+	if err != nil {
+		return nil, err
+	}
+	s, err := t.parse(text)
+	if err != nil {
+		return nil, err
+	}
+	t.text = text
+	t.set.Store(s)
+	return t, nil
 }
 
-// Add reads <account_id>:<token>[:read], separated by commas or line breaks; account * is an operator; lines
-// that begin with # are comments. The error names every bad entry by its place, never by its token, and
-// begins each line with the variable's name. Add must not be called once the set is in use.
-func (t *Tokens) Add(variable, text string) error {
-	var problems []error
-	n := 0
-	for line := range strings.SplitSeq(text, "\n") {
-		if strings.HasPrefix(strings.TrimSpace(line), "#") {
-			continue
-		}
-		for entry := range strings.SplitSeq(line, ",") {
-			if entry = strings.TrimSpace(entry); entry == "" {
+func (t *Tokens) readFile() (string, error) {
+	if t.path == "" {
+		return "", nil
+	}
+	text, err := os.ReadFile(t.path)
+	if err != nil {
+		return "", fmt.Errorf("API_TOKENS_FILE: %w", err)
+	}
+	return string(text), nil
+}
+
+// parse reports every bad entry, each line beginning with the variable's name.
+func (t *Tokens) parse(file string) (*set, error) {
+	s := &set{callers: map[place][]held{}}
+	var errs []error
+	for _, source := range []struct{ variable, text string }{{"API_TOKENS", t.inline}, {"API_TOKENS_FILE", file}} {
+		entries, err := tokens.Parse(source.text)
+		for _, e := range entries {
+			h := t.hash(e.Token)
+			if _, twice := s.find(h); twice {
+				err = errors.Join(err, fmt.Errorf("entry %d has the token of another entry; every token belongs to one account", e.Number))
 				continue
 			}
-			n++
-			if err := t.addOne(entry); err != nil {
-				problems = append(problems, fmt.Errorf("%s: entry %d %w", variable, n, err))
+			s.callers[place(h[:])] = append(s.callers[place(h[:])], held{h, t.caller(e, h)})
+			s.count++
+			if len(e.Token) < tokens.ShortLength {
+				s.short++
 			}
 		}
-	}
-	return errors.Join(problems...)
-}
-
-func (t *Tokens) addOne(entry string) error {
-	account, token, _ := strings.Cut(entry, ":")
-	token, access, restricted := strings.Cut(token, ":")
-	switch {
-	case account != Operator && !event.ValidAccount(account):
-		return errors.New("does not begin with an account id; write <account_id>:<token>, <account_id>:<token>:read, or *:<token> for an operator")
-	case token == "":
-		return errors.New("has no token; write <account_id>:<token>")
-	case !wellFormed(token):
-		return errors.New("has a token with characters that cannot be sent; use letters, digits and -._~+/=")
-	case restricted && access != "read":
-		return errors.New("ends in something else than :read, the only restriction there is")
-	}
-	if _, twice := t.find(token); twice {
-		return errors.New("has the token of another entry; every token belongs to one account")
-	}
-	if len(token) < shortToken {
-		t.short++
-	}
-	h := t.hash(token)
-	t.grants[place(h[:])] = append(t.grants[place(h[:])], held{h, Grant{account, restricted, "token:" + t.fingerprint(token)}})
-	t.count++
-	return nil
-}
-
-// wellFormed accepts the characters of a Bearer token (RFC 6750, section 2.1).
-func wellFormed(token string) bool {
-	if token == "" || len(token) > 8192 {
-		return false
-	}
-	for i := range len(token) {
-		c := token[i]
-		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-._~+/=", c) >= 0) {
-			return false
+		if err != nil {
+			errs = append(errs, prefixed(source.variable, err))
 		}
 	}
-	return true
+	return s, errors.Join(errs...)
 }
 
-// fingerprint names a token in logs.
-func (t *Tokens) fingerprint(token string) string {
-	mac := hmac.New(sha256.New, t.names)
-	mac.Write([]byte(token))
-	return hex.EncodeToString(mac.Sum(nil)[:4])
+func (t *Tokens) caller(e tokens.Entry, h digest) Caller {
+	c := Caller{Account: e.Account, Kind: KindToken, Name: tokens.Name(t.names, e.Token), ReadOnly: e.ReadOnly, token: h, limit: "token " + hex.EncodeToString(h[:])}
+	if e.Account == tokens.Operator {
+		c.Account, c.Kind, c.Operator = "", KindOperator, true
+	}
+	return c
 }
 
-// hash is keyed with a secret of this process, so the time a look-up takes tells nothing about tokens.
-func (t *Tokens) hash(token string) (out [sha256.Size]byte) {
+// prefixed begins each line of an error with a variable's name.
+func prefixed(variable string, err error) error {
+	joined, many := err.(interface{ Unwrap() []error }) //nolint:errorlint // the error itself is joined, or is not
+	if !many {
+		return fmt.Errorf("%s: %w", variable, err)
+	}
+	var errs []error
+	for _, e := range joined.Unwrap() {
+		errs = append(errs, prefixed(variable, e))
+	}
+	return errors.Join(errs...)
+}
+
+// lookEvery is how often the file is read. It is small, and a watch of the file system misses a change where the
+// file is mounted or linked.
+const lookEvery = time.Second
+
+// Watch reads the file again every second, and at once after each value of again, until ctx ends. A file that
+// cannot be used leaves the tokens as they are, with one line in the log for each new cause.
+func (t *Tokens) Watch(ctx context.Context, again <-chan os.Signal, log *zap.Logger) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	told := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-again:
+			log.Info("reading API_TOKENS_FILE again, as SIGHUP asked")
+		case <-tick.C:
+		}
+		changed, err := t.Reload()
+		switch {
+		case err != nil && err.Error() != told:
+			told = err.Error()
+			log.Error("the tokens stay as they were: the file cannot be used", zap.Error(err))
+		case err == nil && (changed || told != ""):
+			told = ""
+			log.Info("tokens read again", zap.Int("tokens", t.Len()))
+		}
+	}
+}
+
+// Reload reads the file and reports whether the tokens are other ones. After an error they stay as they are.
+func (t *Tokens) Reload() (changed bool, err error) {
+	defer func() {
+		if err == nil {
+			t.trouble.Store(nil)
+			return
+		}
+		text := err.Error()
+		t.trouble.Store(&text)
+	}()
+	text, err := t.readFile()
+	if err != nil {
+		return false, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if text == t.text {
+		return false, nil
+	}
+	s, err := t.parse(text)
+	if err != nil {
+		return false, err
+	}
+	t.text = text
+	t.set.Store(s)
+	close(t.next)
+	t.next = make(chan struct{})
+	return true, nil
+}
+
+// State says "" while the file can be used, else what is wrong.
+func (t *Tokens) State() string {
+	if text := t.trouble.Load(); text != nil {
+		return *text
+	}
+	return ""
+}
+
+// changed returns a channel that the next change closes.
+func (t *Tokens) changed() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.next
+}
+
+// hash is keyed with a secret of this process, so the duration of a look-up says nothing about tokens.
+func (t *Tokens) hash(token string) (out digest) {
 	mac := hmac.New(sha256.New, t.key[:])
 	mac.Write([]byte(token))
 	mac.Sum(out[:0])
 	return out
 }
 
-// find returns the token's grant. Where it is looked up depends on a keyed hash, whose bits a client cannot
-// choose; whether it is the one is told by comparing whole hashes in constant time. So the duration is the same
-// for a near miss as for a far one, however many tokens there are.
-func (t *Tokens) find(token string) (Grant, bool) {
-	h := t.hash(token)
-	for _, e := range t.grants[place(h[:])] {
-		if subtle.ConstantTimeCompare(h[:], e.hash[:]) == 1 {
-			return e.grant, true
-		}
+// find returns whose the token is.
+func (t *Tokens) find(token string) (Caller, bool) {
+	c, ok := t.set.Load().find(t.hash(token))
+	if ok {
+		t.mu.Lock()
+		t.used[c.Name] = time.Now()
+		t.mu.Unlock()
 	}
-	return Grant{}, false
+	return c, ok
 }
 
-// shortToken is below how many characters a token is thought to be guessable.
-const shortToken = 16
+// find looks a hash up. Where it looks depends on a keyed hash, whose bits a client cannot choose; a token is good
+// when the whole hashes are equal, compared in constant time. So a near miss takes as long as a far one, however
+// many tokens there are.
+func (s *set) find(h digest) (Caller, bool) {
+	for _, e := range s.callers[place(h[:])] {
+		if subtle.ConstantTimeCompare(h[:], e.hash[:]) == 1 {
+			return e.caller, true
+		}
+	}
+	return Caller{}, false
+}
+
+func (t *Tokens) holds(h digest) bool {
+	_, ok := t.set.Load().find(h)
+	return ok
+}
 
 // Short is the number of tokens so short that they may be guessed.
-func (t *Tokens) Short() int { return t.short }
+func (t *Tokens) Short() int { return t.set.Load().short }
 
 // Len is the number of tokens.
-func (t *Tokens) Len() int { return t.count }
+func (t *Tokens) Len() int { return t.set.Load().count }

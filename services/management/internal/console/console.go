@@ -21,6 +21,7 @@ import (
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
+	"gancho/services/management/internal/revocation"
 	"gancho/services/management/internal/tail"
 	"gancho/services/management/internal/webhooks"
 )
@@ -40,6 +41,7 @@ type Options struct {
 	Replays       *replays.Service
 	Tail          *tail.Service
 	Keys          *seal.Keyring
+	Ended         *revocation.List
 	// PlainHTTP accepts sessions over plain HTTP on every host, not only on a loopback address.
 	PlainHTTP bool
 	// Stopping is closed when the process stops: the live tail ends.
@@ -63,7 +65,7 @@ type Console struct {
 // New returns the console.
 func New(o Options) (*Console, error) {
 	c := &Console{
-		Options: o, sessions: sessions{keys: o.Keys, plainHTTP: o.PlainHTTP, ended: map[string]time.Time{}},
+		Options: o, sessions: sessions{keys: o.Keys, plainHTTP: o.PlainHTTP, ended: o.Ended, log: o.Log},
 		cross: http.NewCrossOriginProtection(), mux: http.NewServeMux(),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "gancho_console_request_duration_seconds", Help: "Duration of requests to the console, by route, method and status.",
@@ -230,13 +232,13 @@ func (c *Console) answer(v *visit, rt *route) error {
 		}
 	}
 	if v.session != nil {
-		caller, err := c.Gate.Visit(v.session.Token, v.session.Account, rt.write)
+		caller, err := c.Gate.Visit(v.session.Token, v.session.Account, v.r.RemoteAddr, rt.write)
 		v.caller = caller
 		if err != nil {
 			if problem.Of(err).Kind != problem.Unauthenticated {
 				return err
 			}
-			c.sessions.end(v.w, v.session) // its token is not good any more
+			c.sessions.end(v.ctx, v.w, v.session) // its token is not good any more
 			v.session, v.caller = nil, auth.Caller{}
 		}
 	}

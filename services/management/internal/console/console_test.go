@@ -15,6 +15,7 @@ import (
 	"gancho/pkg/seal"
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/replays"
+	"gancho/services/management/internal/revocation"
 )
 
 var place = regexp.MustCompile(`\{[a-z]+\}`)
@@ -198,7 +199,7 @@ func TestDraw(t *testing.T) {
 
 func TestSessionEnds(t *testing.T) {
 	t.Parallel()
-	s := &sessions{keys: seal.New(), ended: map[string]time.Time{}}
+	s := &sessions{keys: seal.New(), ended: revocation.New(nil)}
 	v := newSession("token")
 	if d := time.Until(v.Ends); d < sessionLasts-time.Minute || d > sessionLasts {
 		t.Errorf("a session lasts %v", d)
@@ -206,7 +207,7 @@ func TestSessionEnds(t *testing.T) {
 	if got := s.open(s.sealed(v)); got == nil || got.Token != "token" {
 		t.Errorf("opened: %+v", got)
 	}
-	if other := (&sessions{keys: seal.New(), ended: map[string]time.Time{}}); other.open(s.sealed(v)) != nil {
+	if other := (&sessions{keys: seal.New(), ended: revocation.New(nil)}); other.open(s.sealed(v)) != nil {
 		t.Error("opened under another key")
 	}
 	v.Ends = time.Now().Add(-time.Second)

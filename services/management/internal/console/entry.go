@@ -5,7 +5,6 @@ import (
 	"net/url"
 
 	"gancho/pkg/event"
-	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/httpstatus"
 	"gancho/services/management/internal/problem"
 )
@@ -52,7 +51,7 @@ func (c *Console) postSignIn(v *visit) error {
 	if !possible {
 		return again(http.StatusForbidden, "sign_in.plain_http", 0)
 	}
-	s, grant, err := c.signIn(v.r)
+	s, caller, err := c.signIn(v.r)
 	if err != nil {
 		p := problem.Of(err)
 		switch p.Kind { //nolint:exhaustive // the others are shown on a page of their own
@@ -65,9 +64,9 @@ func (c *Console) postSignIn(v *visit) error {
 		}
 		return err
 	}
-	v.caller = auth.Caller{Name: grant.Name, ReadOnly: grant.ReadOnly}
+	v.caller = caller
 	c.sessions.set(v.w, s, secure)
-	if grant.Account == auth.Operator {
+	if caller.Operator {
 		next = "/account"
 	}
 	v.redirect(next)
@@ -75,7 +74,7 @@ func (c *Console) postSignIn(v *visit) error {
 }
 
 func (c *Console) postSignOut(v *visit) error {
-	c.sessions.end(v.w, v.session)
+	c.sessions.end(v.ctx, v.w, v.session)
 	v.redirect("/sign-in")
 	return nil
 }

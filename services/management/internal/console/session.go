@@ -1,18 +1,21 @@
 package console
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"strings"
-	"sync"
 	"time"
+
+	"go.uber.org/zap"
 
 	"gancho/pkg/event"
 	"gancho/pkg/seal"
 	"gancho/services/management/internal/auth"
+	"gancho/services/management/internal/revocation"
 )
 
 const (
@@ -41,8 +44,8 @@ type sessions struct {
 	keys      *seal.Keyring
 	plainHTTP bool
 
-	mu    sync.Mutex
-	ended map[string]time.Time // sessions signed out, until when they would have lasted
+	ended *revocation.List
+	log   *zap.Logger
 }
 
 const (
@@ -93,9 +96,7 @@ func (s *sessions) open(sealed string) *session {
 	if json.Unmarshal(plain, &v) != nil || !time.Now().Before(v.Ends) || v.Account != "" && !event.ValidAccount(v.Account) {
 		return nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, out := s.ended[v.ID]; out {
+	if s.ended.Ended(v.ID) {
 		return nil
 	}
 	return &v
@@ -122,18 +123,12 @@ func (s *sessions) set(w http.ResponseWriter, v *session, secure bool) {
 	http.SetCookie(w, c)
 }
 
-// end forgets a session here and in the browser.
-func (s *sessions) end(w http.ResponseWriter, v *session) {
-	now := time.Now()
+// end ends a session, for all replicas and in the browser.
+func (s *sessions) end(ctx context.Context, w http.ResponseWriter, v *session) {
 	if v != nil {
-		s.mu.Lock()
-		for id, until := range s.ended {
-			if now.After(until) {
-				delete(s.ended, id)
-			}
+		if err := s.ended.End(ctx, v.ID); err != nil {
+			s.log.Warn("a session has ended in this process only; the cookie may be good elsewhere until it expires", zap.Error(err))
 		}
-		s.ended[v.ID] = v.Ends
-		s.mu.Unlock()
 	}
 	forget(w, secureName, true)
 	forget(w, plainName, false)
@@ -204,14 +199,14 @@ func token(s string) string {
 }
 
 // signIn opens a session for a token, or says what is wrong with it.
-func (c *Console) signIn(r *http.Request) (*session, auth.Grant, error) {
+func (c *Console) signIn(r *http.Request) (*session, auth.Caller, error) {
 	t := token(r.PostFormValue("token"))
-	grant, err := c.Gate.Grant(t, r.RemoteAddr)
+	caller, err := c.Gate.Identify(t, r.RemoteAddr)
 	if err != nil {
-		return nil, auth.Grant{}, err
+		return nil, auth.Caller{}, err
 	}
 	if len(t) > maxToken {
-		return nil, auth.Grant{}, errTokenTooLong
+		return nil, auth.Caller{}, errTokenTooLong
 	}
-	return newSession(t), grant, nil
+	return newSession(t), caller, nil
 }

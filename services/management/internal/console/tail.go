@@ -71,7 +71,11 @@ type tailRow struct {
 
 // tailStream sends the rows of attempts as they happen, as server-sent events. It ends with the session.
 func (c *Console) tailStream(v *visit) error {
-	t, err := c.Tail.Open(v.ctx, v.caller.Account, c.tailFilter(v))
+	ctx, stop := c.Gate.While(v.ctx, v.caller)
+	defer stop()
+	ctx, leave := c.sessions.ended.While(ctx, v.session.ID)
+	defer leave()
+	t, err := c.Tail.Open(ctx, v.caller.Account, c.tailFilter(v))
 	if err != nil {
 		return err
 	}
@@ -110,6 +114,9 @@ func (c *Console) tailStream(v *visit) error {
 			stream.send(": still here\n\n")
 		case attempt, open := <-t.Attempts:
 			if !open {
+				if ctx.Err() != nil && v.ctx.Err() == nil {
+					stream.send("event: signed_out\ndata:\n\n")
+				}
 				return nil // the browser connects again
 			}
 			data := tailRow{Attempt: attempt}
