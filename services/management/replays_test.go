@@ -263,3 +263,42 @@ func TestReplayOfADeadRunner(t *testing.T) {
 		t.Errorf("job = %v, %d messages (%v); want 3 sent, 2 of them stored in this test", d, n, err)
 	}
 }
+
+// TestReplayPausesAtOnce: a fast replay that is paused sends hardly more, and says exactly how many it sent.
+func TestReplayPausesAtOnce(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	hookID := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()
+	const events = 2000
+	began := time.Now().Add(-time.Second).UTC().Format(time.RFC3339)
+	for i := range events {
+		if _, err := s.bus.PublishEvent(t.Context(), event.Subject("acme", "crm_deal_created"), uuid.NewString(), nil, fmt.Appendf(nil, `{"transaction_uuid":"n-%d"}`, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	id := s.do(acme, "POST", "/crm/v2/webhooks/"+hookID+"/replays", map[string]any{"from": began, "rate": 1000}).want(201).id()
+	path := "/crm/v2/replays/" + id
+	s.do(acme, "POST", path+"/start", nil).want(200)
+	s.until("some are sent", func() bool { n, err := s.arrived(); return err == nil && n > 0 })
+	s.do(acme, "POST", path+"/pause", nil).want(200)
+	paused, err := s.arrived()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bucket, err := s.bus.Bucket(t.Context(), topology.BucketReplays)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.until("its runner has stopped", func() bool {
+		e, err := bucket.Get(t.Context(), "acme."+id)
+		var job struct{ State, Runner string }
+		return err == nil && json.Unmarshal(e.Value, &job) == nil && job.State == "paused" && job.Runner == ""
+	})
+	n, err := s.arrived()
+	if err != nil || n >= events || n > paused+200 {
+		t.Errorf("%d were sent when the pause was answered, %d in the end (%v)", paused, n, err)
+	}
+	if sent := number(s.do(acme, "GET", path, nil).want(200).data(), "sent"); sent != float64(n) {
+		t.Errorf("it says %v are sent, and %d are", sent, n)
+	}
+}

@@ -2,7 +2,6 @@ package notifications
 
 import (
 	"context"
-	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
@@ -54,61 +53,94 @@ func (s *Service) of(ctx context.Context, w *webhook.Webhook, e *bus.StoredEvent
 	return ev, nil, nil
 }
 
-// Replay sends events to the webhook again, at the limiter's rate: a new send of each notification that has
-// ended (in the state only, if that is set), the first one where there was none. It returns how many this
-// replay has sent, now or before an interruption, and how many it skipped.
-func (s *Service) Replay(ctx context.Context, w *webhook.Webhook, events []*bus.StoredEvent, only notification.State, replay string, limiter *rate.Limiter) (sent, skipped uint64, err error) {
-	var count [2]atomic.Uint64
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(readers)
-	for _, e := range events {
-		group.Go(func() error {
-			again, err := s.replay(ctx, w, e, only, replay, limiter)
-			switch {
-			case err != nil:
-				return err
-			case again:
-				count[0].Add(1)
-			default:
-				count[1].Add(1)
-			}
-			return nil
-		})
-	}
-	err = group.Wait()
-	return count[0].Load(), count[1].Load(), err
+// Resumption is how far Replay came.
+type Resumption struct {
+	Handled       int    // events, from the first on
+	Sent, Skipped uint64 // of these; what this replay sent before an interruption counts as sent
 }
 
-func (s *Service) replay(ctx context.Context, w *webhook.Webhook, e *bus.StoredEvent, only notification.State, replay string, limiter *rate.Limiter) (bool, error) {
+// Replay sends events to the webhook again, in their order and at the limiter's rate: a new send of each notification
+// that has ended (in the state only, if that is set), the first one where there was none. It stops before the next
+// send once stop is done, which is no error.
+func (s *Service) Replay(
+	ctx, stop context.Context, w *webhook.Webhook, events []*bus.StoredEvent, only notification.State, replay string, limiter *rate.Limiter,
+) (Resumption, error) {
+	sends := make([]*notification.Notification, len(events))
+	before := make([]bool, len(events))
+	group, lookCtx := errgroup.WithContext(ctx)
+	group.SetLimit(readers)
+	for i, e := range events {
+		group.Go(func() (err error) {
+			sends[i], before[i], err = s.replay(lookCtx, w, e, only, replay)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return Resumption{}, err
+	}
+	group, ctx = errgroup.WithContext(ctx)
+	group.SetLimit(readers)
+	var done Resumption
+	for i, m := range sends {
+		if m != nil && limiter.Wait(stop) != nil {
+			break
+		}
+		done.Handled++
+		switch {
+		case m != nil:
+			done.Sent++
+			group.Go(func() error { return s.notify(ctx, stop, m) })
+		case before[i]:
+			done.Sent++
+		default:
+			done.Skipped++
+		}
+	}
+	// After an error all the events come again, and those that were sent are recognised.
+	if err := group.Wait(); err != nil {
+		if stop.Err() != nil {
+			err = nil
+		}
+		return Resumption{}, err
+	}
+	return done, nil
+}
+
+// notify stores m. While the account has its share of the stores it waits for room, until stop is done.
+func (s *Service) notify(ctx, stop context.Context, m *notification.Notification) error {
+	for {
+		err := shares.Notify(ctx, s.meter, s.bus, m)
+		if err == nil || problem.Of(err).Kind != problem.Limited {
+			return err
+		}
+		if err := shares.Wait(stop, s.meter, m.Account); err != nil {
+			return err
+		}
+	}
+}
+
+// replay returns the message that sends the event again, nil for none; before says that this replay has sent it.
+func (s *Service) replay(
+	ctx context.Context, w *webhook.Webhook, e *bus.StoredEvent, only notification.State, replay string,
+) (m *notification.Notification, before bool, err error) {
 	ev, n, err := s.of(ctx, w, e)
 	if err != nil || ev.ID == "" {
-		return false, err
+		return nil, false, err
 	}
-	m := notification.Notification{
+	m = &notification.Notification{
 		Account: w.Account, ID: event.NotificationID(ev.ID, w.UUID), WebhookID: w.ID, EventID: ev.ID, EventName: ev.Name,
 		EventSequence: ev.Sequence, EventTime: e.StoredAt, Send: 1, Replay: replay, Traceparent: ev.Traceparent, Body: ev.Body,
 	}
 	switch {
 	case n == nil && only != "":
-		return false, nil
+		return nil, false, nil
 	case n == nil:
 	case n.Replay == replay:
-		return true, nil
+		return nil, true, nil
 	case !n.State.Terminal(), only != "" && n.State != only:
-		return false, nil
+		return nil, false, nil
 	default:
 		m.Send, m.Journal = n.Sends+1, n.journal()
 	}
-	if err := limiter.Wait(ctx); err != nil {
-		return false, err
-	}
-	for {
-		err := shares.Notify(ctx, s.meter, s.bus, &m)
-		if err == nil || problem.Of(err).Kind != problem.Limited {
-			return err == nil, err
-		}
-		if err := shares.Wait(ctx, s.meter, m.Account); err != nil {
-			return false, err
-		}
-	}
+	return m, false, nil
 }

@@ -8,8 +8,8 @@
 //
 // A job whose runner died or stopped is taken up by another replica within takeOverAfter, from its last
 // noted progress. What was sent since then is recognised by its replay id and not sent again. Every write is
-// a compare-and-set on the job's revision, so a job has one runner, and pausing or cancelling it takes effect
-// at the runner's next note, at most about a second later.
+// a compare-and-set on the job's revision, so a job has one runner. The runner watches the job's record: a pause or a
+// cancellation takes effect before the next notification is sent.
 package replays
 
 import (
@@ -134,15 +134,16 @@ type Service struct {
 	changes       notice.Board
 
 	mu      sync.Mutex
-	jobs    map[string]*job // by key, as the bucket has them; values are immutable
-	running map[string]bool // here
+	jobs    map[string]*job               // by key, as the bucket has them; values are immutable
+	running map[string]bool               // here
+	stops   map[string]context.CancelFunc // of the jobs that run here
 }
 
 // New returns a service on the bucket REPLAYS.
 func New(b *bus.Bus, bucket *bus.Bucket, w *webhooks.Service, n *notifications.Service, log *zap.Logger) *Service {
 	return &Service{
 		bus: b, bucket: bucket, webhooks: w, notifications: n, log: log.Named("replays"), name: uuid.NewString(),
-		jobs: map[string]*job{}, running: map[string]bool{},
+		jobs: map[string]*job{}, running: map[string]bool{}, stops: map[string]context.CancelFunc{},
 	}
 }
 
@@ -346,7 +347,7 @@ func (s *Service) Start(ctx context.Context, account, id string) (View, error) {
 	return s.move(ctx, account, id, Running, Preview)
 }
 
-// Pause stops for a while, within about a second.
+// Pause stops for a while, at once.
 func (s *Service) Pause(ctx context.Context, account, id string) (View, error) {
 	return s.move(ctx, account, id, Paused, Running)
 }

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// noteEvery is how often a runner notes its progress, and so how soon it learns of a pause.
+	// noteEvery is how often a runner notes its progress.
 	noteEvery = time.Second
 	// takeOverAfter is how long a runner may be silent until another takes its job.
 	takeOverAfter = 10 * time.Second
@@ -46,6 +46,7 @@ func (s *Service) apply(e bus.Entry) {
 	defer s.mu.Unlock()
 	if e.Value == nil {
 		delete(s.jobs, e.Key)
+		s.stop(e.Key)
 		return
 	}
 	j, err := decode(e)
@@ -54,7 +55,17 @@ func (s *Service) apply(e bus.Entry) {
 		return
 	}
 	s.jobs[e.Key] = j
+	if j.State != Running {
+		s.stop(e.Key)
+	}
 	s.changes.Post()
+}
+
+// stop ends the sending of a job that runs here. s.mu is held.
+func (s *Service) stop(key string) {
+	if stop := s.stops[key]; stop != nil {
+		stop()
+	}
 }
 
 // ready are the jobs that should run and that nobody runs.
@@ -83,34 +94,40 @@ func (s *Service) idle() []*job {
 
 // try takes the job, unless another replica was faster, and runs it.
 func (s *Service) try(ctx context.Context, seen *job) {
+	stop, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s.mu.Lock()
+	s.stops[seen.key()] = cancel
+	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
 		delete(s.running, seen.key())
+		delete(s.stops, seen.key())
 		s.mu.Unlock()
 		s.changes.Post()
 	}()
 	j := *seen
 	j.Runner, j.BeatAt = s.name, time.Now().UTC()
 	if err := s.store(ctx, &j); err != nil {
-		return // the watch or the next round tells
+		return // another replica has it, or the owner changed it
 	}
 	log := s.log.With(zap.String("account_id", j.Account), zap.String("replay_id", j.ID), zap.String("webhook_id", j.WebhookID))
 	log.Info("replay runs", zap.Uint64("position", j.Position), zap.Uint64("sent", j.Sent))
 	r := &run{s: s, job: &j, noted: time.Now()}
-	err := r.run(ctx)
+	err := r.run(ctx, stop)
 	if err != nil && ctx.Err() == nil && !errors.Is(err, errTaken) {
 		log.Warn("replay interrupted; it goes on", zap.Error(err))
 	}
 	// What was done is noted even when the process stops.
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
+	last, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer done()
 	r.job.Runner = ""
 	if !errors.Is(err, errTaken) {
 		if err := r.note(last); err != nil {
 			log.Warn("progress of a replay not noted", zap.Error(err))
 		}
 	}
-	log.Info("replay leaves off", zap.String("state", string(r.job.State)), zap.Uint64("sent", r.job.Sent), zap.Uint64("skipped", r.job.Skipped))
+	log.Info("replay stopped", zap.String("state", string(r.job.State)), zap.Uint64("sent", r.job.Sent), zap.Uint64("skipped", r.job.Skipped))
 }
 
 // errTaken says that the job is another runner's now.
@@ -127,8 +144,8 @@ type run struct {
 
 func (r *run) end(state State, why string) { r.job.State, r.job.Problem, r.ended = state, why, true }
 
-// run sends until the range is through, the job is no longer to run, or ctx ends.
-func (r *run) run(ctx context.Context) error {
+// run sends until the range is through, its owner pauses or cancels the job (stop is done then), or ctx ends.
+func (r *run) run(ctx, stop context.Context) error {
 	w, err := r.s.webhooks.Get(ctx, r.job.Account, r.job.WebhookID)
 	if err != nil {
 		if problem.Of(err).Kind == problem.Missing {
@@ -147,18 +164,23 @@ func (r *run) run(ctx context.Context) error {
 	}
 	limiter := rate.NewLimiter(rate.Limit(r.job.Rate), max(1, r.job.Rate/10))
 	err = r.s.batches(ctx, span, func(batch []*bus.StoredEvent) (bool, error) {
-		// As many at once as a fifth of a second may bring, so that a slow replay stops soon when it is told.
+		// The states of as many as a fifth of a second may bring are read at once: they are those of a moment ago.
 		for step := max(1, min(len(batch), r.job.Rate/5)); len(batch) > 0; {
 			part := batch[:min(step, len(batch))]
 			batch = batch[len(part):]
-			sent, skipped, err := r.s.notifications.Replay(ctx, w, part, r.job.Only, r.job.ID, limiter)
+			done, err := r.s.notifications.Replay(ctx, stop, w, part, r.job.Only, r.job.ID, limiter)
 			if err != nil {
 				return false, err
 			}
-			r.job.Sent += sent
-			r.job.Skipped += skipped
-			r.job.Position = part[len(part)-1].Sequence
-			if time.Since(r.noted) < noteEvery {
+			r.job.Sent += done.Sent
+			r.job.Skipped += done.Skipped
+			if done.Handled > 0 {
+				r.job.Position = part[done.Handled-1].Sequence
+			}
+			switch {
+			case ctx.Err() != nil:
+				return false, ctx.Err()
+			case stop.Err() == nil && time.Since(r.noted) < noteEvery:
 				continue
 			}
 			if err := r.note(ctx); err != nil {
