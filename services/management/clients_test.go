@@ -405,3 +405,35 @@ func TestDocumentForBrowsers(t *testing.T) {
 		}
 	}
 }
+
+// TestAccounts sets, shows and takes away what operators set for an account.
+func TestAccounts(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	const path = "/crm/v2/accounts/acme"
+	before := s.do(operator, "GET", path, nil).want(200)
+	if d := before.data(); d["id"] != "acme" || d["status"] != "active" || d["share"] != nil || object(d, "retention")["log_max_age"] != nil {
+		t.Errorf("account = %v", d)
+	}
+	set := s.do(operator, "PUT", path, map[string]any{"share": 0.5, "webhooks": 10, "ingest_rate": 100, "retention": map[string]any{"log_max_age": 86400}}).want(200)
+	if d := set.data(); d["share"] != 0.5 || d["webhooks"] != 10.0 || d["ingest_rate"] != 100.0 || object(d, "retention")["log_max_age"] != 86400.0 {
+		t.Errorf("set = %v", d)
+	}
+	if back := s.do(operator, "PUT", path, set.data(), "X-Account-Id", "acme").want(200); !bytes.Equal(back.raw, set.raw) {
+		t.Errorf("PUT of what GET gave: %s", back.raw)
+	}
+	for name, bad := range map[string]any{"share": 1.5, "webhooks": 0, "ingest_rate": -1, "retention/failed_max_age": map[string]any{"failed_max_age": 1 << 40}} {
+		member, _, _ := strings.Cut(name, "/")
+		s.do(operator, "PUT", path, map[string]any{member: bad}).refused(422, "out_of_range", "/data/"+name)
+	}
+	s.do(operator, "PUT", path, map[string]any{"status": "deferred"}).refused(422, "read_only", "/data/status")
+	s.do(operator, "PUT", path, map[string]any{"no_such": 1}).refused(400, "unknown_member", "/data/no_such")
+	if d := s.do(operator, "PUT", path, map[string]any{"share": nil, "retention": nil}).want(200).data(); d["share"] != nil || d["webhooks"] != 10.0 || object(d, "retention")["log_max_age"] != nil {
+		t.Errorf("taken away: %v", d)
+	}
+	s.do(acme, "GET", path, nil).refused(403, "operator_only", "")
+	s.do(acme, "PUT", path, map[string]any{}).refused(403, "operator_only", "")
+	s.do("", "GET", path, nil).refused(401, "no_token", "")
+	s.do(operator, "GET", "/crm/v2/accounts/no.such", nil).refused(404, "not_found", "")
+	s.do(operator, "GET", path, nil, "X-Account-Id", "globex").refused(400, "bad_account", "")
+}

@@ -27,6 +27,7 @@ import (
 	"gancho/pkg/tokens"
 	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
+	"gancho/services/management/internal/accounts"
 	"gancho/services/management/internal/api"
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/catalogue"
@@ -151,11 +152,15 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		if err != nil {
 			return ended(ctx, err)
 		}
+		settings, err := b.Bucket(ctx, topology.BucketAccounts)
+		if err != nil {
+			return ended(ctx, err)
+		}
 		jobs := replays.New(b, replayBucket, hooks, sends, proc.Log)
 		tails := tail.New(b)
 		handler, err := api.New(api.Options{
 			Gate: gate, Webhooks: hooks, Notifications: sends, Ingest: ingest.New(b, meter, cfg.Limits.EventMaxBytes), Tail: tails, Replays: jobs, Stopping: ctx.Done(),
-			Idempotency: idempotency.New(answers, keys, proc.Log), Catalogue: types, PublicURL: cfg.PublicURL, EgressAddresses: cfg.EgressPublished,
+			Accounts: accounts.New(b, settings, cfg.Limits.LogMaxAge), Idempotency: idempotency.New(answers, keys, proc.Log), Catalogue: types, PublicURL: cfg.PublicURL, EgressAddresses: cfg.EgressPublished,
 			EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {

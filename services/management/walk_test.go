@@ -69,6 +69,9 @@ func TestWalk(t *testing.T) {
 		return hookID
 	}
 	for _, op := range s.operations() {
+		if strings.Contains(op.path, "/accounts/") {
+			continue // operators' calls: TestAccounts
+		}
 		t.Run(op.method+" "+op.path, func(t *testing.T) {
 			t.Parallel()
 			s := &site{t: t, url: s.url}

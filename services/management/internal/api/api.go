@@ -28,6 +28,7 @@ import (
 
 	"gancho/pkg/event"
 	"gancho/services/management/internal/accesslog"
+	"gancho/services/management/internal/accounts"
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/httpstatus"
@@ -54,6 +55,7 @@ type Options struct {
 	Ingest        *ingest.Service
 	Tail          *tail.Service
 	Replays       *replays.Service
+	Accounts      *accounts.Service
 	Idempotency   *idempotency.Store
 	Catalogue     *catalogue.Catalogue
 	// PublicURL begins the links in answers, such as https://gancho.example.com; empty: the request's scheme and host.
@@ -285,15 +287,23 @@ func (a *API) check(c *call, rt *route) (auth.Caller, error) {
 	if !rt.operator {
 		return a.Gate.Check(c.r, rt.write)
 	}
-	named := c.r.Header.Get("X-Account-Id")
-	if id := c.r.PathValue("id"); named == "" && event.ValidAccount(id) {
+	id := c.r.PathValue("id")
+	if !event.ValidAccount(id) {
+		return auth.Caller{}, problem.NotFound("account")
+	}
+	if c.r.Header.Get("X-Account-Id") == "" {
 		c.r.Header.Set("X-Account-Id", id)
 	}
 	caller, err := a.Gate.Check(c.r, rt.write)
-	if err == nil && !caller.Operator {
-		err = problem.New(problem.Forbidden, "operator_only", "this call needs an operator's token")
+	switch {
+	case err != nil:
+		return caller, err
+	case !caller.Operator:
+		return caller, problem.New(problem.Forbidden, "operator_only", "this call needs an operator's token")
+	case caller.Account != id:
+		return caller, problem.New(problem.Malformed, "bad_account", "X-Account-Id names another account than the path; leave the header out")
 	}
-	return caller, err
+	return caller, nil
 }
 
 // encode returns the body of the answer and sets the headers that belong to it.

@@ -13,6 +13,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"gancho/pkg/service"
+	"gancho/services/management/internal/accounts"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
@@ -42,6 +43,8 @@ func schemaName(t reflect.Type, hint string) string {
 		return "Replay"
 	case reflect.TypeFor[tail.Attempt]():
 		return "TailAttempt"
+	case reflect.TypeFor[accounts.View]():
+		return "Account"
 	case reflect.TypeFor[catalogue.Type]():
 		return "EventType"
 	case reflect.TypeFor[catalogue.Description]():
@@ -80,6 +83,7 @@ func document(routes []route, types []catalogue.Type) ([]byte, error) {
 			{Name: "replays", Description: "past events sent to a webhook again"},
 			{Name: "events", Description: "publishing an event without NATS, and which events there are"},
 			{Name: "receivers", Description: "the requests that receivers get"},
+			{Name: "accounts", Description: "operators' calls about one account"},
 			{Name: "meta", Description: "this document"},
 		},
 		Components: &huma.Components{
@@ -193,6 +197,10 @@ func operation(r route, ref func(any) *huma.Schema) *huma.Operation {
 	fails := slices.Clone(r.fails)
 	if r.idempotent {
 		fails = append(fails, 409)
+	}
+	if !r.public && r.operator {
+		s := op.Parameters[0].Schema
+		s.Format, s.Pattern = "", "^[A-Za-z0-9_-]{1,64}$"
 	}
 	if !r.public {
 		op.Parameters = append(op.Parameters, &huma.Param{

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"gancho/pkg/notification"
+	"gancho/services/management/internal/accounts"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
@@ -183,6 +184,15 @@ func (a *API) routes() []route {
 				}
 				return paged(c, a.Catalogue.Types(), number, size), nil
 			},
+		},
+		{
+			method: http.MethodGet, path: "/accounts/{id}", id: "getAccount", tag: "accounts", operator: true, summary: "Show an account's settings and state",
+			results: []result{{http.StatusOK, "the account", accounts.View{}, false, "", false}}, handle: a.getAccount,
+		},
+		{
+			method: http.MethodPut, path: "/accounts/{id}", id: "updateAccount", tag: "accounts", operator: true, write: true, summary: "Change an account's settings",
+			about: "Takes any subset of the members; null takes a setting away.",
+			body:  accountUpdate{}, results: []result{{http.StatusOK, "changed", accounts.View{}, false, "", false}}, handle: a.updateAccount,
 		},
 		{
 			method: http.MethodGet, path: "/egress", id: "getEgress", tag: "meta", public: true, summary: "Show the addresses that requests to receivers come from",
@@ -387,6 +397,36 @@ func (c *call) match() (webhooks.Match, error) {
 		}
 	}
 	return func(revision uint64) bool { return slices.Contains(revisions, revision) }, nil
+}
+
+// accountUpdate describes accounts.Input in the OpenAPI document.
+type accountUpdate struct {
+	ID         string              `json:"id,omitempty" doc:"as it is"`
+	Status     string              `json:"status,omitempty" doc:"as it is"`
+	Share      *float64            `json:"share,omitempty" nullable:"true" exclusiveMinimum:"0" maximum:"1"`
+	Webhooks   *int                `json:"webhooks,omitempty" nullable:"true" minimum:"1" maximum:"1000000"`
+	IngestRate *float64            `json:"ingest_rate,omitempty" nullable:"true" exclusiveMinimum:"0" maximum:"1000000"`
+	Retention  *accounts.Retention `json:"retention,omitempty"`
+}
+
+func (a *API) getAccount(c *call) (*answer, error) {
+	v, err := a.Accounts.Get(c.ctx, c.caller.Account)
+	if err != nil {
+		return nil, err
+	}
+	return data(http.StatusOK, v), nil
+}
+
+func (a *API) updateAccount(c *call) (*answer, error) {
+	var in accounts.Input
+	if err := input(c, &in); err != nil {
+		return nil, err
+	}
+	v, err := a.Accounts.Set(c.ctx, c.caller.Account, in)
+	if err != nil {
+		return nil, err
+	}
+	return data(http.StatusOK, v), nil
 }
 
 // egressAddresses are for the allow lists of receivers.
