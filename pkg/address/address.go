@@ -141,7 +141,8 @@ func (a *Address) hosts(authority string, several bool) error {
 }
 
 func checkHost(host string) error {
-	name, port, hasPort := host, "", false
+	var name, port string
+	var hasPort bool
 	if inner, after, ok := strings.Cut(strings.TrimPrefix(host, "["), "]"); strings.HasPrefix(host, "[") {
 		if ip, err := netip.ParseAddr(inner); !ok || err != nil || !ip.Is6() || after != "" && after[0] != ':' {
 			return errHost

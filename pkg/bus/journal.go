@@ -102,6 +102,8 @@ func (b *Bus) get(ctx context.Context, stream string, read func(context.Context,
 	}
 }
 
+// Last returns the newest message of a subject. It returns ErrNotFound when there is none and repeats the read while
+// the broker is unreachable, until ctx ends.
 func (b *Bus) Last(ctx context.Context, stream, subject string) (*jetstream.RawStreamMsg, error) {
 	return b.get(ctx, stream, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
 		return s.GetLastMsgForSubject(ctx, subject)

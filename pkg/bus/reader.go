@@ -35,6 +35,7 @@ type Reader struct {
 	next   uint64 // sequence of the consumer's next delivery
 }
 
+// NewReader returns a reader of a stream from a position. The name is that of its consumer. One goroutine uses it.
 func (b *Bus) NewReader(stream, name string, at Position) *Reader {
 	return &Reader{b: b, stream: stream, name: name, at: at}
 }

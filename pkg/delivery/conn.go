@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// origin is the scope of a kept connection: requests with one scheme, host (as in the URL, with its port if
-// it has one) and client certificate (its id, "" for none).
+// origin is the scope of a kept connection: requests with one scheme and host (as in the URL, with its port if it has
+// one).
 type origin struct {
-	scheme, host, credential string
+	scheme, host string
 }
 
 // How much a connection may bring: the bytes of a TLS handshake, and for each request the headers and body that are

@@ -119,7 +119,7 @@ var errNeedsLegacy = errors.New("the receiver speaks TLS 1.2 with RSA key exchan
 
 // legacySuites are those of TLS 1.2 without forward secrecy.
 var legacySuites = []uint16{
-	tls.TLS_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_RSA_WITH_AES_256_GCM_SHA384, //nolint:gosec // EGRESS_TLS_LEGACY
+	tls.TLS_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_RSA_WITH_AES_256_GCM_SHA384,
 	tls.TLS_RSA_WITH_AES_128_CBC_SHA, tls.TLS_RSA_WITH_AES_256_CBC_SHA,
 }
 

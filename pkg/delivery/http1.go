@@ -359,7 +359,7 @@ func (rep *reply) frame() {
 		case err != nil || lengths[0][0] == '+':
 			rep.note("Content-Length is " + quote(lengths[0]))
 		default:
-			rep.length = int64(n) //nolint:gosec // 63 bits
+			rep.length = int64(n)
 		}
 	}
 	switch {
@@ -423,7 +423,7 @@ func announced(values []string) time.Duration {
 		switch name = strings.TrimSpace(name); {
 		case err != nil:
 		case name == "timeout":
-			d := time.Duration(n) * time.Second //nolint:gosec // 32 bits
+			d := time.Duration(n) * time.Second
 			keep = min(keep, max(d-time.Second, d/2))
 		case name == "max" && n == 0:
 			keep = 0

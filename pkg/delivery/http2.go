@@ -48,7 +48,7 @@ func (s *Sender) http2(ctx context.Context, a *attempt, c *conn, m *message) (*r
 	c.expect()
 	ctx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(time.Until(a.deadline), func() { cancel(errDeadline) })
-	resp, err := c.h2.RoundTrip(m.request(ctx))
+	resp, err := c.h2.RoundTrip(m.request(ctx)) //nolint:bodyclose // the reply owns it and closes it
 	if err != nil {
 		timer.Stop()
 		cancel(nil)
@@ -88,8 +88,7 @@ func unprocessed(err error) bool {
 	if errors.Is(err, errNothingSent) {
 		return true
 	}
-	var stream streamError
-	if errors.As(err, &stream) {
+	if stream, ok := errors.AsType[streamError](err); ok {
 		return stream.Code == codeRefused && stream.Cause != nil && stream.Cause.Error() == fromPeer
 	}
 	text := err.Error()
@@ -98,8 +97,7 @@ func unprocessed(err error) bool {
 
 // wantsHTTP1 reports that the receiver refused the request because it came over HTTP/2.
 func wantsHTTP1(err error) bool {
-	var stream streamError
-	if errors.As(err, &stream) {
+	if stream, ok := errors.AsType[streamError](err); ok {
 		return stream.Code == codeHTTP1 && stream.Cause != nil && stream.Cause.Error() == fromPeer
 	}
 	text := err.Error()

@@ -216,7 +216,7 @@ func serveTCP(t *testing.T, addr string) bool {
 					m.Answers = append(m.Answers, dnstest.Address(q, [4]byte{127, 0, 0, 2}))
 				}
 				if packed, err := m.Pack(); err == nil {
-					_, _ = c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(packed))), packed...)) //nolint:gosec // small
+					_, _ = c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(packed))), packed...))
 				}
 			}
 			_ = c.Close()

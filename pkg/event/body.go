@@ -51,9 +51,10 @@ func parseObject(body []byte) (members, *Rejected) {
 // readMembers reads the top level of a well-formed object in one pass. The results share memory with body.
 func readMembers(body []byte) (m members) {
 	// gjson reads strings; body is never changed, so a view of it is one.
-	text := unsafe.String(unsafe.SliceData(body), len(body))
+	text := unsafe.String(unsafe.SliceData(body), len(body)) //nolint:gosec // a view that does not outlive body
 	gjson.Parse(text).ForEach(func(key, value gjson.Result) bool {
-		into, repeated := (*gjson.Result)(nil), &m.wrapperRepeated
+		var into *gjson.Result
+		repeated := &m.wrapperRepeated
 		switch key.Str {
 		case "event_name":
 			into, repeated = &m.eventName, &m.repeated

@@ -136,8 +136,10 @@ func Parse(m Message) (Event, *Rejected) {
 	if rejected != nil {
 		return Event{}, rejected
 	}
-	e := envelope{body: m.Body, members: outer, ceID: m.Header(HeaderCEID), ceType: m.Header(HeaderCEType),
-		traceparent: m.Header(HeaderTraceparent)}
+	e := envelope{
+		body: m.Body, members: outer, ceID: m.Header(HeaderCEID), ceType: m.Header(HeaderCEType),
+		traceparent: m.Header(HeaderTraceparent),
+	}
 	if wrapped(m.Header, outer) {
 		if e, rejected = unwrap(e); rejected != nil {
 			return Event{}, rejected

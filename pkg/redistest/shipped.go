@@ -68,7 +68,7 @@ func shipped(t testing.TB, script string, environ func(self string) []string) *S
 		t.Fatal(err)
 	}
 	users = fmt.Appendf(bytes.TrimSpace(users), "\nuser %s on nopass ~* &* +@all\n", testUser)
-	if err := os.WriteFile(acl, users, 0o600); err != nil {
+	if err := os.WriteFile(acl, users, 0o600); err != nil { //nolint:gosec // a file of the test's own folder
 		t.Fatal(err)
 	}
 	return &Server{

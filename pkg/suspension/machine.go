@@ -27,11 +27,6 @@ type machine struct {
 	read  *record // flag before the steps
 }
 
-// newMachine returns the machine of an active URL without a past. The rules must be valid.
-func newMachine(key Key, host string, rules Rules) *machine {
-	return &machine{key: key, host: host, limits: rules.limits()}
-}
-
 // window is what is remembered of one URL that fails or did so lately; it is
 // the JSON of the key gancho:window. Times are Unix milliseconds.
 type window struct {

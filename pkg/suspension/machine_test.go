@@ -570,3 +570,8 @@ func TestMachineKeepsTheRule(t *testing.T) {
 		})
 	})
 }
+
+// newMachine returns the machine of an active URL without a past. The rules must be valid.
+func newMachine(key Key, host string, rules Rules) *machine {
+	return &machine{key: key, host: host, limits: rules.limits()}
+}

@@ -41,7 +41,6 @@ type turn struct {
 	// Results of decide that Observe and the guard look at.
 	steps     []Transition
 	candidate bool
-	verdict   verdict
 }
 
 // decision is what the turn found out.

@@ -353,8 +353,10 @@ func TestTextStaysText(t *testing.T) {
 	for _, b := range bodies {
 		r.publish("crm.events.acme.crm_deal_created", b, headers)
 	}
-	for _, b := range []string{`{"name":"` + canary, "[\"" + canary + "\x00\"]", `{"transaction_uuid":"` + canary + `\n"}`, `{"event_name":"` + canary + `"}`,
-		`{"event_name":"crm_deal_created","event_name":"` + canary + `"}`} {
+	for _, b := range []string{
+		`{"name":"` + canary, "[\"" + canary + "\x00\"]", `{"transaction_uuid":"` + canary + `\n"}`, `{"event_name":"` + canary + `"}`,
+		`{"event_name":"crm_deal_created","event_name":"` + canary + `"}`,
+	} {
 		r.publish("crm.events.acme.crm_deal_created", b, headers)
 	}
 	if n := len(r.stored(topology.Rejected)); n != 5 {
