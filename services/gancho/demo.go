@@ -31,7 +31,8 @@ import (
 // demoSettings make the tour short: what takes minutes and hours by default takes seconds. One request at
 // a time per URL, so that the order of arrival can be checked exactly.
 var demoSettings = []string{
-	"NATS_LISTEN=127.0.0.1:0", "NATS_SYNC_INTERVAL=1s", "OPS_ADDR=127.0.0.1:0", "REDIS_URL=", "ENCRYPTION_KEY_FILE=", "API_TOKENS=", "API_TOKENS_FILE=",
+	"NATS_LISTEN=127.0.0.1:0", "NATS_SYNC_INTERVAL=1s", "OPS_ADDR=127.0.0.1:0", "REDIS_URL=", "REDIS_URL_FILE=", "NATS_URL_FILE=",
+	"ENCRYPTION_KEY_FILE=", "API_TOKENS=", "API_TOKENS_FILE=",
 	"ALLOW_HTTP_URLS=true", "EGRESS_ALLOW_CIDRS=127.0.0.0/8", "EGRESS_ALLOW_PORTS=*", "EGRESS_PROXY_URL=",
 	"ATTEMPT_TIMEOUT=1s", "RETRY_DELAYS=200ms,300ms,400ms,500ms,600ms", "RETRY_JITTER=0.1", "MAX_IN_FLIGHT_PER_URL=1",
 	"SUSPENSION_WINDOW=30s", "SUSPENSION_MIN_FAILURES=20", "SUSPENSION_MIN_SPAN=4s", "SUSPENSION_DURATION=2s", "SUSPENSION_MAX_DURATION=4s",

@@ -131,6 +131,7 @@ func prepare(cfg *Config, environ []string, stdout io.Writer) (*stack, []string,
 	}
 	vars["NATS_SYNC_INTERVAL"] = cfg.NATSSyncInterval
 	vars["NATS_URL"], vars["REDIS_URL"] = "nats://127.0.0.1:4222", "redis://127.0.0.1:6379" // replaced when they listen
+	vars["NATS_URL_FILE"], vars["REDIS_URL_FILE"] = "", ""                                  // REDIS_URL holds the file's content
 	s := &stack{cfg: *cfg}
 	for k, v := range vars {
 		s.environ = append(s.environ, k+"="+v)
@@ -212,7 +213,7 @@ func (s *stack) run(ctx context.Context, shell *service.Shell, started func(addr
 		defer redis.stop()
 		at.redis = "redis://" + redis.Addr()
 	}
-	environ := append(s.environ, "NATS_URL="+at.nats, "REDIS_URL="+at.redis)
+	environ := append(s.environ, "NATS_URL="+at.nats, "REDIS_URL="+at.redis, "NATS_URL_FILE=", "REDIS_URL_FILE=")
 	if started != nil {
 		started(at)
 	}
