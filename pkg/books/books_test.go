@@ -115,7 +115,7 @@ func (d *desk) record(n *notification.Notification, s notification.State, next t
 	r := &notification.Record{
 		Kind: notification.KindAttempt, At: time.Now(), Account: n.Account, WebhookID: n.WebhookID, NotificationID: n.ID, EventID: n.EventID,
 		EventName: n.EventName, EventSequence: n.EventSequence, URLKey: "lane", Send: n.Send, AttemptsDone: n.AttemptsDone + 1, State: s,
-		Previous: n.Journal, Hop: n.Hop, NextAttemptAt: next,
+		Previous: n.Journal, Moves: n.Moves, NextAttemptAt: next,
 	}
 	if s == notification.Parked {
 		r.Kind, r.AttemptsDone = notification.KindParked, n.AttemptsDone
@@ -123,7 +123,7 @@ func (d *desk) record(n *notification.Notification, s notification.State, next t
 	seq, err := d.bus.Record(d.t.Context(), r)
 	d.must(err)
 	after := *n
-	after.AttemptsDone, after.Journal, after.Hop = r.AttemptsDone, seq, n.Hop+1
+	after.AttemptsDone, after.Journal, after.Moves = r.AttemptsDone, seq, n.Moves+1
 	return &after
 }
 

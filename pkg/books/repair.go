@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
@@ -27,8 +28,8 @@ const (
 // Kinds returns the closed list.
 func Kinds() []string { return []string{RepairLost, RepairEnded, RepairOrphan} }
 
-// maxHops bounds the search for a step that the broker does not know yet.
-const maxHops = 100
+// maxMoves bounds the search for a step that the broker does not know yet.
+const maxMoves = 100
 
 // errNoPayload says that neither the event nor a copy of it is kept.
 var errNoPayload = errors.New("its event is not kept any more")
@@ -75,31 +76,21 @@ func (r *reconciler) revive(ctx context.Context, s Lost) (string, error) {
 	if err != nil {
 		return RepairLost, err
 	}
-	recorded := last != nil && last.Send == int(s.send)
 	n, err := r.message(ctx, s, last)
 	if errors.Is(err, errNoPayload) && last != nil {
-		return RepairEnded, r.end(ctx, s, last, recorded)
+		return RepairEnded, r.end(ctx, s, last)
 	}
 	if err != nil {
 		return RepairLost, err
 	}
-	at := time.Now()
-	if last != nil {
-		n.Journal = last.Sequence
-	}
-	if recorded {
-		n.AttemptsDone, n.Hop, n.Replay = last.AttemptsDone, last.Hop, last.Replay
-		if last.NextAttemptAt.After(at) {
-			at = last.NextAttemptAt
-		}
-	}
-	// It begins with the id of the move that got lost, so one that is only late is not doubled. Where the broker
-	// knows that id, the move was made and what it stored is gone.
-	for range maxHops {
-		n.Hop++
-		if stored, err := r.bus.Reschedule(ctx, n, at); stored || err != nil {
+	next, at := n.Repaired(int(s.send), record(last))
+	// The message begins with the id of the move that got lost. Where the broker knows an id, the move was made and the
+	// message it stored is gone.
+	for range maxMoves {
+		if stored, err := r.bus.Reschedule(ctx, &next, at); stored || err != nil {
 			return RepairLost, err
 		}
+		next.Moves++
 	}
 	return RepairLost, errors.New("the broker takes every step of it for one that it has")
 }
@@ -117,10 +108,6 @@ func (r *reconciler) message(ctx context.Context, s Lost, last *bus.Recorded) (*
 	for _, f := range find {
 		n, err := f()
 		if err == nil {
-			if n.Send != int(s.send) {
-				n.AttemptsDone, n.Hop, n.Replay = 0, 0, ""
-			}
-			n.Send = int(s.send)
 			return n, nil
 		}
 		if !errors.Is(err, bus.ErrNotFound) {
@@ -141,23 +128,27 @@ func (r *reconciler) message(ctx context.Context, s Lost, last *bus.Recorded) (*
 	if rejected != nil || !ev.Is(last.EventID) {
 		return nil, errNoPayload
 	}
-	return &notification.Notification{
-		Account: s.account, ID: s.id.String(), WebhookID: s.webhook, EventID: last.EventID, EventName: ev.Name,
-		EventSequence: ev.Sequence, EventTime: storedAt, Send: int(s.send), Traceparent: ev.Traceparent, Body: ev.Body,
-	}, nil
+	webhookID, err := uuid.Parse(s.webhook)
+	if err != nil {
+		return nil, errNoPayload
+	}
+	ev.ID = last.EventID // an event can have an older id
+	n := notification.First(&ev, storedAt, webhookID)
+	return &n, nil
 }
 
 // end records that a send whose event is gone permanently failed.
-func (r *reconciler) end(ctx context.Context, s Lost, last *bus.Recorded, recorded bool) error {
-	rec := last.Record
-	rec.Kind, rec.At, rec.State, rec.Reason = notification.KindFailed, time.Now().UTC(), notification.PermanentlyFailed, string(delivery.InternalError)
-	rec.Attempt, rec.NextAttemptAt, rec.Probe, rec.Trip = nil, time.Time{}, false, ""
-	rec.Follow(&last.Record)
-	if !recorded {
-		rec.Send, rec.AttemptsDone, rec.Hop = int(s.send), 0, 0
-	}
-	_, err := r.bus.Record(ctx, &rec)
+func (r *reconciler) end(ctx context.Context, s Lost, last *bus.Recorded) error {
+	_, err := r.bus.Record(ctx, notification.Abandoned(&last.Record, int(s.send), string(delivery.InternalError), time.Now()))
 	return err
+}
+
+// record returns the record that was read, nil for none.
+func record(last *bus.Recorded) *notification.Record {
+	if last == nil {
+		return nil
+	}
+	return &last.Record
 }
 
 // remove deletes a schedule whose notification really ended or lives on elsewhere.

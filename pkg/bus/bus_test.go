@@ -131,7 +131,7 @@ func TestRetriesCountToFive(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := example(1)
-	n.AttemptsDone, n.Hop = 1, 1
+	n.AttemptsDone, n.Moves = 1, 1
 	for range 2 { // repeated after a crash, it is scheduled once
 		if err := b.ScheduleRetry(t.Context(), n, time.Now().Add(50*time.Millisecond)); err != nil {
 			t.Fatal(err)
@@ -454,7 +454,7 @@ func TestDrainsDoNotOverlap(t *testing.T) {
 	b := s.Topology(bustest.Limits())
 	n := example(1)
 	for i := range 5 {
-		n.Hop = i
+		n.Moves = i
 		if err := b.Park(n, "lane").Wait(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -472,7 +472,7 @@ func TestDrainsDoNotOverlap(t *testing.T) {
 	}
 	var hops []int
 	take := func() {
-		if _, err := all.Take(t.Context(), 5, func(d *bus.Delivery) { hops = append(hops, d.Hop); d.Ack() }); err != nil {
+		if _, err := all.Take(t.Context(), 5, func(d *bus.Delivery) { hops = append(hops, d.Moves); d.Ack() }); err != nil {
 			t.Fatal(err)
 		}
 	}

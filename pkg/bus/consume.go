@@ -218,25 +218,12 @@ func settle(msgs []jetstream.Msg) {
 	}
 }
 
-// Lane is one of the three ways a notification comes to a dispatcher.
-type Lane string
-
-// The lanes.
-const (
-	LaneFirst  Lane = "first"  // NOTIFICATIONS: first attempts
-	LaneRetry  Lane = "retry"  // RETRIES: NumDelivered 1..5 is the number of the retry
-	LaneParked Lane = "parked" // PARKED: released or probing
-)
-
-// LaneDisabled is the lane of PARKED for webhooks that their owner disabled.
-const LaneDisabled = "disabled"
-
 // Delivery is a notification handed to this process, and the duty to settle it with exactly one of Ack or
 // NakAfter. Leaving it alone has it delivered again after the consumer's ack wait.
 type Delivery struct {
 	notification.Notification
 
-	Lane         Lane
+	Lane         notification.Lane
 	NumDelivered int       // counts from 1
 	Again        bool      // it may have been handled before: NumDelivered is not 1, the broker forgot, or it waited for a newer version
 	StoredAt     time.Time // when the broker stored this message
@@ -309,7 +296,7 @@ func (d *Delivery) wait(ctx context.Context) error {
 // Puller hands out the deliveries of one lane.
 type Puller struct {
 	*Consumer
-	lane Lane
+	lane notification.Lane
 }
 
 // First returns the puller of first attempts. ackWait must be well above the duration of one attempt.
@@ -317,7 +304,7 @@ func (b *Bus) First(ctx context.Context, ackWait time.Duration) (*Puller, error)
 	c, err := b.Consumer(ctx, topology.Notifications, jetstream.ConsumerConfig{
 		Durable: topology.ConsumerFirst, AckWait: ackWait, MaxAckPending: 50_000, MaxDeliver: -1,
 	})
-	return &Puller{c, LaneFirst}, err
+	return &Puller{c, notification.LaneFirst}, err
 }
 
 // Retries returns the puller of due retries. MaxDeliver 5 is the limit of retries, enforced by the broker.
@@ -326,7 +313,7 @@ func (b *Bus) Retries(ctx context.Context, ackWait time.Duration) (*Puller, erro
 		Durable: topology.ConsumerRetries, AckWait: ackWait, MaxAckPending: 500_000, MaxDeliver: notification.MaxAttempts - 1,
 		FilterSubject: "gancho.retries.due.>",
 	})
-	return &Puller{c, LaneRetry}, err
+	return &Puller{c, notification.LaneRetry}, err
 }
 
 // Unbounded is the room of a pull that its number of messages bounds well enough.
@@ -356,7 +343,7 @@ func (p *Puller) AckPending(ctx context.Context) (int, error) {
 }
 
 // delivery decodes m; nil means that it was set aside or waits for a newer version.
-func (b *Bus) delivery(ctx context.Context, lane Lane, m jetstream.Msg, again func(*jetstream.MsgMetadata) bool) *Delivery {
+func (b *Bus) delivery(ctx context.Context, lane notification.Lane, m jetstream.Msg, again func(*jetstream.MsgMetadata) bool) *Delivery {
 	meta, err := m.Metadata()
 	if err != nil {
 		b.log.Error("a message without JetStream metadata was ignored", zap.Error(err))
@@ -418,11 +405,11 @@ func (d *Delivery) SetAside(ctx context.Context, reason, detail string) error {
 // Stream returns the stream that the delivery comes from.
 func (d *Delivery) Stream() string {
 	switch d.Lane {
-	case LaneRetry:
+	case notification.LaneRetry:
 		return topology.Retries
-	case LaneParked:
+	case notification.LaneParked:
 		return topology.Parked
-	case LaneFirst:
+	case notification.LaneFirst:
 	}
 	return topology.Notifications
 }

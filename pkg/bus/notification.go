@@ -24,7 +24,7 @@ func (b *Bus) Notify(n *notification.Notification) *Started {
 	return b.Start(topology.Notifications, m)
 }
 
-// ScheduleRetry stores n on RETRIES to be delivered at that time, at once when it has passed. n.Hop must be one more than that of the
+// ScheduleRetry stores n on RETRIES to be delivered at that time, at once when it has passed. n.Moves must be one more than that of the
 // message it comes from.
 func (b *Bus) ScheduleRetry(ctx context.Context, n *notification.Notification, at time.Time) error {
 	_, err := b.Publish(ctx, topology.Retries, scheduled(n, at))
@@ -42,7 +42,7 @@ func scheduled(n *notification.Notification, at time.Time) *nats.Msg {
 	return m
 }
 
-// Park starts storing n on PARKED in a lane: the key of its URL, or LaneDisabled. n.Hop as in
+// Park starts storing n on PARKED in a lane: the key of its URL, or LaneDisabled. n.Moves as in
 // ScheduleRetry. What is started in order is stored in order.
 func (b *Bus) Park(n *notification.Notification, lane string) *Started {
 	return b.Start(topology.Parked, encode(n, topology.SubjectParked(n.Account, lane, n.WebhookID), n.MoveID()))

@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"gancho/pkg/notification"
 	"gancho/pkg/topology"
 )
 
@@ -79,7 +80,7 @@ func (b *Bus) Drain(ctx context.Context, account, lane, webhook string, atMost i
 	if err != nil {
 		return nil, fmt.Errorf("open the drain of a lane: %w", err)
 	}
-	return &Drain{&Puller{&Consumer{b: b, stream: topology.Parked, cfg: cfg, c: c}, LaneParked}}, nil
+	return &Drain{&Puller{&Consumer{b: b, stream: topology.Parked, cfg: cfg, c: c}, notification.LaneParked}}, nil
 }
 
 // Take hands at most n messages that are there now to handle, without waiting for more.
@@ -90,7 +91,7 @@ func (d *Drain) Take(ctx context.Context, n int, handle func(*Delivery)) (int, e
 	}
 	got := 0
 	for m := range batch.Messages() {
-		if x := d.b.delivery(ctx, LaneParked, m, redelivered); x != nil {
+		if x := d.b.delivery(ctx, notification.LaneParked, m, redelivered); x != nil {
 			got++
 			handle(x)
 		}

@@ -91,7 +91,7 @@ func TestBackupRoundTrip(t *testing.T) {
 		d.Ack()
 	}
 	later := example(7)
-	later.Hop = 1
+	later.Moves = 1
 	if err := b.ScheduleRetry(t.Context(), later, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +148,7 @@ func TestBackupRoundTrip(t *testing.T) {
 	if r, err := c.LastRecord(t.Context(), "acme", example(1).ID); err != nil || r.State != notification.Delivered {
 		t.Errorf("the journal: %+v, %v", r, err)
 	}
-	if x, err := c.Scheduled(t.Context(), "acme", later.ID); err != nil || x.Hop != 1 {
+	if x, err := c.Scheduled(t.Context(), "acme", later.ID); err != nil || x.Moves != 1 {
 		t.Errorf("the schedule: %+v, %v", x, err)
 	}
 	if k, err := c.Bucket(t.Context(), topology.BucketWebhooks); err != nil {

@@ -18,7 +18,7 @@ func attempted(n int, body string) *Record {
 	return &Record{
 		Schema: 1, Kind: KindAttempt, At: at, Account: "acme", WebhookID: "0c5a0c4e-8f3b-4a52-9d0a-3f3c9b6a3b11", NotificationID: "1d5a0c4e-8f3b-4a52-9d0a-3f3c9b6a3b12",
 		EventID: "2e5a0c4e-8f3b-4a52-9d0a-3f3c9b6a3b13", EventName: "crm_deal_created", EventSequence: 12345678, URLKey: "0123456789abcdef0123456789abcdef",
-		URLHost: "hooks.example.com", Send: 1, AttemptsDone: n, State: Retrying, Reason: "status_5xx", NextAttemptAt: at.Add(time.Hour), Hop: n / 2,
+		URLHost: "hooks.example.com", Send: 1, AttemptsDone: n, State: Retrying, Reason: "status_5xx", NextAttemptAt: at.Add(time.Hour), Moves: n / 2,
 		Attempt: &Attempt{
 			Number: n, Send: 1, StartedAt: at, Outcome: OutcomeFailed, Reason: "status_5xx", HTTPStatus: 503, DurationMS: 41.7 + float64(n),
 			Phases:          PhasesMS{DNS: 1.2, Connect: 9.8, TLS: 18.1, FirstByte: 12.1},

@@ -39,7 +39,7 @@ func (n *Notification) SendID() string { return n.ID + ":" + strconv.Itoa(n.Send
 
 // MoveID is the message id of a move to RETRIES or PARKED. A move repeated after a crash has the same id, the next
 // move another one.
-func (n *Notification) MoveID() string { return n.SendID() + ":" + strconv.Itoa(n.Hop) }
+func (n *Notification) MoveID() string { return n.SendID() + ":" + strconv.Itoa(n.Moves) }
 
 // Header returns the header that carries n between the lanes; the body of the message is n.Body.
 func (n *Notification) Header() map[string][]string {
@@ -60,8 +60,8 @@ func (n *Notification) Header() map[string][]string {
 	if n.AttemptsDone > 0 {
 		h[headerAttemptsDone] = []string{strconv.Itoa(n.AttemptsDone)}
 	}
-	if n.Hop > 0 {
-		h[headerHop] = []string{strconv.Itoa(n.Hop)}
+	if n.Moves > 0 {
+		h[headerHop] = []string{strconv.Itoa(n.Moves)}
 	}
 	if n.Journal > 0 {
 		h[headerJournal] = []string{strconv.FormatUint(n.Journal, 10)}
@@ -92,7 +92,7 @@ func Decode(header map[string][]string, body []byte) (Notification, error) {
 		EventTime:     eventTime.Add(time.Duration(h.number(headerEventNanos, 0, int64(time.Millisecond)-1))),
 		Send:          int(h.number(headerSend, 1, 1<<30)),
 		AttemptsDone:  int(h.number(headerAttemptsDone, 0, MaxAttempts-1)),
-		Hop:           int(h.number(headerHop, 0, 1<<30)),
+		Moves:         int(h.number(headerHop, 0, 1<<30)),
 		Journal:       uint64(h.number(headerJournal, 0, 1<<62)), //nolint:gosec // as above
 		Replay:        h.text(headerReplay),
 		Traceparent:   event.Traceparent(h.text(headerTraceparent)),

@@ -24,7 +24,7 @@ func notifications() *rapid.Generator[Notification] {
 			EventTime:     time.Unix(0, rapid.Int64Range(0, 1<<60).Draw(t, "time")),
 			Send:          rapid.IntRange(1, 1<<20).Draw(t, "send"),
 			AttemptsDone:  rapid.IntRange(0, MaxAttempts-1).Draw(t, "done"),
-			Hop:           rapid.IntRange(0, 1<<20).Draw(t, "hop"),
+			Moves:         rapid.IntRange(0, 1<<20).Draw(t, "hop"),
 			Journal:       rapid.Uint64Max(1<<62).Draw(t, "journal"),
 			Replay:        rapid.SampledFrom([]string{"", uuid.NewString()}).Draw(t, "replay"),
 			Body:          []byte(rapid.String().Draw(t, "body")),

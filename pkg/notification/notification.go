@@ -55,7 +55,7 @@ type Notification struct {
 	EventTime              time.Time // when the broker stored the event
 	Send                   int       // from 1; a resend or replay opens the next
 	AttemptsDone           int       // of this send, before this message was published
-	Hop                    int       // how often it moved between streams
+	Moves                  int       // how often it moved between streams
 	Journal                uint64    // sequence of its last journal record; 0 when it has none
 	Replay                 string    // id of the replay that sent it, else ""
 	Traceparent            string
@@ -94,7 +94,7 @@ type Record struct {
 	NextAttemptAt  time.Time `json:"next_attempt_at,omitzero"`
 	Previous       uint64    `json:"previous,omitempty"` // sequence of the record before it
 	Earlier        []byte    `json:"earlier,omitempty"`  // records before it, see Follow
-	Hop            int       `json:"hop,omitempty"`
+	Moves          int       `json:"hop,omitempty"`      // of the message the record is about
 	Replay         string    `json:"replay,omitempty"`
 	Probe          bool      `json:"probe,omitempty"` // the attempt was the probe of a suspended URL
 	Trip           string    `json:"trip,omitempty"`  // of the suspension it probed

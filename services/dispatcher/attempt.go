@@ -62,7 +62,7 @@ func (d *Dispatcher) suspended(k urlKey) bool {
 
 // attempt makes the request. An error means that none was made: the webhook's credentials do not open,
 // which is our fault and not the receiver's.
-func (d *Dispatcher) attempt(ctx context.Context, m *bus.Delivery, w *target, last position) (delivery.Outcome, error) {
+func (d *Dispatcher) attempt(ctx context.Context, m *bus.Delivery, w *target, last notification.Position) (delivery.Outcome, error) {
 	credentials, err := d.credentials.of(w.Webhook, d.keys)
 	if err != nil {
 		d.log.Error("credentials do not open; is ENCRYPTION_KEY_FILE the one management seals with?", append(fields(m), zap.Error(err))...)
@@ -72,7 +72,7 @@ func (d *Dispatcher) attempt(ctx context.Context, m *bus.Delivery, w *target, la
 	defer d.metrics.inFlight.Dec()
 	return d.sender.Send(ctx, delivery.Request{
 		Method: w.Method, URL: w.URL, Body: m.Body, EventName: m.EventName, NotificationID: m.ID,
-		Attempt: last.done + 1, Replay: m.Replay, EventTime: m.EventTime,
+		Attempt: last.AttemptsDone + 1, Replay: m.Replay, EventTime: m.EventTime,
 		AuthHeader: credentials.AuthHeader, AuthKey: credentials.AuthKey, Secrets: credentials.Secrets,
 	}), nil
 }
@@ -112,15 +112,8 @@ func (c *credentials) of(w *webhook.Webhook, keys *seal.Keyring) (webhook.Creden
 func (c *credentials) forget(key string) { c.opened.Delete(key) }
 
 // record starts a journal record of what happens to m now.
-func (d *Dispatcher) record(m *bus.Delivery, w *target, last position, kind notification.Kind) *notification.Record {
-	r := &notification.Record{
-		Kind: kind, At: time.Now().UTC(), Account: m.Account, WebhookID: m.WebhookID, NotificationID: m.ID,
-		EventID: m.EventID, EventName: m.EventName, EventSequence: m.EventSequence,
-		Send: m.Send, AttemptsDone: last.done, Previous: last.journal, Hop: m.Hop, Replay: m.Replay,
-	}
-	if last.record != nil {
-		r.Follow(last.record)
-	}
+func (d *Dispatcher) record(m *bus.Delivery, w *target, last notification.Position, kind notification.Kind) *notification.Record {
+	r := m.Record(last, kind, time.Now())
 	if w != nil {
 		r.URLKey, r.URLHost = w.URLKey, webhook.URLHost(w.URL)
 	}
@@ -224,7 +217,7 @@ func fields(m *bus.Delivery) []zap.Field {
 func (d *Dispatcher) observe(m *bus.Delivery, r *notification.Record, o delivery.Outcome) {
 	d.metrics.attempts.WithLabelValues(r.Attempt.Outcome, string(o.Reason)).Inc()
 	d.metrics.duration.WithLabelValues(r.Attempt.Outcome).Observe(o.Duration.Seconds())
-	if r.AttemptsDone == 1 && m.Lane == bus.LaneFirst && m.Replay == "" && m.Send == 1 { // what was parked waited on purpose
+	if r.AttemptsDone == 1 && m.Lane == notification.LaneFirst && m.Replay == "" && m.Send == 1 { // what was parked waited on purpose
 		d.metrics.latency.Observe(o.Started.Sub(m.EventTime).Seconds())
 	}
 	d.receivers.saw(m, r.URLHost, o.Certificate)

@@ -15,7 +15,7 @@ func (r *rig) retry(w *webhook.Webhook, i string, at time.Time) *notification.No
 	eventID := event.ID(w.Account, "crm_deal_created", i)
 	n := &notification.Notification{
 		Account: w.Account, ID: event.NotificationID(eventID, w.UUID), WebhookID: w.ID, EventID: eventID, EventName: "crm_deal_created",
-		EventTime: time.Now(), Send: 1, Hop: 1, AttemptsDone: 1, Body: []byte("{}"),
+		EventTime: time.Now(), Send: 1, Moves: 1, AttemptsDone: 1, Body: []byte("{}"),
 	}
 	if err := r.bus.ScheduleRetry(r.t.Context(), n, at); err != nil {
 		r.t.Fatal(err)

@@ -749,7 +749,7 @@ func TestJournalDecides(t *testing.T) {
 		"after the record of the last":    {record: notification.Record{State: notification.PermanentlyFailed, Send: 1, AttemptsDone: 6}, want: notification.PermanentlyFailed},
 		"after the record of parking":     {record: notification.Record{Kind: notification.KindParked, State: notification.Parked, Reason: notification.Saturated, Send: 1}, want: notification.Delivered, sent: []string{"1"}},
 		"of a send that is over":          {record: notification.Record{State: notification.Delivered, Send: 2, AttemptsDone: 1}, want: notification.Delivered},
-		"of a message that has moved on":  {record: notification.Record{State: notification.Retrying, Send: 1, AttemptsDone: 2, Hop: 1}, want: notification.Retrying},
+		"of a message that has moved on":  {record: notification.Record{State: notification.Retrying, Send: 1, AttemptsDone: 2, Moves: 1}, want: notification.Retrying},
 		"of a send that follows a failed": {record: notification.Record{State: notification.PermanentlyFailed, AttemptsDone: 6}, want: notification.Delivered, sent: []string{"1"}},
 	} {
 		t.Run(name, func(t *testing.T) {

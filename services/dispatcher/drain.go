@@ -117,7 +117,7 @@ func (x *drains) act(backlogs []bus.Backlog) {
 		waiting[k] = append(waiting[k], b)
 	}
 	for k, webhooks := range waiting {
-		if k.lane == bus.LaneDisabled {
+		if k.lane == notification.LaneDisabled {
 			x.moved(k, webhooks)
 			continue
 		}
@@ -140,12 +140,12 @@ func (x *drains) act(backlogs []bus.Backlog) {
 func (x *drains) moved(k laneKey, webhooks []bus.Backlog) {
 	for _, b := range webhooks {
 		w := x.d.registry.Get(b.Account, b.WebhookID)
-		if w != nil && (w.URLKey == k.lane || k.lane == bus.LaneDisabled && w.Status != "active") {
+		if w != nil && (w.URLKey == k.lane || k.lane == notification.LaneDisabled && w.Status != "active") {
 			continue
 		}
 		id := b.WebhookID
 		x.start(laneKey{k.account, k.lane + "." + id}, func(ctx context.Context, _ laneKey) error {
-			return x.empty(ctx, k, id, func(n int) int { return n }, func(m *bus.Delivery) { x.d.handle(context.WithoutCancel(ctx), m, ticket{}) })
+			return x.empty(ctx, k, id, func(n int) int { return n }, func(m *bus.Delivery) { x.d.handle(context.WithoutCancel(ctx), m, permit{}) })
 		})
 	}
 }
@@ -227,7 +227,7 @@ func (x *drains) release(ctx context.Context, k laneKey) error {
 		return d.shares.take(key, n)
 	}
 	err := x.empty(ctx, k, "*", free, func(m *bus.Delivery) {
-		d.handle(context.WithoutCancel(ctx), m, ticket{key: key, placed: true})
+		d.handle(context.WithoutCancel(ctx), m, permit{key: key, placed: true})
 	})
 	if err == nil && !d.suspended(key) {
 		d.shares.setBacklog(key, false)
@@ -323,7 +323,7 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 		return err
 	}
 	for attempted := false; !attempted; {
-		took, err := drain.Take(ctx, 1, func(m *bus.Delivery) { attempted = d.handle(work, m, ticket{key: key, probe: &claimed}) })
+		took, err := drain.Take(ctx, 1, func(m *bus.Delivery) { attempted = d.handle(work, m, permit{key: key, probe: &claimed}) })
 		if err != nil {
 			return err
 		}
@@ -376,9 +376,8 @@ func (x *drains) expire(ctx context.Context, k laneKey) error {
 				young = true
 				return
 			}
-			last, err := x.d.position(work, m) // finds what happened to it meanwhile
-			if err != nil {
-				x.d.giveBack(work, m, err)
+			last, ok := x.d.resume(work, m)
+			if !ok {
 				return
 			}
 			x.d.end(work, m, last, notification.KindExpired, delivery.ExpiredWhileSuspended)

@@ -2,7 +2,6 @@ package dispatcher
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"go.uber.org/zap"
@@ -40,35 +39,14 @@ func (d *Dispatcher) repair(ctx context.Context, exhausted *bus.ExhaustedConsume
 	}
 }
 
-// revive puts a message right that the broker delivers no more: what the journal says is still to be done
-// is published anew, then the message is removed.
+// revive republishes an exhausted message in the state that its journal records, then deletes it.
 func (d *Dispatcher) revive(ctx context.Context, x *bus.Exhausted, kind string) error {
-	last, err := d.bus.LastRecord(ctx, x.Account, x.ID)
-	n := x.Notification
-	n.Hop++
-	at := time.Now()
-	switch {
-	case errors.Is(err, bus.ErrNotFound) || err == nil && last.Send < x.Send:
-		n.Journal = 0
-		if err == nil {
-			n.Journal = last.Sequence
-		}
-		err = d.bus.ScheduleRetry(ctx, &n, at)
-	case err != nil:
+	last, err := d.lastRecord(ctx, &x.Notification)
+	if err != nil {
 		return err
-	case last.Send > x.Send, last.Hop > x.Hop:
-		err = nil // it lives on elsewhere
-	case last.State == notification.PermanentlyFailed:
-		err = d.keepFailed(ctx, &x.Notification)
-	case last.State.Terminal(), last.State == notification.Parked:
-		err = nil
-	default:
-		n.AttemptsDone, n.Journal = last.AttemptsDone, last.Sequence
-		if last.NextAttemptAt.After(at) {
-			at = last.NextAttemptAt
-		}
-		err = d.bus.ScheduleRetry(ctx, &n, at)
 	}
+	receipt := notification.Receipt{Lane: notification.LaneRetry, NumDelivered: notification.MaxAttempts - 1, Exhausted: true}
+	err = d.store(ctx, &x.Notification, notification.Resume(&x.Notification, receipt, last, time.Now()))
 	if err != nil {
 		return err
 	}

@@ -173,7 +173,7 @@ func (d *diagnosis) findForgotten(ctx context.Context, b *bus.Bus) error {
 		return err
 	}
 	for _, x := range backlogs {
-		if x.Lane == bus.LaneDisabled || slices.Contains(keys, x.Account+"."+x.Lane) {
+		if x.Lane == notification.LaneDisabled || slices.Contains(keys, x.Account+"."+x.Lane) {
 			continue
 		}
 		oldest, err := b.OldestParked(ctx, x.Account, x.Lane, x.WebhookID)

@@ -109,7 +109,7 @@ func TestSuspension(t *testing.T) {
 		t.Errorf("command = %+v", c)
 	}
 	n := s.matched("acme", id, `{"transaction_uuid":"s"}`)
-	n.Hop = 1
+	n.Moves = 1
 	if err := s.bus.Park(n, c.URLKey).Wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}

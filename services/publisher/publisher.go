@@ -263,11 +263,8 @@ func (j *job) wait(ctx context.Context) error {
 func (p *Publisher) notify(storedAt time.Time, ev event.Event, webhooks []*webhook.Webhook) []*bus.Started {
 	started := make([]*bus.Started, 0, len(webhooks))
 	for _, w := range webhooks {
-		started = append(started, p.bus.Notify(&notification.Notification{
-			Account: ev.Account, ID: event.NotificationID(ev.ID, w.UUID), WebhookID: w.ID,
-			EventID: ev.ID, EventName: ev.Name, EventSequence: ev.Sequence, EventTime: storedAt,
-			Send: 1, Traceparent: ev.Traceparent, Body: ev.Body,
-		}))
+		n := notification.First(&ev, storedAt, w.UUID)
+		started = append(started, p.bus.Notify(&n))
 	}
 	return started
 }

@@ -164,12 +164,12 @@ func began(r *notification.Record) time.Time {
 	return at.Truncate(time.Millisecond)
 }
 
-// journal is the sequence of the newest record, 0 when there is none.
-func (n *Notification) journal() uint64 {
+// last is the newest record, nil when there is none.
+func (n *Notification) last() *notification.Record {
 	if n.newest == nil {
-		return 0
+		return nil
 	}
-	return n.newest.Sequence
+	return &n.newest.Record
 }
 
 // next is when the next attempt is due, nil when none is.
@@ -243,10 +243,13 @@ func (s *Service) message(ctx context.Context, n *Notification) (*notification.N
 	if rejected != nil || !ev.Is(n.EventID) { // the stream was made anew
 		return nil, errExpired
 	}
-	return &notification.Notification{
-		Account: n.Account, ID: n.ID, WebhookID: n.WebhookID, EventID: n.EventID, EventName: ev.Name,
-		EventSequence: ev.Sequence, EventTime: storedAt, Traceparent: ev.Traceparent, Body: ev.Body,
-	}, nil
+	webhookID, err := uuid.Parse(n.WebhookID)
+	if err != nil {
+		return nil, errExpired
+	}
+	ev.ID = n.EventID // an event can have an older id
+	first := notification.First(&ev, storedAt, webhookID)
+	return &first, nil
 }
 
 // Room returns an error of 429 account_share when the account may send nothing more for now.
@@ -279,10 +282,9 @@ func (s *Service) Test(ctx context.Context, account, webhookID string) (*Notific
 	if err != nil {
 		return nil, err
 	}
-	m := notification.Notification{
-		Account: account, ID: event.NotificationID(eventID, id), WebhookID: w.ID, EventID: eventID, EventName: name,
-		EventTime: now, Send: 1, Body: s.catalogue.Event(name, transaction, now),
-	}
+	m := notification.First(&event.Event{
+		ID: eventID, Account: account, Name: name, Body: s.catalogue.Event(name, transaction, now),
+	}, now, id)
 	if err := s.Room(account); err != nil {
 		return nil, err
 	}

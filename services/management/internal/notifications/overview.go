@@ -130,11 +130,7 @@ func (s *Service) again(ctx context.Context, n *Notification) error {
 	if err != nil {
 		return err
 	}
-	again := notification.Notification{
-		Account: n.Account, ID: n.ID, WebhookID: n.WebhookID, EventID: n.EventID, EventName: n.EventName,
-		EventSequence: n.EventSequence, EventTime: m.EventTime, Send: n.Sends + 1, Journal: n.journal(),
-		Traceparent: m.Traceparent, Body: m.Body,
-	}
+	again := m.Resend(n.last(), "")
 	if err := s.Room(n.Account); err != nil {
 		return err
 	}

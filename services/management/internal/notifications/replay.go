@@ -127,10 +127,8 @@ func (s *Service) replay(
 	if err != nil || ev.ID == "" {
 		return nil, false, err
 	}
-	m = &notification.Notification{
-		Account: w.Account, ID: event.NotificationID(ev.ID, w.UUID), WebhookID: w.ID, EventID: ev.ID, EventName: ev.Name,
-		EventSequence: ev.Sequence, EventTime: e.StoredAt, Send: 1, Replay: replay, Traceparent: ev.Traceparent, Body: ev.Body,
-	}
+	first := notification.First(&ev, e.StoredAt, w.UUID)
+	first.Replay = replay
 	switch {
 	case n == nil && only != "":
 		return nil, false, nil
@@ -140,7 +138,8 @@ func (s *Service) replay(
 	case !n.State.Terminal(), only != "" && n.State != only:
 		return nil, false, nil
 	default:
-		m.Send, m.Journal = n.Sends+1, n.journal()
+		again := first.Resend(n.last(), replay)
+		return &again, false, nil
 	}
-	return m, false, nil
+	return &first, false, nil
 }
