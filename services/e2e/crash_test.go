@@ -76,7 +76,7 @@ func TestDeliversByteForByte(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		id := ids(dealCreated, h, []string{key})[0]
+		id := event.NotificationID(event.ID(account, dealCreated, key), uuid.MustParse(h.ID)) // no transaction, no document
 		s.waitAll([]string{id}, "delivered")
 		rc.mu.Lock()
 		if got := rc.bodies[id]; !slices.Equal(got, []string{body, body}) {
