@@ -75,7 +75,7 @@ func TestLegacyTLS(t *testing.T) {
 	ca := newAuthority(t)
 	for allowed, want := range map[bool]string{false: "tls", true: "delivered"} {
 		url := receiver(t, &tls.Config{
-			Certificates: []tls.Certificate{rsaLeaf(t, ca)}, MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_RSA_WITH_AES_128_GCM_SHA256}, //nolint:gosec // the case
+			Certificates: []tls.Certificate{rsaLeaf(t, ca)}, MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_RSA_WITH_AES_128_GCM_SHA256},
 		}, func(http.ResponseWriter, *http.Request) {})
 		s := newSenderWith(t, egress.Config{
 			AllowHTTPURLs: true, AllowCIDRs: []string{"127.0.0.0/8"}, AllowPorts: []string{"*"}, CAFile: ca.file, TLSLegacy: allowed,

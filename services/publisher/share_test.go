@@ -30,7 +30,6 @@ type crowd struct {
 	seen    map[string][]uint64 // by webhook: sequences of events, in the order of their first attempts
 	arrived map[string]time.Time
 	hold    func(*notification.Notification) bool // whether an account's notification stays open
-	held    []*bus.Delivery
 	b       *bus.Bus
 }
 
@@ -271,7 +270,7 @@ func TestOpenWorkDefersItsAccount(t *testing.T) {
 	c.until("the account is deferred", func() bool { return slices.Contains(c.steps("large"), "deferred") })
 	// Its share is 20 % of 4 MiB: 10 events of 4 times 20 KiB.
 	meter := share.New(share.Config{Share: 0.2}, share.Limits{Notifications: 4 << 20}, func(string) bool { return true })
-	watching, end := context.WithCancel(context.Background())
+	watching, end := context.WithCancel(t.Context())
 	defer end()
 	go func() { _ = meter.Watch(watching, c.b, c.log, nil) }()
 	c.until("the books have counted its share", func() bool {
@@ -345,7 +344,7 @@ func TestEventsAreCountedByAccount(t *testing.T) {
 	c := &crowd{rig: r, b: r.broker.Connect("helper")}
 	r.webhook("other", "crm_task_created", webhook.Active)
 	meter := share.New(share.Config{Share: 0.2}, share.Limits{Events: 4 << 20}, func(string) bool { return true })
-	watching, end := context.WithCancel(context.Background())
+	watching, end := context.WithCancel(t.Context())
 	defer end()
 	go func() { _ = meter.Watch(watching, c.b, c.log, nil) }()
 	used := func(account string) int64 {

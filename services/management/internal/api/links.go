@@ -1,6 +1,7 @@
 package api
 
 import (
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -42,9 +43,7 @@ func (a *API) base(r *http.Request) string {
 // link returns the address of this request with some parameters replaced; those with an empty value are left out.
 func (c *call) link(replace ...string) string {
 	query := url.Values{}
-	for name, values := range c.query {
-		query[name] = values
-	}
+	maps.Copy(query, c.query)
 	for i := 0; i+1 < len(replace); i += 2 {
 		if query.Del(replace[i]); replace[i+1] != "" {
 			query.Set(replace[i], replace[i+1])

@@ -306,8 +306,8 @@ func (c *call) readQuery(rt *route) error {
 // page reads page[number] and page[size].
 func (c *call) page() (number, size int, err error) {
 	var problems problem.List
-	number = intParameter(c.query, "page[number]", 1, 1, 1<<30, &problems)
-	size = intParameter(c.query, "page[size]", defaultPageSize, 1, maxPageSize, &problems)
+	number = intParameter(c.query, "page[number]", 1, 1<<30, &problems)
+	size = intParameter(c.query, "page[size]", defaultPageSize, maxPageSize, &problems)
 	return number, size, problems.Err()
 }
 
@@ -325,14 +325,15 @@ func (c *call) webhookFilter() (webhooks.Filter, error) {
 	return f, problems.Err()
 }
 
-func intParameter(query url.Values, name string, fallback, low, high int, problems *problem.List) int {
+// intParameter reads a whole number from 1 to high.
+func intParameter(query url.Values, name string, fallback, high int, problems *problem.List) int {
 	values, given := query[name]
 	if !given {
 		return fallback
 	}
 	n, err := strconv.Atoi(values[0])
-	if err != nil || len(values) > 1 || n < low || n > high || strings.HasPrefix(values[0], "+") {
-		problems.Add("?"+name, "bad_parameter", name+" must be one whole number from "+strconv.Itoa(low)+" to "+strconv.Itoa(high))
+	if err != nil || len(values) > 1 || n < 1 || n > high || strings.HasPrefix(values[0], "+") {
+		problems.Add("?"+name, "bad_parameter", name+" must be one whole number from 1 to "+strconv.Itoa(high))
 		return fallback
 	}
 	return n
@@ -343,7 +344,7 @@ func (c *call) filter() (notifications.Filter, error) {
 	query := c.query
 	var problems problem.List
 	f := notifications.Filter{
-		Limit: intParameter(query, "page[size]", defaultPageSize, 1, maxPageSize, &problems),
+		Limit: intParameter(query, "page[size]", defaultPageSize, maxPageSize, &problems),
 		State: notification.State(query.Get("state")),
 		From:  timeParameter(query, "from", &problems), To: timeParameter(query, "to", &problems),
 	}

@@ -136,8 +136,8 @@ func inOlderWords(err error) error {
 
 func (a *API) olderList(c *call) (*answer, error) {
 	var problems problem.List
-	number := intParameter(c.query, "page", 1, 1, 1<<30, &problems)
-	size := intParameter(c.query, "limit", defaultOlderSize, 1, maxPageSize, &problems)
+	number := intParameter(c.query, "page", 1, 1<<30, &problems)
+	size := intParameter(c.query, "limit", defaultOlderSize, maxPageSize, &problems)
 	if err := problems.Err(); err != nil {
 		return nil, err
 	}

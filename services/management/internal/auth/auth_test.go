@@ -139,9 +139,9 @@ func TestTokensAreReadAgain(t *testing.T) {
 		check := func(when string, want map[string]int) {
 			t.Helper()
 			synctest.Wait()
-			for token, status_ := range want {
-				if s := status(g, request(token, "192.0.2.1:1"), false); s != status_ {
-					t.Errorf("%s: %s answers %d, want %d", when, token, s, status_)
+			for token, expected := range want {
+				if got := status(g, request(token, "192.0.2.1:1"), false); got != expected {
+					t.Errorf("%s: %s answers %d, want %d", when, token, got, expected)
 				}
 			}
 		}
@@ -572,8 +572,8 @@ func TestCheckOperator(t *testing.T) {
 			r.Header.Set("X-Account-Id", tc.account)
 		}
 		c, err := g.CheckOperator(r, true)
-		if got := 0; err != nil {
-			if got = httpstatus.Of(problem.Of(err)); got != tc.status {
+		if err != nil {
+			if got := httpstatus.Of(problem.Of(err)); got != tc.status {
 				t.Errorf("%s: %d, want %d", name, got, tc.status)
 			}
 		} else if tc.status != 0 || c.Account != tc.account || !c.Operator {

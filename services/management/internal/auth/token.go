@@ -119,7 +119,7 @@ func (t *Tokens) caller(e tokens.Entry, h digest) Caller {
 
 // prefixed begins each line of an error with a variable's name.
 func prefixed(variable string, err error) error {
-	joined, many := err.(interface{ Unwrap() []error }) //nolint:errorlint // the error itself is joined, or is not
+	joined, many := err.(interface{ Unwrap() []error })
 	if !many {
 		return fmt.Errorf("%s: %w", variable, err)
 	}
