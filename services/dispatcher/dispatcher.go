@@ -18,6 +18,7 @@ import (
 	"gancho/pkg/delivery"
 	"gancho/pkg/egress"
 	"gancho/pkg/notification"
+	"gancho/pkg/registry"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
 	"gancho/pkg/suspension/mirror"
@@ -36,7 +37,7 @@ type Dispatcher struct {
 	name        string // of this process, unique
 	log         *zap.Logger
 	bus         *bus.Bus
-	registry    *bus.Registry
+	registry    *registry.Registry
 	keys        *seal.Keyring
 	sender      *delivery.Sender
 	schedule    schedule
@@ -159,11 +160,11 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 	if err := b.Await(ctx, topology.Notifications, topology.Quarantine); err != nil {
 		return err
 	}
-	registry, err := b.Registry(ctx)
+	registered, err := registry.Open(ctx, b, proc.Log)
 	if err != nil {
 		return err
 	}
-	proc.Health.Require("webhooks", registry.State)
+	proc.Health.Require("webhooks", registered.State)
 	suspensions := mirror.New(proc.Log)
 	if err := suspensions.Open(ctx, b); err != nil {
 		return err
@@ -174,7 +175,7 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 		Help: "Hosts of receivers that speak TLS 1.2 with RSA key exchange only, seen in the last day (at most 4,096 are remembered).",
 	}, func() float64 { return float64(sender.LegacyHosts()) }))
 	d := &Dispatcher{
-		cfg: cfg, name: host + "-" + uuid.NewString()[:8], log: proc.Log, bus: b, registry: registry, keys: keys, sender: sender,
+		cfg: cfg, name: host + "-" + uuid.NewString()[:8], log: proc.Log, bus: b, registry: registered, keys: keys, sender: sender,
 		schedule: schedule{cfg.RetryDelays, cfg.RetryJitter, cfg.MaxRetryAfter},
 		shares:   newShares(cfg.MaxInFlightPerURL, cfg.MaxInFlight), suspensions: suspensions, metrics: newMetrics(proc.Metrics), receivers: newCertificates(proc.Log, proc.Metrics), trace: proc.Trace,
 	}

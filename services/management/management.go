@@ -19,6 +19,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/egress"
+	"gancho/pkg/registry"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
 	"gancho/pkg/share"
@@ -122,26 +123,26 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		if err := b.Own(ctx, topology.Management, cfg.Limits); err != nil {
 			return ended(ctx, err)
 		}
-		registry, err := b.Registry(ctx)
+		registered, err := registry.Open(ctx, b, proc.Log)
 		if err != nil {
 			return ended(ctx, err)
 		}
-		registry.Restores()
+		registered.Restores()
 		claims, err := b.Bucket(ctx, topology.BucketClaims)
 		if err != nil {
 			return ended(ctx, err)
 		}
-		proc.Health.Require("webhooks", registry.State)
+		proc.Health.Require("webhooks", registered.State)
 		suspended := mirror.New(proc.Log)
 		proc.Health.Want("suspensions", suspended.State)
 		hooks := webhooks.New(webhooks.Options{
-			Bus: b, Registry: registry, Claims: claims, Suspensions: suspended, Keys: keys, Policy: policy, Names: types.Names(), PerAccount: cfg.WebhooksPerAccount, Log: proc.Log,
+			Bus: b, Registry: registered, Claims: claims, Suspensions: suspended, Keys: keys, Policy: policy, Names: types.Names(), PerAccount: cfg.WebhooksPerAccount, Log: proc.Log,
 		})
 		limits, err := share.LimitsOf(ctx, b, cfg.Limits)
 		if err != nil {
 			return ended(ctx, err)
 		}
-		meter := share.New(cfg.Share, limits, registry.HasOthers)
+		meter := share.New(cfg.Share, limits, registered.HasOthers)
 		group.Go(func() error { return ended(ctx, meter.Watch(ctx, b, proc.Log, nil)) })
 		sends := notifications.New(b, hooks, lists, types, meter, cfg.Limits.EventMaxBytes)
 		replayBucket, err := b.Bucket(ctx, topology.BucketReplays)
@@ -192,7 +193,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		case <-ctx.Done():
 			return nil
 		}
-		return registry.Run(watch, func() { front.open(&router{api: handler, console: pages}); proc.Up() }, func(before, after *webhook.Webhook) {
+		return registered.Run(watch, func() { front.open(&router{api: handler, console: pages}); proc.Up() }, func(before, after *webhook.Webhook) {
 			hooks.Changed(before, after)
 			if after == nil && before != nil {
 				group.Go(func() error { _ = lists.Forget(ctx, before.ID); return nil }) // else it ages out

@@ -24,6 +24,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
+	"gancho/pkg/registry"
 	"gancho/pkg/service"
 	"gancho/pkg/share"
 	"gancho/pkg/topology"
@@ -46,7 +47,7 @@ const (
 type Publisher struct {
 	log      *zap.Logger
 	bus      *bus.Bus
-	registry *bus.Registry
+	registry *registry.Registry
 	metrics  metrics
 	trace    *tracing.Tracer
 	meter    *share.Meter
@@ -98,11 +99,11 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	if err := b.RequirePayload(ctx, int64(cfg.Limits.EventMaxBytes)+topology.BrokerHeadroom); err != nil {
 		return err
 	}
-	registry, err := b.Registry(ctx)
+	registered, err := registry.Open(ctx, b, proc.Log)
 	if err != nil {
 		return err
 	}
-	proc.Health.Require("webhooks", registry.State)
+	proc.Health.Require("webhooks", registered.State)
 	events, err := b.Events(ctx)
 	if err != nil {
 		return err
@@ -116,8 +117,8 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		return err
 	}
 	p := &Publisher{
-		log: proc.Log, bus: b, registry: registry, metrics: newMetrics(proc.Metrics), trace: proc.Trace,
-		meter:     share.New(cfg.Share, limits, registry.HasOthers),
+		log: proc.Log, bus: b, registry: registered, metrics: newMetrics(proc.Metrics), trace: proc.Trace,
+		meter:     share.New(cfg.Share, limits, registered.HasOthers),
 		mostBytes: topology.MaxMessage(cfg.Limits.EventMaxBytes), maxBodyBytes: cfg.Limits.EventMaxBytes,
 	}
 	p.deferred = newDeferrals(p, shares, cfg.Limits.EventsMaxAge, proc.Metrics)
@@ -126,7 +127,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	proc.Health.Want("shares", p.deferred.state)
 	group, ctx := errgroup.WithContext(ctx)
 	loaded, known := make(chan struct{}), make(chan struct{})
-	group.Go(func() error { return registry.Run(ctx, func() { close(loaded) }, nil) })
+	group.Go(func() error { return registered.Run(ctx, func() { close(loaded) }, nil) })
 	group.Go(func() error { return p.meter.Watch(ctx, b, p.log, func() { close(known) }) })
 	group.Go(func() error { return b.TrimNotifications(ctx, cfg.Limits.DuplicateWindow) })
 	group.Go(func() error {

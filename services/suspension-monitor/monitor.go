@@ -31,6 +31,7 @@ import (
 	"gancho/pkg/books"
 	"gancho/pkg/bus"
 	"gancho/pkg/notification"
+	"gancho/pkg/registry"
 	"gancho/pkg/service"
 	"gancho/pkg/suspension"
 	"gancho/pkg/suspension/mirror"
@@ -51,7 +52,7 @@ const (
 type Monitor struct {
 	log         *zap.Logger
 	bus         *bus.Bus
-	registry    *bus.Registry
+	registry    *registry.Registry
 	store       *suspension.Store
 	suspensions *mirror.Mirror
 	metrics     metrics
@@ -90,7 +91,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	if err := b.Await(ctx, topology.Attempts); err != nil {
 		return err
 	}
-	if m.registry, err = b.Registry(ctx); err != nil {
+	if m.registry, err = registry.Open(ctx, b, proc.Log); err != nil {
 		return err
 	}
 	if err := m.suspensions.Open(ctx, b); err != nil {

@@ -26,6 +26,7 @@ import (
 	"gancho/pkg/delivery"
 	"gancho/pkg/egress"
 	"gancho/pkg/event"
+	"gancho/pkg/registry"
 	"gancho/pkg/seal"
 	"gancho/pkg/suspension"
 	"gancho/pkg/suspension/mirror"
@@ -49,7 +50,7 @@ const effectWithin = 2 * time.Second
 // Options of a Service; all are required.
 type Options struct {
 	Bus         *bus.Bus
-	Registry    *bus.Registry
+	Registry    *registry.Registry
 	Claims      *bus.Bucket // topology.BucketClaims
 	Suspensions *mirror.Mirror
 	Keys        *seal.Keyring
@@ -63,7 +64,7 @@ type Options struct {
 // Service is safe for concurrent use.
 type Service struct {
 	bus         *bus.Bus
-	registry    *bus.Registry
+	registry    *registry.Registry
 	claims      *bus.Bucket
 	suspensions *mirror.Mirror
 	keys        *seal.Keyring

@@ -1,4 +1,5 @@
-package bus
+// Package registry is a process's copy of the registered webhooks, kept up to date from the bucket WEBHOOKS.
+package registry
 
 import (
 	"context"
@@ -10,6 +11,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"gancho/pkg/bus"
 	"gancho/pkg/schema"
 	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
@@ -21,7 +23,8 @@ import (
 type Registry struct {
 	*webhook.Index
 
-	bucket *Bucket
+	bucket *bus.Bucket
+	log    *zap.Logger
 	loaded atomic.Bool
 
 	mu    sync.Mutex
@@ -29,10 +32,10 @@ type Registry struct {
 	of    map[string]bool // their keys
 }
 
-// Registry returns the registry, waiting until its bucket exists. Run must run for it to fill.
-func (b *Bus) Registry(ctx context.Context) (*Registry, error) {
+// Open returns the registry, waiting until its bucket exists. Run must run for it to fill.
+func Open(ctx context.Context, b *bus.Bus, log *zap.Logger) (*Registry, error) {
 	bucket, err := b.Bucket(ctx, topology.BucketWebhooks)
-	return &Registry{Index: webhook.NewIndex(), bucket: bucket, newer: map[string]int{}, of: map[string]bool{}}, err
+	return &Registry{Index: webhook.NewIndex(), bucket: bucket, log: log, newer: map[string]int{}, of: map[string]bool{}}, err
 }
 
 // Newer reports whether the account has a webhook that only a newer version can read: what an event means for
@@ -52,7 +55,7 @@ func (r *Registry) note(key string, newer bool) {
 	case newer && !was:
 		r.of[key] = true
 		r.newer[account]++
-		r.bucket.b.log.Warn("a webhook of a newer version is left to one; the account's events wait", zap.String("key", key))
+		r.log.Warn("a webhook of a newer version is left to one; the account's events wait", zap.String("key", key))
 	case was && !newer:
 		delete(r.of, key)
 		if r.newer[account]--; r.newer[account] == 0 {
@@ -66,13 +69,13 @@ func (r *Registry) note(key string, newer bool) {
 func (r *Registry) Restores() {
 	r.bucket.Refill(func(ctx context.Context) error {
 		all := r.All()
-		r.bucket.b.log.Error("the bucket of webhooks was deleted by somebody; what this process knows is written back", zap.Int("webhooks", len(all)))
+		r.log.Error("the bucket of webhooks was deleted by somebody; what this process knows is written back", zap.Int("webhooks", len(all)))
 		for _, w := range all {
 			value, err := w.Encode()
 			if err != nil {
 				return err
 			}
-			if _, err := r.bucket.Create(ctx, w.Key(), value); err != nil && !errors.Is(err, ErrConflict) {
+			if _, err := r.bucket.Create(ctx, w.Key(), value); err != nil && !errors.Is(err, bus.ErrConflict) {
 				return err
 			}
 		}
@@ -81,7 +84,7 @@ func (r *Registry) Restores() {
 }
 
 // Bucket is where the webhooks are written.
-func (r *Registry) Bucket() *Bucket { return r.bucket }
+func (r *Registry) Bucket() *bus.Bucket { return r.bucket }
 
 // State says "" once every webhook has been read.
 func (r *Registry) State() string {
@@ -94,7 +97,7 @@ func (r *Registry) State() string {
 // Run keeps the registry up to date until ctx ends. loaded is called once it is complete for the first
 // time; changed, if not nil, after each change with the webhook before and after it (nil: none).
 func (r *Registry) Run(ctx context.Context, loaded func(), changed func(before, after *webhook.Webhook)) error {
-	return r.bucket.Watch(ctx, func(e Entry) {
+	return r.bucket.Watch(ctx, func(e bus.Entry) {
 		before := r.ByKey(e.Key)
 		var after *webhook.Webhook
 		if e.Value != nil {
@@ -103,7 +106,7 @@ func (r *Registry) Run(ctx context.Context, loaded func(), changed func(before, 
 				err = fmt.Errorf("its key is %s", e.Key)
 			}
 			if err != nil && !errors.Is(err, schema.ErrNewer) {
-				r.bucket.b.log.Error("an unreadable webhook is ignored", zap.Error(err))
+				r.log.Error("an unreadable webhook is ignored", zap.Error(err))
 				return
 			}
 			r.note(e.Key, err != nil)
