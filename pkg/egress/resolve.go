@@ -188,8 +188,10 @@ func ask(ctx context.Context, servers []*nameServer, q dnsmessage.Question) ([]n
 	most := askRounds * len(servers)
 	replies := make(chan reply, most)
 	var asked, failed int
+	askedAt := make([]int64, most)
 	next := func() {
 		s, round := servers[asked%len(servers)], asked/len(servers)
+		askedAt[asked] = time.Now().UnixNano()
 		asked++
 		go func() {
 			// A server that drops queries with EDNS, or fails on them, may answer the second one.
@@ -217,6 +219,9 @@ func ask(ctx context.Context, servers []*nameServer, q dnsmessage.Question) ([]n
 				timer.Reset(askAgain)
 			}
 		case <-timer.C:
+			for i, at := range askedAt[:asked] { // recorded before the next server's answer ends the look-up
+				servers[i%len(servers)].silentSince(at)
+			}
 			if asked < most {
 				next()
 				timer.Reset(askAgain)
@@ -241,15 +246,15 @@ func silent(servers []*nameServer, host string) error {
 
 func shown(q dnsmessage.Question) string { return strings.TrimSuffix(q.Name.String(), ".") }
 
-// ask puts q to s and notes how that went.
+// silentSince records a failure of s if it has answered no query since at, in nanoseconds.
+func (s *nameServer) silentSince(at int64) {
+	if s.answered.Load() < at {
+		s.failed.Store(time.Now().UnixNano())
+	}
+}
+
+// ask puts q to s and records its answer or failure. [ask] records its silence.
 func (s *nameServer) ask(ctx context.Context, q dnsmessage.Question, edns bool) ([]netip.Addr, error) {
-	start := time.Now().UnixNano()
-	slow := time.AfterFunc(askAgain, func() { // silence is noted before the attempt ends
-		if s.answered.Load() < start {
-			s.failed.Store(time.Now().UnixNano())
-		}
-	})
-	defer slow.Stop()
 	addrs, code, err := s.exchange(ctx, q, edns)
 	if err == nil && edns && (code == dnsmessage.RCodeFormatError || code == dnsmessage.RCodeNotImplemented) {
 		if addrs, code, err = s.exchange(ctx, q, false); err == nil && code != dnsmessage.RCodeFormatError {
