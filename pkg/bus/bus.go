@@ -220,6 +220,9 @@ func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 	return b, nil
 }
 
+// Logger returns the logger of the bus, for the packages that read and write its streams.
+func (b *Bus) Logger() *zap.Logger { return b.log }
+
 // Close ends the connection. What was acknowledged is flushed first.
 func (b *Bus) Close() {
 	b.end()

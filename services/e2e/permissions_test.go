@@ -27,6 +27,8 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
 	"gancho/pkg/suspension"
+	"gancho/pkg/suspension/command"
+	"gancho/pkg/suspension/status"
 	"gancho/pkg/topology"
 )
 
@@ -276,18 +278,18 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	must(t, "management reads a claim", err)
 	must(t, "management gives a claim back", claims.Delete(ctx, "acme.claim", revision))
 
-	command := bus.Command{Verb: bus.CommandSuspend, Account: "acme", URLKey: "0123456789abcdef0123456789abcdef", WebhookID: n.WebhookID, At: time.Now()}
-	must(t, "management asks for a suspension", management.Command(ctx, command, "one"))
-	commands, err := monitor.Commands(ctx)
+	order := command.Command{Verb: command.Suspend, Account: "acme", URLKey: "0123456789abcdef0123456789abcdef", WebhookID: n.WebhookID, At: time.Now()}
+	must(t, "management asks for a suspension", command.Send(ctx, management, order, "one"))
+	commands, err := command.Consume(ctx, monitor)
 	must(t, "monitor consumes commands", err)
 	obeyed := 0
-	must(t, "monitor pulls commands", commands.Pull(ctx, func(bus.Command, uint64) error { obeyed++; return nil }))
+	must(t, "monitor pulls commands", commands.Pull(ctx, func(command.Command, uint64) error { obeyed++; return nil }))
 	if obeyed != 1 {
 		t.Errorf("monitor got %d commands, want 1", obeyed)
 	}
-	status := bus.Status{Event: "suspended", Account: "acme", WebhookID: n.WebhookID, At: time.Now()}
-	must(t, "monitor tells", monitor.Tell(ctx, status, "step"))
-	if told, err := monitor.Told(ctx, status, "step"); err != nil || !told {
+	change := status.Change{Event: "suspended", Account: "acme", WebhookID: n.WebhookID, At: time.Now()}
+	must(t, "monitor tells", status.Publish(ctx, monitor, change, "step"))
+	if told, err := status.Published(ctx, monitor, change, "step"); err != nil || !told {
 		t.Errorf("monitor told: %v, %v; want true", told, err)
 	}
 

@@ -7,22 +7,22 @@ import (
 	"testing"
 	"time"
 
-	"gancho/pkg/bus"
 	"gancho/pkg/notification"
 	"gancho/pkg/suspension"
+	"gancho/pkg/suspension/command"
 	"gancho/pkg/topology"
 )
 
 // monitor does with the commands what the suspension-monitor does: sets and removes flags.
 type monitor struct {
 	mu       sync.Mutex
-	commands []bus.Command
+	commands []command.Command
 }
 
 func (s *site) monitor(ctx context.Context) *monitor {
 	s.t.Helper()
 	m := &monitor{}
-	commands, err := s.bus.Commands(ctx)
+	commands, err := command.Consume(ctx, s.bus)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -32,9 +32,9 @@ func (s *site) monitor(ctx context.Context) *monitor {
 	go func() {
 		defer close(done)
 		for ctx.Err() == nil {
-			_ = commands.Pull(ctx, func(c bus.Command, _ uint64) error {
+			_ = commands.Pull(ctx, func(c command.Command, _ uint64) error {
 				defer m.note(c)
-				if c.Verb == bus.CommandResume {
+				if c.Verb == command.Resume {
 					s.unflag(ctx, c.Account, c.URLKey)
 					return nil
 				}
@@ -46,13 +46,13 @@ func (s *site) monitor(ctx context.Context) *monitor {
 	return m
 }
 
-func (m *monitor) note(c bus.Command) {
+func (m *monitor) note(c command.Command) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.commands = append(m.commands, c)
 }
 
-func (m *monitor) last() bus.Command {
+func (m *monitor) last() command.Command {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.commands[len(m.commands)-1]

@@ -10,6 +10,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
 	"gancho/pkg/share"
+	"gancho/pkg/suspension/status"
 	"gancho/pkg/tracing"
 )
 
@@ -273,8 +274,8 @@ func (c *catchUp) end(ctx context.Context) (bool, error) {
 func (c *catchUp) tell(ctx context.Context, what string, evidence any) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	s := bus.Status{Event: what, Account: c.account, At: time.Now().UTC(), Reason: "account_share", Evidence: evidence}
-	if err := c.d.p.bus.Tell(ctx, s, c.record.Since.Format(time.RFC3339Nano)); err != nil {
+	s := status.Change{Event: what, Account: c.account, At: time.Now().UTC(), Reason: "account_share", Evidence: evidence}
+	if err := status.Publish(ctx, c.d.p.bus, s, c.record.Since.Format(time.RFC3339Nano)); err != nil {
 		c.log.Warn("a status event of a deferred account is not stored", zap.String("event", what), zap.Error(err))
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/notification"
 	"gancho/pkg/share"
+	"gancho/pkg/suspension/status"
 	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
 )
@@ -200,12 +201,12 @@ func (c *crowd) steps(account string) (steps []string) {
 		if err != nil {
 			return steps
 		}
-		var status bus.Status
-		if err := json.Unmarshal(m.Data, &status); err != nil || status.Reason != "account_share" {
+		var change status.Change
+		if err := json.Unmarshal(m.Data, &change); err != nil || change.Reason != "account_share" {
 			c.t.Errorf("status %s: %v", m.Data, err)
 		}
 		seq = m.Sequence
-		steps = append(steps, status.Event)
+		steps = append(steps, change.Event)
 	}
 }
 

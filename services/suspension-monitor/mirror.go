@@ -12,6 +12,7 @@ import (
 	"gancho/pkg/schema"
 	"gancho/pkg/suspension"
 	"gancho/pkg/suspension/mirror"
+	"gancho/pkg/suspension/status"
 )
 
 // changed shows how many URLs are suspended, passes on probes that a dispatcher began, and has broken entries written
@@ -145,13 +146,13 @@ func (m *Monitor) compare(ctx context.Context) error {
 // late publishes a step that was decided earlier, unless it was published then.
 func (m *Monitor) late(ctx context.Context, t suspension.Transition) error {
 	for _, w := range m.webhooks(t.Flag.Key()) {
-		s := status(t, w)
-		if told, err := m.bus.Told(ctx, s, stepName(t)); err != nil {
+		s := change(t, w)
+		if done, err := status.Published(ctx, m.bus, s, stepName(t)); err != nil {
 			return err
-		} else if told {
+		} else if done {
 			continue
 		}
-		if err := m.bus.Tell(ctx, s, stepName(t)); err != nil {
+		if err := status.Publish(ctx, m.bus, s, stepName(t)); err != nil {
 			return err
 		}
 	}

@@ -34,6 +34,7 @@ import (
 	"gancho/pkg/registry"
 	"gancho/pkg/service"
 	"gancho/pkg/suspension"
+	"gancho/pkg/suspension/command"
 	"gancho/pkg/suspension/mirror"
 	"gancho/pkg/topology"
 )
@@ -122,7 +123,7 @@ func (m *Monitor) run(ctx context.Context, up func()) error {
 	if err != nil {
 		return err
 	}
-	commands, err := m.bus.Commands(ctx)
+	commands, err := command.Consume(ctx, m.bus)
 	if err != nil {
 		return err
 	}
@@ -234,7 +235,7 @@ func (m *Monitor) fold(ctx, stop context.Context, records []notification.Summary
 			return false
 		}
 	}
-	return m.tellFailures(ctx, records) == nil
+	return m.publishFailures(ctx, records) == nil
 }
 
 // carryOut mirrors a decision and tells its steps.
@@ -251,7 +252,7 @@ func (m *Monitor) carryOut(ctx context.Context, d suspension.Decision) error {
 		m.log.Info("suspension", zap.String("event", string(t.Event)), zap.String("account_id", t.Flag.Account),
 			zap.String("url_key", t.Flag.URLKey), zap.String("url_host", t.Flag.URLHost), zap.String("reason", t.Flag.Reason),
 			until, zap.Int("failures", t.Flag.Evidence.Failures), zap.Strings("statuses", t.Flag.Evidence.Statuses))
-		if err := m.tell(ctx, t); err != nil {
+		if err := m.publish(ctx, t); err != nil {
 			return err
 		}
 	}
@@ -259,13 +260,13 @@ func (m *Monitor) carryOut(ctx context.Context, d suspension.Decision) error {
 }
 
 // obey carries out the commands of management until ctx ends.
-func (m *Monitor) obey(ctx context.Context, commands *bus.CommandConsumer) {
+func (m *Monitor) obey(ctx context.Context, commands *command.Consumer) {
 	work := context.WithoutCancel(ctx)
 	for ctx.Err() == nil {
-		err := commands.Pull(ctx, func(c bus.Command, seq uint64) error {
+		err := commands.Pull(ctx, func(c command.Command, seq uint64) error {
 			cmd := suspension.Command{Key: suspension.Key{Account: c.Account, URLKey: c.URLKey}, URLHost: c.URLHost, Seq: seq, At: c.At}
 			act := m.store.Resume
-			if c.Verb == bus.CommandSuspend {
+			if c.Verb == command.Suspend {
 				act = m.store.SuspendByHand
 			}
 			// The bucket's entry as it is now: the command is later than it, whatever Redis holds.
@@ -303,7 +304,7 @@ func (m *Monitor) watchProbes(ctx context.Context, probes <-chan suspension.Flag
 			})
 			for _, t := range decision.Transitions {
 				m.metrics.transitions.WithLabelValues(string(t.Event)).Inc()
-				if err := m.tell(ctx, t); err != nil && ctx.Err() == nil {
+				if err := m.publish(ctx, t); err != nil && ctx.Err() == nil {
 					m.log.Warn("probe status not published", zap.Error(err))
 				}
 			}

@@ -16,6 +16,7 @@ import (
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/service"
 	"gancho/pkg/suspension"
+	"gancho/pkg/suspension/command"
 	"gancho/pkg/suspension/mirror"
 	"gancho/pkg/topology"
 )
@@ -88,7 +89,7 @@ func (r *rig) until(what string, done func(f suspension.Flag, suspended bool) bo
 
 func (r *rig) command(verb string) {
 	r.t.Helper()
-	err := r.bus.Command(r.t.Context(), bus.Command{
+	err := command.Send(r.t.Context(), r.bus, command.Command{
 		Verb: verb, Account: key.Account, URLKey: key.URLKey, URLHost: "example.com", WebhookID: "w", At: time.Now().UTC(),
 	}, verb+time.Now().String())
 	if err != nil {
@@ -105,7 +106,7 @@ const stored = "gancho:suspension:{acme:0123456789abcdef0123456789abcdef}"
 func TestFirstStartIsQuiet(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.command(bus.CommandSuspend)
+	r.command(command.Suspend)
 	r.until("it is suspended", byHand)
 	if n := r.log.FilterLevelExact(zapcore.WarnLevel).Len(); n > 0 {
 		t.Errorf("a first start warns %d times: %v", n, r.log.FilterLevelExact(zapcore.WarnLevel).All())
@@ -116,14 +117,14 @@ func TestFirstStartIsQuiet(t *testing.T) {
 func TestStaleRedis(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.command(bus.CommandSuspend)
+	r.command(command.Suspend)
 	r.until("it is suspended", byHand)
 	before, err := r.redis.Get(stored)
 	if err != nil {
 		t.Fatal(err)
 	}
 	window, _ := r.redis.Get("gancho:window:{acme:0123456789abcdef0123456789abcdef}")
-	r.command(bus.CommandResume)
+	r.command(command.Resume)
 	r.until("it is resumed", active)
 
 	// Redis has the suspension again, and an older mark.
@@ -135,7 +136,7 @@ func TestStaleRedis(t *testing.T) {
 		t.Error("the URL is suspended again")
 	}
 
-	r.command(bus.CommandSuspend)
+	r.command(command.Suspend)
 	r.until("it is suspended again", byHand)
 	r.stop()
 	r.redis.Del(stored)
@@ -153,7 +154,7 @@ func TestStaleRedis(t *testing.T) {
 func TestBrokenEntryIsWrittenAgain(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.command(bus.CommandSuspend)
+	r.command(command.Suspend)
 	r.until("it is suspended", byHand)
 	bucket, err := r.bus.Bucket(t.Context(), topology.BucketSuspensions)
 	must(t, err)

@@ -29,6 +29,7 @@ import (
 	"gancho/pkg/registry"
 	"gancho/pkg/seal"
 	"gancho/pkg/suspension"
+	"gancho/pkg/suspension/command"
 	"gancho/pkg/suspension/mirror"
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/notice"
@@ -296,7 +297,7 @@ func (s *Service) Update(ctx context.Context, account, id string, in Input, matc
 	settled = true
 	if after.Revision != before.Revision {
 		if _, suspended := s.suspensions.Get(suspension.Key{Account: account, URLKey: before.URLKey}); suspended {
-			if settled, err = s.command(ctx, before, bus.CommandResume, by); err != nil {
+			if settled, err = s.command(ctx, before, command.Resume, by); err != nil {
 				// The change itself is stored; the answer shows that the suspension stands.
 				s.log.Warn("suspension not lifted after a change", zap.String("webhook_id", id), zap.Error(err))
 				settled = false
@@ -380,7 +381,7 @@ func (s *Service) Delete(ctx context.Context, account, id string, match Match, b
 		defer cancel()
 		s.changes.Wait(wait, func() bool { return s.registry.Get(account, id) == nil })
 		if _, suspended := s.suspensions.Get(suspension.Key{Account: account, URLKey: w.URLKey}); suspended && !s.registry.UsesURL(account, w.URLKey) {
-			if _, err := s.command(ctx, w, bus.CommandResume, by); err != nil { // the webhook is gone all the same
+			if _, err := s.command(ctx, w, command.Resume, by); err != nil { // the webhook is gone all the same
 				s.log.Warn("suspension not lifted after the last webhook of its URL was deleted", zap.String("webhook_id", id), zap.Error(err))
 			}
 		}
@@ -418,12 +419,12 @@ func (s *Service) RotateSecret(ctx context.Context, account, id string, immediat
 // Suspend sets the webhook's URL aside until it is resumed by hand or changed. settled is false when the
 // suspension-monitor has taken note but the effect is not seen yet.
 func (s *Service) Suspend(ctx context.Context, account, id, by string) (v View, settled bool, err error) {
-	return s.byHand(ctx, account, id, bus.CommandSuspend, by)
+	return s.byHand(ctx, account, id, command.Suspend, by)
 }
 
 // Resume lifts the suspension of the webhook's URL. settled as in Suspend.
 func (s *Service) Resume(ctx context.Context, account, id, by string) (v View, settled bool, err error) {
-	return s.byHand(ctx, account, id, bus.CommandResume, by)
+	return s.byHand(ctx, account, id, command.Resume, by)
 }
 
 func (s *Service) byHand(ctx context.Context, account, id, verb, by string) (View, bool, error) {
@@ -442,7 +443,7 @@ func (s *Service) byHand(ctx context.Context, account, id, verb, by string) (Vie
 func (s *Service) command(ctx context.Context, w *webhook.Webhook, verb, by string) (settled bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*effectWithin)
 	defer cancel()
-	err = s.bus.Command(ctx, bus.Command{
+	err = command.Send(ctx, s.bus, command.Command{
 		Verb: verb, Account: w.Account, URLKey: w.URLKey, URLHost: webhook.URLHost(w.URL), WebhookID: w.ID, By: by, At: time.Now().UTC(),
 	}, uuid.NewString())
 	if err != nil {
@@ -452,7 +453,7 @@ func (s *Service) command(ctx context.Context, w *webhook.Webhook, verb, by stri
 	defer stop()
 	return s.suspensions.Wait(wait, func() bool {
 		record, suspended := s.suspensions.Get(suspension.Key{Account: w.Account, URLKey: w.URLKey})
-		if verb == bus.CommandSuspend {
+		if verb == command.Suspend {
 			return suspended && record.ByHand
 		}
 		return !suspended

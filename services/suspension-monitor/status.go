@@ -6,24 +6,24 @@ import (
 
 	"go.uber.org/zap"
 
-	"gancho/pkg/bus"
 	"gancho/pkg/notification"
 	"gancho/pkg/suspension"
+	"gancho/pkg/suspension/status"
 	"gancho/pkg/webhook"
 )
 
-// tell stores a step on WEBHOOK_STATUS, once for each webhook of the URL.
-func (m *Monitor) tell(ctx context.Context, t suspension.Transition) error {
+// publish stores a step on WEBHOOK_STATUS, once for each webhook of the URL.
+func (m *Monitor) publish(ctx context.Context, t suspension.Transition) error {
 	for _, w := range m.webhooks(t.Flag.Key()) {
-		if err := m.bus.Tell(ctx, status(t, w), stepName(t)); err != nil {
+		if err := status.Publish(ctx, m.bus, change(t, w), stepName(t)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func status(t suspension.Transition, w *webhook.Webhook) bus.Status {
-	s := bus.Status{
+func change(t suspension.Transition, w *webhook.Webhook) status.Change {
+	s := status.Change{
 		Event: string(t.Event), Account: w.Account, WebhookID: w.ID, URLHost: t.Flag.URLHost, At: t.At.UTC(),
 		Reason: t.Flag.Reason, Evidence: t.Flag.Evidence,
 	}
@@ -51,17 +51,17 @@ func (m *Monitor) webhooks(key suspension.Key) []*webhook.Webhook {
 	return out
 }
 
-// tellFailures tells permanent failures, one event for each webhook and minute.
-func (m *Monitor) tellFailures(ctx context.Context, records []notification.Summary) error {
+// publishFailures publishes permanent failures, one change for each webhook and minute.
+func (m *Monitor) publishFailures(ctx context.Context, records []notification.Summary) error {
 	type minute struct {
 		webhook string
 		minute  int64
 	}
 	type evidence struct {
 		Notifications []string `json:"notifications"` // the first few of this minute
-		Failures      int      `json:"failures"`      // known when the event was told
+		Failures      int      `json:"failures"`      // known when the change was published
 	}
-	first := map[minute]*bus.Status{}
+	first := map[minute]*status.Change{}
 	for _, r := range records {
 		if r.State != notification.PermanentlyFailed {
 			continue
@@ -69,7 +69,7 @@ func (m *Monitor) tellFailures(ctx context.Context, records []notification.Summa
 		k := minute{r.WebhookID, r.At.Unix() / 60}
 		s := first[k]
 		if s == nil {
-			s = &bus.Status{Event: "permanent_failure", Account: r.Account, WebhookID: r.WebhookID, URLHost: r.URLHost, At: r.At, Reason: r.Reason, Evidence: &evidence{}}
+			s = &status.Change{Event: "permanent_failure", Account: r.Account, WebhookID: r.WebhookID, URLHost: r.URLHost, At: r.At, Reason: r.Reason, Evidence: &evidence{}}
 			first[k] = s
 		}
 		if e, ok := s.Evidence.(*evidence); ok {
@@ -79,8 +79,8 @@ func (m *Monitor) tellFailures(ctx context.Context, records []notification.Summa
 		}
 	}
 	for k, s := range first {
-		if err := m.bus.Tell(ctx, *s, strconv.FormatInt(k.minute, 10)); err != nil {
-			m.log.Error("a permanent failure is not told; its records come again", zap.Error(err))
+		if err := status.Publish(ctx, m.bus, *s, strconv.FormatInt(k.minute, 10)); err != nil {
+			m.log.Error("a permanent failure was not published; its records come again", zap.Error(err))
 			return err
 		}
 	}
