@@ -10,7 +10,9 @@ type Webhook struct {
 	Method        string      `json:"http_method"`
 	URL           string      `json:"url"`
 	AuthHeader    string      `json:"auth_header"`
-	Status        string      `json:"status"` // active, suspended or disabled
+	Signature     string      `json:"signature"`  // hmac or ed25519
+	PublicKey     string      `json:"public_key"` // whpk_..., with ed25519
+	Status        string      `json:"status"`     // active, suspended or disabled
 	Suspension    *Suspension `json:"suspension"`
 	CreatedAt     time.Time   `json:"created_at"`
 	UpdatedAt     time.Time   `json:"updated_at"`
@@ -35,15 +37,15 @@ type Suspension struct {
 // Change is what can be set of a webhook. A nil member stays as it is; AuthHeader and AuthKey are removed by
 // RemoveAuth.
 type Change struct {
-	Name, EventName, Method, URL, AuthHeader, AuthKey, Status *string
-	RemoveAuth                                                bool
+	Name, EventName, Method, URL, AuthHeader, AuthKey, Status, Signature *string
+	RemoveAuth                                                           bool
 }
 
 func (c Change) data() map[string]any {
 	d := map[string]any{}
 	for name, v := range map[string]*string{
 		"name": c.Name, "event_name": c.EventName, "http_method": c.Method, "url": c.URL,
-		"auth_header": c.AuthHeader, "auth_key": c.AuthKey, "status": c.Status,
+		"auth_header": c.AuthHeader, "auth_key": c.AuthKey, "status": c.Status, "signature": c.Signature,
 	} {
 		if v != nil {
 			d[name] = *v

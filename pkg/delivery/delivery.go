@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
@@ -70,8 +71,9 @@ type Request struct {
 	EventTime time.Time
 	// AuthHeader and AuthKey are the owner's header and its value, or empty.
 	AuthHeader, AuthKey string
-	// Secrets are raw signing keys, newest first; at least one.
+	// Secrets (HMAC) and Ed25519 are signing keys, newest first; at least one in all. Each makes one signature.
 	Secrets [][]byte
+	Ed25519 []ed25519.PrivateKey
 }
 
 // Sender makes attempts over connections that it keeps. It is safe for concurrent use.

@@ -1,6 +1,9 @@
 package delivery_test
 
 import (
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/base64"
 	"fmt"
 	"strings"
 	"time"
@@ -30,6 +33,31 @@ func ExampleSign_verify() {
 	good := false
 	for signature := range strings.FieldsSeq(header) {
 		good = good || signature == want
+	}
+	fmt.Println(good)
+	// Output: true
+}
+
+// A receiver verifies the bytes that came with the webhook's public key. It tries each signature in the header, as two
+// are sent while the key pair is being rotated.
+func ExampleSignEd25519_verify() {
+	seed := sha256.Sum256([]byte("the key pair of a webhook"))
+	private := ed25519.NewKeyFromSeed(seed[:])
+	whpk := delivery.PublicKey(private.Public().(ed25519.PublicKey))
+
+	id, at, body := "msg_p5jXN8AQM9LWM0D4loKWxJek", time.Unix(1614265330, 0), []byte(`{"test": 2432232314}`)
+	header := "v1,AAAA " + delivery.SignEd25519(id, at, body, []ed25519.PrivateKey{private})
+
+	key, err := delivery.ParsePublicKey(whpk)
+	if err != nil {
+		panic(err)
+	}
+	signed := fmt.Appendf(nil, "%s.%d.%s", id, at.Unix(), body)
+	good := false
+	for signature := range strings.FieldsSeq(header) {
+		encoded, found := strings.CutPrefix(signature, "v1a,")
+		raw, err := base64.StdEncoding.DecodeString(encoded)
+		good = good || found && err == nil && ed25519.Verify(key, signed, raw)
 	}
 	fmt.Println(good)
 	// Output: true

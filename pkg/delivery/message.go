@@ -44,7 +44,7 @@ func (s *Sender) compose(r *Request, now time.Time) (*message, error) {
 	switch {
 	case len(r.Body) == 0:
 		return nil, errors.New("the event has no bytes")
-	case len(r.Secrets) == 0:
+	case len(r.Secrets) == 0 && len(r.Ed25519) == 0:
 		return nil, errors.New("there is no signing key")
 	case !fits(r.EventName) || !fits(r.NotificationID) || strings.Contains(r.NotificationID, "."):
 		return nil, errors.New("the event name or notification id does not fit into a header")
@@ -83,7 +83,11 @@ func (s *Sender) compose(r *Request, now time.Time) (*message, error) {
 	}
 	m.set("Webhook-Id", r.NotificationID)
 	m.set("Webhook-Timestamp", ts)
-	m.setSecret("Webhook-Signature", sign(r.NotificationID, ts, r.Body, r.Secrets))
+	signature := sign(r.NotificationID, ts, r.Body, r.Secrets)
+	if len(r.Ed25519) > 0 {
+		signature = strings.TrimPrefix(signature+" "+signEd25519(r.NotificationID, ts, r.Body, r.Ed25519), " ")
+	}
+	m.setSecret("Webhook-Signature", signature)
 	if r.AuthHeader != "" {
 		m.setSecret(r.AuthHeader, r.AuthKey) // spelled as its owner did
 	}

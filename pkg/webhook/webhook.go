@@ -4,6 +4,8 @@ package webhook
 
 import (
 	"cmp"
+	"crypto/ed25519"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -24,6 +26,16 @@ const (
 	Disabled Status = "disabled"
 )
 
+// Signature is how the requests of a webhook are signed. Its zero value stands for HMAC.
+type Signature string
+
+// The signatures an owner can choose: a secret that both sides hold, or a key pair of which the receiver has the
+// public half.
+const (
+	HMAC    Signature = "hmac"
+	Ed25519 Signature = "ed25519"
+)
+
 // Webhook is one registration as it is stored: account, event, destination. A value is immutable once
 // it is shared; a change is a new value.
 type Webhook struct {
@@ -37,8 +49,9 @@ type Webhook struct {
 	// URLGiven is the URL as its owner wrote it, when that differs from URL.
 	URLGiven   string    `json:"url_given,omitempty"`
 	AuthHeader string    `json:"auth_header,omitempty"`
-	AuthKey    string    `json:"auth_key,omitempty"` // sealed, see SealContext
-	Secrets    []Secret  `json:"secrets"`            // newest first; the first always signs
+	AuthKey    string    `json:"auth_key,omitempty"`  // sealed, see SealContext
+	Signature  Signature `json:"signature,omitempty"` // of the first secret
+	Secrets    []Secret  `json:"secrets"`             // newest first; the first always signs
 	Status     Status    `json:"status"`
 	CreatedAt  time.Time `json:"created_at"`
 	UpdatedAt  time.Time `json:"updated_at"`
@@ -51,9 +64,11 @@ type Webhook struct {
 	UUID uuid.UUID `json:"-"`
 }
 
-// Secret is a signing secret at rest. During a rotation the old one signs along until it expires.
+// Secret is a signing secret at rest. During a rotation the old one signs along until it expires. One with a public
+// key is the seed of an Ed25519 key pair, any other one an HMAC key.
 type Secret struct {
 	Sealed    string    `json:"sealed"`
+	Public    string    `json:"public,omitempty"`    // base64
 	ExpiresAt time.Time `json:"expires_at,omitzero"` // zero: does not expire
 }
 
@@ -85,6 +100,9 @@ func (w *Webhook) Encode() ([]byte, error) { return json.Marshal(w) }
 // ShownURL is the URL as its owner wrote it. Owners compare it with their own; everything else uses URL.
 func (w *Webhook) ShownURL() string { return cmp.Or(w.URLGiven, w.URL) }
 
+// Signs is how its requests are signed.
+func (w *Webhook) Signs() Signature { return cmp.Or(w.Signature, HMAC) }
+
 // Key is the webhook's key in the registry: <account_id>.<webhook_id>.
 func (w *Webhook) Key() string { return w.Account + "." + w.ID }
 
@@ -96,7 +114,8 @@ func (w *Webhook) SealContext(field string) []byte {
 // Credentials are what a request to the webhook carries, opened. They are never logged.
 type Credentials struct {
 	AuthHeader, AuthKey string
-	Secrets             [][]byte // raw signing keys, newest first
+	Secrets             [][]byte // raw HMAC keys, newest first
+	Ed25519             []ed25519.PrivateKey
 }
 
 // Open opens what is sealed in w; secrets that expired before now are left out.
@@ -117,9 +136,38 @@ func (w *Webhook) Open(keys *seal.Keyring, now time.Time) (Credentials, error) {
 		if err != nil {
 			return Credentials{}, fmt.Errorf("open a signing secret of webhook %s: %w", w.ID, err)
 		}
-		c.Secrets = append(c.Secrets, key)
+		switch {
+		case s.Public == "":
+			c.Secrets = append(c.Secrets, key)
+		case len(key) != ed25519.SeedSize:
+			return Credentials{}, fmt.Errorf("a signing key of webhook %s has %d bytes, not %d", w.ID, len(key), ed25519.SeedSize)
+		default:
+			c.Ed25519 = append(c.Ed25519, ed25519.NewKeyFromSeed(key))
+		}
 	}
 	return c, nil
+}
+
+// SealSecret returns a signing secret of w at rest: an HMAC key, or with Ed25519 the seed of a key pair.
+func (w *Webhook) SealSecret(keys *seal.Keyring, raw []byte, signature Signature) Secret {
+	s := Secret{Sealed: keys.Seal(raw, w.SealContext("secret"))}
+	if signature == Ed25519 {
+		public, _ := ed25519.NewKeyFromSeed(raw).Public().(ed25519.PublicKey)
+		s.Public = base64.StdEncoding.EncodeToString(public)
+	}
+	return s
+}
+
+// PublicKey returns the key that verifies the signatures of w, nil when they are HMACs.
+func (w *Webhook) PublicKey() ed25519.PublicKey {
+	if len(w.Secrets) == 0 || w.Secrets[0].Public == "" {
+		return nil
+	}
+	key, err := base64.StdEncoding.DecodeString(w.Secrets[0].Public)
+	if err != nil {
+		return nil
+	}
+	return key
 }
 
 // KeyIDs returns the ids of the keys that w is sealed under, each once. Secrets that expired before now do
@@ -168,8 +216,12 @@ func (w *Webhook) Reseal(keys *seal.Keyring, now time.Time) (*Webhook, error) {
 		if s.expired(now) {
 			continue
 		}
-		sealed := keys.Seal(open.Secrets[len(out.Secrets)], w.SealContext("secret"))
-		out.Secrets = append(out.Secrets, Secret{Sealed: sealed, ExpiresAt: s.ExpiresAt})
+		raw, err := keys.Open(s.Sealed, w.SealContext("secret"))
+		if err != nil {
+			return nil, fmt.Errorf("open a signing secret of webhook %s: %w", w.ID, err)
+		}
+		s.Sealed = keys.Seal(raw, w.SealContext("secret"))
+		out.Secrets = append(out.Secrets, s)
 	}
 	return &out, nil
 }

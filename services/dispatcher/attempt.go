@@ -73,7 +73,7 @@ func (d *Dispatcher) attempt(ctx context.Context, m *bus.Delivery, w *target, la
 	return d.sender.Send(ctx, delivery.Request{
 		Method: w.Method, URL: w.URL, Body: m.Body, EventName: m.EventName, NotificationID: m.ID,
 		Attempt: last.AttemptsDone + 1, Replay: m.Replay, EventTime: m.EventTime,
-		AuthHeader: credentials.AuthHeader, AuthKey: credentials.AuthKey, Secrets: credentials.Secrets,
+		AuthHeader: credentials.AuthHeader, AuthKey: credentials.AuthKey, Secrets: credentials.Secrets, Ed25519: credentials.Ed25519,
 	}), nil
 }
 

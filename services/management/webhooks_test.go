@@ -216,3 +216,40 @@ func TestWebhooksPerAccount(t *testing.T) {
 	s.do(acme, "DELETE", "/crm/v2/webhooks/"+first.id(), nil).want(http.StatusNoContent)
 	s.do(acme, "POST", "/crm/v2/webhooks", hook("https://ok.example/3")).want(http.StatusCreated)
 }
+
+// TestSignature changes a webhook from a secret to key pairs and back. Each change is a rotation.
+func TestSignature(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	created := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/deals", "signature", "ed25519")).want(http.StatusCreated)
+	path := "/crm/v2/webhooks/" + created.id()
+	seen := map[any]bool{}
+	pair := func(r reply) {
+		t.Helper()
+		key := text(r.data(), "public_key")
+		if _, err := delivery.ParsePublicKey(key); err != nil || seen[key] || r.data()["signing_secret"] != nil || r.data()["signature"] != "ed25519" {
+			t.Errorf("%v: %s", err, r.raw)
+		}
+		seen[key] = true
+	}
+	pair(created)
+	got := s.do(acme, "GET", path, nil).want(http.StatusOK)
+	if got.data()["public_key"] != created.data()["public_key"] {
+		t.Errorf("GET answers another public key: %s", got.raw)
+	}
+	if same := s.do(acme, "PUT", path, got.data()).want(http.StatusOK); same.header.Get("ETag") != got.header.Get("ETag") {
+		t.Error("what GET gave changes the webhook")
+	}
+	pair(s.do(acme, "POST", path+"/rotate_secret", nil).want(http.StatusOK))
+	s.do(acme, "PUT", path, map[string]any{"public_key": created.data()["public_key"]}).refused(422, "read_only", "/data/public_key")
+	s.do(acme, "PUT", path, map[string]any{"signature": "rsa"}).refused(422, "bad_signature", "/data/signature")
+
+	back := s.do(acme, "PUT", path, map[string]any{"signature": "hmac"}).want(http.StatusOK)
+	if _, err := delivery.ParseSecret(text(back.data(), "signing_secret")); err != nil || back.data()["public_key"] != nil {
+		t.Errorf("%v: %s", err, back.raw)
+	}
+	if again := s.do(acme, "PUT", path, map[string]any{"signature": "hmac"}).want(http.StatusOK); again.data()["signing_secret"] != nil {
+		t.Error("setting the signature it has makes a new secret")
+	}
+	pair(s.do(acme, "PUT", path, map[string]any{"signature": "ed25519"}).want(http.StatusOK))
+}

@@ -84,7 +84,7 @@ func render(root string) ([]page, error) {
 
 // receiverSamples returns the samples of receivers by their files' names, each as a block of code.
 func receiverSamples(root string) (map[string]string, error) {
-	files, err := filepath.Glob(filepath.Join(root, "deploy/docs/receivers/receiver.*"))
+	files, err := filepath.Glob(filepath.Join(root, "deploy/docs/receivers/*.*"))
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"net"
 	"net/http"
 	"os"
@@ -33,6 +34,7 @@ var receivers = map[string]func(t *testing.T, file, port string) []string{
 	"receiver.php": func(_ *testing.T, file, port string) []string {
 		return []string{"php", "-q", "-S", "127.0.0.1:" + port, file}
 	},
+	"ed25519.mjs": func(_ *testing.T, file, _ string) []string { return []string{"node", file} },
 	"receiver.rb": func(_ *testing.T, file, _ string) []string { return []string{"ruby", file} },
 }
 
@@ -62,17 +64,20 @@ func TestReceivers(t *testing.T) {
 				t.Logf("%s is not installed: the sample was not run", command[0])
 				return
 			}
+			if strings.HasPrefix(f.Name(), "ed25519") {
+				tryEd25519(t, command, port)
+				return
+			}
 			tryReceiver(t, command, port)
 		})
 	}
 }
 
-func tryReceiver(t *testing.T, command []string, port string) {
+// startSample starts a sample until the test ends and returns what it prints.
+func startSample(t *testing.T, command []string, port, key string) *bufio.Scanner {
 	t.Helper()
-	shown, secret := delivery.NewSecret()
-	_, other := delivery.NewSecret()
 	cmd := exec.CommandContext(t.Context(), command[0], command[1:]...)
-	cmd.Env = append(os.Environ(), "SECRET="+shown, "PORT="+port)
+	cmd.Env = append(os.Environ(), key, "PORT="+port)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -80,13 +85,16 @@ func tryReceiver(t *testing.T, command []string, port string) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-	}()
-	lines := bufio.NewScanner(out)
+	})
 	waitForPort(t, port)
+	return bufio.NewScanner(out)
+}
 
+func newSender(t *testing.T) *delivery.Sender {
+	t.Helper()
 	policy, err := egress.New(egress.Config{AllowHTTPURLs: true, AllowCIDRs: []string{"127.0.0.0/8"}, AllowPorts: []string{"*"}})
 	if err != nil {
 		t.Fatal(err)
@@ -95,7 +103,55 @@ func tryReceiver(t *testing.T, command []string, port string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer sender.Close()
+	t.Cleanup(func() { sender.Close() })
+	return sender
+}
+
+// tryEd25519 sends a sample what a dispatcher sends to a webhook that signs with a key pair.
+func tryEd25519(t *testing.T, command []string, port string) {
+	t.Helper()
+	public, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, other, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, secret := delivery.NewSecret()
+	lines := startSample(t, command, port, "PUBLIC_KEY="+delivery.PublicKey(public))
+	sender := newSender(t)
+	for name, c := range map[string]struct {
+		status int
+		hmac   [][]byte
+		keys   []ed25519.PrivateKey
+	}{
+		"good":                  {204, nil, []ed25519.PrivateKey{key}},
+		"rotating":              {204, nil, []ed25519.PrivateKey{other, key}},
+		"after a secret":        {204, [][]byte{secret}, []ed25519.PrivateKey{key}},
+		"another key":           {401, nil, []ed25519.PrivateKey{other}},
+		"a secret and no key":   {401, [][]byte{secret}, nil},
+		"the public key as one": {401, [][]byte{public}, nil},
+	} {
+		o := sender.Send(t.Context(), delivery.Request{
+			Method: http.MethodPost, URL: "http://127.0.0.1:" + port + "/hooks", Body: []byte(`{"document": {"name": "Padaria São João"}}`),
+			EventName: "crm_deal_created", NotificationID: "3c0f7d0a-52b9-5d5c-8a3e-6a4f3a1c9b22", Attempt: 1, Secrets: c.hmac, Ed25519: c.keys,
+		})
+		if o.Status != c.status {
+			t.Errorf("%s: got %d %s %s, want %d", name, o.Status, o.Reason, o.Detail, c.status)
+		}
+	}
+	if !lines.Scan() || !strings.HasPrefix(lines.Text(), "crm_deal_created {") {
+		t.Errorf("printed %q, want the event", lines.Text())
+	}
+}
+
+func tryReceiver(t *testing.T, command []string, port string) {
+	t.Helper()
+	shown, secret := delivery.NewSecret()
+	_, other := delivery.NewSecret()
+	lines := startSample(t, command, port, "SECRET="+shown)
+	sender := newSender(t)
 	request := delivery.Request{
 		Method: http.MethodPost, URL: "http://127.0.0.1:" + port + "/hooks", Body: []byte(`{"document": {"name": "Padaria São João", "n": 9007199254740993}}`),
 		EventName: "crm_deal_created", NotificationID: "3c0f7d0a-52b9-5d5c-8a3e-6a4f3a1c9b22", Attempt: 1, Secrets: [][]byte{secret},

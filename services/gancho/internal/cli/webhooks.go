@@ -88,7 +88,11 @@ func (a *app) showWebhook(r client.Result[client.Webhook], err error) error {
 		{"event", w.EventName},
 		{"request", w.Method + " " + w.URL},
 		{"auth header", w.AuthHeader},
+		{"signature", w.Signature},
 		{"status", w.Status},
+	}
+	if w.PublicKey != "" {
+		pairs = append(pairs, pair{"public key", w.PublicKey})
 	}
 	if s := w.Suspension; s != nil {
 		pairs = append(pairs, suspensionPairs(s)...)
@@ -125,11 +129,12 @@ type webhookFields struct {
 	AuthHeader  *string `placeholder:"NAME" help:"Header to send with every request, such as Authorization."`
 	AuthKey     *string `placeholder:"VALUE" xor:"key" help:"Its value. Better give --auth-key-file, which no list of processes shows."`
 	AuthKeyFile string  `placeholder:"FILE" xor:"key" help:"File that holds the value; - is standard input."`
+	Signature   *string `enum:"hmac,ed25519" help:"hmac (the default: a secret both sides hold) or ed25519 (receivers verify with a public key)."`
 }
 
 // change returns what was given, with the key read from its file.
 func (f webhookFields) change(a *app) (client.Change, error) {
-	c := client.Change{Method: f.Method, AuthHeader: f.AuthHeader, AuthKey: f.AuthKey}
+	c := client.Change{Method: f.Method, AuthHeader: f.AuthHeader, AuthKey: f.AuthKey, Signature: f.Signature}
 	if f.AuthKeyFile != "" {
 		text, err := a.read(f.AuthKeyFile)
 		if err != nil {

@@ -283,7 +283,7 @@ func receivers(types []catalogue.Type) map[string]*huma.PathItem {
 			Parameters: []*huma.Param{
 				text("webhook-id", "the notification's id: the same on every attempt and resend", "2c0f0f3e-6a0b-5c64-9a1b-5d3f6f0a1b2c"),
 				text("webhook-timestamp", "of this attempt, in seconds since 1970", "1764356589"),
-				text("webhook-signature", "v1,<base64 of HMAC-SHA256 over id.timestamp.body>; several, separated by spaces, while a secret is rotated",
+				text("webhook-signature", "v1,<base64 of HMAC-SHA256 over id.timestamp.body>, or v1a,<base64 of the Ed25519 signature>; several, separated by spaces, while a secret is rotated",
 					"v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="),
 				text("Gancho-Event", "the event name", t.Name),
 				text("Gancho-Attempt", "1 to 6", "1"),

@@ -87,7 +87,7 @@ func (a *API) routes() []route {
 		},
 		{
 			method: http.MethodPost, path: "/webhooks/{id}/rotate_secret", id: "rotateSecret", tag: "webhooks", write: true, action: true,
-			summary: "Make a new signing secret", about: "The answer carries it this once. The old ones sign along until 24 hours after each was replaced, at most three; with immediately none does.",
+			summary: "Make a new signing secret", about: "The answer carries it this once, or public_key where signature is ed25519. The old ones sign along until 24 hours after each was replaced, at most three; with immediately none does.",
 			body:    rotation{},
 			results: []result{{http.StatusOK, "rotated", webhooks.View{}, false, "", true}}, fails: []int{404}, handle: a.rotateSecret,
 		},
@@ -234,6 +234,7 @@ type webhookCreate struct {
 	AuthHeader string `json:"auth_header,omitempty" doc:"name of a header sent with every request; needs auth_key" example:"Authorization"`
 	AuthKey    string `json:"auth_key,omitempty" doc:"its value; never returned" writeOnly:"true"`
 	Status     string `json:"status,omitempty" enum:"active,disabled" doc:"active if left out"`
+	Signature  string `json:"signature,omitempty" enum:"hmac,ed25519" doc:"hmac if left out; with ed25519 receivers verify with public_key, and there is no signing_secret"`
 }
 
 type webhookUpdate struct {
@@ -244,11 +245,13 @@ type webhookUpdate struct {
 	AuthHeader *string `json:"auth_header,omitempty" nullable:"true" doc:"null removes it, together with auth_key"`
 	AuthKey    *string `json:"auth_key,omitempty" nullable:"true" writeOnly:"true"`
 	Status     string  `json:"status,omitempty" enum:"active,suspended,disabled" doc:"disabled: new events are not matched, and waiting notifications are parked until it is active again. suspended is accepted where it is so"`
+	Signature  string  `json:"signature,omitempty" enum:"hmac,ed25519" doc:"another one is a rotation: the answer carries the new signing_secret or public_key, and the old secrets sign along"`
 
 	ID         string               `json:"id,omitempty" format:"uuid" doc:"as it is, like the other members that GET answers"`
 	CreatedAt  *time.Time           `json:"created_at,omitempty" doc:"as it is"`
 	UpdatedAt  *time.Time           `json:"updated_at,omitempty" doc:"as it is"`
 	Suspension *webhooks.Suspension `json:"suspension,omitempty" doc:"as it is"`
+	PublicKey  string               `json:"public_key,omitempty" doc:"as it is"`
 }
 
 // rotation describes the body of a rotation in the OpenAPI document.

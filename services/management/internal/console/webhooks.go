@@ -279,11 +279,11 @@ type fieldProblem struct {
 
 // formFields are those of the form, in the API's names.
 func formFields() []string {
-	return []string{"name", "event_name", "http_method", "url", "auth_header", "auth_key", "status"}
+	return []string{"name", "event_name", "http_method", "url", "auth_header", "auth_key", "status", "signature"}
 }
 
 func (c *Console) newForm() hookForm {
-	return hookForm{Values: map[string]string{"http_method": webhook.Methods()[0], "status": string(webhook.Active)}, Names: c.Webhooks.Names(), Methods: webhook.Methods()}
+	return hookForm{Values: map[string]string{"http_method": webhook.Methods()[0], "status": string(webhook.Active), "signature": string(webhook.HMAC)}, Names: c.Webhooks.Names(), Methods: webhook.Methods()}
 }
 
 func (c *Console) newWebhookPage(v *visit) error {
@@ -343,7 +343,7 @@ func (c *Console) postWebhook(v *visit) error {
 	var in webhooks.Input
 	value := v.r.PostFormValue
 	in.Name, in.EventName, in.URL = given(value("name")), given(strings.TrimSpace(value("event_name"))), given(strings.TrimSpace(value("url")))
-	in.Method = given(value("http_method"))
+	in.Method, in.Signature = given(value("http_method")), given(value("signature"))
 	if h, k := value("auth_header"), value("auth_key"); h != "" || k != "" {
 		in.AuthHeader, in.AuthKey = present(h), present(k)
 		if h == "" {
@@ -386,7 +386,7 @@ func (c *Console) editForm(v *visit) (hookForm, error) {
 	if w.Status == webhooks.StatusDisabled {
 		status = string(webhook.Disabled)
 	}
-	f.Values = map[string]string{"name": w.Name, "event_name": w.EventName, "http_method": w.Method, "url": w.URL, "status": status}
+	f.Values = map[string]string{"name": w.Name, "event_name": w.EventName, "http_method": w.Method, "url": w.URL, "status": status, "signature": w.Signature}
 	if w.AuthHeader != nil {
 		f.Values["auth_header"] = *w.AuthHeader
 	}
@@ -408,7 +408,7 @@ func (c *Console) postWebhookChange(v *visit) error {
 	value := v.r.PostFormValue
 	in := webhooks.Input{
 		Name: present(value("name")), EventName: present(strings.TrimSpace(value("event_name"))), URL: present(strings.TrimSpace(value("url"))),
-		Method: given(value("http_method")), Status: given(value("status")),
+		Method: given(value("http_method")), Status: given(value("status")), Signature: given(value("signature")),
 	}
 	switch h, k := value("auth_header"), value("auth_key"); {
 	case h == "" && k == "":
@@ -422,7 +422,7 @@ func (c *Console) postWebhookChange(v *visit) error {
 	if revision, err := strconv.ParseUint(value("revision"), 10, 64); err == nil {
 		match = func(r uint64) bool { return r == revision }
 	}
-	_, settled, err := c.Webhooks.Update(v.ctx, v.caller.Account, v.id(), in, match, v.caller.Name)
+	w, settled, err := c.Webhooks.Update(v.ctx, v.caller.Account, v.id(), in, match, v.caller.Name)
 	if err != nil {
 		e := problem.Of(err)
 		if !refillable(e) {
@@ -434,7 +434,7 @@ func (c *Console) postWebhookChange(v *visit) error {
 		}
 		return c.showForm(v, httpstatus.Of(e), f.filled(v, e))
 	}
-	n := flash{Key: "done.changed"}
+	n := flash{Key: "done.changed", Secret: w.SigningSecret}
 	if !settled {
 		n.Key = "done.changed_soon"
 	}
@@ -471,11 +471,15 @@ func (c *Console) postTest(v *visit) error {
 }
 
 func (c *Console) postRotate(v *visit) error {
-	_, secret, err := c.Webhooks.RotateSecret(v.ctx, v.caller.Account, v.id(), false)
+	w, secret, err := c.Webhooks.RotateSecret(v.ctx, v.caller.Account, v.id(), false)
 	if err != nil {
 		return err
 	}
-	return c.done(v, "/webhooks/"+v.id(), flash{Key: "done.rotated", Secret: secret})
+	n := flash{Key: "done.rotated", Secret: secret}
+	if w.PublicKey != "" {
+		n.Key = "done.rotated_key"
+	}
+	return c.done(v, "/webhooks/"+v.id(), n)
 }
 
 func (c *Console) postDelete(v *visit) error {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"gancho/pkg/delivery"
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/problem"
 )
@@ -18,6 +19,9 @@ func (s *Service) changedReadOnly(ctx context.Context, w *webhook.Webhook, in In
 	refuse := func(name, detail string) { problems.Add("/data/"+name, "read_only", detail) }
 	if in.ID.Present && !same(in.ID, w.ID) {
 		refuse("id", "id cannot be changed")
+	}
+	if in.PublicKey.Present && !same(in.PublicKey, delivery.PublicKey(w.PublicKey())) {
+		refuse("public_key", "public_key cannot be changed; POST .../rotate_secret makes a new one")
 	}
 	if in.CreatedAt.Present && !sameTime(in.CreatedAt, w.CreatedAt) {
 		refuse("created_at", "created_at cannot be changed")

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/delivery"
 	"gancho/pkg/suspension"
 	"gancho/pkg/webhook"
 )
@@ -22,6 +23,8 @@ type View struct {
 	URL        string      `json:"url" format:"uri" doc:"as its owner wrote it; its normalised form is called, suspended and compared"`
 	AuthHeader *string     `json:"auth_header" nullable:"true" doc:"name of the header that carries auth_key, which is never returned"`
 	Status     string      `json:"status" enum:"active,suspended,disabled"`
+	Signature  string      `json:"signature" enum:"hmac,ed25519"`
+	PublicKey  string      `json:"public_key,omitempty" doc:"whpk_...; verifies the signatures, where signature is ed25519"`
 	Suspension *Suspension `json:"suspension" doc:"why its URL is set aside; null when it is not"`
 	CreatedAt  time.Time   `json:"created_at"`
 	UpdatedAt  time.Time   `json:"updated_at"`
@@ -105,10 +108,13 @@ func (s *Service) views(ctx context.Context, account string, page []*webhook.Web
 	for _, w := range page {
 		v := View{
 			ID: w.ID, Name: w.Name, EventName: string(w.EventName), Method: w.Method, URL: w.ShownURL(),
-			CreatedAt: w.CreatedAt, UpdatedAt: w.UpdatedAt, Revision: w.Revision,
+			Signature: string(w.Signs()), CreatedAt: w.CreatedAt, UpdatedAt: w.UpdatedAt, Revision: w.Revision,
 		}
 		if w.AuthHeader != "" {
 			v.AuthHeader = &w.AuthHeader
+		}
+		if key := w.PublicKey(); key != nil {
+			v.PublicKey = delivery.PublicKey(key)
 		}
 		status, flag := s.Status(w)
 		v.Status = status

@@ -103,26 +103,29 @@ type Input struct {
 	AuthHeader Field[string] `json:"auth_header"`
 	AuthKey    Field[string] `json:"auth_key"`
 	Status     Field[string] `json:"status"`
+	Signature  Field[string] `json:"signature"`
 
 	// The members that only the service sets. They may be given as they are, so that an answer can be sent back.
 	ID         Field[jsontext.Value] `json:"id"`
 	CreatedAt  Field[jsontext.Value] `json:"created_at"`
 	UpdatedAt  Field[jsontext.Value] `json:"updated_at"`
 	Suspension Field[jsontext.Value] `json:"suspension"`
+	PublicKey  Field[jsontext.Value] `json:"public_key"`
 }
 
 // readOnly are the members of in that only the service sets.
 func (in *Input) readOnly() map[string]Field[jsontext.Value] {
 	return map[string]Field[jsontext.Value]{
-		"id": in.ID, "created_at": in.CreatedAt, "updated_at": in.UpdatedAt, "suspension": in.Suspension,
+		"id": in.ID, "created_at": in.CreatedAt, "updated_at": in.UpdatedAt, "suspension": in.Suspension, "public_key": in.PublicKey,
 	}
 }
 
-// Create registers a webhook and returns it with its signing secret, which is shown this once.
+// Create registers a webhook and returns it with its signing secret, which is shown this once; "" when it signs with a
+// key pair.
 func (s *Service) Create(ctx context.Context, account string, in Input) (View, string, error) {
 	now := time.Now().UTC().Truncate(time.Millisecond)
 	w := &webhook.Webhook{
-		ID: uuid.NewString(), Account: account, Method: webhook.Methods()[0], Status: webhook.Active, CreatedAt: now, UpdatedAt: now,
+		ID: uuid.NewString(), Account: account, Method: webhook.Methods()[0], Status: webhook.Active, Signature: webhook.HMAC, CreatedAt: now, UpdatedAt: now,
 	}
 	var missing problem.List
 	for name, f := range map[string]Field[string]{"event_name": in.EventName, "url": in.URL} {
@@ -147,8 +150,7 @@ func (s *Service) Create(ctx context.Context, account string, in Input) (View, s
 		return View{}, "", problem.New(problem.Invalid, "too_many_webhooks",
 			fmt.Sprintf("this account has %d webhooks, as many as it may; delete some, or ask the operator for more", s.most))
 	}
-	shown, secret := delivery.NewSecret()
-	w.Secrets = []webhook.Secret{{Sealed: s.keys.Seal(secret, w.SealContext("secret"))}}
+	shown := s.rotate(w, now, false)
 	if err := s.take(ctx, w); err != nil {
 		return View{}, "", err
 	}
@@ -219,6 +221,11 @@ func (s *Service) apply(w *webhook.Webhook, in Input, problems problem.List) err
 			problems.Add("/data/status", "bad_status", "status can be set to active or disabled; POST .../suspend and .../resume are for suspensions")
 		}
 	})
+	use("signature", in.Signature, func(v string) {
+		if w.Signature = webhook.Signature(v); w.Signature != webhook.HMAC && w.Signature != webhook.Ed25519 {
+			problems.Add("/data/signature", "bad_signature", "signature can be hmac or ed25519")
+		}
+	})
 	s.applyAuth(w, in, found)
 	return problems.Err()
 }
@@ -286,10 +293,18 @@ func (m Match) check(w *webhook.Webhook) error {
 
 // Update changes a webhook. Without a condition it merges into the newest state, however many others change
 // it at the same time. A change lifts the suspension of the URL it had; settled is false when that has been
-// asked for but had no effect yet.
+// asked for but had no effect yet. Another signature is a rotation: v carries the new secret.
 func (s *Service) Update(ctx context.Context, account, id string, in Input, match Match, by string) (v View, settled bool, err error) {
+	var shown string
 	before, after, err := s.update(ctx, account, id, match, func(w *webhook.Webhook) error {
-		return s.apply(w, in, s.changedReadOnly(ctx, w, in))
+		signature := w.Signs()
+		if err := s.apply(w, in, s.changedReadOnly(ctx, w, in)); err != nil {
+			return err
+		}
+		if shown = ""; w.Signs() != signature {
+			shown = s.rotate(w, time.Now(), false)
+		}
+		return nil
 	})
 	if err != nil {
 		return View{}, false, err
@@ -304,7 +319,9 @@ func (s *Service) Update(ctx context.Context, account, id string, in Input, matc
 			}
 		}
 	}
-	return s.view(ctx, after), settled, nil
+	v = s.view(ctx, after)
+	v.SigningSecret = shown
+	return v, settled, nil
 }
 
 // update stores what change makes of the webhook, on top of its newest revision.
@@ -355,7 +372,7 @@ func (s *Service) update(ctx context.Context, account, id string, match Match, c
 
 func equal(a, b *webhook.Webhook) bool {
 	return a.Name == b.Name && a.EventName == b.EventName && a.Method == b.Method && a.URL == b.URL && a.URLGiven == b.URLGiven && a.Status == b.Status &&
-		a.AuthHeader == b.AuthHeader && a.AuthKey == b.AuthKey && slices.Equal(a.Secrets, b.Secrets)
+		a.AuthHeader == b.AuthHeader && a.AuthKey == b.AuthKey && a.Signs() == b.Signs() && slices.Equal(a.Secrets, b.Secrets)
 }
 
 // Delete removes a webhook. What waits for it is cancelled by the dispatchers; an attempt in flight ends. With
@@ -392,28 +409,38 @@ func (s *Service) Delete(ctx context.Context, account, id string, match Match, b
 // maxOldSecrets is how many replaced signing secrets sign along at most.
 const maxOldSecrets = 3
 
-// RotateSecret makes a new signing secret and returns it, this once. Each of the newest maxOldSecrets old ones signs
+// RotateSecret makes a new signing secret and returns it, this once; "" when it is a key pair. Each of the newest maxOldSecrets old ones signs
 // along until RotationOverlap after it was replaced. With immediately the old ones stop signing at once.
 func (s *Service) RotateSecret(ctx context.Context, account, id string, immediately bool) (View, string, error) {
-	shown, secret := delivery.NewSecret()
+	var shown string
 	_, w, err := s.update(ctx, account, id, nil, func(w *webhook.Webhook) error {
-		now := time.Now().UTC().Truncate(time.Millisecond)
-		secrets := []webhook.Secret{{Sealed: s.keys.Seal(secret, w.SealContext("secret"))}}
-		for i, old := range w.Secrets {
-			if i == 0 {
-				old.ExpiresAt = now.Add(RotationOverlap)
-			}
-			if !immediately && now.Before(old.ExpiresAt) && i < maxOldSecrets {
-				secrets = append(secrets, old)
-			}
-		}
-		w.Secrets = secrets
+		shown = s.rotate(w, time.Now(), immediately)
 		return nil
 	})
 	if err != nil {
 		return View{}, "", err
 	}
 	return s.view(ctx, w), shown, nil
+}
+
+// rotate gives w a new secret for its signature and returns it, "" for a key pair.
+func (s *Service) rotate(w *webhook.Webhook, now time.Time, immediately bool) string {
+	now = now.UTC().Truncate(time.Millisecond)
+	shown, raw := delivery.NewSecret() // 32 bytes, the length of a seed too
+	secrets := []webhook.Secret{w.SealSecret(s.keys, raw, w.Signature)}
+	for i, old := range w.Secrets {
+		if i == 0 {
+			old.ExpiresAt = now.Add(RotationOverlap)
+		}
+		if !immediately && now.Before(old.ExpiresAt) && i < maxOldSecrets {
+			secrets = append(secrets, old)
+		}
+	}
+	w.Secrets = secrets
+	if w.Signature == webhook.Ed25519 {
+		return ""
+	}
+	return shown
 }
 
 // Suspend sets the webhook's URL aside until it is resumed by hand or changed. settled is false when the
