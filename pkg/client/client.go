@@ -40,6 +40,8 @@ type Config struct {
 	Token string
 	// Account is sent as X-Account-Id when it is set: operators say with it for which account they act.
 	Account string
+	// Language is sent as Accept-Language when it is set: explanations are in English or in Portuguese ("pt-BR").
+	Language string
 	// UserAgent is sent as it is.
 	UserAgent string
 	// Waiting, if not nil, is told before a call waits because the API asked to slow down.
@@ -192,6 +194,9 @@ func (c *Client) roundTrip(ctx context.Context, call call, header http.Header) (
 	}
 	req.Header = header
 	req.Header.Set("Authorization", "Bearer "+c.cfg.Token)
+	if c.cfg.Language != "" {
+		req.Header.Set("Accept-Language", c.cfg.Language)
+	}
 	if c.cfg.UserAgent != "" {
 		req.Header.Set("User-Agent", c.cfg.UserAgent)
 	}

@@ -144,7 +144,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		}
 		meter := share.New(cfg.Share, limits, registered.HasOthers)
 		group.Go(func() error { return ended(ctx, meter.Watch(ctx, b, proc.Log, nil)) })
-		sends := notifications.New(b, hooks, lists, types, meter, cfg.Limits.EventMaxBytes)
+		sends := notifications.New(b, hooks, lists, types, meter, cfg.Limits.EventMaxBytes, limits.Retries)
 		replayBucket, err := b.Bucket(ctx, topology.BucketReplays)
 		if err != nil {
 			return ended(ctx, err)

@@ -11,6 +11,7 @@ import (
 	"gancho/pkg/delivery"
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
+	"gancho/services/management"
 )
 
 // matched stores an event and its notification for the webhook, as the publisher would.
@@ -137,6 +138,27 @@ func TestNotificationStates(t *testing.T) {
 	s.do(acme, "DELETE", "/crm/v2/webhooks/"+hookID, nil).want(204)
 	show("cancelled", "webhook_deleted", 7)
 	s.do(acme, "POST", path+"/resend", nil).refused(409, "webhook_deleted", "")
+}
+
+// While RETRIES holds more than it may, first attempts wait.
+func TestExplainPausedFirstAttempts(t *testing.T) {
+	t.Parallel()
+	s := start(t, func(c *management.Config) { c.Limits.RetriesMaxBytes = 1024 })
+	hookID := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()
+	first := s.matched("acme", hookID, `{"transaction_uuid":"t-1"}`)
+	path := "/crm/v2/notifications/" + first.ID
+	reason := func() string { return text(object(s.do(acme, "GET", path, nil).want(200).data(), "explain"), "reason") }
+	if got := reason(); got != "waiting_for_first_attempt" {
+		t.Errorf("before: %s", got)
+	}
+	n := s.matched("acme", hookID, `{"transaction_uuid":"t-2","document":{"x":"`+strings.Repeat("x", 1024)+`"}}`)
+	n.Moves, n.AttemptsDone = 1, 1
+	if err := s.bus.ScheduleRetry(t.Context(), n, time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if got := reason(); got != "first_attempts_paused" {
+		t.Errorf("with a full store: %s", got)
+	}
 }
 
 func TestSendTest(t *testing.T) {

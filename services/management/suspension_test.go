@@ -3,6 +3,7 @@ package management_test
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"gancho/pkg/suspension"
 	"gancho/pkg/suspension/command"
 	"gancho/pkg/topology"
+	"gancho/pkg/webhook"
 )
 
 // monitor does with the commands what the suspension-monitor does: sets and removes flags.
@@ -194,6 +196,45 @@ func TestSuspension(t *testing.T) {
 	foreign := s.do(other, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201)
 	if foreign.data()["status"] != "active" {
 		t.Errorf("foreign = %s", foreign.raw)
+	}
+}
+
+// What was parked because its URL had many requests open waits for the probe once the URL is suspended.
+func TestExplainParkedBeforeSuspension(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	id := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()
+	n := s.matched("acme", id, `{"transaction_uuid":"s"}`)
+	n.Moves = 1
+	key := webhook.URLKey("https://hooks.example.com/x")
+	if err := s.bus.Park(n, key).Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.bus.Record(t.Context(), &notification.Record{
+		Kind: notification.KindParked, At: time.Now().UTC(), Account: "acme", WebhookID: id, NotificationID: n.ID, EventID: n.EventID,
+		EventName: n.EventName, Send: 1, State: notification.Parked, Reason: notification.Saturated,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	path := "/crm/v2/notifications/" + n.ID
+	if e := object(s.do(acme, "GET", path, nil).want(200).data(), "explain"); e["reason"] != "url_saturated" || !strings.Contains(text(e, "next"), "oldest first") {
+		t.Errorf("saturated: %v", e)
+	}
+	until := time.Now().Add(time.Hour).UTC().Truncate(time.Second)
+	s.flag(t.Context(), suspension.Flag{
+		Account: "acme", URLKey: key, URLHost: "hooks.example.com", State: suspension.Suspended, Since: time.Now().UTC(), Until: until,
+		Reason: suspension.ReasonAlwaysFailing, Evidence: suspension.Evidence{Failures: 20, Statuses: []string{"500"}},
+	})
+	s.until("the flag is seen", func() bool {
+		return object(s.do(acme, "GET", path, nil).want(200).data(), "explain")["reason"] == "url_suspended"
+	})
+	due := until.Format("2006-01-02 15:04:05 UTC")
+	r := s.do(acme, "GET", path, nil, "Accept-Language", "pt-BR")
+	if next := text(object(r.want(200).data(), "explain"), "next"); !strings.Contains(next, "testada de novo em "+due) {
+		t.Errorf("Portuguese: %s", next)
+	}
+	if next := text(object(s.do(acme, "GET", path, nil).want(200).data(), "explain"), "next"); !strings.Contains(next, "tried again at "+due) {
+		t.Errorf("English: %s", next)
 	}
 }
 

@@ -218,7 +218,7 @@ func (f apiFlags) connect(a *app) (err error) {
 	}
 	a.client, err = client.New(client.Config{
 		URL: cmp.Or(f.API, vars["GANCHO_URL"]), Token: token, Account: cmp.Or(f.Account, vars["GANCHO_ACCOUNT"]),
-		UserAgent: "gancho-cli/" + service.Version,
+		UserAgent: "gancho-cli/" + service.Version, Language: locale(vars),
 		Waiting: func(d time.Duration) {
 			fmt.Fprintf(a.Stderr, "gancho: the API asks to slow down; waiting %v\n", d)
 		},
@@ -228,6 +228,15 @@ func (f apiFlags) connect(a *app) (err error) {
 	}
 	a.output = f.Output
 	return nil
+}
+
+// locale is the language of the user's locale as a tag of BCP 47, "" when there is none.
+func locale(vars map[string]string) string {
+	name, _, _ := strings.Cut(cmp.Or(vars["LC_ALL"], vars["LC_MESSAGES"], vars["LANG"]), ".")
+	if name == "C" || name == "POSIX" {
+		return ""
+	}
+	return strings.ReplaceAll(name, "_", "-")
 }
 
 // interruptible ends the command's context with an interrupt. The commands that run services do not use it:

@@ -9,6 +9,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/ingest"
+	"gancho/services/management/internal/language"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
 	"gancho/services/management/internal/webhooks"
@@ -21,6 +22,14 @@ func shown(status int, v webhooks.View) *answer {
 }
 
 func (c *call) id() string { return c.r.PathValue("id") }
+
+// language returns the one that the client asks for, and says so in the answer.
+func (c *call) language() language.Language {
+	l := language.Accepted(c.r.Header.Get("Accept-Language"))
+	c.w.Header().Set("Content-Language", string(l))
+	c.w.Header().Add("Vary", "Accept-Language")
+	return l
+}
 
 func (a *API) createWebhook(c *call) (*answer, error) {
 	var in webhooks.Input
@@ -139,7 +148,7 @@ func (a *API) testWebhook(c *call) (*answer, error) {
 		return nil, err
 	}
 	c.fields = append(c.fields, zap.String("notification_id", n.ID))
-	return data(http.StatusAccepted, a.Notifications.View(n)), nil
+	return data(http.StatusAccepted, a.Notifications.View(n, c.language())), nil
 }
 
 func (a *API) listNotifications(c *call) (*answer, error) {
@@ -163,7 +172,7 @@ func (a *API) getNotification(c *call) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return data(http.StatusOK, a.Notifications.View(n)), nil
+	return data(http.StatusOK, a.Notifications.View(n, c.language())), nil
 }
 
 func (a *API) resendNotification(c *call) (*answer, error) {
@@ -174,7 +183,7 @@ func (a *API) resendNotification(c *call) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return data(http.StatusAccepted, a.Notifications.View(n)), nil
+	return data(http.StatusAccepted, a.Notifications.View(n, c.language())), nil
 }
 
 func (a *API) ingestEvent(c *call) (*answer, error) {

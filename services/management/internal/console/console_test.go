@@ -87,7 +87,7 @@ func TestEveryTextExistsAndIsUsed(t *testing.T) {
 		made = append(made, "step."+string(k))
 	}
 	for _, r := range delivery.Reasons() {
-		made = append(made, "reason."+string(r), "happened."+string(r))
+		made = append(made, "reason."+string(r))
 	}
 	for _, r := range []string{notification.Suspended, notification.Disabled, notification.Saturated} {
 		made = append(made, "reason."+r)
@@ -109,18 +109,6 @@ func TestEveryTextExistsAndIsUsed(t *testing.T) {
 	for key := range catalogue() {
 		if !used[key] && !strings.HasPrefix(key, "problem.") && !strings.Contains(source.String(), `"`+key+`"`) {
 			t.Errorf("%s is never used", key)
-		}
-	}
-}
-
-func TestAccepted(t *testing.T) {
-	t.Parallel()
-	for header, want := range map[string]language{
-		"": english, "pt-BR": portuguese, "pt": portuguese, "PT-pt,en;q=0.9": portuguese, "en-US,en;q=0.9,pt;q=0.8": english,
-		"de, pt;q=0.5": portuguese, "fr": english, "*": english, "pt;q=0": english, "pt;q=0.1, en;q=0.2": english, "pt;q=x": english, ",;;q=": english,
-	} {
-		if got := accepted(header); got != want {
-			t.Errorf("%q: got %s, want %s", header, got, want)
 		}
 	}
 }

@@ -2,16 +2,16 @@ package console
 
 import (
 	"net/http"
-	"strconv"
-	"strings"
+
+	lang "gancho/services/management/internal/language"
 )
 
-// language of a page: a tag of BCP 47.
-type language string
+// language of a page, with the ways in which it writes numbers, times and texts.
+type language lang.Language
 
 const (
-	english    language = "en"
-	portuguese language = "pt-BR"
+	english    = language(lang.English)
+	portuguese = language(lang.Portuguese)
 )
 
 func languages() []language { return []language{english, portuguese} }
@@ -27,29 +27,7 @@ func chosen(r *http.Request) language {
 			}
 		}
 	}
-	return accepted(r.Header.Get("Accept-Language"))
-}
-
-// accepted returns the language that Accept-Language ranks highest (RFC 9110, section 12.5.4), English when
-// it names none of ours. Portuguese of any country is better than English to who asks for it first.
-func accepted(header string) language {
-	best, weight := english, 0.0
-	for part := range strings.SplitSeq(header, ",") {
-		tag, parameters, _ := strings.Cut(part, ";")
-		q := 1.0
-		if v, ok := strings.CutPrefix(strings.TrimSpace(parameters), "q="); ok {
-			var err error
-			if q, err = strconv.ParseFloat(v, 64); err != nil || q > 1 {
-				continue
-			}
-		}
-		primary, _, _ := strings.Cut(strings.ToLower(strings.TrimSpace(tag)), "-")
-		l := map[string]language{"pt": portuguese, "en": english, "*": english}[primary]
-		if l != "" && q > weight {
-			best, weight = l, q
-		}
-	}
-	return best
+	return language(lang.Accepted(r.Header.Get("Accept-Language")))
 }
 
 // postLanguage is the switch.

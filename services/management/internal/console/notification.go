@@ -6,15 +6,14 @@ import (
 	"fmt"
 	"html/template"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"go.uber.org/zap"
 
-	"gancho/pkg/notification"
-	"gancho/pkg/suspension"
+	"gancho/services/management/internal/explain"
+	lang "gancho/services/management/internal/language"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
 )
@@ -119,13 +118,12 @@ func (c *Console) notificationPage(v *visit) error {
 	if err != nil {
 		return err
 	}
-	data := notificationPageData{View: c.Notifications.View(n), Steps: steps(n), CanResend: n.State.Terminal() && n.Webhook != nil}
-	var flag *suspension.Flag
+	data := notificationPageData{View: c.Notifications.View(n, lang.Language(v.lang)), Steps: steps(n), CanResend: n.State.Terminal() && n.Webhook != nil}
 	if n.Webhook != nil {
 		data.WebhookName, data.WebhookURL = n.Webhook.Name, n.Webhook.URL
-		_, flag = c.Webhooks.Status(n.Webhook)
 	}
-	data.Text, data.Next = v.lang.explain(n, flag)
+	why := c.Notifications.Explain(n)
+	data.Text, data.Next = v.lang.sentence(why.Why), v.lang.sentence(why.Next)
 	body, err := c.Notifications.Payload(v.ctx, n)
 	switch {
 	case err == nil:
@@ -205,84 +203,29 @@ func (c *Console) postResend(v *visit) error {
 	return c.done(v, "/notifications/"+n.ID, flash{Key: "done.resent"})
 }
 
-// explain says in the page's language why a notification is in its state, and what happens when: what
-// notifications.Explain says in English.
-func (l language) explain(n *notifications.Notification, flag *suspension.Flag) (text, next template.HTML) {
-	done, most := strconv.Itoa(n.AttemptsDone), strconv.Itoa(notification.MaxAttempts)
-	last := newest(n)
-	switch n.State {
-	case notification.Pending:
-		if n.Sends > 1 {
-			return l.html("explain.pending_again", "send", strconv.Itoa(n.Sends)), l.html("explain.pending_next")
-		}
-		return l.html("explain.pending"), l.html("explain.pending_next")
-	case notification.Retrying:
-		what := template.HTML("")
-		if last != nil {
-			what = l.happened(last)
-		}
-		text = l.html("explain.retrying", "done", done, "most", most, "what", what)
-		key := "explain.retrying_next"
-		if n.AttemptsDone+1 == notification.MaxAttempts {
-			key = "explain.retrying_last"
-		}
-		return text, l.html(key, "number", strconv.Itoa(n.AttemptsDone+1), "at", moment("full", n.NextAttemptAt), "left", moment("relative", n.NextAttemptAt))
-	case notification.Parked:
-		return l.explainParked(n, flag, l.html("explain.parked_left", "done", done, "most", most))
-	case notification.Delivered:
-		if last == nil {
-			return l.html("explain.delivered"), l.html("explain.delivered_next")
-		}
-		return l.html("explain.delivered_with", "number", strconv.Itoa(last.Number), "status", strconv.Itoa(last.HTTPStatus), "took", l.milliseconds(last.DurationMS)), l.html("explain.delivered_next")
-	case notification.PermanentlyFailed:
-		switch n.Reason {
-		case "expired_while_suspended":
-			return l.html("explain.expired", "done", done, "most", most), l.html("explain.failed_next")
-		case "internal_error":
-			return l.html("explain.internal"), l.html("explain.failed_next")
-		}
-		what := template.HTML("")
-		if last != nil {
-			what = l.happened(last)
-		}
-		return l.html("explain.failed", "done", done, "what", what), l.html("explain.failed_next")
-	case notification.Cancelled:
-		return l.html("explain.cancelled"), l.html("explain.cancelled_next")
+// sentence is one of an explanation, as HTML.
+func (l language) sentence(s explain.Sentence) template.HTML {
+	text := explain.Sentence{
+		Text:      lang.Text{English: template.HTMLEscapeString(s.Text.English), Portuguese: template.HTMLEscapeString(s.Text.Portuguese)},
+		Arguments: s.Arguments,
 	}
-	return template.HTML(template.HTMLEscapeString(string(n.State))), "" //nolint:gosec // escaped
-}
-
-func (l language) explainParked(n *notifications.Notification, flag *suspension.Flag, left template.HTML) (text, next template.HTML) {
-	switch {
-	case n.Reason == notification.Disabled:
-		return l.html("explain.disabled", "left", left), l.html("explain.disabled_next")
-	case n.Reason == notification.Saturated:
-		return l.html("explain.saturated", "left", left), l.html("explain.saturated_next")
-	case flag == nil:
-		return l.html("explain.released", "left", left), l.html("explain.released_next")
-	case flag.ByHand:
-		return l.html("explain.by_hand", "since", moment("full", flag.Since), "left", left), l.html("explain.by_hand_next")
-	}
-	text = l.html("explain.suspended", "since", moment("full", flag.Since), "failures", l.mustNumber(flag.Evidence.Failures),
-		"statuses", l.statuses(flag.Evidence.Statuses), "left", left)
-	if flag.State == suspension.Probing {
-		return text, l.html("explain.probing_next")
-	}
-	return text, l.html("explain.suspended_next", "until", moment("full", flag.Until), "left", moment("relative", flag.Until))
-}
-
-func newest(n *notifications.Notification) *notification.Attempt {
-	for _, r := range slices.Backward(n.History) {
-		if r.Attempt != nil && r.Send == n.Sends {
-			return r.Attempt
+	return template.HTML(text.Say(lang.Language(l), func(argument any) string { //nolint:gosec // the text and every argument are escaped
+		switch v := argument.(type) {
+		case explain.Sentence:
+			return string(l.sentence(v))
+		case time.Time:
+			return string(moment("full", v))
+		case explain.Due:
+			return string(moment("full", time.Time(v))) + " (" + string(moment("relative", time.Time(v))) + ")"
+		case explain.Took:
+			return template.HTMLEscapeString(l.milliseconds(float64(v)))
+		case explain.Outcomes:
+			return template.HTMLEscapeString(l.statuses(v))
+		case int:
+			return l.mustNumber(v)
 		}
-	}
-	return nil
-}
-
-// happened puts the outcome of a failed attempt into words.
-func (l language) happened(a *notification.Attempt) template.HTML {
-	return l.html("happened."+string(a.Reason), "status", strconv.Itoa(a.HTTPStatus), "took", l.milliseconds(a.DurationMS))
+		return template.HTMLEscapeString(fmt.Sprint(argument))
+	}))
 }
 
 // statuses are the different outcomes of a suspension's evidence: statuses of HTTP, and reasons.

@@ -3,17 +3,15 @@ package console
 import (
 	"fmt"
 	"html/template"
-	"strings"
+
+	lang "gancho/services/management/internal/language"
 )
 
 // text is one text in every language. {name} is a place for an argument.
 type text struct{ en, pt string }
 
 func (t text) in(l language) string {
-	if l == portuguese {
-		return t.pt
-	}
-	return t.en
+	return lang.Text{English: t.en, Portuguese: t.pt}.In(lang.Language(l))
 }
 
 // known reports whether the catalogue has a key.
@@ -25,12 +23,12 @@ func known(key string) bool {
 // text returns the text of a key, with the arguments (name, value, ...) as they are. A key that does not
 // exist is a mistake of ours.
 func (l language) text(key string, args ...any) string {
-	return fill(l.template(key), args, func(v any) string { return fmt.Sprint(v) })
+	return lang.Fill(l.template(key), args, func(v any) string { return fmt.Sprint(v) })
 }
 
 // html returns the text of a key as HTML. Arguments are escaped unless they are HTML already.
 func (l language) html(key string, args ...any) template.HTML {
-	return template.HTML(fill(template.HTMLEscapeString(l.template(key)), args, func(v any) string { //nolint:gosec // escaped here
+	return template.HTML(lang.Fill(template.HTMLEscapeString(l.template(key)), args, func(v any) string { //nolint:gosec // escaped here
 		if h, ok := v.(template.HTML); ok {
 			return string(h)
 		}
@@ -56,14 +54,6 @@ func (l language) template(key string) string {
 		panic(fmt.Sprintf("the catalogue of texts has no %q", key))
 	}
 	return t.in(l)
-}
-
-func fill(s string, args []any, show func(any) string) string {
-	pairs := make([]string, 0, len(args))
-	for i := 0; i+1 < len(args); i += 2 {
-		pairs = append(pairs, "{"+fmt.Sprint(args[i])+"}", show(args[i+1]))
-	}
-	return strings.NewReplacer(pairs...).Replace(s)
 }
 
 // catalogue are all texts of the console, by key. The map is shared: it must not be changed.
@@ -139,49 +129,6 @@ var texts = map[string]text{
 	"reason.suspended":               {"URL suspended", "URL suspensa"},
 	"reason.disabled":                {"Webhook disabled", "Webhook desativado"},
 	"reason.saturated":               {"URL at its limit", "URL no limite"},
-
-	"happened.timeout":                 {"no answer within {took}", "nenhuma resposta em {took}"},
-	"happened.dns":                     {"the host's name could not be looked up", "o nome do host não pôde ser resolvido"},
-	"happened.connect":                 {"no connection could be made", "não foi possível conectar"},
-	"happened.tls":                     {"the TLS handshake failed or the certificate is not valid", "a negociação TLS falhou ou o certificado não é válido"},
-	"happened.redirect":                {"the receiver answered {status}, a redirect, which is not followed", "o receptor respondeu {status}, um redirecionamento, que não é seguido"},
-	"happened.status_1xx":              {"the receiver answered {status}", "o receptor respondeu {status}"},
-	"happened.status_4xx":              {"the receiver answered {status}", "o receptor respondeu {status}"},
-	"happened.status_5xx":              {"the receiver answered {status}", "o receptor respondeu {status}"},
-	"happened.rate_limited":            {"the receiver answered {status} and asked to slow down", "o receptor respondeu {status} e pediu para ir mais devagar"},
-	"happened.blocked_address":         {"the host's address is not publicly routable, so nothing was sent", "o endereço do host não é público, então nada foi enviado"},
-	"happened.bad_response":            {"the answer was not valid HTTP, or the connection broke before it", "a resposta não era HTTP válido, ou a conexão caiu antes dela"},
-	"happened.header_limit":            {"the answer's headers were larger than 64 KiB", "os cabeçalhos da resposta passaram de 64 KiB"},
-	"happened.internal_error":          {"a fault in Gancho", "uma falha no Gancho"},
-	"happened.expired_while_suspended": {"it expired", "ela expirou"},
-
-	"explain.pending":        {"The first attempt has not been made yet.", "A primeira tentativa ainda não foi feita."},
-	"explain.pending_again":  {"It was sent again (send {send}); the first attempt of this send has not been made yet.", "Ela foi reenviada (envio {send}); a primeira tentativa deste envio ainda não foi feita."},
-	"explain.pending_next":   {"It is made as soon as a dispatcher is free, normally within a second.", "Ela é feita assim que um dispatcher estiver livre, normalmente em um segundo."},
-	"explain.retrying":       {"Attempt {done} of {most} failed: {what}.", "A tentativa {done} de {most} falhou: {what}."},
-	"explain.retrying_next":  {"Attempt {number} is due {left} ({at}).", "A tentativa {number} será {left} ({at})."},
-	"explain.retrying_last":  {"Attempt {number} is due {left} ({at}). It is the last one; if it fails too, the notification is permanently failed.", "A tentativa {number} será {left} ({at}). É a última; se ela também falhar, a notificação vira falha permanente."},
-	"explain.parked_left":    {"{done} of its {most} attempts are used; waiting uses none.", "{done} de suas {most} tentativas foram usadas; esperar não usa nenhuma."},
-	"explain.disabled":       {"Its webhook is disabled by its owner. {left}", "Seu webhook foi desativado pelo dono. {left}"},
-	"explain.disabled_next":  {"It goes on when the webhook is active again. It does not expire.", "Ela continua quando o webhook for ativado de novo. Não expira."},
-	"explain.saturated":      {"Its URL has as many requests open as it answers well at a time. {left}", "Sua URL já tem tantas requisições abertas quanto responde bem por vez. {left}"},
-	"explain.saturated_next": {"It is sent when those ahead of it are answered, oldest first.", "Ela é enviada quando as anteriores forem respondidas, da mais antiga para a mais nova."},
-	"explain.released":       {"Its URL was suspended and is active again. {left}", "Sua URL esteve suspensa e está ativa de novo. {left}"},
-	"explain.released_next":  {"It is released soon: first one at a time, then more with each that is accepted, oldest first.", "Ela será liberada em breve: primeiro uma por vez, depois mais a cada aceita, da mais antiga para a mais nova."},
-	"explain.by_hand":        {"Its URL was suspended by hand at {since}. {left}", "Sua URL foi suspensa manualmente em {since}. {left}"},
-	"explain.by_hand_next":   {"It is sent after the webhook is resumed or changed. It expires if that takes too long (PARKED_MAX_AGE).", "Ela é enviada depois que o webhook for retomado ou alterado. Expira se isso demorar demais (PARKED_MAX_AGE)."},
-	"explain.suspended":      {"Its URL is suspended since {since}: {failures} failures and no success ({statuses}). {left}", "Sua URL está suspensa desde {since}: {failures} falhas e nenhum sucesso ({statuses}). {left}"},
-	"explain.suspended_next": {"The URL is tried again {left} ({until}) with the oldest notification that waits; if that is accepted, the others follow. Resuming the webhook does it at once.", "A URL será testada {left} ({until}) com a notificação mais antiga em espera; se for aceita, as outras seguem. Retomar o webhook faz isso na hora."},
-	"explain.probing_next":   {"The URL is being tried right now with the oldest notification that waits; if that is accepted, the others follow.", "A URL está sendo testada agora com a notificação mais antiga em espera; se for aceita, as outras seguem."},
-	"explain.delivered":      {"The receiver accepted it.", "O receptor a aceitou."},
-	"explain.delivered_with": {"Attempt {number} was answered with {status} after {took}.", "A tentativa {number} foi respondida com {status} após {took}."},
-	"explain.delivered_next": {"Nothing more is sent. It can be sent again.", "Nada mais é enviado. Ela pode ser reenviada."},
-	"explain.failed":         {"All {done} attempts failed; the last one: {what}.", "Todas as {done} tentativas falharam; a última: {what}."},
-	"explain.failed_next":    {"Nothing more is sent by itself. It can be sent again while its payload is kept.", "Nada mais é enviado automaticamente. Ela pode ser reenviada enquanto o payload for mantido."},
-	"explain.expired":        {"Its URL stayed suspended too long (PARKED_MAX_AGE); {done} of {most} attempts were made.", "Sua URL ficou suspensa por tempo demais (PARKED_MAX_AGE); {done} de {most} tentativas foram feitas."},
-	"explain.internal":       {"It could not be handled because of a fault in Gancho, and was set aside for the operators.", "Ela não pôde ser tratada por uma falha no Gancho e foi separada para os operadores."},
-	"explain.cancelled":      {"Its webhook was deleted before it was delivered.", "Seu webhook foi excluído antes da entrega."},
-	"explain.cancelled_next": {"Nothing more is sent, and it cannot be sent again.", "Nada mais é enviado, e ela não pode ser reenviada."},
 
 	"col.state":    {"State", "Estado"},
 	"col.event":    {"Event", "Evento"},

@@ -12,6 +12,7 @@ import (
 
 	"gancho/pkg/notification"
 	"gancho/pkg/webhook"
+	"gancho/services/management/internal/explain"
 	"gancho/services/management/internal/httpstatus"
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/notifications"
@@ -250,7 +251,7 @@ func (c *Console) lastFailed(v *visit, id string) (*failedAttempt, error) {
 		if err != nil {
 			return nil, err
 		}
-		a := newest(whole)
+		a := explain.LastAttempt(whole.History, whole.Sends)
 		if a != nil && a.Outcome == notification.OutcomeFailed && (last == nil || a.StartedAt.After(last.StartedAt)) {
 			last = &failedAttempt{n.ID, notifications.ShowAttempt(a)}
 		}

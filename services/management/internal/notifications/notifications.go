@@ -21,6 +21,7 @@ import (
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
 	"gancho/pkg/share"
+	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/index"
@@ -44,12 +45,15 @@ type Service struct {
 	meter     *share.Meter
 
 	eventMaxBytes int
+	retriesLimit  int64
 }
 
-// New returns a service. eventMaxBytes is how large an event may be: what is larger is not replayed.
-// Tests send samples of the catalogue.
-func New(b *bus.Bus, w *webhooks.Service, x *index.Index, c *catalogue.Catalogue, m *share.Meter, eventMaxBytes int) *Service {
-	return &Service{bus: b, webhooks: w, index: x, catalogue: c, meter: m, eventMaxBytes: eventMaxBytes}
+// New returns a service. eventMaxBytes is how large an event may be: what is larger is not replayed. Above
+// retriesLimit bytes on RETRIES (0: no limit) dispatchers make no first attempts. Tests send samples of the catalogue.
+func New(
+	b *bus.Bus, w *webhooks.Service, x *index.Index, c *catalogue.Catalogue, m *share.Meter, eventMaxBytes int, retriesLimit int64,
+) *Service {
+	return &Service{bus: b, webhooks: w, index: x, catalogue: c, meter: m, eventMaxBytes: eventMaxBytes, retriesLimit: retriesLimit}
 }
 
 // Notification is what is known of one.
@@ -73,6 +77,7 @@ type Notification struct {
 
 	newest  *bus.Recorded // nil when nothing is recorded
 	pending *notification.Notification
+	paused  bool // no first attempts are made for now
 }
 
 // Get returns the account's notification with its history.
@@ -142,7 +147,20 @@ func (s *Service) look(ctx context.Context, account, id string) (*Notification, 
 	case !n.State.Terminal():
 		n.State, n.Reason, n.NextAttemptAt = notification.Cancelled, "", time.Time{}
 	}
+	if n.State == notification.Pending {
+		n.paused = s.paused(ctx)
+	}
 	return n, nil
+}
+
+// paused reports whether dispatchers make no first attempts because RETRIES holds more than it may. They go on a tenth
+// below the limit. Between the two it cannot be seen from here whether they pause, and it is likelier.
+func (s *Service) paused(ctx context.Context) bool {
+	if s.retriesLimit == 0 {
+		return false
+	}
+	state, err := s.bus.StreamState(ctx, topology.Retries)
+	return err == nil && state.Bytes > uint64(s.retriesLimit)/10*9 //nolint:gosec // positive
 }
 
 // follow takes over a message whose send has not been recorded yet.

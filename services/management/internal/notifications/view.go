@@ -4,6 +4,9 @@ import (
 	"time"
 
 	"gancho/pkg/notification"
+	"gancho/pkg/suspension"
+	"gancho/services/management/internal/explain"
+	"gancho/services/management/internal/language"
 )
 
 // View is a notification as its owner sees it.
@@ -42,12 +45,35 @@ type Attempt struct {
 	ResponseBase64  []byte                `json:"response_body_base64,omitempty" doc:"instead of response_body when that is not UTF-8"`
 }
 
-// View returns n as its owner sees it.
-func (s *Service) View(n *Notification) View {
+// Explanation says in one language why a notification is in its state, and what happens when.
+type Explanation struct {
+	Reason string `json:"reason" doc:"a code of a closed list"`
+	Text   string `json:"text" doc:"for people, in English or Portuguese as Accept-Language asks"`
+	Next   string `json:"next"`
+}
+
+func explanation(e explain.Explanation, l language.Language) Explanation {
+	return Explanation{e.Reason, e.Why.In(l), e.Next.In(l)}
+}
+
+// Explain says why n is in its state, and what happens when.
+func (s *Service) Explain(n *Notification) explain.Explanation {
+	var flag *suspension.Flag
+	if n.Webhook != nil {
+		_, flag = s.webhooks.Status(n.Webhook)
+	}
+	return explain.Of(explain.Facts{
+		State: n.State, Reason: n.Reason, Sends: n.Sends, AttemptsDone: n.AttemptsDone, NextAttemptAt: n.NextAttemptAt,
+		Last: explain.LastAttempt(n.History, n.Sends), Flag: flag, Paused: n.paused,
+	})
+}
+
+// View returns n as its owner sees it, explained in a language.
+func (s *Service) View(n *Notification, l language.Language) View {
 	v := View{
 		ID: n.ID, WebhookID: n.WebhookID, EventID: n.EventID, EventName: n.EventName, State: string(n.State),
 		Reason: optional(n.Reason), Sends: n.Sends, AttemptsMade: n.AttemptsDone, ReplayID: optional(n.Replay),
-		CreatedAt: n.CreatedAt, UpdatedAt: n.UpdatedAt, NextAttemptAt: n.next(), Attempts: []Attempt{}, Explain: s.Explain(n), Partial: n.Truncated,
+		CreatedAt: n.CreatedAt, UpdatedAt: n.UpdatedAt, NextAttemptAt: n.next(), Attempts: []Attempt{}, Explain: explanation(s.Explain(n), l), Partial: n.Truncated,
 	}
 	for _, r := range n.History {
 		if r.Attempt != nil {

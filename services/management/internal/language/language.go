@@ -1,0 +1,59 @@
+// Package language is the languages in which Gancho speaks to people: English and Brazilian Portuguese.
+package language
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Language is a tag of BCP 47.
+type Language string
+
+// The languages.
+const (
+	English    Language = "en"
+	Portuguese Language = "pt-BR"
+)
+
+// Text is one text in every language. {name} is a place for an argument.
+type Text struct{ English, Portuguese string }
+
+// In returns the text in a language.
+func (t Text) In(l Language) string {
+	if l == Portuguese {
+		return t.Portuguese
+	}
+	return t.English
+}
+
+// Fill puts arguments (name, value, ...) into the places of a text, each as show shows it.
+func Fill(text string, arguments []any, show func(argument any) string) string {
+	pairs := make([]string, 0, len(arguments))
+	for i := 0; i+1 < len(arguments); i += 2 {
+		pairs = append(pairs, "{"+fmt.Sprint(arguments[i])+"}", show(arguments[i+1]))
+	}
+	return strings.NewReplacer(pairs...).Replace(text)
+}
+
+// Accepted returns the language that Accept-Language ranks highest (RFC 9110, section 12.5.4), English when it names
+// none of ours. It takes Portuguese of any country: whoever asks for it first prefers it to English.
+func Accepted(header string) Language {
+	best, weight := English, 0.0
+	for part := range strings.SplitSeq(header, ",") {
+		tag, parameters, _ := strings.Cut(part, ";")
+		q := 1.0
+		if v, ok := strings.CutPrefix(strings.TrimSpace(parameters), "q="); ok {
+			var err error
+			if q, err = strconv.ParseFloat(v, 64); err != nil || q > 1 {
+				continue
+			}
+		}
+		primary, _, _ := strings.Cut(strings.ToLower(strings.TrimSpace(tag)), "-")
+		l := map[string]Language{"pt": Portuguese, "en": English, "*": English}[primary]
+		if l != "" && q > weight {
+			best, weight = l, q
+		}
+	}
+	return best
+}
