@@ -48,6 +48,7 @@ run: needs-go ## all services in one process, state in ./data (gancho serve)
 
 .PHONY: up
 up: ## start everything in containers and wait until it is healthy
+	deploy/env
 	docker compose up --build --wait
 
 .PHONY: down
@@ -61,8 +62,8 @@ test: needs-go tools ## all tests with the race detector; installs what they nee
 	go test -race -shuffle=on -timeout 20m $(PACKAGES)
 
 .PHONY: test-short
-test-short: needs-go ## the quick tests: no race detector, nothing installed
-	go test -short -shuffle=on -timeout 3m $(PACKAGES)
+test-short: needs-go ## the quick tests, under a minute: no race detector, nothing installed, not end to end
+	go test -short -timeout 3m $$(go list $(PACKAGES) | grep -v /e2e$$)
 
 .PHONY: tools
 tools: needs-go

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -32,6 +33,11 @@ type compose struct {
 	Networks map[string]struct {
 		Internal   bool              `yaml:"internal"`
 		DriverOpts map[string]string `yaml:"driver_opts"`
+		IPAM       struct {
+			Config []struct {
+				Subnet string `yaml:"subnet"`
+			} `yaml:"config"`
+		} `yaml:"ipam"`
 	} `yaml:"networks"`
 	Volumes map[string]any `yaml:"volumes"`
 }
@@ -52,7 +58,7 @@ type composeService struct {
 	Restart       string             `yaml:"restart"`
 	StopGrace     string             `yaml:"stop_grace_period"`
 	Ports         []string           `yaml:"ports"`
-	Networks      []string           `yaml:"networks"`
+	Networks      attached           `yaml:"networks"`
 	NetworkMode   string             `yaml:"network_mode"`
 	PID           string             `yaml:"pid"`
 	IPC           string             `yaml:"ipc"`
@@ -67,6 +73,19 @@ type composeService struct {
 	Deploy   struct {
 		Replicas int `yaml:"replicas"`
 	} `yaml:"deploy"`
+}
+
+// attached are the names of networks, written as a list or, with addresses, as a map.
+type attached []string
+
+func (a *attached) UnmarshalYAML(n *yaml.Node) error {
+	if n.Kind == yaml.MappingNode {
+		var all map[string]any
+		err := n.Decode(&all)
+		*a = slices.Sorted(maps.Keys(all))
+		return err
+	}
+	return n.Decode((*[]string)(a))
 }
 
 type composeBuild struct {
@@ -297,13 +316,13 @@ func testComposeSecrets(t *testing.T, c compose) {
 		}
 		return ""
 	}
-	password := regexp.MustCompile(`\$\{((?:NATS|REDIS)_PASSWORD_[A-Z_]+):-([a-zA-Z0-9_-]+)\}`)
-	defaults := map[string]string{} // of every password variable: it must be the same on both sides
+	password := regexp.MustCompile(`\$\{((?:NATS|REDIS)_PASSWORD_[A-Z_]+|GRAFANA_PASSWORD)(:\?run deploy/env[^}]*)?\}`)
 	users := map[string][]string{
 		"publisher":          {"NATS_PASSWORD_PUBLISHER"},
 		"dispatcher":         {"NATS_PASSWORD_DISPATCHER"},
 		"suspension-monitor": {"NATS_PASSWORD_SUSPENSION_MONITOR", "REDIS_PASSWORD_MONITOR"},
 		"management":         {"NATS_PASSWORD_MANAGEMENT", "REDIS_PASSWORD_MANAGEMENT"},
+		"gancho":             {"NATS_PASSWORD_OPERATOR"},
 	}
 	files := map[string][]string{ // that name what a container gets
 		"nats":  {"deploy/nats/nats.conf", "deploy/nats/accounts.conf"},
@@ -321,10 +340,12 @@ func testComposeSecrets(t *testing.T, c compose) {
 		for variable := range s.Environment {
 			for _, m := range password.FindAllStringSubmatch(value(s, variable), -1) {
 				got = append(got, m[1])
-				if known, ok := defaults[m[1]]; ok && known != m[2] {
-					t.Errorf("%s: %s has the default %q here and %q elsewhere", name, m[1], m[2], known)
+				if m[2] == "" {
+					t.Errorf("%s: Compose starts without %s instead of naming deploy/env", name, m[1])
 				}
-				defaults[m[1]] = m[2]
+			}
+			if strings.Contains(value(s, variable), "_PASSWORD") && !password.MatchString(value(s, variable)) {
+				t.Errorf("%s: %s has a password that is not from .env", name, variable)
 			}
 		}
 		slices.Sort(got)
@@ -345,7 +366,7 @@ func testComposeSecrets(t *testing.T, c compose) {
 		switch name {
 		case "setup", "management":
 			want = []string{"encryption-key", "api-tokens"}
-		case "dispatcher":
+		case "dispatcher", "gancho":
 			want = []string{"encryption-key"}
 		}
 		if !slices.Equal(secrets, want) {
@@ -384,10 +405,6 @@ func testComposeSecrets(t *testing.T, c compose) {
 func TestComposePassesSettings(t *testing.T) { eachCompose(t, testComposePassesSettings) }
 
 func testComposePassesSettings(t *testing.T, c compose) {
-	// These name files: they need a mount of their own beside the variable.
-	files := []string{"NATS_CREDS_FILE", "NATS_CA_FILE", "EGRESS_CA_FILE"}
-	// API_TOKENS_FILE says the same without showing the tokens to docker inspect.
-	left := append(files, "API_TOKENS")
 	// The Go runtime and OpenTelemetry read these by themselves.
 	foreign := []string{"GOGC", "GOMEMLIMIT", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS"}
 	for name, config := range map[string]any{
@@ -396,7 +413,7 @@ func testComposePassesSettings(t *testing.T, c compose) {
 		var known []string
 		for _, f := range service.Fields(config) {
 			known = append(known, f.Var)
-			if _, passed := c.Services[name].Environment[f.Var]; !passed && !slices.Contains(left, f.Var) {
+			if _, passed := c.Services[name].Environment[f.Var]; !passed {
 				t.Errorf("%s: %s is a setting of the service, but %s does not pass it on", name, f.Var, c.file)
 			}
 		}
@@ -404,6 +421,9 @@ func testComposePassesSettings(t *testing.T, c compose) {
 			if !slices.Contains(known, variable) && !slices.Contains(foreign, variable) {
 				t.Errorf("%s: gets %s, which it does not read", name, variable)
 			}
+		}
+		if !slices.Contains(c.Services[name].Volumes, "./deploy/files/"+name+":/files:ro") {
+			t.Errorf("%s: the files that its variables may name are not mounted", name)
 		}
 	}
 }
@@ -427,7 +447,7 @@ func TestClusterIsOne(t *testing.T) {
 		if v := s.Environment["STREAM_REPLICAS"]; v == nil || *v != "3" {
 			t.Errorf("%s: STREAM_REPLICAS is not 3", name)
 		}
-		for variable, servers := range map[string][]string{"NATS_URL": {"@nats-1:4222", "@nats-2:4222", "@nats-3:4222"}, "REDIS_URL": {"sentinel-1,sentinel-2,sentinel-3/0?master_name=gancho"}} {
+		for variable, servers := range map[string][]string{"NATS_URL": {"@nats-1:4222", "@nats-2:4222", "@nats-3:4222"}, "REDIS_URL": {"68.21,${SUBNETS:-10.231}.68.22,${SUBNETS:-10.231}.68.23/0?master_name=gancho"}} {
 			v := s.Environment[variable]
 			for _, server := range servers {
 				if v != nil && !strings.Contains(*v, server) {
@@ -469,5 +489,64 @@ func TestDockerfile(t *testing.T) {
 	}
 	if !regexp.MustCompile(`(?m)^ARG GO_VERSION=\d+\.\d+\.\d+$`).Match(text) {
 		t.Error("deploy/Dockerfile does not pin Go to a patch release")
+	}
+}
+
+// TestComposeAddresses: every installation's networks have addresses of their own, so that both can run and settings
+// can name them.
+func TestComposeAddresses(t *testing.T) {
+	t.Parallel()
+	seen := map[string]string{}
+	for _, file := range []string{composeFile, clusterFile} {
+		for name, network := range readCompose(t, file).Networks {
+			if len(network.IPAM.Config) != 1 || !strings.HasPrefix(network.IPAM.Config[0].Subnet, "${SUBNETS:-10.231}.") {
+				t.Errorf("%s: network %s: %+v; want one subnet below SUBNETS", file, name, network.IPAM)
+				continue
+			}
+			subnet := network.IPAM.Config[0].Subnet
+			if other, ok := seen[subnet]; ok {
+				t.Errorf("%s: network %s has the addresses of %s", file, name, other)
+			}
+			seen[subnet] = file + " " + name
+		}
+	}
+}
+
+// TestPasswordsAreRandom: deploy/env writes every variable that Compose insists on, differently each time, and leaves
+// alone what is there.
+func TestPasswordsAreRandom(t *testing.T) {
+	t.Parallel()
+	insists := regexp.MustCompile(`\$\{([A-Z_]+):\?`)
+	for _, file := range []string{composeFile, clusterFile} {
+		text, err := os.ReadFile(root(file))
+		must(t, file, err)
+		runs := []map[string]string{{}, {}}
+		for i := range runs {
+			folder := t.TempDir()
+			must(t, "copy", os.WriteFile(filepath.Join(folder, "docker-compose.yml"), text, 0o600))
+			must(t, ".env", os.WriteFile(filepath.Join(folder, ".env"), []byte("LOG_LEVEL=debug\nNATS_PASSWORD_CRM=mine"), 0o600))
+			for range 2 {
+				out, err := exec.Command("/bin/sh", root("deploy", "env"), folder).CombinedOutput()
+				must(t, "deploy/env: "+string(out), err)
+			}
+			written, err := os.ReadFile(filepath.Join(folder, ".env"))
+			must(t, ".env", err)
+			for line := range strings.Lines(string(written)) {
+				name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+				if _, twice := runs[i][name]; twice {
+					t.Errorf("%s is there twice", name)
+				}
+				runs[i][name] = value
+			}
+			if runs[i]["LOG_LEVEL"] != "debug" || runs[i]["NATS_PASSWORD_CRM"] != "mine" {
+				t.Errorf("what was there changed: %v", runs[i])
+			}
+		}
+		for _, m := range insists.FindAllStringSubmatch(string(text), -1) {
+			one, other := runs[0][m[1]], runs[1][m[1]]
+			if m[1] != "NATS_PASSWORD_CRM" && (len(one) < 32 || one == other) {
+				t.Errorf("%s: %s is not random: %d characters", file, m[1], len(one))
+			}
+		}
 	}
 }
