@@ -478,6 +478,9 @@ func TestKeepersTakeTurns(t *testing.T) {
 }
 
 func TestLedgerSurvivesEncoding(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	l := newLedger()
 	for i := range 1000 {

@@ -92,6 +92,9 @@ func TestLedgerReadsTheFormWithoutSizes(t *testing.T) {
 
 // TestKeeperCountsWhatAccountsHold: what is written on NOTIFICATIONS shows in the bucket SHARES, and its end too.
 func TestKeeperCountsWhatAccountsHold(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	d := newDesk(t, nil)
 	shares, err := d.bus.Bucket(t.Context(), "SHARES")

@@ -29,6 +29,9 @@ func leaderOf(t *testing.T, js jetstream.JetStream, stream string) string {
 // TestClusterReadsWhatWasAcknowledged writes at the leader of a bucket and asks at once at servers that may
 // lag behind: what was acknowledged is there for everybody.
 func TestClusterReadsWhatWasAcknowledged(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	servers := bustest.StartCluster(t, 30<<30)
 	l := bustest.Limits()
@@ -73,6 +76,9 @@ func TestClusterReadsWhatWasAcknowledged(t *testing.T) {
 
 // TestGrowToCluster takes a topology of one replica to three while a service uses it.
 func TestGrowToCluster(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	servers := bustest.StartCluster(t, 30<<30)
 	l := bustest.Limits()
@@ -160,6 +166,9 @@ func waitFor(t *testing.T, what string, is func() bool) {
 
 // TestRestoreIntoCluster moves a broker's streams into a cluster.
 func TestRestoreIntoCluster(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	b := bustest.Start(t).Topology(bustest.Limits())
 	for i := range 20 {

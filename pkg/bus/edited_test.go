@@ -135,6 +135,9 @@ func editStream(t *testing.T, js jetstream.JetStream, name string, edit func(*je
 // TestEditedConsumerIsSetBack: row 72 of the bad inputs. Whoever pulls a consumer that somebody edited says so,
 // is not ready, and sets it back as soon as the broker lets it.
 func TestEditedConsumerIsSetBack(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits()).Close()
@@ -206,6 +209,9 @@ func TestEditedConsumerIsSetBack(t *testing.T) {
 // TestReplicasOfOneConsumer: two that are configured differently, as while a change is rolled out, leave each
 // other alone, also after one of them set the consumer back.
 func TestReplicasOfOneConsumer(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits())
@@ -240,6 +246,9 @@ func TestReplicasOfOneConsumer(t *testing.T) {
 // TestPausedConsumer: a pause is an act on purpose. It is told, not undone, and what else is edited is set back
 // without ending it.
 func TestPausedConsumer(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits())
@@ -297,6 +306,9 @@ func TestPausedConsumer(t *testing.T) {
 // TestWhatAConsumerSaysOfItself survives the broker, is added to consumers that were made without it, and takes
 // what the broker adds of its own for ours.
 func TestWhatAConsumerSaysOfItself(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits()).Close() // else that one would set the stream back
@@ -470,6 +482,9 @@ func TestWhatCannotBeSetBack(t *testing.T) {
 // TestLeaderAloneAnswers: of several servers that may answer, one that lags behind would not know what the
 // leader acknowledged.
 func TestLeaderAloneAnswers(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	servers, l := bustest.StartCluster(t, 30<<30), bustest.Limits()
 	l.Replicas = 3

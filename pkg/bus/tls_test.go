@@ -80,6 +80,9 @@ func connects(t *testing.T, cfg bus.Config) (bool, string) {
 }
 
 func TestBrokerOverTLS(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	files, other := tlstest.New(t), tlstest.New(t)
 	addr := startServer(t, &server.Options{
@@ -120,6 +123,9 @@ func TestBrokerOverTLS(t *testing.T) {
 
 // TestCredentialsFile: brokers with accounts by JWT.
 func TestCredentialsFile(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	operator, system, account, user := pair(t, nkeys.CreateOperator), pair(t, nkeys.CreateAccount), pair(t, nkeys.CreateAccount), pair(t, nkeys.CreateUser)
 	oc := jwt.NewOperatorClaims(public(t, operator))
@@ -190,6 +196,9 @@ func encode(t *testing.T, c jwt.Claims, by nkeys.KeyPair) string {
 // TestWrongPasswordIsRetried is row 76 of the bad inputs: a service whose password is wrong is not ready, and
 // works as soon as the broker accepts it, without a restart.
 func TestWrongPasswordIsRetried(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	opts := &server.Options{Username: "gancho", Password: "old"}
 	first, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true, JetStream: true, StoreDir: t.TempDir(), Username: "gancho", Password: "old"})

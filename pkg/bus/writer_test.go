@@ -151,6 +151,9 @@ func TestStreamWithoutBatches(t *testing.T) {
 }
 
 func TestWriterForgetsWhatNobodyWaitsFor(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	s := bustest.Start(t)
 	b := s.Topology(bustest.Limits())

@@ -79,6 +79,9 @@ func block(pairs ...string) []byte {
 
 // TestHTTP2 is row 115 and what rows 97 to 108 mean in HTTP/2. Not parallel, as it measures the heap.
 func TestHTTP2(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	ca := newAuthority(t)
 	large := block(":status", "200", "x", strings.Repeat("y", 1<<20))
 	filler := block(":status", "103", "x-filler", strings.Repeat("y", 200))

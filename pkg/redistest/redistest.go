@@ -54,10 +54,13 @@ func (s *Server) URL() string {
 
 // Start runs a server and waits until it answers. args are further arguments,
 // as in "--appendfsync", "always" (without them: everysec). Without
-// redis-server on the machine the test fails.
+// redis-server on the machine the test fails; with -short it is skipped.
 func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
 	if _, err := exec.LookPath("redis-server"); err != nil {
+		if testing.Short() {
+			t.Skip("-short: redis-server is not installed")
+		}
 		t.Fatal("install redis-server (make test does it)")
 	}
 	dir := t.TempDir()

@@ -54,6 +54,9 @@ func StartReplicated(t testing.TB) (primary, replica *Server) {
 func shipped(t testing.TB, script string, environ func(self string) []string) *Server {
 	t.Helper()
 	if _, err := exec.LookPath("redis-server"); err != nil {
+		if testing.Short() {
+			t.Skip("-short: redis-server is not installed")
+		}
 		t.Fatal("install redis-server (make test does it)")
 	}
 	conf, data := t.TempDir(), t.TempDir()

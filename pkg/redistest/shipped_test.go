@@ -134,6 +134,9 @@ func TestNoLoginAsDefault(t *testing.T) {
 
 // TestPromotedReplicaKeepsEverything: a replica that is made primary holds the same, also after it was restarted.
 func TestPromotedReplicaKeepsEverything(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	primary, replica := redistest.StartReplicated(t)
 	fill(t, primary)
@@ -153,6 +156,9 @@ func TestPromotedReplicaKeepsEverything(t *testing.T) {
 
 // TestTornAppendOnlyFile: whatever a power cut leaves of the append-only file, Redis starts.
 func TestTornAppendOnlyFile(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	const manifest, log, base = "appendonly.aof.manifest", "appendonly.aof.1.incr.aof", "appendonly.aof.1.base.rdb"
 	change := func(name string, f func([]byte) []byte) func(dir string) {

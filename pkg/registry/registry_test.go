@@ -38,6 +38,9 @@ func raw(t *testing.T, s *bustest.Server) jetstream.JetStream {
 // TestDeletedBucket: row 72 of the bad inputs, for buckets. The owner creates it anew and writes back what it
 // knows; who watches is not ready meanwhile, keeps its copy, and follows the new one.
 func TestDeletedBucket(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits()).Close() // else that one would create it anew

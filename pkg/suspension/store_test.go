@@ -388,6 +388,9 @@ func TestLateSuccessFromAnotherMonitorEmptiesTheWindow(t *testing.T) {
 }
 
 func TestMassSuspensionIsHeld(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	tests := map[string]struct {
 		failing, healthy int

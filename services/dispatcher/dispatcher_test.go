@@ -352,6 +352,9 @@ func (r *rig) flag(w *webhook.Webhook, until time.Time) suspension.Flag {
 }
 
 func TestParksForSuspendedURLAndReleasesInOrder(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	r := newRig(t, func(c *Config) { c.MaxInFlightPerURL = 1 }) // order is kept up to what is in flight
 	rc := newReceiver(t, ok)
@@ -384,6 +387,9 @@ func TestParksForSuspendedURLAndReleasesInOrder(t *testing.T) {
 }
 
 func TestProbe(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	r := newRig(t, nil)
 	var mu sync.Mutex
@@ -501,6 +507,9 @@ func TestDeletedDuringAnAttempt(t *testing.T) {
 // TestRebinding: row 28 of the bad inputs. A name that leads to a forbidden address, at once or from the second
 // look-up on, costs its notification six attempts and the address no connection.
 func TestRebinding(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	const open, closed = "127.0.0.2", "127.0.0.3"
 	var lookups atomic.Int32
@@ -711,6 +720,9 @@ func TestExpiresWhileSuspended(t *testing.T) {
 }
 
 func TestPanickingNotificationIsQuarantined(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	r := newRig(t, nil)
 	r.run = func(ctx context.Context, cfg Config, proc *service.Process) error {

@@ -100,6 +100,9 @@ func notify(t *testing.T, b *bus.Bus, n int, lose bool) {
 }
 
 func TestDoctor(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	s := bustest.Start(t)
 	doctor(s).want(t, 1, `missing on the broker: .*NOTIFICATIONS`, `gancho topology --apply`)
@@ -109,6 +112,9 @@ func TestDoctor(t *testing.T) {
 }
 
 func TestDoctorFindsALostNotification(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	s := bustest.Start(t)
 	b := s.Topology(bustest.Limits())
@@ -135,6 +141,9 @@ func TestTopologyCommand(t *testing.T) {
 }
 
 func TestBackupAndRestore(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	from, to := bustest.Start(t), bustest.Start(t)
 	dir := filepath.Join(t.TempDir(), "backup")

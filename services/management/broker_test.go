@@ -6,6 +6,9 @@ import (
 )
 
 func TestBrokerAway(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	s := start(t, nil)
 	id := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()

@@ -620,6 +620,9 @@ func TestConsoleTail(t *testing.T) {
 }
 
 func TestConsoleBrokerAway(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	s := start(t, nil)
 	id := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()

@@ -120,6 +120,9 @@ func testList(t *testing.T, redisURL string) {
 }
 
 func TestIndexComesBack(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	redis := redistest.Start(t)
 	s := start(t, func(c *management.Config) { c.RedisURL = redis.URL() })

@@ -133,6 +133,9 @@ func TestReplayRefuses(t *testing.T) {
 
 // TestReplaySurvives pauses a replay, goes on, stops its runner in the middle and has another finish it.
 func TestReplaySurvives(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	s := start(t, nil)
 	hookID := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()

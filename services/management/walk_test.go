@@ -215,6 +215,9 @@ func TestHeadersThatRuleNothing(t *testing.T) {
 // TestBodiesThatLie: row 84 of the bad inputs, written by hand as no client would. Each is refused and its connection
 // closed; what stands behind a body is not taken for a part of it.
 func TestBodiesThatLie(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	s := start(t, nil)
 	const endless = "" // chunks without an end

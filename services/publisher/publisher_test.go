@@ -540,6 +540,9 @@ func TestMain(m *testing.M) {
 // TestLargeFanOutHoldsUpNothing: 10,000 webhooks match the first event; the one behind it is stored before the
 // last of them.
 func TestLargeFanOutHoldsUpNothing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	r := newRig(t)
 	const many = 10_000

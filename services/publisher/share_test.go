@@ -243,6 +243,9 @@ const slowest = 3 * time.Second
 // TestHealthyAccountFillsNotifications: an account whose receivers are well sends three times what NOTIFICATIONS holds. The
 // others' first attempts come at once, and all of its own follow, each once and in order.
 func TestHealthyAccountFillsNotifications(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	c := newCrowd(t)
 	hooks := c.hooks("large", 10)
@@ -260,6 +263,9 @@ func TestHealthyAccountFillsNotifications(t *testing.T) {
 // TestOpenWorkDefersItsAccount: notifications of an account that stay open, as on a webhook suspended by hand, keep to its
 // share of the stores. Its events wait, the others go on, and when the work ends everything follows.
 func TestOpenWorkDefersItsAccount(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	c := newCrowd(t)
 	hooks := c.hooks("large", 4)
@@ -306,6 +312,9 @@ func TestOpenWorkDefersItsAccount(t *testing.T) {
 
 // TestOneLargeFanOut: a single event that leads to several times what NOTIFICATIONS holds is let on piece by piece.
 func TestOneLargeFanOut(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	c := newCrowd(t)
 	hooks := c.hooks("large", 100)

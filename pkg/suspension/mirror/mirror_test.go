@@ -134,6 +134,9 @@ func TestNewerVersion(t *testing.T) {
 
 // TestRun follows a real bucket, also over its deletion, and writes back as its owner.
 func TestRun(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	broker := bustest.Start(t)
 	b := broker.Topology(bustest.Limits())
