@@ -133,6 +133,16 @@ sbom: build $(CYCLONEDX) ## a CycloneDX bill of materials for each program, in b
 		$(CYCLONEDX) bin -json -noserial -version $(VERSION) -output "bin/sbom/$$program.json" "bin/$$program"; \
 	done
 
+.PHONY: release
+release: needs-go $(CYCLONEDX) ## archives for Linux and macOS, with checksums, in bin/release; publishes nothing
+	@.ci/release '$(VERSION)' bin/release '$(LDFLAGS)' '$(CYCLONEDX)' $(PROGRAMS)
+
+.PHONY: images
+images: ## the images of all programs for this machine, tagged with the version
+	@for program in $(PROGRAMS); do \
+		docker build -f deploy/Dockerfile --build-arg SERVICE=$$program --build-arg VERSION='$(VERSION)' -t "gancho/$$program:$(VERSION)" .; \
+	done
+
 .PHONY: licenses
 licenses: needs-go ## collect the licences of all linked modules in bin/LICENSES and list them
 	@.ci/licenses bin/LICENSES deploy/docs/licenses.md

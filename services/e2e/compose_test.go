@@ -479,7 +479,7 @@ func TestDockerfile(t *testing.T) {
 	text, err := os.ReadFile(root("deploy", "Dockerfile"))
 	must(t, "Dockerfile", err)
 	for _, want := range []string{
-		"\nFROM golang:${GO_VERSION}-alpine AS builder\n", "\nFROM scratch\n", "\nUSER 65532:65532\n",
+		"\nFROM --platform=$BUILDPLATFORM golang:${GO_VERSION}-alpine AS builder\n", "\nFROM scratch\n", "\nUSER 65532:65532\n",
 		`HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=3 CMD ["/service", "healthcheck"]`,
 		"ca-certificates.crt", "CGO_ENABLED=0",
 	} {
