@@ -17,7 +17,6 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
 	"gancho/pkg/egress"
-	"gancho/pkg/notification"
 	"gancho/pkg/registry"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
@@ -33,97 +32,23 @@ const crowdedAt = 50_000
 
 // Dispatcher decides and sends. Its methods are safe for concurrent use.
 type Dispatcher struct {
-	cfg         Config
-	name        string // of this process, unique
-	log         *zap.Logger
-	bus         *bus.Bus
-	registry    *registry.Registry
-	keys        *seal.Keyring
-	sender      *delivery.Sender
-	schedule    schedule
-	shares      *shares
-	suspensions *mirror.Mirror
-	drains      *drains
-	metrics     metrics
-	receivers   *certificates
-	credentials credentials
-	crowded     atomic.Bool // too many delayed NAKs on RETRIES
-	brake       brake
-	trace       *tracing.Tracer
-}
-
-type metrics struct {
-	attempts    *prometheus.CounterVec
-	duration    *prometheus.HistogramVec
-	latency     prometheus.Histogram
-	inFlight    prometheus.Gauge
-	ended       *prometheus.CounterVec
-	parked      *prometheus.CounterVec
-	conflicts   prometheus.Counter
-	repaired    *prometheus.CounterVec
-	panics      prometheus.Counter
-	quarantined prometheus.Counter
-	paused      prometheus.Gauge
-}
-
-func newMetrics(reg prometheus.Registerer) metrics {
-	m := metrics{
-		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gancho_attempts_total", Help: "HTTP requests to receivers, by outcome and reason of the failure.",
-		}, []string{"outcome", "reason"}),
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "gancho_attempt_duration_seconds", Help: "Duration of an attempt, by outcome.",
-			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 7.5},
-		}, []string{"outcome"}),
-		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "gancho_first_attempt_latency_seconds", Help: "Time from the broker storing an event to the start of a notification's first attempt.",
-			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
-		}),
-		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "gancho_attempts_in_flight", Help: "Requests open now.",
-		}),
-		ended: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gancho_notifications_ended_total", Help: "Notifications that reached a terminal state.",
-		}, []string{"state"}),
-		parked: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gancho_notifications_parked_total", Help: "Notifications moved to PARKED, by reason.",
-		}, []string{"reason"}),
-		conflicts: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "gancho_journal_conflicts_total", Help: "Records that came second, after a crash, a stall or a duplicate.",
-		}),
-		repaired: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gancho_repairs_total", Help: "Notifications put right after a crash, by kind.",
-		}, []string{"kind"}),
-		panics: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "gancho_handler_panics_total", Help: "Panics while handling a notification.",
-		}),
-		quarantined: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "gancho_notifications_quarantined_total", Help: "Notifications set aside because they could not be handled.",
-		}),
-		paused: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "gancho_first_attempts_paused", Help: "1 while no first attempts are made because RETRIES holds more than RETRIES_MAX_BYTES.",
-		}),
-	}
-	m.attempts.WithLabelValues(notification.OutcomeDelivered, "")
-	for _, o := range []string{notification.OutcomeDelivered, notification.OutcomeFailed} {
-		m.duration.WithLabelValues(o)
-	}
-	for _, r := range delivery.Reasons() {
-		m.attempts.WithLabelValues(notification.OutcomeFailed, string(r))
-	}
-	for _, s := range notification.States() {
-		if s.Terminal() {
-			m.ended.WithLabelValues(string(s))
-		}
-	}
-	for _, r := range []string{notification.Suspended, notification.Disabled, notification.Saturated} {
-		m.parked.WithLabelValues(r)
-	}
-	for _, k := range []string{"burnt_delivery", "exhausted", "stuck"} {
-		m.repaired.WithLabelValues(k)
-	}
-	reg.MustRegister(m.attempts, m.duration, m.latency, m.inFlight, m.ended, m.parked, m.conflicts, m.repaired, m.panics, m.quarantined, m.paused)
-	return m
+	cfg          Config
+	name         string // of this process, unique
+	log          *zap.Logger
+	bus          *bus.Bus
+	registry     *registry.Registry
+	keys         *seal.Keyring
+	sender       *delivery.Sender
+	schedule     schedule
+	limiter      *limiter
+	suspensions  *mirror.Mirror
+	drains       *drains
+	metrics      metrics
+	receivers    *certificates
+	credentials  credentials
+	crowded      atomic.Bool // too many delayed NAKs on RETRIES
+	backpressure backpressure
+	trace        *tracing.Tracer
 }
 
 // Run runs a dispatcher until ctx ends; it then pulls nothing new, and attempts in flight finish.
@@ -176,8 +101,8 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 	}, func() float64 { return float64(sender.LegacyHosts()) }))
 	d := &Dispatcher{
 		cfg: cfg, name: host + "-" + uuid.NewString()[:8], log: proc.Log, bus: b, registry: registered, keys: keys, sender: sender,
-		schedule: schedule{cfg.RetryDelays, cfg.RetryJitter, cfg.MaxRetryAfter},
-		shares:   newShares(cfg.MaxInFlightPerURL, cfg.MaxInFlight), suspensions: suspensions, metrics: newMetrics(proc.Metrics), receivers: newCertificates(proc.Log, proc.Metrics), trace: proc.Trace,
+		schedule: schedule{cfg.RetryDelays, cfg.RetryJitter, cfg.MaxRetryAfter}, limiter: newLimiter(cfg.MaxInFlightPerURL, cfg.MaxInFlight),
+		suspensions: suspensions, metrics: newMetrics(proc.Metrics), receivers: newCertificates(proc.Log, proc.Metrics), trace: proc.Trace,
 	}
 	leases, err := b.Bucket(ctx, topology.BucketLeases)
 	if err != nil {
@@ -200,10 +125,10 @@ func (d *Dispatcher) run(ctx context.Context, up func()) error {
 	if err != nil {
 		return err
 	}
-	if d.brake.limit, err = d.bus.RetriesLimit(ctx, d.cfg.Limits); err != nil {
+	if d.backpressure.limit, err = d.bus.RetriesLimit(ctx, d.cfg.Limits); err != nil {
 		return err
 	}
-	if err := d.brake.look(ctx, d); err != nil {
+	if err := d.backpressure.look(ctx, d); err != nil {
 		d.log.Debug("the size of RETRIES is not known yet", zap.Error(err))
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -225,16 +150,15 @@ func (d *Dispatcher) run(ctx context.Context, up func()) error {
 		}
 	}
 	up()
-	group.Go(func() error { d.pull(ctx, first, 2, d.brake.wait); return nil })
+	group.Go(func() error { d.pull(ctx, first, 2, d.backpressure.wait); return nil })
 	group.Go(func() error { d.pull(ctx, retries, 4, func(context.Context) {}); return nil })
 	group.Go(func() error { d.drains.run(ctx); return nil })
 	group.Go(func() error { d.repair(ctx, exhausted, retries); return nil })
 	return group.Wait()
 }
 
-// pull keeps at most one in part of MAX_IN_FLIGHT, and about that of MAX_IN_FLIGHT_BYTES, in hand of the lane: it
-// asks the broker for as many as there are free places and room for, after wait returned. It returns when ctx
-// ended and the last one is settled.
+// pull consumes one lane with at most MAX_IN_FLIGHT/part messages and about MAX_IN_FLIGHT_BYTES/part bytes in flight.
+// It calls wait before each pull. It returns once ctx is done and all of them are settled.
 func (d *Dispatcher) pull(ctx context.Context, lane *bus.Puller, part int, wait func(context.Context)) {
 	places := bus.NewPlaces(max(d.cfg.MaxInFlight/part, 1), int(d.cfg.MaxInFlightBytes)/part, d.mostBytes())
 	var inFlight sync.WaitGroup
@@ -263,7 +187,7 @@ func (d *Dispatcher) pull(ctx context.Context, lane *bus.Puller, part int, wait 
 	}
 }
 
-// mostBytes is how many bytes one message may take.
+// mostBytes is the largest size of a message.
 func (d *Dispatcher) mostBytes() int { return topology.MaxMessage(d.cfg.Limits.EventMaxBytes) }
 
 // sleep waits for d, or returns the context's error.
@@ -292,7 +216,7 @@ func (d *Dispatcher) webhookChanged(before, after *webhook.Webhook) {
 func (d *Dispatcher) suspensionChanged(c mirror.Change) {
 	k := urlKey{c.Key.Account, c.Key.URLKey}
 	if c.Resumed() {
-		d.shares.restart(k)
+		d.limiter.restart(k)
 	}
 	if d.drains != nil {
 		d.drains.changed(k)

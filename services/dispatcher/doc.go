@@ -6,24 +6,27 @@
 // First attempts run off NOTIFICATIONS and never share a consumer with retries, because the broker sends
 // redeliveries before new messages. What fails moves to RETRIES as a scheduled message; there the broker's
 // delivery count is the number of the retry and its limit of five is the limit of retries. What must wait
-// for its URL (suspended, over its share) or its webhook (disabled) moves to PARKED, carrying its used
+// for its URL (suspended, over its limit) or its webhook (disabled) moves to PARKED, carrying its used
 // attempts, and is taken out again by one drain per URL.
 //
 // # What decides
 //
 // The journal. A first delivery is trusted as it comes, which keeps the way of a healthy notification free
-// of look-ups; every other delivery is compared with the notification's last record (see position). Every
+// of look-ups; every other delivery is compared with the notification's last record (see notification.Resume). Every
 // record is written on top of the one before it, so a dispatcher that was frozen in mid-attempt and wakes
 // up later can neither record a second outcome nor end a notification twice. A record also carries those before it
 // when they were at hand, so that a history is read at once (see notification.Record.Follow); nothing is decided by
-// what is carried.
+// the records it carries.
+//
+// decide.go holds a notification's whole way; admit.go the one gate before an attempt; settle.go the writes and their
+// failures; record.go the journal record and the log line; limiter.go the slots; drain.go the way out of PARKED.
 //
 // # Isolation
 //
 // A dispatcher asks the broker for no more than it has free places, and a place is held only by a request
 // in flight, a move (a millisecond), or a short wait in memory that the URL's own speed justifies (see
-// shares). Everything else is parked. This wait is the one departure from "sent at once or moved at once":
-// without it a burst to a fast receiver took a detour over PARKED for every notification beyond the share.
+// limiter). Everything else is parked. This wait is the one departure from "sent at once or moved at once":
+// without it a burst to a fast receiver took a detour over PARKED for every notification beyond its limit.
 // Retries are not exposed to it more than others, because a delivery that a crash burns is put right from
 // the journal.
 package dispatcher

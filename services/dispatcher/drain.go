@@ -73,7 +73,7 @@ func (x *drains) run(ctx context.Context) {
 			continue
 		}
 		x.act(backlogs)
-		x.d.shares.forget()
+		x.d.limiter.forget()
 		x.d.receivers.sweep()
 	}
 }
@@ -122,7 +122,7 @@ func (x *drains) act(backlogs []bus.Backlog) {
 			continue
 		}
 		flag, suspended := x.d.suspensions.Get(k.url().suspension())
-		x.d.shares.setBacklog(k.url(), !suspended)
+		x.d.limiter.setBacklog(k.url(), !suspended)
 		switch {
 		case !suspended:
 			x.start(k, x.release)
@@ -145,7 +145,7 @@ func (x *drains) moved(k laneKey, webhooks []bus.Backlog) {
 		}
 		id := b.WebhookID
 		x.start(laneKey{k.account, k.lane + "." + id}, func(ctx context.Context, _ laneKey) error {
-			return x.empty(ctx, k, id, func(n int) int { return n }, func(m *bus.Delivery) { x.d.handle(context.WithoutCancel(ctx), m, permit{}) })
+			return x.empty(ctx, k, id, func(n int) ([]permit, bool) { return make([]permit, n), true })
 		})
 	}
 }
@@ -153,7 +153,7 @@ func (x *drains) moved(k laneKey, webhooks []bus.Backlog) {
 // wake starts the release of a lane in which this process has just parked something.
 func (x *drains) wake(k laneKey) {
 	if !x.d.suspended(k.url()) {
-		x.d.shares.setBacklog(k.url(), true)
+		x.d.limiter.setBacklog(k.url(), true)
 		x.start(k, x.release)
 	}
 }
@@ -216,21 +216,22 @@ func (x *drains) leased(ctx context.Context, k laneKey, work func(context.Contex
 	return work(held, k)
 }
 
-// release hands a lane's backlog, oldest first, to the live path at the URL's share until it is empty, the
+// release hands a lane's backlog, oldest first, to the live path at the URL's limit until it is empty, the
 // URL is suspended again, or the lease is lost.
 func (x *drains) release(ctx context.Context, k laneKey) error {
 	d, key := x.d, k.url()
-	free := func(n int) int {
+	err := x.empty(ctx, k, "*", func(n int) ([]permit, bool) {
 		if d.suspended(key) {
-			return -1
+			return nil, false
 		}
-		return d.shares.take(key, n)
-	}
-	err := x.empty(ctx, k, "*", free, func(m *bus.Delivery) {
-		d.handle(context.WithoutCancel(ctx), m, permit{key: key, placed: true})
+		var permits []permit
+		for _, s := range d.limiter.take(key, n) {
+			permits = append(permits, permit{slot: s})
+		}
+		return permits, true
 	})
 	if err == nil && !d.suspended(key) {
-		d.shares.setBacklog(key, false)
+		d.limiter.setBacklog(key, false)
 	}
 	return err
 }
@@ -239,51 +240,53 @@ func (x *drains) release(ctx context.Context, k laneKey) error {
 // when a place will not be free before.
 const drainPause, longestDrainPause = 5 * time.Millisecond, 100 * time.Millisecond
 
-// empty takes messages out of a lane until none is left. free returns how many of at most n may be taken
-// now, -1 to stop; for a lane of one URL they are places of its share.
-func (x *drains) empty(ctx context.Context, k laneKey, webhook string, free func(n int) int, handle func(*bus.Delivery)) error {
+// empty takes messages out of a lane, of one webhook or of all with "*", until none is left. permits returns those for
+// at most n messages that may be taken now, and false to stop.
+func (x *drains) empty(ctx context.Context, k laneKey, webhook string, permits func(n int) ([]permit, bool)) error {
 	drain, err := x.d.bus.Drain(ctx, k.account, k.lane, webhook, max(x.d.cfg.MaxInFlightPerURL, 1), x.d.cfg.ackWait())
 	if err != nil {
 		return err
 	}
 	defer x.close(ctx, drain)
+	work := context.WithoutCancel(ctx)
 	var inFlight sync.WaitGroup
 	defer inFlight.Wait()
 	for ctx.Err() == nil {
 		places, room := x.places.Try(x.d.cfg.MaxInFlightPerURL)
-		n := free(places)
-		if n < 0 {
+		free, goOn := permits(places)
+		if !goOn {
 			x.places.Give(places, room)
 			return nil
 		}
 		got, used := 0, 0
-		if n > 0 {
-			got, err = drain.Take(ctx, n, func(m *bus.Delivery) {
-				size := len(m.Body)
-				used += size
+		if len(free) > 0 {
+			got, err = drain.Take(ctx, len(free), func(m *bus.Delivery) {
+				p, size := free[0], len(m.Body)
+				free, used = free[1:], used+size
 				inFlight.Go(func() {
 					defer x.places.Give(1, size)
-					handle(m)
+					x.d.handle(work, m, p)
 				})
 			})
-			if webhook == "*" {
-				x.d.shares.leave(k.url(), n-got)
-			}
+		}
+		for _, p := range free {
+			p.slot.release()
 		}
 		x.places.Give(places-got, room-used)
+		none := got+len(free) == 0 // no permit
 		switch {
 		case err != nil:
 			return err
 		case got > 0:
 			continue
-		case n > 0:
-			if none, err := drain.Empty(ctx); err != nil || none {
+		case !none:
+			if empty, err := drain.Empty(ctx); err != nil || empty {
 				return err
 			}
 		}
 		pause := drainPause
-		if n == 0 && webhook == "*" {
-			pause = x.d.shares.pause(k.url())
+		if none && webhook == "*" {
+			pause = x.d.limiter.pause(k.url())
 		}
 		if sleep(ctx, pause) != nil {
 			return nil //nolint:nilerr // the lease or the process ended; another dispatcher goes on
@@ -323,7 +326,7 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 		return err
 	}
 	for attempted := false; !attempted; {
-		took, err := drain.Take(ctx, 1, func(m *bus.Delivery) { attempted = d.handle(work, m, permit{key: key, probe: &claimed}) })
+		took, err := drain.Take(ctx, 1, func(m *bus.Delivery) { attempted = d.handle(work, m, permit{probe: &claimed}) })
 		if err != nil {
 			return err
 		}

@@ -25,7 +25,7 @@ func (d *Dispatcher) repair(ctx context.Context, exhausted *bus.ExhaustedConsume
 			var waiting int
 			if waiting, err = retries.AckPending(ctx); err == nil {
 				d.crowded.Store(waiting > crowdedAt)
-				err = d.brake.look(ctx, d)
+				err = d.backpressure.look(ctx, d)
 			}
 		}
 		if err == nil && time.Now().After(nextSweep) {

@@ -1,15 +1,11 @@
 package dispatcher
 
 import (
-	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -18,101 +14,12 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
 	"gancho/pkg/notification"
-	"gancho/pkg/schema"
-	"gancho/pkg/seal"
 	"gancho/pkg/tracing"
 	"gancho/pkg/webhook"
 )
 
-// target is the webhook a notification goes to, as the registry has it now.
-type target struct{ *webhook.Webhook }
-
-// urlKey of a webhook that is gone is empty.
-func (w *target) urlKey() string {
-	if w == nil {
-		return ""
-	}
-	return w.URLKey
-}
-
-// webhook returns the notification's webhook, nil when it was deleted. The registry in memory may lag a
-// few milliseconds behind the publisher's, so absence is believed only of the bucket itself.
-func (d *Dispatcher) webhook(ctx context.Context, m *bus.Delivery) (*target, error) {
-	if w := d.registry.Get(m.Account, m.WebhookID); w != nil {
-		return &target{w}, nil
-	}
-	e, err := d.registry.Bucket().Get(ctx, m.Account+"."+m.WebhookID)
-	if errors.Is(err, bus.ErrNotFound) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	w, err := webhook.Decode(e.Value)
-	if err != nil {
-		return nil, err
-	}
-	return &target{w}, nil
-}
-
-func (d *Dispatcher) suspended(k urlKey) bool {
-	_, yes := d.suspensions.Get(k.suspension())
-	return yes
-}
-
-// attempt makes the request. An error means that none was made: the webhook's credentials do not open,
-// which is our fault and not the receiver's.
-func (d *Dispatcher) attempt(ctx context.Context, m *bus.Delivery, w *target, last notification.Position) (delivery.Outcome, error) {
-	credentials, err := d.credentials.of(w.Webhook, d.keys)
-	if err != nil {
-		d.log.Error("credentials do not open; is ENCRYPTION_KEY_FILE the one management seals with?", append(fields(m), zap.Error(err))...)
-		return delivery.Outcome{}, err
-	}
-	d.metrics.inFlight.Inc()
-	defer d.metrics.inFlight.Dec()
-	return d.sender.Send(ctx, delivery.Request{
-		Method: w.Method, URL: w.URL, Body: m.Body, EventName: m.EventName, NotificationID: m.ID,
-		Attempt: last.AttemptsDone + 1, Replay: m.Replay, EventTime: m.EventTime,
-		AuthHeader: credentials.AuthHeader, AuthKey: credentials.AuthKey, Secrets: credentials.Secrets, Ed25519: credentials.Ed25519,
-	}), nil
-}
-
-// credentials keeps what was opened of each webhook, so that a request does not pay for opening it again:
-// 5 % of the dispatcher's time. It is safe for concurrent use.
-type credentials struct{ opened sync.Map } // webhook key -> opened
-
-type opened struct {
-	webhook *webhook.Webhook // this very value; a change is a new one
-	webhook.Credentials
-	until time.Time // the soonest end of a secret; zero: none ends
-}
-
-func (c *credentials) of(w *webhook.Webhook, keys *seal.Keyring) (webhook.Credentials, error) {
-	now := time.Now()
-	if v, ok := c.opened.Load(w.Key()); ok {
-		if o, ok := v.(opened); ok && o.webhook == w && (o.until.IsZero() || now.Before(o.until)) {
-			return o.Credentials, nil
-		}
-	}
-	open, err := w.Open(keys, now)
-	if err != nil {
-		return webhook.Credentials{}, err
-	}
-	o := opened{webhook: w, Credentials: open}
-	for _, s := range w.Secrets {
-		if now.Before(s.ExpiresAt) && (o.until.IsZero() || s.ExpiresAt.Before(o.until)) {
-			o.until = s.ExpiresAt
-		}
-	}
-	c.opened.Store(w.Key(), o)
-	return open, nil
-}
-
-// forget drops what was opened of a webhook that is gone.
-func (c *credentials) forget(key string) { c.opened.Delete(key) }
-
 // record starts a journal record of what happens to m now.
-func (d *Dispatcher) record(m *bus.Delivery, w *target, last notification.Position, kind notification.Kind) *notification.Record {
+func (d *Dispatcher) record(m *bus.Delivery, w *webhook.Webhook, last notification.Position, kind notification.Kind) *notification.Record {
 	r := m.Record(last, kind, time.Now())
 	if w != nil {
 		r.URLKey, r.URLHost = w.URLKey, webhook.URLHost(w.URL)
@@ -175,36 +82,6 @@ func flat(h http.Header) map[string]string {
 	return out
 }
 
-// keepFailed stores the payload on FAILED with a summary of the send's attempts. Doing it again changes nothing.
-func (d *Dispatcher) keepFailed(ctx context.Context, n *notification.Notification) error {
-	type line struct {
-		Number     int             `json:"number"`
-		StartedAt  time.Time       `json:"started_at"`
-		Reason     delivery.Reason `json:"reason,omitempty"`
-		HTTPStatus int             `json:"http_status,omitempty"`
-	}
-	var lines []line
-	last, err := d.bus.LastRecord(ctx, n.Account, n.ID)
-	if err == nil || errors.Is(err, schema.ErrNewer) {
-		for r, readErr := range d.bus.History(ctx, last) {
-			if err = readErr; r == nil || r.Send != n.Send {
-				break
-			}
-			if a := r.Attempt; a != nil {
-				lines = append([]line{{a.Number, a.StartedAt, a.Reason, a.HTTPStatus}}, lines...)
-			}
-		}
-	}
-	if err != nil && !errors.Is(err, bus.ErrNotFound) && !errors.Is(err, schema.ErrNewer) {
-		return err
-	}
-	summary, err := json.Marshal(lines)
-	if err != nil {
-		return fmt.Errorf("encode the summary of attempts: %w", err)
-	}
-	return d.bus.Fail(ctx, n, string(summary))
-}
-
 // fields are what every log line about a notification carries.
 func fields(m *bus.Delivery) []zap.Field {
 	return []zap.Field{
@@ -254,7 +131,7 @@ func traceID(traceparent string) string {
 }
 
 // traced records the attempt's span.
-func (d *Dispatcher) traced(m *bus.Delivery, w *target, r *notification.Record, o delivery.Outcome) {
+func (d *Dispatcher) traced(m *bus.Delivery, w *webhook.Webhook, r *notification.Record, o delivery.Outcome) {
 	if d.trace == nil {
 		return
 	}

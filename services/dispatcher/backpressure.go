@@ -10,21 +10,21 @@ import (
 	"gancho/pkg/topology"
 )
 
-// brake stops first attempts while RETRIES holds more than it may. The stream itself can have no limit: one
+// backpressure stops first attempts while RETRIES holds more than it may. The stream itself can have no limit: one
 // that refuses messages cannot hold schedules, and one that drops old ones would lose notifications. What is
 // not attempted waits on NOTIFICATIONS, whose limit in turn makes events wait in CRM_EVENTS.
 //
 // It is safe for concurrent use.
-type brake struct {
+type backpressure struct {
 	limit int64 // bytes; 0: none
 	on    atomic.Bool
 }
 
-// brakePause is how often the lane of first attempts looks whether it may go on.
-const brakePause = 200 * time.Millisecond
+// backpressurePause is how often the lane of first attempts looks whether it may go on.
+const backpressurePause = 200 * time.Millisecond
 
-// look sets the brake above the limit and releases it a tenth below.
-func (b *brake) look(ctx context.Context, d *Dispatcher) error {
+// look sets backpressure on above the limit and off a tenth below.
+func (b *backpressure) look(ctx context.Context, d *Dispatcher) error {
 	if b.limit == 0 {
 		return nil
 	}
@@ -47,8 +47,8 @@ func (b *brake) look(ctx context.Context, d *Dispatcher) error {
 }
 
 // wait returns when first attempts may be made, or ctx ended.
-func (b *brake) wait(ctx context.Context) {
+func (b *backpressure) wait(ctx context.Context) {
 	for b.on.Load() && ctx.Err() == nil {
-		_ = sleep(ctx, brakePause)
+		_ = sleep(ctx, backpressurePause)
 	}
 }

@@ -10,8 +10,26 @@ import (
 
 var k = urlKey{"acme", "url"}
 
+// try takes a slot for live traffic if one is free now. refused says that waiting for one is not worth it.
+func (l *limiter) try(k urlKey) (placed, refused bool) {
+	s := l.acquire(k)
+	if s.waiting() { // it leaves the line
+		u := l.urls[k]
+		u.waiting = u.waiting[:len(u.waiting)-1]
+		u.hold(-1, u.pace)
+		return false, false
+	}
+	return s != nil, s == nil
+}
+
+// enter takes a slot for live traffic and waits for it.
+func enter(l *limiter, k urlKey) bool {
+	s := l.acquire(k)
+	return s != nil && s.wait()
+}
+
 // attempts makes n attempts one after another.
-func attempts(t *testing.T, s *shares, n int, delivered bool, took time.Duration) {
+func attempts(t *testing.T, s *limiter, n int, delivered bool, took time.Duration) {
 	t.Helper()
 	for range n {
 		if placed, _ := s.try(k); !placed {
@@ -21,18 +39,18 @@ func attempts(t *testing.T, s *shares, n int, delivered bool, took time.Duration
 	}
 }
 
-func limit(s *shares) int { return s.urls[k].limit }
+func limit(s *limiter) int { return s.urls[k].limit }
 
 func TestShareDoublesAndHalves(t *testing.T) {
 	t.Parallel()
-	s := newShares(64, 2048)
-	attempts(t, s, startShare-1, true, time.Millisecond)
-	if limit(s) != startShare {
+	s := newLimiter(64, 2048)
+	attempts(t, s, startLimit-1, true, time.Millisecond)
+	if limit(s) != startLimit {
 		t.Errorf("before a clean round has ended: got %d", limit(s))
 	}
 	attempts(t, s, 1, true, time.Millisecond)
-	if limit(s) != 2*startShare {
-		t.Errorf("after a clean round: got %d, want %d", limit(s), 2*startShare)
+	if limit(s) != 2*startLimit {
+		t.Errorf("after a clean round: got %d, want %d", limit(s), 2*startLimit)
 	}
 	attempts(t, s, 1000, true, time.Millisecond)
 	if limit(s) != 64 {
@@ -54,7 +72,7 @@ func TestShareDoublesAndHalves(t *testing.T) {
 
 func TestSlowURLIsRefusedAtOnce(t *testing.T) {
 	t.Parallel()
-	s := newShares(4, 2048)
+	s := newLimiter(4, 2048)
 	attempts(t, s, 1, true, 4900*time.Millisecond)
 	for range limit(s) {
 		if placed, _ := s.try(k); !placed {
@@ -64,7 +82,7 @@ func TestSlowURLIsRefusedAtOnce(t *testing.T) {
 	if placed, refused := s.try(k); placed || !refused {
 		t.Errorf("over its share: placed %v, refused %v", placed, refused)
 	}
-	if s.enter(k) {
+	if enter(s, k) {
 		t.Error("entered over its share")
 	}
 }
@@ -72,15 +90,15 @@ func TestSlowURLIsRefusedAtOnce(t *testing.T) {
 func TestFastURLWaitsInOrder(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newShares(1, 2048)
+		s := newLimiter(1, 2048)
 		attempts(t, s, 1, true, time.Millisecond)
-		if !s.enter(k) {
+		if !enter(s, k) {
 			t.Fatal("its share is free")
 		}
 		order := make(chan int, 3)
 		for i := range 3 {
 			go func() {
-				if s.enter(k) {
+				if enter(s, k) {
 					order <- i
 				}
 			}()
@@ -99,12 +117,12 @@ func TestFastURLWaitsInOrder(t *testing.T) {
 func TestWaitingIsRefusedWhenTheURLBecomesSlow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newShares(1, 2048)
+		s := newLimiter(1, 2048)
 		attempts(t, s, 1, true, time.Millisecond)
-		s.enter(k)
+		enter(s, k)
 		answers := make(chan bool, 8)
 		for range 8 {
-			go func() { answers <- s.enter(k) }()
+			go func() { answers <- enter(s, k) }()
 			synctest.Wait()
 		}
 		s.done(k, false, 60*time.Second) // the average is now far over what a wait may take
@@ -124,7 +142,7 @@ func TestWaitingIsRefusedWhenTheURLBecomesSlow(t *testing.T) {
 
 func TestBacklogHasPriority(t *testing.T) {
 	t.Parallel()
-	s := newShares(8, 2048)
+	s := newLimiter(8, 2048)
 	s.setBacklog(k, true)
 	live := 0
 	for {
@@ -137,7 +155,7 @@ func TestBacklogHasPriority(t *testing.T) {
 	if live != 4 {
 		t.Errorf("live traffic beside a backlog: got %d of 8, want half", live)
 	}
-	if got := s.take(k, 100); got != 4 {
+	if got := len(s.take(k, 100)); got != 4 {
 		t.Errorf("the backlog takes %d, want the other 4", got)
 	}
 	s.leave(k, 8)
@@ -145,7 +163,7 @@ func TestBacklogHasPriority(t *testing.T) {
 	if placed, refused := s.try(k); placed || !refused {
 		t.Error("live traffic must not overtake the backlog of a share of one")
 	}
-	if got := s.take(k, 100); got != 1 {
+	if got := len(s.take(k, 100)); got != 1 {
 		t.Errorf("slow start takes %d, want 1", got)
 	}
 }
@@ -177,7 +195,7 @@ func TestScheduleDelay(t *testing.T) {
 func TestOneAccountLeavesPlaces(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newShares(8, 400)
+		s := newLimiter(8, 400)
 		flood := func(n int) (placed int) {
 			for i := range n {
 				k := urlKey{"many", strconv.Itoa(i)}
@@ -209,14 +227,14 @@ func TestOneAccountLeavesPlaces(t *testing.T) {
 		if placed, refused := s.try(over); placed || !refused {
 			t.Errorf("one more: placed %v, refused %v", placed, refused)
 		}
-		if s.enter(over) || s.take(over, 1) != 0 {
+		if enter(s, over) || len(s.take(over, 1)) != 0 {
 			t.Error("one more was let in")
 		}
 		if got, _ := s.try(few); !got {
 			t.Error("the other account is held up")
 		}
 		s.done(urlKey{"many", "0"}, true, time.Millisecond)
-		if s.take(over, 5) != 1 {
+		if len(s.take(over, 5)) != 1 {
 			t.Error("the place that became free is not given")
 		}
 		s.done(few, true, time.Millisecond)
@@ -247,7 +265,7 @@ func TestOneAccountLeavesPlaces(t *testing.T) {
 func TestSlowURLsLeavePlaces(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newShares(8, 400) // 200 of them for first attempts
+		s := newLimiter(8, 400) // 200 of them for first attempts
 		good := urlKey{"acme", "good"}
 		s.try(good)
 		s.done(good, true, time.Millisecond)
@@ -281,7 +299,7 @@ func TestSlowURLsLeavePlaces(t *testing.T) {
 		if got := flood(0, 150); got != 100 {
 			t.Errorf("of slow URLs %d were let in, want half of 200", got)
 		}
-		if s.enter(drip(140)) || s.take(drip(140), 8) != 0 {
+		if enter(s, drip(140)) || len(s.take(drip(140), 8)) != 0 {
 			t.Error("a slow URL was let in beside a hundred others")
 		}
 		if got := flood(1000, 100); got != 50 {
@@ -319,7 +337,7 @@ func TestSlowURLsLeavePlaces(t *testing.T) {
 		if s.urls[drip(0)].pace != unknown {
 			t.Error("a resumed URL does not begin anew")
 		}
-		if s.all != (holding{}) {
+		if s.all != (load{}) {
 			t.Errorf("in the end %v are held", s.all)
 		}
 	})
@@ -330,16 +348,16 @@ func TestSlowURLsLeavePlaces(t *testing.T) {
 func TestWaitingCountsForTheAccount(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newShares(8, 400)
+		s := newLimiter(8, 400)
 		few := urlKey{"few", "url"}
-		if !s.enter(few) {
+		if !enter(s, few) {
 			t.Fatal("no place for another account")
 		}
 		var let, refused atomic.Int64
 		for range 24 { // of each URL 8 are let in, and as many would wait
 			for i := range 10 {
 				go func() {
-					if s.enter(urlKey{"many", strconv.Itoa(i)}) {
+					if enter(s, urlKey{"many", strconv.Itoa(i)}) {
 						let.Add(1)
 					} else {
 						refused.Add(1)
@@ -351,7 +369,7 @@ func TestWaitingCountsForTheAccount(t *testing.T) {
 		if held := 240 - refused.Load(); held != 75 {
 			t.Errorf("%d of 240 are held (%d in flight), want three quarters of 100", held, let.Load())
 		}
-		if !s.enter(few) {
+		if !enter(s, few) {
 			t.Error("the other account is held up")
 		}
 		for i := range 10 { // they fail, and what waits is let in or refused
@@ -359,8 +377,8 @@ func TestWaitingCountsForTheAccount(t *testing.T) {
 				s.done(key, false, 5*time.Second)
 			}
 		}
-		if a := s.accounts["many"]; a.holding != (holding{}) {
-			t.Errorf("in the end %v are held", a.holding)
+		if a := s.accounts["many"]; a.load != (load{}) {
+			t.Errorf("in the end %v are held", a.load)
 		}
 	})
 }

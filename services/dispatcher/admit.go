@@ -1,0 +1,76 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/notification"
+	"gancho/pkg/suspension/mirror"
+	"gancho/pkg/webhook"
+)
+
+// permit is the right to make an attempt: a slot of its URL, or the claim of the probe of a suspended URL.
+type permit struct {
+	slot  *slot
+	probe *mirror.Record // the suspension that the attempt probes
+}
+
+// admission is the gate's answer. Without a webhook the notification is cancelled, with a reason it is parked, else it
+// is attempted once its slot is granted.
+type admission struct {
+	permit
+	webhook *webhook.Webhook
+	reason  string
+}
+
+// admit is the one gate before an attempt. It decides from the webhook, nil when it was deleted, from the URL's
+// suspension and from the limits of URL and account. p is the permit that the notification comes with; a slot that is of
+// no use is released. It never waits.
+func (d *Dispatcher) admit(m *bus.Delivery, w *webhook.Webhook, p permit) admission {
+	a := admission{permit: p, webhook: w}
+	if w == nil {
+		return a
+	}
+	key := urlKey{m.Account, w.URLKey}
+	if a.slot != nil && a.slot.key != key { // the webhook has another URL now
+		a.slot.release()
+		a.slot = nil
+	}
+	if a.probe != nil && a.probe.URLKey != w.URLKey {
+		a.probe = nil
+	}
+	switch {
+	case w.Status == webhook.Disabled:
+		a.reason = notification.Disabled
+	case a.probe != nil:
+	case d.suspended(key):
+		a.reason = notification.Suspended
+	case a.slot == nil:
+		if a.slot = d.limiter.acquire(key); a.slot == nil {
+			a.reason = notification.Saturated
+		}
+	}
+	return a
+}
+
+// webhook returns the notification's webhook as the registry has it now, nil when it was deleted. The registry in
+// memory may lag a few milliseconds behind the publisher's, so absence is believed only of the bucket itself.
+func (d *Dispatcher) webhook(ctx context.Context, m *bus.Delivery) (*webhook.Webhook, error) {
+	if w := d.registry.Get(m.Account, m.WebhookID); w != nil {
+		return w, nil
+	}
+	e, err := d.registry.Bucket().Get(ctx, m.Account+"."+m.WebhookID)
+	if errors.Is(err, bus.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return webhook.Decode(e.Value)
+}
+
+func (d *Dispatcher) suspended(k urlKey) bool {
+	_, yes := d.suspensions.Get(k.suspension())
+	return yes
+}

@@ -1,0 +1,369 @@
+package dispatcher
+
+import (
+	"math"
+	"sync"
+	"time"
+
+	"gancho/pkg/suspension"
+)
+
+// urlKey names one destination. Suspension and concurrency limits are per account and URL.
+type urlKey struct{ account, url string }
+
+func (k urlKey) suspension() suspension.Key { return suspension.Key{Account: k.account, URLKey: k.url} }
+
+const (
+	// startLimit is the concurrency limit of a URL without history.
+	startLimit = 8
+	// maxWait is the longest time that a notification may expect to wait in memory for a slot of its URL. It is far below
+	// the ack wait and below the cost of a detour over PARKED.
+	maxWait = 250 * time.Millisecond
+	// forgetAfter is how long the limit of an idle URL is remembered.
+	forgetAfter = 15 * time.Minute
+	// aloneAfter is how long no other account has had traffic when one account may take every slot.
+	aloneAfter = time.Minute
+	// slowAfter is the duration from which an attempt is slow, whatever its outcome.
+	slowAfter = time.Second
+)
+
+// limiter hands out the slots for requests. Each URL has a concurrency limit from 1 to mostPerURL. A clean round, as
+// many successes in a row as the limit, doubles it; a failure halves it. A hanging URL shrinks to 1, a good one grows
+// to the maximum. Live traffic and released backlog use the same slots.
+//
+// A notification that finds no free slot waits in memory only when the URL's own latency promises a short wait.
+// Otherwise it is refused and the caller parks it, so no delivery is held for a slow URL.
+//
+// One account, however many URLs it has, holds at most mostPerAccount slots while other accounts have traffic too,
+// waiting notifications included.
+//
+// Slow URLs together use at most half of the slots for first attempts; slow and unmeasured URLs at most three quarters.
+// The same split applies within one account that is not alone. Quick URLs therefore always find slots, and new ones
+// find some: hundreds of URLs that hang or drip hold up no other receiver.
+//
+// It is safe for concurrent use. The mutex guards every field, those of urlLimit and load included, and is never held
+// across a wait.
+type limiter struct {
+	mu             sync.Mutex
+	mostPerURL     int
+	mostPerAccount int // while the account is not alone
+	first          int // slots for first attempts
+	all            load
+	urls           map[urlKey]*urlLimit
+	accounts       map[string]*accountLoad
+	latest         *accountLoad // of the account that was active last
+	latestAt       time.Time    // when it was
+	othersAt       time.Time    // when any other account was; zero: none has been
+}
+
+// pace is how long a URL keeps a slot, as far as known.
+type pace int
+
+const (
+	quick   pace = iota // its last attempt took less than slowAfter
+	unknown             // it has had no attempt, or was resumed
+	slow                // its last attempt took longer, or it has had some in flight that long and none ended
+)
+
+// load counts the notifications of several URLs that hold a slot or wait for one, by the pace of their URL.
+type load [slow + 1]int
+
+// room returns how many of so many slots are free for URLs of a pace. Quick URLs have no limit.
+func (h *load) room(slots int, p pace) int {
+	switch p {
+	case slow:
+		return min(max(slots/2, 1)-h[slow], h.room(slots, unknown))
+	case unknown:
+		return max(slots*3/4, 1) - h[slow] - h[unknown]
+	case quick:
+	}
+	return math.MaxInt
+}
+
+func (h *load) total() int { return h[quick] + h[unknown] + h[slow] }
+
+// accountLoad is the load of an account over all its URLs.
+type accountLoad struct {
+	load
+	urls int
+}
+
+type urlLimit struct {
+	account  *accountLoad
+	all      *load // over all accounts
+	pace     pace
+	limit    int
+	inFlight int
+	streak   int           // successes since the last failure or growth
+	latency  time.Duration // moving average of an attempt; 0: unknown
+	waiting  []chan bool
+	backlog  bool // something is parked: live traffic leaves half of the limit to it
+	used     time.Time
+	moved    time.Time // when an attempt ended, or the first of those in flight began
+}
+
+// slot is the right to one request to a URL, or a place in the line for it. The methods of a nil slot do nothing. A
+// slot is used by one goroutine and ends with release or finish; after that both do nothing.
+type slot struct {
+	limiter *limiter
+	key     urlKey
+	granted chan bool // answers one that stands in line; nil: granted
+	ended   bool
+}
+
+// waiting reports whether the slot stands in line; wait must then be called.
+func (s *slot) waiting() bool { return s != nil && s.granted != nil }
+
+// wait returns whether the slot is granted, after at most about maxWait. One that is not granted has ended.
+func (s *slot) wait() bool {
+	if s.granted == nil {
+		return true
+	}
+	granted := <-s.granted
+	s.granted, s.ended = nil, !granted
+	return granted
+}
+
+// release gives the slot back unused.
+func (s *slot) release() {
+	if s == nil || s.ended || !s.wait() {
+		return
+	}
+	s.ended = true
+	s.limiter.leave(s.key, 1)
+}
+
+// finish gives the slot back after an attempt, whose result moves the URL's limit.
+func (s *slot) finish(delivered bool, took time.Duration) {
+	if s != nil && !s.ended {
+		s.ended = true
+		s.limiter.done(s.key, delivered, took)
+	}
+}
+
+// newLimiter returns a limiter of at most mostPerURL slots per URL and, per account, a quarter of maxInFlight, which is
+// half of the slots for first attempts.
+func newLimiter(mostPerURL, maxInFlight int) *limiter {
+	return &limiter{
+		mostPerURL: mostPerURL, mostPerAccount: max(maxInFlight/4, 1), first: max(maxInFlight/2, 1),
+		urls: map[urlKey]*urlLimit{}, accounts: map[string]*accountLoad{},
+	}
+}
+
+func (l *limiter) get(k urlKey) *urlLimit {
+	u := l.urls[k]
+	if u == nil {
+		a := l.accounts[k.account]
+		if a == nil {
+			a = new(accountLoad)
+			l.accounts[k.account] = a
+		}
+		a.urls++
+		u = &urlLimit{account: a, all: &l.all, pace: unknown, limit: min(startLimit, l.mostPerURL)}
+		l.urls[k] = u
+	}
+	u.used = time.Now()
+	switch {
+	case u.inFlight == 0:
+		u.moved = u.used
+	case u.used.Sub(u.moved) >= slowAfter:
+		u.become(slow)
+	}
+	if l.latest != u.account {
+		l.latest, l.othersAt = u.account, l.latestAt
+	}
+	l.latestAt = u.used
+	return u
+}
+
+// room returns how many more slots the URL's account, and URLs of its pace, may take now. get has just returned u.
+func (l *limiter) room(u *urlLimit) int {
+	n := l.all.room(l.first, u.pace)
+	if !l.othersAt.IsZero() && u.used.Sub(l.othersAt) <= aloneAfter {
+		n = min(n, l.mostPerAccount-u.account.total(), u.account.room(l.mostPerAccount, u.pace))
+	}
+	return n
+}
+
+// hold adds n, which may be negative, to the load of a pace.
+func (u *urlLimit) hold(n int, p pace) {
+	u.account.load[p] += n
+	u.all[p] += n
+}
+
+// become changes the URL's pace.
+func (u *urlLimit) become(p pace) {
+	n := u.inFlight + len(u.waiting)
+	u.hold(-n, u.pace)
+	u.hold(n, p)
+	u.pace = p
+}
+
+// place takes n slots; a negative n gives them back.
+func (u *urlLimit) place(n int) {
+	u.inFlight += n
+	u.hold(n, u.pace)
+}
+
+// queue adds one that waits for a slot.
+func (u *urlLimit) queue(granted chan bool) {
+	u.waiting = append(u.waiting, granted)
+	u.hold(1, u.pace)
+}
+
+// answer grants a slot to one that waits, or refuses it; the caller takes it off the line.
+func (u *urlLimit) answer(granted chan bool, placed bool) {
+	granted <- placed
+	u.hold(-1, u.pace)
+}
+
+// live is the limit of live traffic.
+func (u *urlLimit) live() int {
+	if u.backlog {
+		return u.limit / 2
+	}
+	return u.limit
+}
+
+// acquire returns a slot for live traffic, or a place in the line for one where the wait promises to be short. It does
+// not wait. nil: the URL, its account or URLs of its pace have all they may.
+func (l *limiter) acquire(k urlKey) *slot {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	u := l.get(k)
+	switch full := l.room(u) <= 0; {
+	case full:
+		return nil
+	case u.inFlight < u.live() && len(u.waiting) == 0:
+		u.place(1)
+		return &slot{limiter: l, key: k}
+	case !u.worthWaiting():
+		return nil
+	}
+	s := &slot{limiter: l, key: k, granted: make(chan bool, 1)}
+	u.queue(s.granted)
+	return s
+}
+
+// worthWaiting estimates the wait of one more from the URL's own latency. For an unmeasured URL one round may wait.
+func (u *urlLimit) worthWaiting() bool {
+	if u.live() == 0 {
+		return false
+	}
+	if u.latency == 0 {
+		return len(u.waiting) < u.limit
+	}
+	return time.Duration(len(u.waiting)+1)*u.latency/time.Duration(u.live()) <= maxWait
+}
+
+// take returns up to n slots for backlog, without waiting.
+func (l *limiter) take(k urlKey, n int) []*slot {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	u := l.get(k)
+	n = max(0, min(n, u.limit-u.inFlight, l.room(u)))
+	u.place(n)
+	slots := make([]*slot, n)
+	for i := range slots {
+		slots[i] = &slot{limiter: l, key: k}
+	}
+	return slots
+}
+
+// pause is how long a drain that got no slot waits before it asks again. Hundreds of drains may.
+func (l *limiter) pause(k urlKey) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	u := l.get(k)
+	if l.room(u) <= 0 {
+		return longestDrainPause
+	}
+	return min(max(u.latency/8, drainPause), longestDrainPause)
+}
+
+// leave gives n slots back unused.
+func (l *limiter) leave(k urlKey, n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	u := l.get(k)
+	u.place(-n)
+	u.admit()
+}
+
+// done gives a slot back after an attempt, whose result moves the limit.
+func (l *limiter) done(k urlKey, delivered bool, took time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	u := l.get(k)
+	u.place(-1)
+	if u.latency == 0 {
+		u.latency = took
+	}
+	u.latency += (took - u.latency) / 8
+	u.moved = u.used
+	if took < slowAfter {
+		u.become(quick)
+	} else {
+		u.become(slow)
+	}
+	if delivered {
+		if u.streak++; u.streak >= u.limit {
+			u.limit, u.streak = min(2*u.limit, l.mostPerURL), 0
+		}
+	} else {
+		u.limit, u.streak = max(u.limit/2, 1), 0
+	}
+	u.admit()
+}
+
+// admit grants free slots to those who wait, and refuses the last ones when the wait has become too long.
+func (u *urlLimit) admit() {
+	for len(u.waiting) > 0 && u.inFlight < u.live() {
+		u.place(1)
+		u.answer(u.waiting[0], true)
+		u.waiting = u.waiting[1:]
+	}
+	for len(u.waiting) > 0 && !u.stillWorth() {
+		last := len(u.waiting) - 1
+		u.answer(u.waiting[last], false)
+		u.waiting = u.waiting[:last]
+	}
+}
+
+func (u *urlLimit) stillWorth() bool {
+	return u.live() > 0 && time.Duration(len(u.waiting))*u.latency/time.Duration(u.live()) <= 4*maxWait
+}
+
+// restart sets the limit of a resumed URL to 1: slow start.
+func (l *limiter) restart(k urlKey) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	u := l.get(k)
+	u.limit, u.streak, u.latency = 1, 0, 0
+	u.become(unknown)
+}
+
+// setBacklog records whether something is parked for the URL.
+func (l *limiter) setBacklog(k urlKey, is bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if u := l.urls[k]; u != nil || is {
+		u = l.get(k)
+		u.backlog = is
+		u.admit()
+	}
+}
+
+// forget drops idle URLs.
+func (l *limiter) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for k, u := range l.urls {
+		if u.inFlight == 0 && !u.backlog && time.Since(u.used) > forgetAfter {
+			delete(l.urls, k)
+			if u.account.urls--; u.account.urls == 0 {
+				delete(l.accounts, k.account)
+			}
+		}
+	}
+}

@@ -1,0 +1,197 @@
+package dispatcher
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"go.uber.org/zap"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/delivery"
+	"gancho/pkg/notification"
+	"gancho/pkg/schema"
+)
+
+// carryOut makes the writes of a step other than StepSend, and acks m last.
+func (d *Dispatcher) carryOut(ctx context.Context, m *bus.Delivery, next notification.Decision) {
+	switch next.Step {
+	case notification.StepPostpone:
+		m.NakAfter(time.Until(next.At))
+		return
+	case notification.StepSetAside:
+		d.quarantine(ctx, m, "it was delivered many times and nothing came of it")
+		return
+	case notification.StepSend, notification.StepSettle, notification.StepKeepFailed, notification.StepReschedule,
+		notification.StepFinishPark:
+	}
+	if err := d.store(ctx, &m.Notification, next); err != nil {
+		d.retryDelivery(ctx, m, err)
+		return
+	}
+	m.Ack()
+}
+
+// store makes the write of a step that has one. Repeating it changes nothing.
+func (d *Dispatcher) store(ctx context.Context, n *notification.Notification, next notification.Decision) error {
+	switch next.Step {
+	case notification.StepKeepFailed:
+		return d.keepFailed(ctx, n)
+	case notification.StepReschedule:
+		return d.bus.ScheduleRetry(ctx, &next.Next, next.At)
+	case notification.StepFinishPark:
+		return d.bus.Park(&next.Next, next.Backlog).Wait(ctx)
+	case notification.StepSend, notification.StepSettle, notification.StepSetAside, notification.StepPostpone:
+	}
+	return nil
+}
+
+// keepFailed stores the payload on FAILED with a summary of the send's attempts. Doing it again changes nothing.
+func (d *Dispatcher) keepFailed(ctx context.Context, n *notification.Notification) error {
+	type line struct {
+		Number     int             `json:"number"`
+		StartedAt  time.Time       `json:"started_at"`
+		Reason     delivery.Reason `json:"reason,omitempty"`
+		HTTPStatus int             `json:"http_status,omitempty"`
+	}
+	var lines []line
+	last, err := d.bus.LastRecord(ctx, n.Account, n.ID)
+	if err == nil || errors.Is(err, schema.ErrNewer) {
+		for r, readErr := range d.bus.History(ctx, last) {
+			if err = readErr; r == nil || r.Send != n.Send {
+				break
+			}
+			if a := r.Attempt; a != nil {
+				lines = append([]line{{a.Number, a.StartedAt, a.Reason, a.HTTPStatus}}, lines...)
+			}
+		}
+	}
+	if err != nil && !errors.Is(err, bus.ErrNotFound) && !errors.Is(err, schema.ErrNewer) {
+		return err
+	}
+	summary, err := json.Marshal(lines)
+	if err != nil {
+		return fmt.Errorf("encode the summary of attempts: %w", err)
+	}
+	return d.bus.Fail(ctx, n, string(summary))
+}
+
+// recordAttempt writes the record of an attempt. What was taken out of PARKED very soon may have missed
+// the record of its being parked; that one is no conflict.
+func (d *Dispatcher) recordAttempt(ctx context.Context, r *notification.Record) (uint64, error) {
+	sequence, err := d.bus.Record(ctx, r)
+	if !errors.Is(err, bus.ErrConflict) {
+		return sequence, err
+	}
+	last, lookErr := d.bus.LastRecord(ctx, r.Account, r.NotificationID)
+	if lookErr != nil || !r.Overtaken(&last.Record) {
+		return 0, err
+	}
+	r.Follow(&last.Record)
+	return d.bus.Record(ctx, r)
+}
+
+// parking is a notification on its way to PARKED, and its record.
+type parking struct {
+	record *bus.StartedRecord
+	move   *bus.Started
+	lane   laneKey
+	reason string
+}
+
+// startParking puts the notification on its way to PARKED, with its used attempts, for the reason of the admission.
+func (d *Dispatcher) startParking(m *bus.Delivery, a admission, position notification.Position) parking {
+	r := d.record(m, a.webhook, position, notification.KindParked)
+	r.State, r.Reason = notification.Parked, a.reason
+	n := m.Parked(position)
+	p := parking{record: d.bus.StartRecord(r), lane: laneKey{m.Account, r.Backlog()}, reason: a.reason}
+	p.move = d.bus.Park(&n, p.lane.lane)
+	return p
+}
+
+// finishParking acks once both the move and its record are stored. Cut off before, both are repeated: the
+// move is recognised by its message id.
+func (d *Dispatcher) finishParking(ctx context.Context, m *bus.Delivery, p parking) {
+	err := p.move.Wait(ctx)
+	_, recordErr := p.record.Wait(ctx)
+	if err = errors.Join(err, recordErr); err != nil {
+		d.retryDelivery(ctx, m, err)
+		return
+	}
+	m.Ack()
+	d.metrics.parked.WithLabelValues(p.reason).Inc()
+	if p.reason == notification.Saturated {
+		d.drains.wake(p.lane)
+	}
+}
+
+// end records a terminal state that no attempt led to, and settles the delivery.
+func (d *Dispatcher) end(ctx context.Context, m *bus.Delivery, last notification.Position, kind notification.Kind, reason delivery.Reason) {
+	r := d.record(m, nil, last, kind)
+	r.Ended(string(reason))
+	sequence, err := d.bus.Record(ctx, r)
+	if err != nil {
+		d.retryDelivery(ctx, m, err)
+		return
+	}
+	d.metrics.ended.WithLabelValues(string(r.State)).Inc()
+	d.log.Info("ended without an attempt", append(fields(m), zap.String("state", string(r.State)), zap.String("reason", r.Reason))...)
+	r.Sequence = sequence
+	d.carryOut(ctx, m, notification.Conclude(&m.Notification, received(m), r, false))
+}
+
+// retryDelivery leaves a delivery that could not be settled unacknowledged, so that it comes again. A conflict means
+// that another dispatcher, or an earlier delivery of this message, was faster; the next delivery finds its record.
+func (d *Dispatcher) retryDelivery(ctx context.Context, m *bus.Delivery, err error) {
+	switch {
+	case errors.Is(err, schema.ErrNewer): // of its webhook or its journal
+		m.Wait(ctx)
+	case errors.Is(err, bus.ErrConflict):
+		d.metrics.conflicts.Inc()
+		m.NakAfter(conflictPause)
+	default:
+		d.log.Warn("notification not settled; it comes again", append(fields(m), zap.Error(err))...)
+	}
+}
+
+// conflictPause is how soon a notification that met a conflict is looked at again.
+const conflictPause = 100 * time.Millisecond
+
+// isolate sets a notification aside whose handling panics, so that it takes nothing else down: at once
+// quarantined (its bytes in QUARANTINE), permanently failed with internal_error, and kept for a resend.
+func (d *Dispatcher) isolate(ctx context.Context, m *bus.Delivery) {
+	cause := recover()
+	if cause == nil {
+		return
+	}
+	d.metrics.panics.Inc()
+	d.log.Error("handling a notification panicked", append(fields(m), zap.Any("panic", cause), zap.ByteString("stack", debug.Stack()))...)
+	if m.NumDelivered < panicsBeforeQuarantine {
+		m.NakAfter(time.Second)
+		return
+	}
+	d.quarantine(ctx, m, fmt.Sprint("panic: ", cause))
+}
+
+// panicsBeforeQuarantine: the first panics may have been bad luck.
+const panicsBeforeQuarantine = 3
+
+// quarantine ends a notification that cannot be handled.
+func (d *Dispatcher) quarantine(ctx context.Context, m *bus.Delivery, why string) {
+	if err := m.SetAside(ctx, string(delivery.InternalError), why); err != nil {
+		d.retryDelivery(ctx, m, err)
+		return
+	}
+	last := m.Position()
+	if r, err := d.bus.LastRecord(ctx, m.Account, m.ID); err == nil {
+		last.Journal, last.Last = r.Sequence, &r.Record
+		if r.Send == m.Send {
+			last.AttemptsDone = r.AttemptsDone
+		}
+	}
+	d.metrics.quarantined.Inc()
+	d.end(ctx, m, last, notification.KindFailed, delivery.InternalError)
+}
