@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -39,7 +40,7 @@ func withBroker(environ []string, stderr io.Writer, f func(ctx context.Context, 
 
 // connected runs f with a connection that receives on user's inbox, and returns the exit code.
 func connected(cfg bus.Config, user string, stderr io.Writer, f func(ctx context.Context, b *bus.Bus) (int, error)) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	b, err := bus.Connect(cfg, user, zap.NewNop(), prometheus.NewRegistry())
 	if err != nil {

@@ -121,16 +121,14 @@ func (d *demo) run(environ []string) error {
 	if problems := service.Load(&cfg, environ); len(problems) > 0 {
 		return errors.New(strings.Join(problems, "\n"))
 	}
-	var token bytes.Buffer
-	all, problems, err := prepare(&cfg, environ, &token)
+	all, problems, err := prepare(&cfg, environ)
 	if err != nil {
 		return err
 	}
 	if len(problems) > 0 {
 		return errors.New(strings.Join(problems, "\n"))
 	}
-	_, after, _ := strings.Cut(token.String(), "GANCHO_TOKEN=")
-	d.token = strings.TrimSpace(after)
+	d.token = all.firstToken
 
 	ctx, stop := context.WithTimeout(context.Background(), demoLimit)
 	defer stop()

@@ -41,7 +41,7 @@ func TestMetrics(t *testing.T) {
 	if problems := service.Load(&cfg, environ); len(problems) > 0 {
 		t.Fatal(problems)
 	}
-	all, problems, err := prepare(&cfg, environ, io.Discard)
+	all, problems, err := prepare(&cfg, environ)
 	if err != nil || len(problems) > 0 {
 		t.Fatal(problems, err)
 	}

@@ -1,6 +1,7 @@
 package gancho
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -34,7 +35,7 @@ import (
 // embedded broker and Redis are.
 type Config struct {
 	Service service.Config
-	// DataDir holds everything that must survive a restart: the broker's files, the encryption key and the first token.
+	// DataDir holds everything that must survive a restart: the broker's files, the encryption key and the first token. One process at a time uses it.
 	DataDir string `env:"DATA_DIR" envDefault:"./data"`
 	// NATSListen is where the embedded broker listens, so that a CRM or the nats command can publish.
 	NATSListen string `env:"NATS_LISTEN" envDefault:"127.0.0.1:4222"`
@@ -46,14 +47,8 @@ type Config struct {
 
 // Validate reports addresses and intervals that cannot be used.
 func (c *Config) Validate() error {
-	var errs []error
-	if _, _, err := net.SplitHostPort(c.NATSListen); err != nil {
-		errs = append(errs, fmt.Errorf("NATS_LISTEN: %q is not host:port", c.NATSListen))
-	}
-	if _, err := bus.ParseSyncInterval(c.NATSSyncInterval); err != nil {
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
+	_, err := bus.ParseSyncInterval(c.NATSSyncInterval)
+	return errors.Join(service.CheckAddr("NATS_LISTEN", c.NATSListen), err)
 }
 
 // firstAccount owns the token that serve makes when none is given.
@@ -69,7 +64,13 @@ func Serve(environ []string, stdout, stderr io.Writer) int {
 		return refuse(stderr, problems)
 	}
 	defer shell.Close()
-	all, problems, err := prepare(&cfg, environ, stdout)
+	lock, err := lockDataDir(cfg.DataDir)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return service.ExitError
+	}
+	defer lock.Close()
+	all, problems, err := prepare(&cfg, environ)
 	if err != nil {
 		fmt.Fprintln(stderr, err)
 		return service.ExitError
@@ -81,7 +82,14 @@ func Serve(environ []string, stdout, stderr io.Writer) int {
 		shell.Log.Warn("the embedded broker has no passwords and can be reached from other machines: whoever connects may read and write everything; "+
 			"listen on a loopback address, or run a broker of its own", zap.String("nats_listen", cfg.NATSListen))
 	}
-	err = shell.Run(cfg.Service, func(ctx context.Context) error { return all.run(ctx, shell, nil) })
+	err = shell.Run(cfg.Service, func(ctx context.Context) error {
+		return all.run(ctx, shell, func(addresses) {
+			if all.firstToken != "" {
+				fmt.Fprintf(stdout, "First API token, of account %q (kept in %s, not shown again):\n\n    export GANCHO_TOKEN=%s\n\n",
+					firstAccount, all.tokenFile, all.firstToken)
+			}
+		})
+	})
 	return shell.ExitCode("gancho", err, stderr)
 }
 
@@ -100,16 +108,16 @@ func refuse(stderr io.Writer, problems []string) int {
 
 // stack is everything serve runs, with the services' environment.
 type stack struct {
-	cfg     Config
-	environ []string // of the services, without what is only known when broker and Redis listen
-	limits  topology.Limits
+	cfg        Config
+	environ    []string // of the services, without what is only known when broker and Redis listen
+	limits     topology.Limits
+	httpAddr   string // management's
+	tokenFile  string // of the first API token
+	firstToken string // to be written there; "" when it exists, or others are given
 }
 
-// prepare makes the data directory, the key and the first token, and checks every service's configuration.
-func prepare(cfg *Config, environ []string, stdout io.Writer) (*stack, []string, error) {
-	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return nil, nil, fmt.Errorf("DATA_DIR: %w", err)
-	}
+// prepare makes the encryption key and checks every service's configuration. The folder is this process's.
+func prepare(cfg *Config, environ []string) (*stack, []string, error) {
 	vars := map[string]string{}
 	for _, e := range environ {
 		k, v, _ := strings.Cut(e, "=")
@@ -122,17 +130,19 @@ func prepare(cfg *Config, environ []string, stdout io.Writer) (*stack, []string,
 		}
 		vars["ENCRYPTION_KEY_FILE"] = path
 	}
+	s := &stack{cfg: *cfg}
 	if vars["API_TOKENS"] == "" && vars["API_TOKENS_FILE"] == "" {
-		path := filepath.Join(cfg.DataDir, "api_tokens")
-		if err := makeToken(path, stdout); err != nil {
-			return nil, nil, err
+		s.tokenFile = filepath.Join(cfg.DataDir, "api_tokens")
+		if _, err := os.Stat(s.tokenFile); err == nil {
+			vars["API_TOKENS_FILE"] = s.tokenFile
+		} else {
+			s.firstToken = NewToken()
+			vars["API_TOKENS"] = firstAccount + ":" + s.firstToken
 		}
-		vars["API_TOKENS_FILE"] = path
 	}
 	vars["NATS_SYNC_INTERVAL"] = cfg.NATSSyncInterval
 	vars["NATS_URL"], vars["REDIS_URL"] = "nats://127.0.0.1:4222", "redis://127.0.0.1:6379" // replaced when they listen
 	vars["NATS_URL_FILE"], vars["REDIS_URL_FILE"] = "", ""                                  // REDIS_URL holds the file's content
-	s := &stack{cfg: *cfg}
 	for k, v := range vars {
 		s.environ = append(s.environ, k+"="+v)
 	}
@@ -159,7 +169,9 @@ func (s *stack) check() []string {
 	s.limits = p.Limits
 	problems = append(problems, service.Load(&d, s.environ)...)
 	problems = append(problems, service.Load(&m, s.environ)...)
-	return append(problems, service.Load(&g, s.environ)...)
+	problems = append(problems, service.Load(&g, s.environ)...)
+	s.httpAddr = g.HTTPAddr
+	return problems
 }
 
 // makeKey writes a new encryption key unless the file exists.
@@ -173,17 +185,25 @@ func makeKey(path string) error {
 	return nil
 }
 
-// makeToken writes a first token and prints it, unless the file exists.
-func makeToken(path string, stdout io.Writer) error {
-	if _, err := os.Stat(path); err == nil {
+// keepToken writes the first API token, if there is one to write, and has the services read it from there.
+func (s *stack) keepToken() error {
+	if s.firstToken == "" {
 		return nil
 	}
-	token := NewToken()
-	if err := os.WriteFile(path, []byte(firstAccount+":"+token+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(s.tokenFile, []byte(firstAccount+":"+s.firstToken+"\n"), 0o600); err != nil {
 		return fmt.Errorf("make a first API token: %w", err)
 	}
-	fmt.Fprintf(stdout, "First API token, of account %q (kept in %s, not shown again):\n\n    export GANCHO_TOKEN=%s\n\n", firstAccount, path, token)
+	s.environ = append(s.environ, "API_TOKENS=", "API_TOKENS_FILE="+s.tokenFile)
 	return nil
+}
+
+// free reports an address that cannot be listened on.
+func free(ctx context.Context, variable, addr string) error {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return fmt.Errorf("%s: %w", variable, err)
+	}
+	return l.Close()
 }
 
 // NewToken returns a random API token.
@@ -196,10 +216,13 @@ func NewToken() string {
 // addresses are where the embedded servers listen.
 type addresses struct{ nats, redis string }
 
-// run starts broker and Redis, then the services, and stops them in the reverse order. started, if not
-// nil, is called once broker and Redis listen.
+// run starts broker and Redis, then the services, and stops them in the reverse order. It returns at once when an
+// address is taken. started, if not nil, is called once broker and Redis listen.
 func (s *stack) run(ctx context.Context, shell *service.Shell, started func(addresses)) error {
-	broker, err := s.startBroker()
+	if err := errors.Join(free(ctx, "NATS_LISTEN", s.cfg.NATSListen), free(ctx, "HTTP_ADDR", s.httpAddr)); err != nil {
+		return err
+	}
+	broker, err := s.startBroker(ctx)
 	if err != nil {
 		return err
 	}
@@ -212,6 +235,9 @@ func (s *stack) run(ctx context.Context, shell *service.Shell, started func(addr
 		}
 		defer redis.stop()
 		at.redis = "redis://" + redis.Addr()
+	}
+	if err := s.keepToken(); err != nil {
+		return err
 	}
 	environ := append(s.environ, "NATS_URL="+at.nats, "REDIS_URL="+at.redis, "NATS_URL_FILE=", "REDIS_URL_FILE=")
 	if started != nil {
@@ -239,7 +265,9 @@ func runService[C any](ctx context.Context, group *errgroup.Group, shell *servic
 	})
 }
 
-func (s *stack) startBroker() (*server.Server, error) {
+// startBroker returns the broker once it takes connections. Until then it reads its files, which may take long; the
+// end of ctx ends that.
+func (s *stack) startBroker(ctx context.Context) (*server.Server, error) {
 	host, port, err := net.SplitHostPort(s.cfg.NATSListen)
 	if err != nil {
 		return nil, fmt.Errorf("NATS_LISTEN: %w", err)
@@ -264,10 +292,19 @@ func (s *stack) startBroker() (*server.Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("embedded broker: %w", err)
 	}
-	broker.Start()
-	if !broker.ReadyForConnections(30 * time.Second) {
-		broker.Shutdown()
-		return nil, fmt.Errorf("embedded broker: it does not listen on %s; is the port taken? Set NATS_LISTEN to another address", s.cfg.NATSListen)
+	started := make(chan struct{})
+	go func() { broker.Start(); close(started) }()
+	select {
+	case <-ctx.Done(): // nothing was published yet, and what the files hold stays whole
+		go func() { <-started; broker.Shutdown() }()
+		return nil, ctx.Err()
+	case <-started:
+	}
+	for deadline := time.Now().Add(30 * time.Second); !broker.ReadyForConnections(100 * time.Millisecond); {
+		if err := ctx.Err(); err != nil || time.Now().After(deadline) {
+			broker.Shutdown()
+			return nil, cmp.Or(err, fmt.Errorf("embedded broker: it does not listen on %s; set NATS_LISTEN to another address", s.cfg.NATSListen))
+		}
 	}
 	return broker, nil
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -242,7 +243,7 @@ func locale(vars map[string]string) string {
 // interruptible ends the command's context with an interrupt. The commands that run services do not use it:
 // they stop in their own way.
 func (a *app) interruptible() (stop func()) {
-	a.ctx, stop = signal.NotifyContext(context.Background(), os.Interrupt)
+	a.ctx, stop = signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	return stop
 }
 
