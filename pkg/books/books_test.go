@@ -13,6 +13,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/event"
+	"gancho/pkg/eventstream"
 	"gancho/pkg/notification"
 	"gancho/pkg/topology"
 )
@@ -81,7 +82,7 @@ func (d *desk) must(err error) {
 func (d *desk) example(account string, i int) *notification.Notification {
 	d.t.Helper()
 	body := fmt.Appendf(nil, `{"event_name":"crm_deal_created","transaction_uuid":"tx-%d"}`, i)
-	p, err := d.bus.PublishEvent(d.t.Context(), "crm.events."+account+".crm_deal_created", fmt.Sprint(account, i), nil, body)
+	p, err := eventstream.Publish(d.t.Context(), d.bus, "crm.events."+account+".crm_deal_created", fmt.Sprint(account, i), nil, body)
 	d.must(err)
 	id := event.ID(account, "crm_deal_created", fmt.Sprintf("tx-%d", i))
 	return &notification.Notification{
@@ -294,16 +295,7 @@ func TestPurgedIsRepairedFromTheEvent(t *testing.T) {
 	m := d.take(d.first)
 	d.record(&m.Notification, notification.Retrying, time.Now())
 	m.Ack()
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- d.bus.TrimNotifications(ctx, time.Second) }()
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
-		if _, err := d.bus.PendingNotification(t.Context(), "acme", m.ID); errors.Is(err, bus.ErrNotFound) {
-			break
-		}
-	}
-	stop()
-	d.must(<-done)
+	d.must(d.bus.Purge(t.Context(), topology.Notifications, m.Sequence))
 	r, found := d.audit()
 	if r.Unaccounted != 1 {
 		t.Fatalf("got %+v, want 1 unaccounted", r)

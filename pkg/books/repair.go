@@ -12,6 +12,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
 	"gancho/pkg/event"
+	"gancho/pkg/eventstream"
 	"gancho/pkg/notification"
 )
 
@@ -117,14 +118,14 @@ func (r *reconciler) message(ctx context.Context, s Lost, last *bus.Recorded) (*
 	if last == nil || last.EventSequence == 0 {
 		return nil, errNoPayload
 	}
-	m, storedAt, err := r.bus.EventAt(ctx, last.EventSequence)
+	e, err := eventstream.At(ctx, r.bus, last.EventSequence)
 	if errors.Is(err, bus.ErrNotFound) {
 		return nil, errNoPayload
 	}
 	if err != nil {
 		return nil, err
 	}
-	ev, rejected := event.Parse(m)
+	ev, rejected := event.Parse(e.Message)
 	if rejected != nil || !ev.Is(last.EventID) {
 		return nil, errNoPayload
 	}
@@ -133,7 +134,7 @@ func (r *reconciler) message(ctx context.Context, s Lost, last *bus.Recorded) (*
 		return nil, errNoPayload
 	}
 	ev.ID = last.EventID // an event can have an older id
-	n := notification.First(&ev, storedAt, webhookID)
+	n := notification.First(&ev, e.StoredAt, webhookID)
 	return &n, nil
 }
 

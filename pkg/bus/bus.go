@@ -291,8 +291,9 @@ func (b *Bus) trouble(what string, err error) {
 	}
 }
 
-// Newer logs that something waits for a newer version.
+// Newer counts and logs a message that waits for a newer version.
 func (b *Bus) Newer(stream string) {
+	b.metrics.newer.WithLabelValues(stream).Inc()
 	if b.ShouldLog("newer messages on " + stream) {
 		b.log.Warn("messages of a newer version wait for one: upgrade this service, or start the newer one again", zap.String("stream", stream))
 	}

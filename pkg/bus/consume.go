@@ -260,17 +260,8 @@ func (d *Delivery) Wait(ctx context.Context) {
 		d.b.log.Warn("a message for a newer version was not moved; it comes again", zap.String("stream", d.Stream()), zap.Error(err))
 		return
 	}
-	d.b.metrics.newer.WithLabelValues(d.Stream()).Inc()
 	d.b.Newer(d.Stream())
 	d.Ack()
-}
-
-// waitAtMost bounds the pause of what waits for a newer version.
-const waitAtMost = time.Minute
-
-// waiting is the pause before the next try, when there have been so many.
-func waiting(tries int) time.Duration {
-	return min(time.Second<<min(tries-1, 10), waitAtMost)
 }
 
 func (d *Delivery) wait(ctx context.Context) error {
@@ -287,7 +278,7 @@ func (d *Delivery) wait(ctx context.Context) error {
 		}
 	}
 	q.Header[notification.HeaderWaited] = []string{strconv.Itoa(waited + 1)}
-	q.Header["Nats-Schedule"] = []string{"@at " + time.Now().Add(waiting(waited+1)).UTC().Format(time.RFC3339Nano)}
+	q.Header["Nats-Schedule"] = []string{"@at " + time.Now().Add(schema.Wait(waited+1)).UTC().Format(time.RFC3339Nano)}
 	q.Header["Nats-Schedule-Target"] = []string{topology.SubjectRetryDue(account, webhook, id)}
 	_, err := d.b.Publish(ctx, topology.Retries, q)
 	return err

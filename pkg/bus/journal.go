@@ -18,9 +18,6 @@ import (
 	"gancho/pkg/topology"
 )
 
-// ErrNotFound says that a message, record or key does not exist, or no more.
-var ErrNotFound = errors.New("not found")
-
 // Record writes r on top of the notification's record with the sequence r.Previous (0: none) and returns
 // its sequence. ErrConflict means that another record came first: read LastRecord and follow it.
 func (b *Bus) Record(ctx context.Context, r *notification.Record) (uint64, error) {
@@ -75,41 +72,6 @@ func (s *StartedRecord) Wait(ctx context.Context) (uint64, error) {
 	return ack.Sequence, nil
 }
 
-// get reads one message, turning "not there" into ErrNotFound and repeating while the broker is away.
-func (b *Bus) get(ctx context.Context, stream string, read func(context.Context, jetstream.Stream) (*jetstream.RawStreamMsg, error)) (*jetstream.RawStreamMsg, error) {
-	pause := newBackoff(50*time.Millisecond, time.Second)
-	for {
-		s, err := b.Stream(ctx, stream)
-		if err != nil {
-			return nil, err
-		}
-		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
-		raw, err := read(attempt, s)
-		cancel()
-		switch {
-		case err == nil:
-			return raw, nil
-		case errors.Is(err, jetstream.ErrMsgNotFound):
-			return nil, ErrNotFound
-		case ctx.Err() != nil:
-			return nil, fmt.Errorf("read from %s: %w", stream, ctx.Err())
-		}
-		b.forget(stream)
-		b.log.Debug("read repeated", zap.String("stream", stream), zap.Error(err))
-		if err := pause.wait(ctx); err != nil {
-			return nil, fmt.Errorf("read from %s: %w", stream, err)
-		}
-	}
-}
-
-// Last returns the newest message of a subject. It returns ErrNotFound when there is none and repeats the read while
-// the broker is unreachable, until ctx ends.
-func (b *Bus) Last(ctx context.Context, stream, subject string) (*jetstream.RawStreamMsg, error) {
-	return b.get(ctx, stream, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
-		return s.GetLastMsgForSubject(ctx, subject)
-	})
-}
-
 // LastRecord returns the notification's newest journal record, ErrNotFound when it has none. One that a newer
 // version wrote comes with schema.ErrNewer, read as far as this version knows it.
 func (b *Bus) LastRecord(ctx context.Context, account, id string) (*Recorded, error) {
@@ -122,9 +84,7 @@ func (b *Bus) LastRecord(ctx context.Context, account, id string) (*Recorded, er
 
 // RecordAt returns the journal record with that sequence as LastRecord does, ErrNotFound when it has aged out.
 func (b *Bus) RecordAt(ctx context.Context, sequence uint64) (*Recorded, error) {
-	raw, err := b.get(ctx, topology.Attempts, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
-		return s.GetMsg(ctx, sequence)
-	})
+	raw, err := b.Get(ctx, topology.Attempts, sequence)
 	if err != nil {
 		return nil, err
 	}
@@ -237,9 +197,7 @@ func (c *ExhaustedConsumer) Pull(ctx context.Context, handle func(*Exhausted) er
 
 // ExhaustedAt reads the message of RETRIES with that sequence.
 func (b *Bus) ExhaustedAt(ctx context.Context, sequence uint64) (*Exhausted, error) {
-	raw, err := b.get(ctx, topology.Retries, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
-		return s.GetMsg(ctx, sequence)
-	})
+	raw, err := b.Get(ctx, topology.Retries, sequence)
 	if err != nil {
 		return nil, err
 	}
@@ -272,9 +230,7 @@ func (b *Bus) LeftBehind(ctx context.Context, retries *Puller) iter.Seq2[*Exhaus
 			return
 		}
 		for next := uint64(1); next <= info.AckFloor.Stream; {
-			raw, err := b.get(ctx, topology.Retries, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
-				return s.GetMsg(ctx, next, jetstream.WithGetMsgSubject("gancho.retries.due.>"))
-			})
+			raw, err := b.Get(ctx, topology.Retries, next, jetstream.WithGetMsgSubject("gancho.retries.due.>"))
 			if errors.Is(err, ErrNotFound) || err == nil && raw.Sequence > info.AckFloor.Stream {
 				return
 			}

@@ -4,16 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"strconv"
-	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
-	"gancho/pkg/event"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
 	"gancho/pkg/topology"
@@ -148,16 +143,10 @@ func (c *ArrivalConsumer) Pull(ctx context.Context, n int, linger time.Duration)
 			_ = m.Ack() // the dispatcher deals with it
 			return
 		}
-		batch.Arrivals = append(batch.Arrivals, Arrival{d, meta.Timestamp, sizeOf(m.Headers())})
+		batch.Arrivals = append(batch.Arrivals, Arrival{d, meta.Timestamp, BodySize(m)})
 		batch.msgs = append(batch.msgs, m)
 	}
 	return &batch, c.Gather(ctx, n, linger, add)
-}
-
-// sizeOf returns how many bytes the body has of a message that was read without it.
-func sizeOf(h nats.Header) int {
-	n, _ := strconv.Atoi(h.Get("Nats-Msg-Size"))
-	return n
 }
 
 // Follow hands the account's journal records to handle as they are written, beginning now, until ctx ends.
@@ -199,97 +188,4 @@ func (b *Bus) Follow(ctx context.Context, account string, began func(), handle f
 			handle(&r.Record)
 		}
 	}
-}
-
-// EventSubjects returns the subjects on which the account has events now, those whose name is wanted.
-func (b *Bus) EventSubjects(ctx context.Context, account string, wanted func(eventName string) bool) ([]string, error) {
-	s, err := b.Stream(ctx, topology.Events)
-	if err != nil {
-		return nil, err
-	}
-	info, err := s.Info(ctx, jetstream.WithSubjectFilter("crm.events."+account+".>"))
-	if err != nil {
-		return nil, fmt.Errorf("list CRM_EVENTS: %w", err)
-	}
-	var out []string
-	for subject := range info.State.Subjects {
-		if name := subject[strings.LastIndexByte(subject, '.')+1:]; wanted(name) {
-			out = append(out, subject)
-		}
-	}
-	slices.Sort(out)
-	return out, nil
-}
-
-// StoredEvent is a message of CRM_EVENTS. Size is that of its body, which is nil when only headers were read.
-type StoredEvent struct {
-	event.Message
-
-	StoredAt time.Time
-	Size     int
-}
-
-// EventRange says which events are read: on these subjects (at least one), stored from From on, or with
-// sequences above After when that is not 0, and before To.
-type EventRange struct {
-	Subjects []string
-	From, To time.Time
-	After    uint64
-}
-
-func (r EventRange) config() jetstream.OrderedConsumerConfig {
-	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: r.Subjects, DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &r.From}
-	if r.After > 0 {
-		cfg.DeliverPolicy, cfg.OptStartSeq, cfg.OptStartTime = jetstream.DeliverByStartSequencePolicy, r.After+1, nil
-	}
-	return cfg
-}
-
-// CountEvents returns how many events are in the range, without reading them.
-func (b *Bus) CountEvents(ctx context.Context, r EventRange) (uint64, error) {
-	s, err := b.Stream(ctx, topology.Events)
-	if err != nil {
-		return 0, err
-	}
-	from := func(r EventRange) (uint64, error) {
-		c, err := s.OrderedConsumer(ctx, r.config())
-		if err != nil {
-			return 0, fmt.Errorf("count CRM_EVENTS: %w", err)
-		}
-		info := c.CachedInfo()
-		if err := s.DeleteConsumer(ctx, info.Name); err != nil {
-			b.log.Debug("a consumer is left to time out", zap.Error(err))
-		}
-		return info.NumPending, nil
-	}
-	all, err := from(r)
-	if err != nil || all == 0 {
-		return 0, err
-	}
-	after, err := from(EventRange{Subjects: r.Subjects, From: r.To})
-	return all - min(after, all), err
-}
-
-// ReadEvents hands the events in the range to handle in order until it returns false or an error.
-func (b *Bus) ReadEvents(ctx context.Context, r EventRange, headersOnly bool, handle func(*StoredEvent) (bool, error)) error {
-	cfg := r.config()
-	cfg.HeadersOnly = headersOnly
-	return b.Read(ctx, topology.Events, cfg, func(m jetstream.Msg, sequence, _ uint64) (bool, error) {
-		meta, err := m.Metadata()
-		if err != nil {
-			return false, fmt.Errorf("read CRM_EVENTS: %w", err)
-		}
-		if !meta.Timestamp.Before(r.To) {
-			return false, nil
-		}
-		e := &StoredEvent{
-			Message:  event.Message{Subject: m.Subject(), Header: m.Headers().Get, Body: m.Data(), Sequence: sequence},
-			StoredAt: meta.Timestamp, Size: len(m.Data()),
-		}
-		if headersOnly {
-			e.Body = nil
-			e.Size = sizeOf(m.Headers())
-		}
-		return handle(e)
-	})
 }

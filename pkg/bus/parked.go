@@ -45,9 +45,7 @@ func (b *Bus) Backlogs(ctx context.Context, account string) ([]Backlog, error) {
 // OldestParked returns when the oldest message of the lane (of one webhook, or of all with "*") was
 // parked; ErrNotFound when there is none.
 func (b *Bus) OldestParked(ctx context.Context, account, lane, webhook string) (time.Time, error) {
-	raw, err := b.get(ctx, topology.Parked, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
-		return s.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(topology.SubjectParked(account, lane, webhook)))
-	})
+	raw, err := b.Get(ctx, topology.Parked, 1, jetstream.WithGetMsgSubject(topology.SubjectParked(account, lane, webhook)))
 	if err != nil {
 		return time.Time{}, err
 	}

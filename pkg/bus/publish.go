@@ -141,6 +141,20 @@ func (p *Started) final(err error) error {
 	return nil
 }
 
+// PublishOnce stores m without repeating it: after an error other than ErrConflict and ErrTooLarge the message may be
+// stored or not.
+func (b *Bus) PublishOnce(ctx context.Context, stream string, m *nats.Msg) (*jetstream.PubAck, error) {
+	p := b.Start(stream, m)
+	ack, err := p.answer(ctx)
+	if err != nil {
+		if final := p.final(err); final != nil {
+			err = final
+		}
+		return nil, err
+	}
+	return ack, nil
+}
+
 // Publish stores m and returns the broker's answer.
 func (b *Bus) Publish(ctx context.Context, stream string, m *nats.Msg) (*jetstream.PubAck, error) {
 	return b.Start(stream, m).Receipt(ctx)

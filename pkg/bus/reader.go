@@ -10,7 +10,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"gancho/pkg/event"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
 	"gancho/pkg/topology"
@@ -173,28 +172,8 @@ func (r *NotificationReader) Read(ctx context.Context, began func(Progress), han
 	return r.ReadTo(ctx, last, func(msg jetstream.Msg, m *jetstream.MsgMetadata) {
 		h := msg.Headers()
 		if n, err := notification.Decode(h, nil); err == nil || errors.Is(err, schema.ErrNewer) { // counting is not handling
-			handle(Arrival{n, m.Timestamp, sizeOf(h)}, m.Sequence.Stream)
+			handle(Arrival{n, m.Timestamp, BodySize(msg)}, m.Sequence.Stream)
 		}
-	})
-}
-
-// EventReader reads how large the events of CRM_EVENTS are.
-type EventReader struct{ *Reader }
-
-// ReadEventSizes returns a reader of CRM_EVENTS from its beginning.
-func (b *Bus) ReadEventSizes(name string) *EventReader {
-	return &EventReader{b.NewReader(topology.Events, name, Position{})}
-}
-
-// Read hands over what is there now: account, sequence and the bytes of the body.
-func (r *EventReader) Read(ctx context.Context, handle func(account string, sequence uint64, bytes int)) error {
-	last, _, _, err := r.Tail(ctx)
-	if err != nil {
-		return err
-	}
-	return r.ReadTo(ctx, last, func(msg jetstream.Msg, m *jetstream.MsgMetadata) {
-		account, _, _ := strings.Cut(strings.TrimPrefix(msg.Subject(), event.SubjectPrefix), ".")
-		handle(account, m.Sequence.Stream, sizeOf(msg.Headers()))
 	})
 }
 
@@ -297,9 +276,7 @@ func (b *Bus) Scheduled(ctx context.Context, account, id string) (*Exhausted, er
 func (b *Bus) ParkedOf(ctx context.Context, account, webhook string, n int) (map[uuid.UUID]bool, error) {
 	out := map[uuid.UUID]bool{}
 	for next := uint64(1); len(out) < n; {
-		raw, err := b.get(ctx, topology.Parked, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
-			return s.GetMsg(ctx, next, jetstream.WithGetMsgSubject(topology.SubjectParked(account, "*", webhook)))
-		})
+		raw, err := b.Get(ctx, topology.Parked, next, jetstream.WithGetMsgSubject(topology.SubjectParked(account, "*", webhook)))
 		if errors.Is(err, ErrNotFound) {
 			return out, nil
 		}

@@ -47,9 +47,8 @@ func (c *SummaryConsumer) Pull(ctx context.Context, n int, linger time.Duration)
 			return
 		}
 		if version, _ := strconv.Atoi(m.Headers().Get(notification.HeaderSchema)); c.decides && schema.Check(version) != nil {
-			c.b.metrics.newer.WithLabelValues(topology.Attempts).Inc()
 			c.b.Newer(topology.Attempts)
-			_ = m.NakWithDelay(waiting(int(meta.NumDelivered))) //nolint:gosec // a count
+			_ = m.NakWithDelay(schema.Wait(int(meta.NumDelivered))) //nolint:gosec // a count
 			return
 		}
 		s, err := notification.ParseSummary(m.Headers().Get(notification.HeaderSummary), meta.Sequence.Stream)

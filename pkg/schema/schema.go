@@ -7,7 +7,10 @@
 // Whoever only counts or shows may read it as far as it knows it.
 package schema
 
-import "errors"
+import (
+	"errors"
+	"time"
+)
 
 // ErrNewer says that something was written by a newer version, and waits for one.
 var ErrNewer = errors.New("it was written by a newer version of Gancho and waits for one: upgrade this service")
@@ -18,4 +21,10 @@ func Check(schema int) error {
 		return ErrNewer
 	}
 	return nil
+}
+
+// Wait returns how long a message of a newer version waits before it is delivered again for the nth time: a second at
+// first, twice as long each time, at most a minute.
+func Wait(n int) time.Duration {
+	return min(time.Second<<min(n-1, 10), time.Minute)
 }

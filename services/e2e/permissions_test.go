@@ -25,6 +25,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
+	"gancho/pkg/eventstream"
 	"gancho/pkg/notification"
 	"gancho/pkg/suspension"
 	"gancho/pkg/suspension/command"
@@ -129,6 +130,9 @@ func must(t *testing.T, what string, err error) {
 	}
 }
 
+// stored drops the broker's answer to a message.
+func stored(_ *jetstream.PubAck, err error) error { return err }
+
 // TestBrokerLetsServicesWork does with each user, through pkg/bus, what its service does seldom or only
 // when something broke, and sees that the broker refused nothing. TestServicesUnderTheirUsers runs the rest.
 func TestBrokerLetsServicesWork(t *testing.T) {
@@ -164,10 +168,10 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	_, err = crm.Publish(ctx, "crm.events.odd", []byte(`{}`))
 	must(t, "crm publishes what publisher will reject", err)
 
-	events, err := publisher.Events(ctx)
+	events, err := eventstream.Consume(ctx, publisher)
 	must(t, "publisher consumes events", err)
-	var got []*bus.EventMessage
-	must(t, "publisher pulls", events.Pull(ctx, 2, bus.Unbounded, func(m *bus.EventMessage) { got = append(got, m) }))
+	var got []*eventstream.Delivery
+	must(t, "publisher pulls", events.Pull(ctx, 2, bus.Unbounded, func(m *eventstream.Delivery) { got = append(got, m) }))
 	if len(got) != 2 {
 		t.Fatalf("publisher got %d events, want 2", len(got))
 	}
@@ -177,7 +181,7 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 		EventName: "crm_deal_created", EventSequence: 1, EventTime: time.Now(), Send: 1, Body: []byte(`{}`),
 	}
 	must(t, "publisher notifies", publisher.Notify(n).Wait(ctx))
-	must(t, "publisher rejects", publisher.Reject(ctx, got[1].Message, &event.Rejected{Reason: event.BadSubject}))
+	must(t, "publisher rejects", stored(publisher.Publish(ctx, topology.Rejected, bus.NewMessage("gancho.rejected.bad_subject", "", got[1].Body))))
 	got[0].Ack()
 	got[1].Ack()
 
@@ -293,18 +297,18 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 		t.Errorf("monitor told: %v, %v; want true", told, err)
 	}
 
-	_, err = management.PublishEvent(ctx, "crm.events.acme.crm_deal_created", "id", nil, []byte(`{}`))
+	_, err = eventstream.Publish(ctx, management, "crm.events.acme.crm_deal_created", "id", nil, []byte(`{}`))
 	must(t, "management ingests an event", err)
-	_, _, err = management.EventAt(ctx, 1)
+	_, err = eventstream.At(ctx, management, 1)
 	must(t, "management reads an event", err)
 	_, err = management.FailedNotification(ctx, n.Account, n.WebhookID, n.ID)
 	must(t, "management reads a failure", err)
 	n.Send = 2
 	must(t, "management sends again", management.Notify(n).Wait(ctx))
 
-	trimmed, stop := context.WithTimeout(ctx, 1500*time.Millisecond)
-	defer stop()
-	must(t, "publisher trims", publisher.TrimNotifications(trimmed, time.Millisecond))
+	_, err = publisher.ConsumerState(ctx, topology.Durable{Stream: topology.Notifications, Name: topology.ConsumerFirst})
+	must(t, "publisher looks at the first attempts", err)
+	must(t, "publisher trims", publisher.Purge(ctx, topology.Notifications, 1))
 
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -24,6 +24,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
 	"gancho/pkg/event/samples"
+	"gancho/pkg/eventstream"
 	"gancho/pkg/notification"
 	"gancho/pkg/service"
 )
@@ -283,7 +284,7 @@ func (d *demo) publish(ctx context.Context, name string) error {
 	if rejected != nil {
 		return fmt.Errorf("sample of %s: %w", name, rejected)
 	}
-	if _, err := d.bus.PublishEvent(ctx, subject, e.MsgID(), nil, body); err != nil {
+	if _, err := eventstream.Publish(ctx, d.bus, subject, e.MsgID(), nil, body); err != nil {
 		return err
 	}
 	for _, r := range d.receivers {

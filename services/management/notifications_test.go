@@ -10,6 +10,7 @@ import (
 
 	"gancho/pkg/delivery"
 	"gancho/pkg/event"
+	"gancho/pkg/eventstream"
 	"gancho/pkg/notification"
 	"gancho/services/management"
 )
@@ -18,21 +19,21 @@ import (
 func (s *site) matched(account, webhookID, body string) *notification.Notification {
 	s.t.Helper()
 	const name = "crm_deal_created"
-	at, err := s.bus.PublishEvent(s.t.Context(), event.Subject(account, name), uuid.NewString(), nil, []byte(body))
+	at, err := eventstream.Publish(s.t.Context(), s.bus, event.Subject(account, name), uuid.NewString(), nil, []byte(body))
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	m, stored, err := s.bus.EventAt(s.t.Context(), at.Sequence)
+	m, err := eventstream.At(s.t.Context(), s.bus, at.Sequence)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	ev, rejected := event.Parse(m)
+	ev, rejected := event.Parse(m.Message)
 	if rejected != nil {
 		s.t.Fatal(rejected)
 	}
 	n := &notification.Notification{
 		Account: account, ID: event.NotificationID(ev.ID, uuid.MustParse(webhookID)), WebhookID: webhookID,
-		EventID: ev.ID, EventName: name, EventSequence: at.Sequence, EventTime: stored, Send: 1, Body: ev.Body,
+		EventID: ev.ID, EventName: name, EventSequence: at.Sequence, EventTime: m.StoredAt, Send: 1, Body: ev.Body,
 	}
 	if err := s.bus.Notify(n).Wait(s.t.Context()); err != nil {
 		s.t.Fatal(err)
@@ -188,7 +189,7 @@ func TestIngest(t *testing.T) {
 	if first["duplicate"] != false || first["stream"] != "CRM_EVENTS" || first["event_id"] != event.ID("acme", "crm_deal_updated", "tx-9") {
 		t.Errorf("first = %v", first)
 	}
-	m, _, err := s.bus.EventAt(t.Context(), uint64(number(first, "sequence")))
+	m, err := eventstream.At(t.Context(), s.bus, uint64(number(first, "sequence")))
 	if err != nil || string(m.Body) != body || m.Subject != "crm.events.acme.crm_deal_updated" {
 		t.Errorf("stored %q on %s, %v", m.Body, m.Subject, err)
 	}
@@ -201,11 +202,11 @@ func TestIngest(t *testing.T) {
 	// What the API says the id is, is what the publisher will make of the stored message.
 	for name, headers := range map[string][]string{"no id at all": nil, "ce-id": {"ce-id", "abc"}} {
 		d := s.do(acme, "POST", path, `{"a":1}`, headers...).want(202).data()
-		stored, _, err := s.bus.EventAt(t.Context(), uint64(number(d, "sequence")))
+		stored, err := eventstream.At(t.Context(), s.bus, uint64(number(d, "sequence")))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if ev, rejected := event.Parse(stored); rejected != nil || ev.ID != d["event_id"] {
+		if ev, rejected := event.Parse(stored.Message); rejected != nil || ev.ID != d["event_id"] {
 			t.Errorf("%s: event_id %v, the publisher says %s (%v)", name, d["event_id"], ev.ID, rejected)
 		}
 		if want := event.ID("acme", strings.TrimPrefix(path, "/crm/v2/events/"), "abc"); headers != nil && d["event_id"] != want {
@@ -222,11 +223,11 @@ func TestIngest(t *testing.T) {
 	wrapper := `{"specversion":"1.0","id":"ce-5","source":"/crm","type":"crm_deal_updated","data":{"n":1.50}}`
 	for i, kind := range []string{"application/cloudevents+json; charset=utf-8", "application/json"} {
 		d := s.do(acme, "POST", path, wrapper, "Content-Type", kind, "Gancho-Changed", "amount, name", "Gancho-Origin", "app:7").want(202).data()
-		stored, _, err := s.bus.EventAt(t.Context(), uint64(number(d, "sequence")))
+		stored, err := eventstream.At(t.Context(), s.bus, uint64(number(d, "sequence")))
 		if err != nil {
 			t.Fatal(err)
 		}
-		ev, rejected := event.Parse(stored)
+		ev, rejected := event.Parse(stored.Message)
 		if rejected != nil || ev.ID != d["event_id"] || ev.ID != event.ID("acme", "crm_deal_updated", "ce-5") || string(ev.Body) != `{"n":1.50}` ||
 			strings.Join(ev.Changed, "|") != "amount|name" || ev.Origin != "app:7" || d["duplicate"] != (i == 1) {
 			t.Errorf("%s: %v became %+v, %v", kind, d, ev, rejected)

@@ -12,6 +12,7 @@ import (
 
 	"gancho/pkg/delivery"
 	"gancho/pkg/event"
+	"gancho/pkg/eventstream"
 	"gancho/pkg/notification"
 	"gancho/pkg/topology"
 )
@@ -32,13 +33,13 @@ func TestReplay(t *testing.T) {
 	pending := s.matched("acme", hookID, `{"transaction_uuid":"p"}`)
 	// An event from before the webhook, and one that is none of its business.
 	for _, subject := range []string{event.Subject("acme", "crm_deal_created"), event.Subject("acme", "crm_task_created"), event.Subject("globex", "crm_deal_created")} {
-		if _, err := s.bus.PublishEvent(t.Context(), subject, uuid.NewString(), nil, []byte(`{"transaction_uuid":"n"}`)); err != nil {
+		if _, err := eventstream.Publish(t.Context(), s.bus, subject, uuid.NewString(), nil, []byte(`{"transaction_uuid":"n"}`)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	// A body above EVENT_MAX_BYTES is no event, though the broker has room for it.
 	large := fmt.Appendf(nil, `{"n":%q}`, strings.Repeat("x", s.cfg.Limits.EventMaxBytes))
-	if _, err := s.bus.PublishEvent(t.Context(), event.Subject("acme", "crm_deal_created"), uuid.NewString(), nil, large); err != nil {
+	if _, err := eventstream.Publish(t.Context(), s.bus, event.Subject("acme", "crm_deal_created"), uuid.NewString(), nil, large); err != nil {
 		t.Fatal(err)
 	}
 	never := event.NotificationID(event.ID("acme", "crm_deal_created", "n"), uuid.MustParse(hookID))
@@ -142,7 +143,7 @@ func TestReplaySurvives(t *testing.T) {
 	const events = 300
 	began := time.Now().Add(-time.Second).UTC().Format(time.RFC3339)
 	for i := range events {
-		if _, err := s.bus.PublishEvent(t.Context(), event.Subject("acme", "crm_deal_created"), uuid.NewString(), nil, fmt.Appendf(nil, `{"transaction_uuid":"n-%d"}`, i)); err != nil {
+		if _, err := eventstream.Publish(t.Context(), s.bus, event.Subject("acme", "crm_deal_created"), uuid.NewString(), nil, fmt.Appendf(nil, `{"transaction_uuid":"n-%d"}`, i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -195,7 +196,7 @@ func TestReplayIsCancelled(t *testing.T) {
 	const events = 300
 	began := time.Now().Add(-time.Second).UTC().Format(time.RFC3339)
 	for i := range events {
-		if _, err := s.bus.PublishEvent(t.Context(), event.Subject("acme", "crm_deal_created"), uuid.NewString(), nil, fmt.Appendf(nil, `{"transaction_uuid":"n-%d"}`, i)); err != nil {
+		if _, err := eventstream.Publish(t.Context(), s.bus, event.Subject("acme", "crm_deal_created"), uuid.NewString(), nil, fmt.Appendf(nil, `{"transaction_uuid":"n-%d"}`, i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -234,7 +235,7 @@ func TestReplayOfADeadRunner(t *testing.T) {
 	id := uuid.NewString()
 	var at [3]uint64
 	for i := range at {
-		p, err := s.bus.PublishEvent(t.Context(), event.Subject("acme", "crm_deal_created"), uuid.NewString(), nil, fmt.Appendf(nil, `{"transaction_uuid":"n-%d"}`, i))
+		p, err := eventstream.Publish(t.Context(), s.bus, event.Subject("acme", "crm_deal_created"), uuid.NewString(), nil, fmt.Appendf(nil, `{"transaction_uuid":"n-%d"}`, i))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -275,7 +276,7 @@ func TestReplayPausesAtOnce(t *testing.T) {
 	const events = 2000
 	began := time.Now().Add(-time.Second).UTC().Format(time.RFC3339)
 	for i := range events {
-		if _, err := s.bus.PublishEvent(t.Context(), event.Subject("acme", "crm_deal_created"), uuid.NewString(), nil, fmt.Appendf(nil, `{"transaction_uuid":"n-%d"}`, i)); err != nil {
+		if _, err := eventstream.Publish(t.Context(), s.bus, event.Subject("acme", "crm_deal_created"), uuid.NewString(), nil, fmt.Appendf(nil, `{"transaction_uuid":"n-%d"}`, i)); err != nil {
 			t.Fatal(err)
 		}
 	}

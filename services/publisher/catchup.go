@@ -9,6 +9,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
+	"gancho/pkg/eventstream"
 	"gancho/pkg/share"
 	"gancho/pkg/suspension/status"
 	"gancho/pkg/tracing"
@@ -106,7 +107,7 @@ func (c *catchUp) batch(ctx context.Context) (int, error) {
 		return first
 	}
 	for n < batchEvents && size < batchBytes && ctx.Err() == nil {
-		e, err := p.bus.NextEvent(ctx, c.account, next+1)
+		e, err := eventstream.Next(ctx, p.bus, c.account, next+1)
 		if errors.Is(err, bus.ErrNotFound) {
 			break
 		}
@@ -131,7 +132,7 @@ func (c *catchUp) batch(ctx context.Context) (int, error) {
 			next = e.Sequence
 			continue
 		}
-		m := &bus.EventMessage{Message: e.Message, StoredAt: e.StoredAt}
+		m := &eventstream.Delivery{Message: e.Message, StoredAt: e.StoredAt}
 		for first := true; len(j.webhooks) > 0; first = false {
 			_, full := p.next(m, j)
 			switch {
@@ -170,7 +171,7 @@ func (c *catchUp) batch(ctx context.Context) (int, error) {
 
 // job returns what the event leads to, nil when nothing: it is no event, which the shared consumer has seen to, or no
 // webhook matches it.
-func (c *catchUp) job(ctx context.Context, e *bus.StoredEvent) (*job, error) {
+func (c *catchUp) job(ctx context.Context, e *eventstream.Event) (*job, error) {
 	p := c.d.p
 	e.MaxBytes = p.maxBodyBytes
 	ev, rejected := event.Parse(e.Message)
@@ -250,7 +251,7 @@ func (c *catchUp) end(ctx context.Context) (bool, error) {
 		if err := c.reread(ctx); err != nil {
 			return false, err
 		}
-		switch _, err := c.d.p.bus.NextEvent(ctx, c.account, c.after+1); {
+		switch _, err := eventstream.Next(ctx, c.d.p.bus, c.account, c.after+1); {
 		case err == nil:
 			return false, nil
 		case !errors.Is(err, bus.ErrNotFound):

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/eventstream"
 	"gancho/pkg/share"
 	"gancho/pkg/topology"
 )
@@ -44,7 +45,7 @@ type line struct {
 
 // waiting is an event of a line. done, if not nil, is called once it is settled or given up.
 type waiting struct {
-	*bus.EventMessage
+	*eventstream.Delivery
 
 	done func()
 }
@@ -102,7 +103,7 @@ func (d *deferrals) holds(account string) bool {
 }
 
 // add has an event wait. over says why its account is to be deferred, nil that it is already.
-func (d *deferrals) add(m *bus.EventMessage, account string, over *share.Excess, done func()) {
+func (d *deferrals) add(m *eventstream.Delivery, account string, over *share.Excess, done func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	l := d.lines[account]
@@ -118,7 +119,7 @@ func (d *deferrals) add(m *bus.EventMessage, account string, over *share.Excess,
 }
 
 // coverWithin is how long the broker may take to store an account's record; its events come again after that.
-const coverWithin = bus.EventsAckWait / 2
+const coverWithin = eventstream.AckWait / 2
 
 // cover writes the account's record until no event of it waits to be covered.
 func (d *deferrals) cover(account string, l *line) {

@@ -8,6 +8,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/eventstream"
 	"gancho/pkg/share"
 	"gancho/pkg/topology"
 )
@@ -28,8 +29,8 @@ type keptCounter struct {
 	share  float64
 	limit  int64 // of CRM_EVENTS; 0: none
 
-	reader   *bus.EventReader // nil while nothing is counted
-	segments []segment        // oldest first
+	reader   *eventstream.SizeReader // nil while nothing is counted
+	segments []segment               // oldest first
 	written  share.Kept
 }
 
@@ -69,7 +70,7 @@ func (k *keptCounter) count(ctx context.Context) error {
 		return k.write(ctx, now)
 	}
 	if k.reader == nil {
-		k.reader = k.bus.ReadEventSizes("shares")
+		k.reader = eventstream.Sizes(k.bus, "shares")
 	}
 	if err := k.reader.Read(ctx, k.add); err != nil {
 		return err

@@ -14,6 +14,7 @@ package publisher
 import (
 	"context"
 	"errors"
+	"strconv"
 	"sync"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
+	"gancho/pkg/eventstream"
 	"gancho/pkg/notification"
 	"gancho/pkg/registry"
 	"gancho/pkg/service"
@@ -104,7 +106,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		return err
 	}
 	proc.Health.Require("webhooks", registered.State)
-	events, err := b.Events(ctx)
+	events, err := eventstream.Consume(ctx, b)
 	if err != nil {
 		return err
 	}
@@ -129,7 +131,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	loaded, known := make(chan struct{}), make(chan struct{})
 	group.Go(func() error { return registered.Run(ctx, func() { close(loaded) }, nil) })
 	group.Go(func() error { return p.meter.Watch(ctx, b, p.log, func() { close(known) }) })
-	group.Go(func() error { return b.TrimNotifications(ctx, cfg.Limits.DuplicateWindow) })
+	group.Go(func() error { trim(ctx, p.log, b, cfg.Limits.DuplicateWindow); return nil })
 	group.Go(func() error {
 		for _, ready := range []chan struct{}{loaded, known} { // matching before would miss webhooks, and deferred accounts
 			select {
@@ -151,7 +153,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 }
 
 // consume pulls events while there are free places and returns when ctx ended and the last one is done.
-func (p *Publisher) consume(ctx context.Context, events *bus.EventsConsumer) {
+func (p *Publisher) consume(ctx context.Context, events *eventstream.Consumer) {
 	places := bus.NewPlaces(maxEvents, maxBytes, p.mostBytes)
 	var inFlight sync.WaitGroup
 	defer inFlight.Wait()
@@ -162,7 +164,7 @@ func (p *Publisher) consume(ctx context.Context, events *bus.EventsConsumer) {
 			return
 		}
 		got, used := 0, 0
-		err := events.Pull(ctx, n, room, func(m *bus.EventMessage) {
+		err := events.Pull(ctx, n, room, func(m *eventstream.Delivery) {
 			size := len(m.Body)
 			got, used = got+1, used+size
 			free := func() { places.Give(1, size) }
@@ -197,7 +199,7 @@ type job struct {
 }
 
 // start begins with an event. free is called when an event that is deferred is settled.
-func (p *Publisher) start(m *bus.EventMessage, free func()) *job {
+func (p *Publisher) start(m *eventstream.Delivery, free func()) *job {
 	m.MaxBytes = p.maxBodyBytes // the broker's limit counts headers too
 	ev, rejected := event.Parse(m.Message)
 	j := &job{event: ev, rejected: rejected, newer: rejected == nil && p.registry.Newer(ev.Account)}
@@ -228,7 +230,7 @@ func (p *Publisher) start(m *bus.EventMessage, free func()) *job {
 }
 
 // next starts the next page of an event's notifications, if its account has room for it.
-func (p *Publisher) next(m *bus.EventMessage, j *job) (over share.Excess, full bool) {
+func (p *Publisher) next(m *eventstream.Delivery, j *job) (over share.Excess, full bool) {
 	j.started, j.hold = nil, nil
 	if len(j.webhooks) == 0 {
 		return over, false
@@ -272,7 +274,7 @@ func (p *Publisher) notify(storedAt time.Time, ev event.Event, webhooks []*webho
 
 // finish waits until all that follows from the event is stored, then settles it. Without that the event
 // is left alone and comes again.
-func (p *Publisher) finish(ctx context.Context, m *bus.EventMessage, j *job) {
+func (p *Publisher) finish(ctx context.Context, m *eventstream.Delivery, j *job) {
 	if j.rejected != nil {
 		p.reject(ctx, m, j.rejected)
 		return
@@ -322,7 +324,7 @@ func (p *Publisher) finish(ctx context.Context, m *bus.EventMessage, j *job) {
 }
 
 // fields name the event in a line of the log.
-func (j *job) fields(m *bus.EventMessage) []zap.Field {
+func (j *job) fields(m *eventstream.Delivery) []zap.Field {
 	e := &j.event
 	return []zap.Field{
 		zap.String("account_id", e.Account), zap.String("event_name", e.Name), zap.String("event_id", e.ID),
@@ -335,7 +337,7 @@ const clockGap = time.Minute
 
 // untold returns those of the event's webhooks that are still to be told.
 func (p *Publisher) untold(ctx context.Context, j *job, storedAt time.Time, progress func()) ([]*webhook.Webhook, error) {
-	ctx, cancel := context.WithTimeout(ctx, bus.EventsAckWait)
+	ctx, cancel := context.WithTimeout(ctx, eventstream.AckWait)
 	defer cancel()
 	var out []*webhook.Webhook
 	for i, w := range j.webhooks {
@@ -344,7 +346,7 @@ func (p *Publisher) untold(ctx context.Context, j *job, storedAt time.Time, prog
 		}
 		notified := false
 		for _, id := range j.event.IDs() {
-			known, err := p.bus.Notified(ctx, j.event.Account, event.NotificationID(id, w.UUID))
+			known, err := p.notified(ctx, j.event.Account, event.NotificationID(id, w.UUID))
 			if err != nil {
 				return nil, err
 			}
@@ -360,10 +362,23 @@ func (p *Publisher) untold(ctx context.Context, j *job, storedAt time.Time, prog
 	return out, nil
 }
 
-func (p *Publisher) reject(ctx context.Context, m *bus.EventMessage, why *event.Rejected) {
-	ctx, cancel := context.WithTimeout(ctx, bus.EventsAckWait)
+// notified reports whether a notification exists: its message is on NOTIFICATIONS, or the journal has a record of it.
+func (p *Publisher) notified(ctx context.Context, account, id string) (bool, error) {
+	known, err := p.bus.Has(ctx, topology.Notifications, topology.SubjectNotification(account, id))
+	if known || err != nil {
+		return known, err
+	}
+	return p.bus.Has(ctx, topology.Attempts, topology.SubjectAttempts(account, id))
+}
+
+// reject stores a message that cannot be an event on REJECTED_EVENTS, its bytes unchanged, and settles it.
+func (p *Publisher) reject(ctx context.Context, m *eventstream.Delivery, why *event.Rejected) {
+	ctx, cancel := context.WithTimeout(ctx, eventstream.AckWait)
 	defer cancel()
-	if err := p.bus.Reject(ctx, m.Message, why); err != nil && !errors.Is(err, bus.ErrTooLarge) {
+	r := bus.NewMessage("gancho.rejected."+string(why.Reason), topology.Events+":"+strconv.FormatUint(m.Sequence, 10), m.Body)
+	r.Header[topology.HeaderReason] = []string{string(why.Reason)}
+	r.Header[topology.HeaderSubject] = []string{m.Subject}
+	if _, err := p.bus.Publish(ctx, topology.Rejected, r); err != nil && !errors.Is(err, bus.ErrTooLarge) {
 		p.log.Error("rejected event not stored; it comes again", zap.Error(err))
 		return
 	}

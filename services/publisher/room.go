@@ -74,7 +74,7 @@ func (r *room) keep(ctx context.Context) {
 func (r *room) look(ctx context.Context, last *freed) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	floor, err := r.p.bus.FirstAcked(ctx)
+	floor, err := settled(ctx, r.p.bus)
 	if err != nil {
 		return err
 	}
@@ -99,7 +99,7 @@ func (r *room) look(ctx context.Context, last *freed) error {
 		}
 		*last = f
 	}
-	return r.p.bus.FreeNotifications(ctx, floor)
+	return r.p.bus.Purge(ctx, topology.Notifications, floor)
 }
 
 // bound corrects counts of books that fell silent by what the stores hold together.

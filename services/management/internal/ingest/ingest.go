@@ -12,6 +12,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
+	"gancho/pkg/eventstream"
 	"gancho/pkg/share"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/shares"
@@ -95,7 +96,7 @@ func (s *Service) Accept(ctx context.Context, e Event) (Accepted, error) {
 	if hold == nil {
 		return Accepted{}, shares.Refusal(over)
 	}
-	at, err := s.bus.PublishEvent(ctx, m.Subject, cmp.Or(msgID, key), headers, e.Body)
+	at, err := eventstream.Publish(ctx, s.bus, m.Subject, cmp.Or(msgID, key), headers, e.Body)
 	if err != nil {
 		hold.Release()
 	} else {

@@ -18,6 +18,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
+	"gancho/pkg/eventstream"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
 	"gancho/pkg/share"
@@ -250,14 +251,14 @@ func (s *Service) message(ctx context.Context, n *Notification) (*notification.N
 	if n.EventSequence == 0 {
 		return nil, errExpired
 	}
-	m, storedAt, err := s.bus.EventAt(ctx, n.EventSequence)
+	e, err := eventstream.At(ctx, s.bus, n.EventSequence)
 	if errors.Is(err, bus.ErrNotFound) {
 		return nil, errExpired
 	}
 	if err != nil {
 		return nil, problem.Broker(err)
 	}
-	ev, rejected := event.Parse(m)
+	ev, rejected := event.Parse(e.Message)
 	if rejected != nil || !ev.Is(n.EventID) { // the stream was made anew
 		return nil, errExpired
 	}
@@ -266,7 +267,7 @@ func (s *Service) message(ctx context.Context, n *Notification) (*notification.N
 		return nil, errExpired
 	}
 	ev.ID = n.EventID // an event can have an older id
-	first := notification.First(&ev, storedAt, webhookID)
+	first := notification.First(&ev, e.StoredAt, webhookID)
 	return &first, nil
 }
 

@@ -26,6 +26,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
+	"gancho/pkg/eventstream"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
 	"gancho/pkg/webhook"
@@ -239,11 +240,11 @@ func (s *Service) measure(ctx context.Context, j *job, w *webhook.Webhook) error
 	if err != nil || len(span.Subjects) == 0 {
 		return err
 	}
-	if j.Events, err = s.bus.CountEvents(ctx, span); err != nil || j.Events == 0 {
+	if j.Events, err = eventstream.Count(ctx, s.bus, span); err != nil || j.Events == 0 {
 		return err
 	}
 	seen, bytes := uint64(0), uint64(0)
-	err = s.bus.ReadEvents(ctx, span, true, func(e *bus.StoredEvent) (bool, error) {
+	err = eventstream.Read(ctx, s.bus, span, true, func(e *eventstream.Event) (bool, error) {
 		seen++
 		bytes += uint64(e.Size) //nolint:gosec // a size
 		return seen < measureBytes, nil
@@ -258,7 +259,7 @@ func (s *Service) measure(ctx context.Context, j *job, w *webhook.Webhook) error
 		return nil
 	}
 	matching, bytes := uint64(0), uint64(0)
-	err = s.batches(ctx, span, func(batch []*bus.StoredEvent) (bool, error) {
+	err = s.batches(ctx, span, func(batch []*eventstream.Event) (bool, error) {
 		found, err := s.notifications.States(ctx, w, batch)
 		for i, state := range found {
 			if state == j.Only {
@@ -273,19 +274,19 @@ func (s *Service) measure(ctx context.Context, j *job, w *webhook.Webhook) error
 }
 
 // events is the range of a replay, from where it stands.
-func (s *Service) events(ctx context.Context, j *job, w *webhook.Webhook) (bus.EventRange, error) {
-	subjects, err := s.bus.EventSubjects(ctx, j.Account, w.EventName.Matches)
-	return bus.EventRange{Subjects: subjects, From: j.From, To: j.To, After: j.Position}, err
+func (s *Service) events(ctx context.Context, j *job, w *webhook.Webhook) (eventstream.Range, error) {
+	subjects, err := eventstream.Subjects(ctx, s.bus, j.Account, w.EventName.Matches)
+	return eventstream.Range{Subjects: subjects, From: j.From, To: j.To, After: j.Position}, err
 }
 
 // batchSize is how many events are in hand at once.
 const batchSize = 32
 
 // batches hands the events of a range to handle, several at a time.
-func (s *Service) batches(ctx context.Context, span bus.EventRange, handle func([]*bus.StoredEvent) (bool, error)) error {
-	var batch []*bus.StoredEvent
+func (s *Service) batches(ctx context.Context, span eventstream.Range, handle func([]*eventstream.Event) (bool, error)) error {
+	var batch []*eventstream.Event
 	stopped := false
-	err := s.bus.ReadEvents(ctx, span, false, func(e *bus.StoredEvent) (bool, error) {
+	err := eventstream.Read(ctx, s.bus, span, false, func(e *eventstream.Event) (bool, error) {
 		batch = append(batch, e)
 		if len(batch) < batchSize {
 			return true, nil

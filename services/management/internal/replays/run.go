@@ -10,6 +10,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/eventstream"
 	"gancho/services/management/internal/problem"
 )
 
@@ -163,7 +164,7 @@ func (r *run) run(ctx, stop context.Context) error {
 		return nil
 	}
 	limiter := rate.NewLimiter(rate.Limit(r.job.Rate), max(1, r.job.Rate/10))
-	err = r.s.batches(ctx, span, func(batch []*bus.StoredEvent) (bool, error) {
+	err = r.s.batches(ctx, span, func(batch []*eventstream.Event) (bool, error) {
 		// The states of as many as a fifth of a second may bring are read at once: they are those of a moment ago.
 		for step := max(1, min(len(batch), r.job.Rate/5)); len(batch) > 0; {
 			part := batch[:min(step, len(batch))]

@@ -1,0 +1,95 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+)
+
+// ErrNotFound says that a message, record or key does not exist, or no more.
+var ErrNotFound = errors.New("not found")
+
+// Get returns the first message of the stream with that sequence, or a later one that the options select. It returns
+// ErrNotFound when there is none and repeats the read while the broker is unreachable, until ctx ends.
+func (b *Bus) Get(ctx context.Context, stream string, sequence uint64, opts ...jetstream.GetMsgOpt) (*jetstream.RawStreamMsg, error) {
+	return b.read(ctx, stream, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
+		return s.GetMsg(ctx, sequence, opts...)
+	})
+}
+
+// Last returns the newest message of a subject. It returns ErrNotFound when there is none and repeats the read while
+// the broker is unreachable, until ctx ends.
+func (b *Bus) Last(ctx context.Context, stream, subject string) (*jetstream.RawStreamMsg, error) {
+	return b.read(ctx, stream, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
+		return s.GetLastMsgForSubject(ctx, subject)
+	})
+}
+
+// Has reports whether the stream holds a message of the subject. A stream that does not exist holds none.
+func (b *Bus) Has(ctx context.Context, stream, subject string) (bool, error) {
+	s, err := b.known(ctx, stream)
+	if err == nil {
+		_, err = s.GetLastMsgForSubject(ctx, subject)
+	}
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, jetstream.ErrMsgNotFound), errors.Is(err, jetstream.ErrStreamNotFound):
+		return false, nil
+	}
+	return false, fmt.Errorf("look for a message on %s: %w", stream, err)
+}
+
+// Purge removes the messages of a stream up to a sequence. The broker recognises the ids of removed messages until it
+// restarts.
+func (b *Bus) Purge(ctx context.Context, stream string, upTo uint64) error {
+	s, err := b.Stream(ctx, stream)
+	if err != nil {
+		return err
+	}
+	if err := s.Purge(ctx, jetstream.WithPurgeSequence(upTo+1)); err != nil {
+		return fmt.Errorf("purge %s: %w", stream, err)
+	}
+	return nil
+}
+
+// ServerID identifies one run of the broker's server that this process is connected to, "" without a connection.
+func (b *Bus) ServerID() string { return b.nc.ConnectedServerId() }
+
+// read reads one message. It turns "not there" into ErrNotFound and repeats while the broker is unreachable.
+func (b *Bus) read(ctx context.Context, stream string, read func(context.Context, jetstream.Stream) (*jetstream.RawStreamMsg, error)) (*jetstream.RawStreamMsg, error) {
+	pause := newBackoff(50*time.Millisecond, time.Second)
+	for {
+		s, err := b.Stream(ctx, stream)
+		if err != nil {
+			return nil, err
+		}
+		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
+		raw, err := read(attempt, s)
+		cancel()
+		switch {
+		case err == nil:
+			return raw, nil
+		case errors.Is(err, jetstream.ErrMsgNotFound):
+			return nil, ErrNotFound
+		case ctx.Err() != nil:
+			return nil, fmt.Errorf("read from %s: %w", stream, ctx.Err())
+		}
+		b.forget(stream)
+		b.log.Debug("read repeated", zap.String("stream", stream), zap.Error(err))
+		if err := pause.wait(ctx); err != nil {
+			return nil, fmt.Errorf("read from %s: %w", stream, err)
+		}
+	}
+}
+
+// BodySize returns how many bytes the body of a message has that was read without it.
+func BodySize(m jetstream.Msg) int {
+	n, _ := strconv.Atoi(m.Headers().Get("Nats-Msg-Size"))
+	return n
+}
