@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 
+	"gancho/pkg/condition"
 	"gancho/pkg/event"
 )
 
@@ -46,7 +47,7 @@ func (p Pattern) Matches(name string) bool {
 }
 
 // Index answers which webhooks an event matches. It is safe for concurrent use; accounts never mix.
-// Matching takes a read lock and touches only the account's webhooks of that name and its patterns.
+// Matching touches only the account's webhooks of that name and its patterns, and holds no lock meanwhile.
 type Index struct {
 	mu       sync.RWMutex
 	webhooks map[string]*Webhook // by key
@@ -154,22 +155,40 @@ func (x *Index) ByKey(key string) *Webhook {
 	return x.webhooks[key]
 }
 
-// Match appends to dst the active webhooks of the account that the event name matches.
-func (x *Index) Match(dst []*Webhook, account, eventName string) []*Webhook {
+// Match appends to dst the account's active webhooks that the event is for: their names match and their conditions
+// hold. held, if not nil, is called for each that only its conditions keep from it.
+func (x *Index) Match(dst []*Webhook, ev *event.Event, held func(*Webhook)) []*Webhook {
 	x.mu.RLock()
-	defer x.mu.RUnlock()
-	a := x.accounts[account]
+	a := x.accounts[ev.Account]
 	if a == nil {
+		x.mu.RUnlock()
 		return dst
 	}
-	for _, w := range a.exact[eventName] {
+	exact, patterns := a.exact[ev.Name], a.patterns
+	x.mu.RUnlock()
+	var against *condition.Event // one for all, once a webhook has conditions
+	take := func(w *Webhook) {
+		if w.conditions.Len() > 0 {
+			if against == nil {
+				against = ConditionEvent(ev)
+			}
+			if w.conditions.Failing(against) >= 0 {
+				if held != nil {
+					held(w)
+				}
+				return
+			}
+		}
+		dst = append(dst, w)
+	}
+	for _, w := range exact {
 		if w.Status == Active {
-			dst = append(dst, w)
+			take(w)
 		}
 	}
-	for _, w := range a.patterns {
-		if w.Status == Active && w.EventName.Matches(eventName) {
-			dst = append(dst, w)
+	for _, w := range patterns {
+		if w.Status == Active && w.EventName.Matches(ev.Name) {
+			take(w)
 		}
 	}
 	return dst

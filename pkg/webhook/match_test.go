@@ -63,7 +63,7 @@ func hook(account, id string, p Pattern) *Webhook {
 
 func match(x *Index, account, name string) []string {
 	var ids []string
-	for _, w := range x.Match(nil, account, name) {
+	for _, w := range x.Match(nil, &event.Event{Account: account, Name: name}, nil) {
 		ids = append(ids, w.ID)
 	}
 	slices.Sort(ids)
@@ -108,9 +108,10 @@ func BenchmarkMatch(b *testing.B) {
 				x.Put(hook(fmt.Sprint("account", i%(n/10+1)), fmt.Sprint(i), "crm_deal_created"))
 			}
 			var dst []*Webhook
+			ev := &event.Event{Account: "account0", Name: "crm_deal_created"}
 			b.ReportAllocs()
 			for b.Loop() {
-				dst = x.Match(dst[:0], "account0", "crm_deal_created")
+				dst = x.Match(dst[:0], ev, nil)
 			}
 		})
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"gancho/pkg/condition"
 	"gancho/pkg/schema"
 	"gancho/pkg/seal"
 )
@@ -55,6 +56,8 @@ type Webhook struct {
 	Status     Status    `json:"status"`
 	CreatedAt  time.Time `json:"created_at"`
 	UpdatedAt  time.Time `json:"updated_at"`
+	// Conditions must all hold for an event to be matched.
+	Conditions []condition.Condition `json:"conditions,omitempty"`
 
 	// Revision is that of the registry's entry it was read from.
 	Revision uint64 `json:"-"`
@@ -62,7 +65,16 @@ type Webhook struct {
 	URLKey string `json:"-"`
 	// UUID is ID in binary. It is derived when a webhook is decoded.
 	UUID uuid.UUID `json:"-"`
+	// conditions are Conditions, compiled. They are derived when a webhook is decoded.
+	conditions condition.Set
 }
+
+// The schemas of webhooks. One with members that an older version must not ignore has the schema that brought them:
+// services of that version leave it alone, and its account's events wait for a newer publisher.
+const (
+	schemaConditions = 2
+	newestSchema     = schema.Newest + 1
+)
 
 // Secret is a signing secret at rest. During a rotation the old one signs along until it expires. One with a public
 // key is the seed of an Ed25519 key pair, any other one an HMAC key.
@@ -80,8 +92,8 @@ func Decode(b []byte) (*Webhook, error) {
 	if err := json.Unmarshal(b, &w); err != nil {
 		return nil, fmt.Errorf("decode webhook: %w", err)
 	}
-	if err := schema.Check(w.Schema); err != nil {
-		return nil, fmt.Errorf("webhook %s: %w", w.ID, err)
+	if w.Schema > newestSchema {
+		return nil, fmt.Errorf("webhook %s: %w", w.ID, schema.ErrNewer)
 	}
 	id, err := uuid.Parse(w.ID)
 	if err != nil {
@@ -90,12 +102,22 @@ func Decode(b []byte) (*Webhook, error) {
 	if w.Account == "" || w.URL == "" {
 		return nil, fmt.Errorf("decode webhook %s: it has no account or no URL", w.ID)
 	}
-	w.UUID, w.URLKey = id, URLKey(w.URL)
+	conditions, problems := condition.Compile(w.Conditions)
+	if problems != nil { // this version refuses to store such: another one knows what they mean
+		return nil, fmt.Errorf("webhook %s: condition %s: %w", w.ID, problems[0].Pointer, schema.ErrNewer)
+	}
+	w.UUID, w.URLKey, w.conditions = id, URLKey(w.URL), conditions
 	return &w, nil
 }
 
 // Encode returns the stored form.
-func (w *Webhook) Encode() ([]byte, error) { return json.Marshal(w) }
+func (w *Webhook) Encode() ([]byte, error) {
+	stored := *w
+	if len(w.Conditions) > 0 {
+		stored.Schema = schemaConditions
+	}
+	return json.Marshal(&stored)
+}
 
 // ShownURL is the URL as its owner wrote it. Owners compare it with their own; everything else uses URL.
 func (w *Webhook) ShownURL() string { return cmp.Or(w.URLGiven, w.URL) }

@@ -164,7 +164,7 @@ func (s *system) raiseSchema(account string, h hook) {
 	if err := json.Unmarshal(e.Value(), &w); err != nil {
 		s.t.Fatal(err)
 	}
-	w["schema"] = 2
+	w["schema"] = 3
 	value, err := json.Marshal(w)
 	if err != nil {
 		s.t.Fatal(err)

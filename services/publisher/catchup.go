@@ -3,6 +3,7 @@ package publisher
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -13,6 +14,7 @@ import (
 	"gancho/pkg/share"
 	"gancho/pkg/suspension/status"
 	"gancho/pkg/tracing"
+	"gancho/pkg/webhook"
 )
 
 const (
@@ -157,7 +159,7 @@ func (c *catchUp) batch(ctx context.Context) (int, error) {
 			}
 		}
 		next = e.Sequence
-		p.metrics.events.WithLabelValues(resultMatched).Inc()
+		p.count(j, resultMatched)
 		j.span.End(len(j.started), nil)
 	}
 	if err := settle(); err != nil {
@@ -184,11 +186,8 @@ func (c *catchUp) job(ctx context.Context, e *eventstream.Event) (*job, error) {
 		}
 	}
 	j := &job{event: ev}
-	for _, w := range p.registry.Match(nil, ev.Account, ev.Name) {
-		if !w.CreatedAt.After(e.StoredAt.Add(clockGap)) {
-			j.webhooks = append(j.webhooks, w)
-		}
-	}
+	p.match(j)
+	j.webhooks = slices.DeleteFunc(j.webhooks, func(w *webhook.Webhook) bool { return w.CreatedAt.After(e.StoredAt.Add(clockGap)) })
 	if e.Sequence <= c.unsure || e.StoredAt.Before(c.record.Since.Add(spread)) {
 		var err error
 		if j.webhooks, err = p.untold(ctx, j, e.StoredAt, func() {}); err != nil {
@@ -196,6 +195,7 @@ func (c *catchUp) job(ctx context.Context, e *eventstream.Event) (*job, error) {
 		}
 	}
 	if len(j.webhooks) == 0 {
+		p.metrics.held.Add(float64(len(j.held)))
 		return nil, nil
 	}
 	j.span, ev.Traceparent = p.trace.Process(ev.Traceparent, tracing.Event{ID: ev.ID, Name: ev.Name, Account: ev.Account, Sequence: ev.Sequence, Deliveries: 1})

@@ -63,27 +63,32 @@ type Publisher struct {
 type metrics struct {
 	events  *prometheus.CounterVec
 	matched prometheus.Counter
+	held    prometheus.Counter
 }
 
 // results of an event, beside the reasons of a rejection.
 const (
 	resultMatched   = "matched"
 	resultUnmatched = "no_webhooks"
+	resultHeldBack  = "held_back"
 )
 
 func newMetrics(reg prometheus.Registerer) metrics {
 	m := metrics{
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gancho_events_total", Help: "Events taken in, by result: matched, no_webhooks, or the reason of a rejection.",
+			Name: "gancho_events_total", Help: "Events taken in, by result: matched, no_webhooks, held_back by the conditions of all webhooks of that name, or the reason of a rejection.",
 		}, []string{"result"}),
 		matched: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gancho_notifications_matched_total", Help: "Notifications created by matching events with webhooks.",
 		}),
+		held: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "gancho_notifications_held_back_total", Help: "Notifications that were not created because a condition of the webhook did not hold.",
+		}),
 	}
-	for _, r := range append([]event.Reason{resultMatched, resultUnmatched}, event.Reasons()...) {
+	for _, r := range append([]event.Reason{resultMatched, resultUnmatched, resultHeldBack}, event.Reasons()...) {
 		m.events.WithLabelValues(string(r))
 	}
-	reg.MustRegister(m.events, m.matched)
+	reg.MustRegister(m.events, m.matched, m.held)
 	return m
 }
 
@@ -190,6 +195,7 @@ type job struct {
 	event    event.Event
 	rejected *event.Rejected
 	webhooks []*webhook.Webhook // those after the first page
+	held     []*webhook.Webhook // those whose conditions do not hold
 	started  []*bus.Started
 	hold     *share.Hold // room for what is started
 	unsure   bool        // some of webhooks may have been notified already
@@ -215,8 +221,7 @@ func (p *Publisher) start(m *eventstream.Delivery, free func()) *job {
 		ID: ev.ID, Name: ev.Name, Account: ev.Account, Sequence: ev.Sequence, Deliveries: m.NumDelivered,
 	})
 	j.event = ev
-	matched := p.registry.Match(nil, ev.Account, ev.Name)
-	j.webhooks = matched
+	p.match(j)
 	if m.Again || p.room.doubtful() {
 		j.unsure = true
 		return j
@@ -227,6 +232,20 @@ func (p *Publisher) start(m *eventstream.Delivery, free func()) *job {
 		j.deferred = true
 	}
 	return j
+}
+
+// match finds the webhooks that the event is for.
+func (p *Publisher) match(j *job) {
+	j.webhooks = p.registry.Match(nil, &j.event, func(w *webhook.Webhook) { j.held = append(j.held, w) })
+}
+
+// count counts an event that is settled.
+func (p *Publisher) count(j *job, result string) {
+	if result == resultUnmatched && len(j.held) > 0 {
+		result = resultHeldBack
+	}
+	p.metrics.events.WithLabelValues(result).Inc()
+	p.metrics.held.Add(float64(len(j.held)))
 }
 
 // next starts the next page of an event's notifications, if its account has room for it.
@@ -312,7 +331,7 @@ func (p *Publisher) finish(ctx context.Context, m *eventstream.Delivery, j *job)
 			return
 		}
 	}
-	p.metrics.events.WithLabelValues(result).Inc()
+	p.count(j, result)
 	p.metrics.matched.Add(float64(total))
 	if total == 0 {
 		p.log.Debug("event matched by no webhook", j.fields(m)...)
