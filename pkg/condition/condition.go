@@ -49,9 +49,9 @@ const (
 
 // Condition is one condition as its owner wrote it.
 type Condition struct {
-	Path  string          `json:"path"`
-	Op    Op              `json:"op"`
-	Value json.RawMessage `json:"value"`
+	Path  string          `json:"path" example:"document.deal_stage.id" doc:"into the body, or $changed or $origin; a dot in a name is written \\."`
+	Op    Op              `json:"op" enum:"eq,ne,in,not_in,gt,gte,lt,lte,exists,contains,starts_with"`
+	Value json.RawMessage `json:"value" doc:"a string, number, true, false or null; an array of them for in and not_in; true or false for exists"`
 }
 
 // String returns the condition as the command line writes it: path, operator and value.

@@ -117,7 +117,7 @@ func TestConditionsOfOtherVersions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	newer, err := json.Marshal(map[string]any{"schema": 99, "id": with.ID, "account_id": "acme", "url": with.URL})
+	newer, err := json.Marshal(map[string]any{"schema": 99, "id": with.ID, "account_id": "acme", "url": with.URL, "conditions": "else"})
 	if err != nil {
 		t.Fatal(err)
 	}

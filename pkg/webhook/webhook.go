@@ -89,11 +89,12 @@ func (s Secret) expired(now time.Time) bool { return !s.ExpiresAt.IsZero() && !n
 // Decode reads a stored webhook and derives its keys. One that a newer version wrote is schema.ErrNewer.
 func Decode(b []byte) (*Webhook, error) {
 	var w Webhook
-	if err := json.Unmarshal(b, &w); err != nil {
-		return nil, fmt.Errorf("decode webhook: %w", err)
-	}
-	if w.Schema > newestSchema {
+	err := json.Unmarshal(b, &w)
+	if w.Schema > newestSchema { // whatever else is in it
 		return nil, fmt.Errorf("webhook %s: %w", w.ID, schema.ErrNewer)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("decode webhook: %w", err)
 	}
 	id, err := uuid.Parse(w.ID)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"gancho/pkg/condition"
 	"gancho/pkg/notification"
 	"gancho/services/management/internal/accounts"
 	"gancho/services/management/internal/catalogue"
@@ -235,6 +236,8 @@ type webhookCreate struct {
 	AuthKey    string `json:"auth_key,omitempty" doc:"its value; never returned" writeOnly:"true"`
 	Status     string `json:"status,omitempty" enum:"active,disabled" doc:"active if left out"`
 	Signature  string `json:"signature,omitempty" enum:"hmac,ed25519" doc:"hmac if left out; with ed25519 receivers verify with public_key, and there is no signing_secret"`
+
+	Conditions []condition.Condition `json:"conditions,omitempty" maxItems:"25" nullable:"false" doc:"all must hold for an event to be sent; none if left out"`
 }
 
 type webhookUpdate struct {
@@ -246,6 +249,8 @@ type webhookUpdate struct {
 	AuthKey    *string `json:"auth_key,omitempty" nullable:"true" writeOnly:"true"`
 	Status     string  `json:"status,omitempty" enum:"active,suspended,disabled" doc:"disabled: new events are not matched, and waiting notifications are parked until it is active again. suspended is accepted where it is so"`
 	Signature  string  `json:"signature,omitempty" enum:"hmac,ed25519" doc:"another one is a rotation: the answer carries the new signing_secret or public_key, and the old secrets sign along"`
+
+	Conditions *[]condition.Condition `json:"conditions,omitempty" maxItems:"25" nullable:"true" doc:"replace those the webhook has; null removes them"`
 
 	ID         string               `json:"id,omitempty" format:"uuid" doc:"as it is, like the other members that GET answers"`
 	CreatedAt  *time.Time           `json:"created_at,omitempty" doc:"as it is"`

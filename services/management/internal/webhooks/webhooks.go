@@ -23,6 +23,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/condition"
 	"gancho/pkg/delivery"
 	"gancho/pkg/egress"
 	"gancho/pkg/event"
@@ -104,6 +105,8 @@ type Input struct {
 	AuthKey    Field[string] `json:"auth_key"`
 	Status     Field[string] `json:"status"`
 	Signature  Field[string] `json:"signature"`
+	// Conditions replace those the webhook has; null removes them.
+	Conditions Field[[]condition.Condition] `json:"conditions"`
 
 	// The members that only the service sets. They may be given as they are, so that an answer can be sent back.
 	ID         Field[jsontext.Value] `json:"id"`
@@ -226,6 +229,13 @@ func (s *Service) apply(w *webhook.Webhook, in Input, problems problem.List) err
 			problems.Add("/data/signature", "bad_signature", "signature can be hmac or ed25519")
 		}
 	})
+	if in.Conditions.Present {
+		w.Conditions = in.Conditions.Value
+		_, wrong := condition.Compile(w.Conditions)
+		for _, p := range wrong {
+			problems.Add("/data/conditions"+p.Pointer, p.Code, p.Detail)
+		}
+	}
 	s.applyAuth(w, in, found)
 	return problems.Err()
 }
@@ -372,7 +382,8 @@ func (s *Service) update(ctx context.Context, account, id string, match Match, c
 
 func equal(a, b *webhook.Webhook) bool {
 	return a.Name == b.Name && a.EventName == b.EventName && a.Method == b.Method && a.URL == b.URL && a.URLGiven == b.URLGiven && a.Status == b.Status &&
-		a.AuthHeader == b.AuthHeader && a.AuthKey == b.AuthKey && a.Signs() == b.Signs() && slices.Equal(a.Secrets, b.Secrets)
+		a.AuthHeader == b.AuthHeader && a.AuthKey == b.AuthKey && a.Signs() == b.Signs() && slices.Equal(a.Secrets, b.Secrets) &&
+		slices.EqualFunc(a.Conditions, b.Conditions, condition.Condition.Equal)
 }
 
 // Delete removes a webhook. What waits for it is cancelled by the dispatchers; an attempt in flight ends. With
