@@ -114,8 +114,8 @@ func Count(ctx context.Context, b *bus.Bus, r Range) (uint64, error) {
 		return info.NumPending, nil
 	}
 	all, err := from(r)
-	if err != nil || all == 0 {
-		return 0, err
+	if err != nil || all == 0 || r.To.After(time.Now()) {
+		return all, err
 	}
 	after, err := from(Range{Subjects: r.Subjects, From: r.To})
 	return all - min(after, all), err

@@ -62,3 +62,46 @@ func TestConditions(t *testing.T) {
 	}
 	s.do(acme, "PUT", path, `{"data":{"conditions":[{"path":"a","op":"eq","value":1,"not":true}]}}`).refused(400, "unknown_member", "/data/conditions/0/not")
 }
+
+// TestConditionsTest holds conditions against bodies and against stored events, which no webhook need have got.
+func TestConditionsTest(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	id := s.do(acme, "POST", "/crm/v2/webhooks", `{"data":{"event_name":"crm_deal_updated","url":"https://hooks.example.com/a","conditions":`+
+		`[{"path":"document.amount","op":"gt","value":1e3},{"path":"$changed","op":"contains","value":"deal_stage"}]}}`).want(http.StatusCreated).id()
+	path := "/crm/v2/webhooks/" + id + "/conditions/test"
+	check := func(body, want string) {
+		t.Helper()
+		got := s.do(acmeRead, "POST", path, `{"data":`+body+`}`).want(http.StatusOK)
+		if want = `{"data":` + want + "}"; strings.TrimSpace(string(got.raw)) != want {
+			t.Errorf("%s: %s\nwant %s", body, got.raw, want)
+		}
+	}
+	const amount, stage = `{"path":"document.amount","op":"gt","value":1e3,"held":`, `{"path":"$changed","op":"contains","value":"deal_stage","held":`
+	check(`{"body":{"document":{"amount":1000.50}},"changed":["amount","deal_stage.id"]}`,
+		`{"held":true,"conditions":[`+amount+`true,"found":1000.50},`+stage+`true,"found":["amount","deal_stage.id"]}]}`)
+	check(`{"body":{"document":{"amount":"1001"}}}`, `{"held":false,"conditions":[`+amount+`false,"found":"1001"},`+stage+`false}]}`)
+	check(`{"body":{},"origin":"erp","conditions":[{"path":"$origin","op":"eq","value":"erp"}]}`,
+		`{"held":true,"conditions":[{"path":"$origin","op":"eq","value":"erp","held":true,"found":"erp"}]}`)
+
+	var ids []string
+	for i := range 3 { // more than are read at once would not be quick
+		sent := s.do(acme, "POST", "/crm/v2/events/crm_deal_updated", `{"document":{"amount":`+strings.Repeat("9", i+3)+`}}`, "Gancho-Changed", "deal_stage").want(http.StatusAccepted)
+		ids = append(ids, text(sent.data(), "event_id"))
+	}
+	check(`{"event_id":"`+ids[0]+`"}`, `{"held":false,"conditions":[`+amount+`false,"found":999},`+stage+`true,"found":["deal_stage"]}]}`)
+	check(`{"event_id":"`+ids[2]+`"}`, `{"held":true,"conditions":[`+amount+`true,"found":99999},`+stage+`true,"found":["deal_stage"]}]}`)
+
+	refuse := func(body, code, pointer string) {
+		t.Helper()
+		s.do(acme, "POST", path, `{"data":`+body+`}`).refused(422, code, pointer)
+	}
+	refuse(`{}`, "event_required", "/data")
+	refuse(`{"body":{},"event_id":"`+ids[0]+`"}`, "event_required", "/data")
+	refuse(`{"body":[]}`, "wrong_type", "/data/body")
+	refuse(`{"body":{},"origin":"a b"}`, "bad_origin", "/data/origin")
+	refuse(`{"body":{},"conditions":[{"path":"","op":"eq","value":1}]}`, "bad_path", "/data/conditions/0/path")
+	refuse(`{"event_id":"x"}`, "bad_event_id", "/data/event_id")
+	refuse(`{"event_id":"`+id+`"}`, "no_such_event", "/data/event_id")
+	s.do(other, "POST", path, `{"data":{"body":{}}}`).refused(404, "not_found", "")
+}

@@ -33,6 +33,7 @@ import (
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/console"
+	"gancho/services/management/internal/dryrun"
 	"gancho/services/management/internal/idempotency"
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/ingest"
@@ -159,9 +160,10 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		}
 		jobs := replays.New(b, replayBucket, hooks, sends, proc.Log)
 		tails := tail.New(b)
+		dry := dryrun.New(b, hooks, cfg.Limits.EventMaxBytes)
 		handler, err := api.New(api.Options{
 			Gate: gate, Webhooks: hooks, Notifications: sends, Ingest: ingest.New(b, meter, cfg.Limits.EventMaxBytes), Tail: tails, Replays: jobs, Stopping: ctx.Done(),
-			Accounts: accounts.New(b, settings, cfg.Limits.LogMaxAge), Idempotency: idempotency.New(answers, keys, proc.Log), Catalogue: types, PublicURL: cfg.PublicURL, EgressAddresses: cfg.EgressPublished,
+			Accounts: accounts.New(b, settings, cfg.Limits.LogMaxAge), Idempotency: idempotency.New(answers, keys, proc.Log), Catalogue: types, DryRun: dry, PublicURL: cfg.PublicURL, EgressAddresses: cfg.EgressPublished,
 			EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {

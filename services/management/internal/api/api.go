@@ -31,6 +31,7 @@ import (
 	"gancho/services/management/internal/accounts"
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/catalogue"
+	"gancho/services/management/internal/dryrun"
 	"gancho/services/management/internal/httpstatus"
 	"gancho/services/management/internal/idempotency"
 	"gancho/services/management/internal/ingest"
@@ -58,6 +59,7 @@ type Options struct {
 	Accounts      *accounts.Service
 	Idempotency   *idempotency.Store
 	Catalogue     *catalogue.Catalogue
+	DryRun        *dryrun.Service
 	// PublicURL begins the links in answers, such as https://gancho.example.com; empty: the request's scheme and host.
 	PublicURL string
 	// EgressAddresses are the addresses that requests to receivers come from, as the operator publishes them.

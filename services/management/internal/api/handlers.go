@@ -8,6 +8,7 @@ import (
 
 	"gancho/pkg/event"
 	"gancho/pkg/webhook"
+	"gancho/services/management/internal/dryrun"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/language"
 	"gancho/services/management/internal/problem"
@@ -149,6 +150,18 @@ func (a *API) testWebhook(c *call) (*answer, error) {
 	}
 	c.fields = append(c.fields, zap.String("notification_id", n.ID))
 	return data(http.StatusAccepted, a.Notifications.View(n, c.language())), nil
+}
+
+func (a *API) testConditions(c *call) (*answer, error) {
+	var in dryrun.Input
+	if err := input(c, &in); err != nil {
+		return nil, err
+	}
+	r, err := a.DryRun.Check(c.ctx, c.caller.Account, c.id(), in)
+	if err != nil {
+		return nil, err
+	}
+	return data(http.StatusOK, r), nil
 }
 
 func (a *API) listNotifications(c *call) (*answer, error) {

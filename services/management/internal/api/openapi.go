@@ -15,6 +15,7 @@ import (
 	"gancho/pkg/service"
 	"gancho/services/management/internal/accounts"
 	"gancho/services/management/internal/catalogue"
+	"gancho/services/management/internal/dryrun"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
@@ -47,6 +48,10 @@ func schemaName(t reflect.Type, hint string) string {
 		return "Account"
 	case reflect.TypeFor[catalogue.Type]():
 		return "EventType"
+	case reflect.TypeFor[dryrun.Result]():
+		return "ConditionsResult"
+	case reflect.TypeFor[dryrun.Checked]():
+		return "CheckedCondition"
 	case reflect.TypeFor[catalogue.Description]():
 		return "EventDescription"
 	case reflect.TypeFor[problem.Problem]():

@@ -12,6 +12,7 @@ import (
 	"gancho/pkg/notification"
 	"gancho/services/management/internal/accounts"
 	"gancho/services/management/internal/catalogue"
+	"gancho/services/management/internal/dryrun"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
@@ -75,6 +76,12 @@ func (a *API) routes() []route {
 			method: http.MethodPost, path: "/webhooks/{id}/test", id: "testWebhook", tag: "webhooks", write: true, action: true,
 			summary: "Send a sample of the webhook's event to it, through the real path",
 			results: []result{{http.StatusAccepted, "on its way", notifications.View{}, false, "", false}}, fails: []int{404}, handle: a.testWebhook,
+		},
+		{
+			method: http.MethodPost, path: "/webhooks/{id}/conditions/test", id: "testConditions", tag: "webhooks",
+			summary: "Hold the webhook's conditions, or others, against an event",
+			about:   "Nothing is sent or changed. The event is one of the account's newest 2,000, by its id, or a body.",
+			body:    conditionsTest{}, results: []result{{http.StatusOK, "how each condition fared", dryrun.Result{}, false, "", false}}, fails: []int{404}, handle: a.testConditions,
 		},
 		{
 			method: http.MethodPost, path: "/webhooks/{id}/suspend", id: "suspendWebhook", tag: "webhooks", write: true, action: true,
@@ -257,6 +264,15 @@ type webhookUpdate struct {
 	UpdatedAt  *time.Time           `json:"updated_at,omitempty" doc:"as it is"`
 	Suspension *webhooks.Suspension `json:"suspension,omitempty" doc:"as it is"`
 	PublicKey  string               `json:"public_key,omitempty" doc:"as it is"`
+}
+
+// conditionsTest describes dryrun.Input in the OpenAPI document.
+type conditionsTest struct {
+	EventID    string                `json:"event_id,omitempty" format:"uuid" doc:"of an event of the account; or give body"`
+	Body       map[string]any        `json:"body,omitempty" doc:"an event as the CRM writes it"`
+	Changed    []string              `json:"changed,omitempty" nullable:"false" doc:"beside body: the paths of $changed" example:"[\"deal_stage\"]"`
+	Origin     string                `json:"origin,omitempty" doc:"beside body: $origin"`
+	Conditions []condition.Condition `json:"conditions,omitempty" maxItems:"25" nullable:"false" doc:"instead of those of the webhook"`
 }
 
 // rotation describes the body of a rotation in the OpenAPI document.
