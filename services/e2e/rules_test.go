@@ -323,6 +323,11 @@ type panel struct {
 		UID string `json:"uid"`
 	} `json:"datasource"`
 	GridPos struct{ X, Y, W, H int } `json:"gridPos"`
+	Config  struct {
+		Defaults struct {
+			NoValue string `json:"noValue"`
+		} `json:"defaults"`
+	} `json:"fieldConfig"`
 	Targets []struct {
 		Expr string `json:"expr"`
 	} `json:"targets"`
@@ -394,6 +399,9 @@ func TestDashboard(t *testing.T) {
 		}
 		if len(p.Targets) == 0 {
 			t.Errorf("panel %q has no query", p.Title)
+		}
+		if p.Type == "stat" && p.Config.Defaults.NoValue == "" {
+			t.Errorf("panel %q shows \"No data\" and not what that means", p.Title)
 		}
 		for _, q := range p.Targets {
 			for _, name := range metrics.check(t, p.Title, q.Expr, recorded) {
