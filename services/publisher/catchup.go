@@ -43,6 +43,7 @@ type catchUp struct {
 	revision uint64
 	after    uint64 // handled up to here
 	unsure   uint64 // events up to here may have been handled before this run
+	rewound  bool   // older events joined the record during this batch: after is behind them again
 	noted    time.Time
 	oldest   time.Time // when the event behind after was stored
 }
@@ -93,6 +94,7 @@ func (c *catchUp) batch(ctx context.Context) (int, error) {
 	p := c.d.p
 	var started []*job
 	n, size, next := 0, 0, c.after
+	c.rewound = false
 	// What is started is waited for, whatever comes.
 	settle := func() error {
 		var first error
@@ -103,12 +105,12 @@ func (c *catchUp) batch(ctx context.Context) (int, error) {
 			p.metrics.matched.Add(float64(len(j.started)))
 		}
 		started = nil
-		if first == nil {
+		if first == nil && !c.rewound {
 			c.after = next
 		}
 		return first
 	}
-	for n < batchEvents && size < batchBytes && ctx.Err() == nil {
+	for n < batchEvents && size < batchBytes && !c.rewound && ctx.Err() == nil {
 		e, err := eventstream.Next(ctx, p.bus, c.account, next+1)
 		if errors.Is(err, bus.ErrNotFound) {
 			break
@@ -240,7 +242,7 @@ func (c *catchUp) reread(ctx context.Context) error {
 	}
 	if c.record.From < from {
 		c.unsure = max(c.unsure, c.record.Tried, c.after)
-		c.after = c.record.After
+		c.after, c.oldest, c.rewound = c.record.After, c.record.OldestAt, true
 	}
 	return nil
 }

@@ -32,9 +32,11 @@ type deferrals struct {
 	maxAge time.Duration // of CRM_EVENTS
 	kept   *keptCounter
 
-	mu    sync.Mutex
-	lines map[string]*line // accounts with events that are not covered by a record yet
-	work  sync.WaitGroup
+	mu       sync.Mutex
+	lines    map[string]*line // accounts with events that are not covered by a record yet
+	underway map[string]int   // events that are being fanned out, by account
+	idle     sync.Cond        // an account has none left
+	work     sync.WaitGroup
 }
 
 // line is an account's events on their way to be covered by its record.
@@ -51,7 +53,8 @@ type waiting struct {
 }
 
 func newDeferrals(p *Publisher, shares *bus.Bucket, maxAge time.Duration, reg prometheus.Registerer) *deferrals {
-	d := &deferrals{p: p, shares: shares, maxAge: maxAge, lines: map[string]*line{}}
+	d := &deferrals{p: p, shares: shares, maxAge: maxAge, lines: map[string]*line{}, underway: map[string]int{}}
+	d.idle.L = &d.mu
 	reg.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "gancho_accounts_deferred", Help: "Accounts whose events wait in CRM_EVENTS because they have their share of a store.",
@@ -90,16 +93,29 @@ func (d *deferrals) state() string {
 	return fmt.Sprintf("%d accounts have their share of a store, their events wait in CRM_EVENTS: %s", len(accounts), names)
 }
 
-// holds reports whether the account's events are to wait.
-func (d *deferrals) holds(account string) bool {
+// begin admits an event of the account to the fan-out; leave follows when that has ended. It returns false when the
+// account's events are to wait.
+func (d *deferrals) begin(account string) bool {
 	d.mu.Lock()
-	_, joining := d.lines[account]
-	d.mu.Unlock()
-	if joining {
-		return true
+	defer d.mu.Unlock()
+	if _, joining := d.lines[account]; joining {
+		return false
 	}
-	_, deferred := d.p.meter.Deferred(account)
-	return deferred
+	if _, deferred := d.p.meter.Deferred(account); deferred {
+		return false
+	}
+	d.underway[account]++
+	return true
+}
+
+// leave ends what begin began.
+func (d *deferrals) leave(account string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.underway[account]--; d.underway[account] == 0 {
+		delete(d.underway, account)
+		d.idle.Broadcast()
+	}
 }
 
 // add has an event wait. over says why its account is to be deferred, nil that it is already.
@@ -121,10 +137,14 @@ func (d *deferrals) add(m *eventstream.Delivery, account string, over *share.Exc
 // coverWithin is how long the broker may take to store an account's record; its events come again after that.
 const coverWithin = eventstream.AckWait / 2
 
-// cover writes the account's record until no event of it waits to be covered.
+// cover writes the account's record until no event of it waits to be covered. It first waits for the events under way:
+// those that find no room for the rest of their notifications join the line, and the catch-up starts with the oldest.
 func (d *deferrals) cover(account string, l *line) {
 	for {
 		d.mu.Lock()
+		for d.underway[account] > 0 {
+			d.idle.Wait()
+		}
 		batch, over := l.waiting, l.over
 		if len(batch) == 0 {
 			delete(d.lines, account)

@@ -212,7 +212,7 @@ func (p *Publisher) start(m *eventstream.Delivery, free func()) *job {
 	if rejected != nil || j.newer {
 		return j
 	}
-	if j.event = ev; p.deferred.holds(ev.Account) {
+	if !p.deferred.begin(ev.Account) {
 		p.deferred.add(m, ev.Account, nil, free)
 		j.deferred = true
 		return j
@@ -229,6 +229,7 @@ func (p *Publisher) start(m *eventstream.Delivery, free func()) *job {
 	if over, full := p.next(m, j); full {
 		j.span.End(0, nil)
 		p.deferred.add(m, ev.Account, &over, free)
+		p.deferred.leave(ev.Account)
 		j.deferred = true
 	}
 	return j
@@ -302,6 +303,7 @@ func (p *Publisher) finish(ctx context.Context, m *eventstream.Delivery, j *job)
 		m.Wait()
 		return
 	}
+	defer p.deferred.leave(j.event.Account)
 	if j.unsure {
 		var err error
 		if j.webhooks, err = p.untold(ctx, j, m.StoredAt, m.InProgress); err != nil {

@@ -12,11 +12,14 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"gancho/pkg/books"
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
+	"gancho/pkg/eventstream"
 	"gancho/pkg/notification"
+	"gancho/pkg/registry"
 	"gancho/pkg/share"
 	"gancho/pkg/suspension/status"
 	"gancho/pkg/topology"
@@ -372,4 +375,87 @@ func TestEventsAreCountedByAccount(t *testing.T) {
 	c.start()
 	c.publish("crm.events.other.crm_deal_created", `{"transaction_uuid":"more"}`, nil)
 	c.until("another publisher counts the same", func() bool { return used("other") > 50<<10+5*600 && used("large") > 1000<<10 })
+}
+
+// TestOlderEventsJoinADeferral: events that arrived before the one that deferred their account may join its record while
+// the catch-up is already behind them. It turns back, and none of them is skipped or repeated.
+func TestOlderEventsJoinADeferral(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	w := r.webhook("large", "*", webhook.Active)
+	b := r.broker.Connect("helper")
+	registered, err := registry.Open(t.Context(), b, r.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shares, err := b.Bucket(t.Context(), topology.BucketShares)
+	if err != nil {
+		t.Fatal(err)
+	}
+	running, stop := context.WithCancel(t.Context())
+	var work sync.WaitGroup
+	defer work.Wait()
+	defer stop()
+	loaded := make(chan struct{})
+	work.Go(func() { _ = registered.Run(running, func() { close(loaded) }, nil) })
+	<-loaded
+	p := &Publisher{
+		log: r.log, bus: b, registry: registered, metrics: newMetrics(r.metrics),
+		meter: share.New(share.Config{}, share.Limits{}, registered.HasOthers),
+	}
+	p.deferred = newDeferrals(p, shares, time.Hour, prometheus.NewRegistry())
+	const events = 8
+	for i := range events {
+		r.publish("crm.events.large.crm_deal_created", fmt.Sprintf(`{"transaction_uuid":"joins-%d"}`, i), nil)
+	}
+	wait := func(sequences ...uint64) {
+		t.Helper()
+		var batch []waiting
+		for _, sequence := range sequences {
+			m := &eventstream.Delivery{StoredAt: time.Now()}
+			m.Sequence = sequence
+			batch = append(batch, waiting{Delivery: m})
+		}
+		if covered, err := p.deferred.record(t.Context(), "large", batch, &share.Excess{Store: share.StoreWork}); err != nil || !covered {
+			t.Fatalf("events %d are not covered: %v", sequences, err)
+		}
+	}
+	wait(6)
+	c := &catchUp{d: p.deferred, account: "large", log: r.log}
+	if err := c.read(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.after, c.unsure = c.record.After, c.record.Tried
+	wait(2, 3) // the catch-up meets them when it stores its progress
+	for done := false; !done; {
+		n, err := c.batch(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 {
+			if done, err = c.end(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	stream, err := r.js.Stream(t.Context(), topology.Notifications)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := stream.Info(t.Context(), jetstream.WithSubjectFilter(">"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]uint64{}
+	for subject, n := range info.State.Subjects {
+		seen[subject[strings.LastIndexByte(subject, '.')+1:]] += n
+	}
+	for i := 1; i < events; i++ { // all but the first, which no record covers
+		if id := notificationOf("large", fmt.Sprintf("joins-%d", i), w); seen[id] != 1 {
+			t.Errorf("event %d has %d notifications", i+1, seen[id])
+		}
+	}
+	if len(seen) != events-1 {
+		t.Errorf("%d notifications, want %d", len(seen), events-1)
+	}
 }
