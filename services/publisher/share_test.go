@@ -30,11 +30,10 @@ import (
 type crowd struct {
 	*rig
 
-	mu      sync.Mutex
-	seen    map[string][]uint64 // by webhook: sequences of events, in the order of their first attempts
-	arrived map[string]time.Time
-	hold    func(*notification.Notification) bool // whether an account's notification stays open
-	b       *bus.Bus
+	mu   sync.Mutex
+	seen map[string][]uint64                   // by webhook: sequences of events, in the order of their first attempts
+	hold func(*notification.Notification) bool // whether an account's notification stays open
+	b    *bus.Bus
 }
 
 func smallStores() topology.Limits {
@@ -45,7 +44,7 @@ func smallStores() topology.Limits {
 
 func newCrowd(t *testing.T) *crowd {
 	t.Helper()
-	c := &crowd{rig: newRigWith(t, smallStores()), seen: map[string][]uint64{}, arrived: map[string]time.Time{}, hold: func(*notification.Notification) bool { return false }}
+	c := &crowd{rig: newRigWith(t, smallStores()), seen: map[string][]uint64{}, hold: func(*notification.Notification) bool { return false }}
 	c.b = c.broker.Connect("helper")
 	bucket := func(name string) *bus.Bucket {
 		k, err := c.b.Bucket(t.Context(), name)
@@ -85,7 +84,6 @@ func (c *crowd) start() {
 func (c *crowd) attempt(ctx context.Context, d *bus.Delivery) {
 	c.mu.Lock()
 	c.seen[d.WebhookID] = append(c.seen[d.WebhookID], d.EventSequence)
-	c.arrived[d.ID] = time.Now()
 	hold := c.hold(&d.Notification)
 	c.mu.Unlock()
 	state := notification.Delivered
@@ -131,38 +129,43 @@ func (c *crowd) release(account string) {
 	}
 }
 
-// probe publishes events of an account that harms nobody until stop is called, which returns the slowest first attempt.
-func (c *crowd) probe(account string) (stop func() time.Duration) {
+// probe publishes events of an account that harms nobody, each once the one before was attempted, until stop is called.
+// stop fails the test when fewer than five came through.
+func (c *crowd) probe(account string) (stop func()) {
 	c.t.Helper()
 	w := c.webhook(account, "*", webhook.Active)
-	sent := map[int]time.Time{}
-	end, ended := make(chan struct{}), make(chan struct{})
+	attempted := func() int {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return len(c.seen[w.ID])
+	}
+	end, through := make(chan struct{}), make(chan int)
 	go func() {
-		defer close(ended)
-		tick := time.NewTicker(20 * time.Millisecond)
+		tick := time.NewTicker(5 * time.Millisecond)
 		defer tick.Stop()
-		for i := 0; ; i++ {
+		sent := 0
+		for {
 			select {
 			case <-end:
+				through <- attempted()
 				return
 			case <-tick.C:
-				sent[i] = time.Now()
-				if _, err := c.js.Publish(context.Background(), "crm.events."+account+".crm_deal_created", fmt.Appendf(nil, `{"transaction_uuid":"probe-%d"}`, i)); err != nil {
+				if attempted() < sent {
+					continue
+				}
+				sent++
+				if _, err := c.js.Publish(c.t.Context(), "crm.events."+account+".crm_deal_created", fmt.Appendf(nil, `{"transaction_uuid":"probe-%d"}`, sent)); err != nil {
 					c.t.Errorf("publish: %v", err)
-					return
 				}
 			}
 		}
 	}()
-	return func() (slowest time.Duration) {
+	return func() {
+		c.t.Helper()
 		close(end)
-		<-ended
-		c.until("every probe is attempted", func() bool { return len(c.seen[w.ID]) >= len(sent) })
-		for i, at := range sent {
-			id := notificationOf(account, fmt.Sprintf("probe-%d", i), w)
-			slowest = max(slowest, c.arrived[id].Sub(at))
+		if n := <-through; n < 5 {
+			c.t.Errorf("%d events of the other account were attempted meanwhile", n)
 		}
-		return slowest
 	}
 }
 
@@ -240,9 +243,6 @@ func (c *crowd) total(hooks []*webhook.Webhook) (n int) {
 	return n
 }
 
-// slowest is how long a first attempt of another account may take on a machine that does much else.
-const slowest = 3 * time.Second
-
 // TestHealthyAccountFillsNotifications: an account whose receivers are well sends three times what NOTIFICATIONS holds. The
 // others' first attempts come at once, and all of its own follow, each once and in order.
 func TestHealthyAccountFillsNotifications(t *testing.T) {
@@ -257,9 +257,7 @@ func TestHealthyAccountFillsNotifications(t *testing.T) {
 	const events = 24
 	c.bulk("large", events, 50<<10)
 	c.until("everything is attempted", func() bool { return c.total(hooks) >= events*len(hooks) })
-	if worst := stop(); worst > slowest {
-		t.Errorf("a first attempt of the other account took %v", worst)
-	}
+	stop()
 	c.once(events, hooks)
 }
 
@@ -304,9 +302,7 @@ func TestOpenWorkDefersItsAccount(t *testing.T) {
 	}
 	c.mu.Unlock()
 	c.until("it has caught up", func() bool { return slices.Contains(c.steps("large"), "caught_up") })
-	if worst := stop(); worst > slowest {
-		t.Errorf("a first attempt of the other account took %v", worst)
-	}
+	stop()
 	c.once(events, hooks)
 	if steps := c.steps("large"); steps[0] != "deferred" || steps[len(steps)-1] != "caught_up" {
 		t.Errorf("status events: %v", steps)
@@ -325,9 +321,7 @@ func TestOneLargeFanOut(t *testing.T) {
 	stop := c.probe("other")
 	c.bulk("large", 1, 60<<10)
 	c.until("everything is attempted", func() bool { return c.total(hooks) >= len(hooks) })
-	if worst := stop(); worst > slowest {
-		t.Errorf("a first attempt of the other account took %v", worst)
-	}
+	stop()
 	c.once(1, hooks)
 }
 
