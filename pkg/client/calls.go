@@ -109,6 +109,11 @@ func (c *Client) TestWebhook(ctx context.Context, id string) (Result[Notificatio
 	return act[Notification](ctx, c, webhookPath(id)+"/test")
 }
 
+// TestConditions holds its conditions against an event. Nothing is sent.
+func (c *Client) TestConditions(ctx context.Context, id string, t Trial) (Result[Verdict], error) {
+	return post[Verdict](ctx, c, http.MethodPost, webhookPath(id)+"/conditions/test", t)
+}
+
 // SuspendWebhook suspends its URL by hand.
 func (c *Client) SuspendWebhook(ctx context.Context, id string) (Result[Webhook], error) {
 	return act[Webhook](ctx, c, webhookPath(id)+"/suspend")

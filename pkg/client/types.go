@@ -1,6 +1,9 @@
 package client
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
 // Webhook is one registration.
 type Webhook struct {
@@ -13,10 +16,38 @@ type Webhook struct {
 	Signature     string      `json:"signature"`  // hmac or ed25519
 	PublicKey     string      `json:"public_key"` // whpk_..., with ed25519
 	Status        string      `json:"status"`     // active, suspended or disabled
+	Conditions    []Condition `json:"conditions"` // all must hold for an event to be sent
 	Suspension    *Suspension `json:"suspension"`
 	CreatedAt     time.Time   `json:"created_at"`
 	UpdatedAt     time.Time   `json:"updated_at"`
 	SigningSecret string      `json:"signing_secret"` // only in the answer that made it
+}
+
+// Condition is one of those that must hold for an event to be sent. Value is JSON.
+type Condition struct {
+	Path  string          `json:"path"`
+	Op    string          `json:"op"`
+	Value json.RawMessage `json:"value"`
+}
+
+// Trial is an event to hold conditions against: one of the account's by its id, or a body with the values that the
+// CRM's headers would have.
+type Trial struct {
+	EventID string          `json:"event_id,omitempty"`
+	Body    json.RawMessage `json:"body,omitempty"`
+	Changed []string        `json:"changed,omitempty"`
+	Origin  string          `json:"origin,omitempty"`
+}
+
+// Verdict is how a webhook's conditions fared.
+type Verdict struct {
+	Held       bool `json:"held"` // all did: the event would be sent
+	Conditions []struct {
+		Condition
+
+		Held  bool            `json:"held"`
+		Found json.RawMessage `json:"found"` // the value at the path, nil when nothing is there
+	} `json:"conditions"`
 }
 
 // Suspension is why a webhook's URL is set aside.
@@ -39,6 +70,7 @@ type Suspension struct {
 type Change struct {
 	Name, EventName, Method, URL, AuthHeader, AuthKey, Status, Signature *string
 	RemoveAuth                                                           bool
+	Conditions                                                           *[]Condition // in place of those it has
 }
 
 func (c Change) data() map[string]any {
@@ -50,6 +82,9 @@ func (c Change) data() map[string]any {
 		if v != nil {
 			d[name] = *v
 		}
+	}
+	if c.Conditions != nil {
+		d["conditions"] = *c.Conditions
 	}
 	if c.RemoveAuth {
 		d["auth_header"], d["auth_key"] = nil, nil

@@ -119,6 +119,10 @@ const (
 	withSecret = `{"id":"` + webhookID + `","name":"Deals","event_name":"crm_deal_created","http_method":"POST",` +
 		`"url":"https://erp.example.com/in","auth_header":"X-Key","status":"active","suspension":null,` +
 		`"created_at":"2026-01-20T09:00:00Z","updated_at":"2026-01-20T09:00:00Z","signing_secret":"whsec_dGVzdA=="}`
+	conditional = `{"id":"` + webhookID + `","name":"Deals","event_name":"crm_deal_created","http_method":"POST",` +
+		`"url":"https://erp.example.com/in","auth_header":null,"status":"active","suspension":null,"conditions":[` +
+		`{"path":"document.amount","op":"gt","value":9007199254740993},{"path":"document.stage.id","op":"in","value":["a","b"]}],` +
+		`"created_at":"2026-01-20T09:00:00Z","updated_at":"2026-01-20T09:00:00Z","signing_secret":"whsec_dGVzdA=="}`
 	pending = `{"id":"` + notificationID + `","webhook_id":"` + webhookID + `","event_id":"b2fe9543-c69a-5925-9070-c42230f71727",` +
 		`"event_name":"crm_deal_created","state":"pending","reason":null,"sends":1,"attempts_made":0,"next_attempt_at":null,"replay_id":null,` +
 		`"created_at":"2026-01-21T10:00:00Z","updated_at":"2026-01-21T10:00:00Z","attempts":[],` +
@@ -165,6 +169,15 @@ func problem(status int, code, detail, pointer string) []answer {
 	return []answer{{status: status, header: map[string]string{"X-Request-Id": "req-1"}, body: `{"errors":[{"code":"` + code + `","detail":"` + detail + `"` + p + `}]}`}}
 }
 
+// split returns the words of a command line; ~ is a space in one.
+func split(line string) []string {
+	words := strings.Fields(line)
+	for i, w := range words {
+		words[i] = strings.ReplaceAll(w, "~", " ")
+	}
+	return words
+}
+
 const (
 	hooks         = "/crm/v2/webhooks"
 	hook          = hooks + "/" + webhookID
@@ -199,6 +212,19 @@ func TestCommands(t *testing.T) {
 		"webhooks_create_refused": {"webhooks create --name Deals --event crm_deal_created --url http://erp.example.com/in", "", map[string][]answer{
 			"POST " + hooks: problem(422, "url_scheme", "url must begin with https://", "/data/url"),
 		}},
+		"webhooks_create_when": {"webhooks create --name Deals --event crm_deal_created --url https://erp.example.com/in --when document.amount~gt~9007199254740993 --when document.stage.id~in~a,b --when $changed~contains~stage", "", map[string][]answer{
+			"POST " + hooks: {{status: 201, body: `{"data":` + conditional + `}`}},
+		}},
+		"webhooks_create_when_bad": {"webhooks create --name Deals --event crm_deal_created --url https://erp.example.com/in --when amount>5", "", nil},
+		"webhooks_update_always":   {"webhooks update " + webhookID + " --always", "", map[string][]answer{"PUT " + hook: data(active)}},
+		"webhooks_match": {"webhooks match " + webhookID + " - --changed stage,name --origin erp", `{"document":{"amount":9007199254740993}}`, map[string][]answer{
+			"POST " + hook + "/conditions/test": data(`{"held":false,"conditions":[{"path":"document.amount","op":"gt","value":9007199254740993,"held":false,"found":9007199254740993},` +
+				`{"path":"document.stage.id","op":"in","value":["a","b"],"held":false},{"path":"$changed","op":"contains","value":"stage","held":true,"found":["stage","name"]}]}`),
+		}},
+		"webhooks_match_event": {"webhooks match " + webhookID + " --event-id " + notificationID, "", map[string][]answer{
+			"POST " + hook + "/conditions/test": data(`{"held":true,"conditions":[]}`),
+		}},
+		"webhooks_match_nothing":  {"webhooks match " + webhookID, "", nil},
 		"webhooks_create_missing": {"webhooks create --name Deals", "", nil},
 		"webhooks_create_twice": {"webhooks create --name Deals --event crm_deal_created --url https://erp.example.com/in", "", map[string][]answer{
 			"POST " + hooks: problem(409, "webhook_exists", "this account has a webhook with this event_name and url already", ""),
@@ -271,7 +297,7 @@ func TestCommands(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := newAPI(t, tc.answers)
-			got := run(t, f.URL, tc.stdin, strings.Fields(tc.args)...)
+			got := run(t, f.URL, tc.stdin, split(tc.args)...)
 			var b strings.Builder
 			fmt.Fprintf(&b, "$ gancho %s\n", strings.ReplaceAll(tc.args, event, "deal.json"))
 			for _, line := range f.seen {

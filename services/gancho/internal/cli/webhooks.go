@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"gancho/pkg/client"
+	"gancho/pkg/condition"
 )
 
 type webhooksCmd struct {
@@ -18,6 +19,7 @@ type webhooksCmd struct {
 	Create       webhooksCreate       `cmd:"" help:"Register a webhook and show its signing secret, this once."`
 	Update       webhooksUpdate       `cmd:"" help:"Change a webhook; this also lifts a suspension of its URL."`
 	Delete       webhooksDelete       `cmd:"" help:"Delete a webhook. What waits for it is cancelled."`
+	Match        webhooksMatch        `cmd:"" help:"Hold its conditions against an event; nothing is sent."`
 	Test         webhooksTest         `cmd:"" help:"Send it a sample of its event through the real path."`
 	Suspend      webhooksSuspend      `cmd:"" help:"Suspend its URL until it is resumed by hand or changed."`
 	Resume       webhooksResume       `cmd:"" help:"Lift the suspension of its URL at once."`
@@ -91,6 +93,9 @@ func (a *app) showWebhook(r client.Result[client.Webhook], err error) error {
 		{"signature", w.Signature},
 		{"status", w.Status},
 	}
+	for _, c := range w.Conditions {
+		pairs = append(pairs, pair{"when", conditionText(c)})
+	}
 	if w.PublicKey != "" {
 		pairs = append(pairs, pair{"public key", w.PublicKey})
 	}
@@ -102,6 +107,10 @@ func (a *app) showWebhook(r client.Result[client.Webhook], err error) error {
 		pairs = append(pairs, pair{"signing secret", w.SigningSecret + "  (shown this once)"})
 	}
 	return a.pairs(pairs...)
+}
+
+func conditionText(c client.Condition) string {
+	return condition.Condition{Path: c.Path, Op: condition.Op(c.Op), Value: c.Value}.String()
 }
 
 func suspensionPairs(s *client.Suspension) []pair {
@@ -125,11 +134,12 @@ func suspensionPairs(s *client.Suspension) []pair {
 
 // webhookFields are what can be set of a webhook.
 type webhookFields struct {
-	Method      *string `placeholder:"METHOD" help:"POST (the default), PUT, PATCH, GET or DELETE."`
-	AuthHeader  *string `placeholder:"NAME" help:"Header to send with every request, such as Authorization."`
-	AuthKey     *string `placeholder:"VALUE" xor:"key" help:"Its value. Better give --auth-key-file, which no list of processes shows."`
-	AuthKeyFile string  `placeholder:"FILE" xor:"key" help:"File that holds the value; - is standard input."`
-	Signature   *string `enum:"hmac,ed25519" help:"hmac (the default: a secret both sides hold) or ed25519 (receivers verify with a public key)."`
+	Method      *string  `placeholder:"METHOD" help:"POST (the default), PUT, PATCH, GET or DELETE."`
+	AuthHeader  *string  `placeholder:"NAME" help:"Header to send with every request, such as Authorization."`
+	AuthKey     *string  `placeholder:"VALUE" xor:"key" help:"Its value. Better give --auth-key-file, which no list of processes shows."`
+	AuthKeyFile string   `placeholder:"FILE" xor:"key" help:"File that holds the value; - is standard input."`
+	When        []string `sep:"none" xor:"when" placeholder:"CONDITION" help:"Send only events for which this holds, such as 'document.amount_total gt 1000' or '$$changed contains deal_stage'; again for more."`
+	Signature   *string  `enum:"hmac,ed25519" help:"hmac (the default: a secret both sides hold) or ed25519 (receivers verify with a public key)."`
 }
 
 // change returns what was given, with the key read from its file.
@@ -143,7 +153,27 @@ func (f webhookFields) change(a *app) (client.Change, error) {
 		key := strings.TrimRight(string(text), "\r\n")
 		c.AuthKey = &key
 	}
+	if f.When != nil {
+		conditions, err := parseConditions(f.When)
+		if err != nil {
+			return c, err
+		}
+		c.Conditions = &conditions
+	}
 	return c, nil
+}
+
+// parseConditions reads conditions as people write them. Whether they can be used is for the API to say.
+func parseConditions(lines []string) ([]client.Condition, error) {
+	conditions := []client.Condition{}
+	for _, line := range lines {
+		c, err := condition.Parse(line)
+		if err != nil {
+			return nil, usage("%v", err)
+		}
+		conditions = append(conditions, client.Condition{Path: c.Path, Op: string(c.Op), Value: c.Value})
+	}
+	return conditions, nil
 }
 
 // maxFile limits files given on the command line, in bytes: the largest event that can be configured.
@@ -183,6 +213,7 @@ func (webhooksCreate) Help() string {
 	return `Examples:
 
 	gancho webhooks create --name Deals --event 'crm_deal_*' --url https://example.com/hooks/deals
+	gancho webhooks create --name Won --event crm_deal_updated --url https://example.com/hooks/won --when 'document.amount_total gt 1000' --when '$changed contains deal_stage'
 	pass show erp | gancho webhooks create --name ERP --event crm_deal_updated --url https://erp.example.com/in --auth-header Authorization --auth-key-file -`
 }
 
@@ -208,6 +239,7 @@ type webhooksUpdate struct {
 	Status *string `enum:"active,disabled" help:"active or disabled: no new events are matched, and what waits is parked."`
 	webhookFields
 	NoAuth bool `help:"Send no auth header any more."`
+	Always bool `xor:"when" help:"Send all events of that name: remove the conditions."`
 	apiFlags
 }
 
@@ -229,6 +261,9 @@ func (c webhooksUpdate) Run(a *app) error {
 		return err
 	}
 	change.Name, change.EventName, change.URL, change.Status, change.RemoveAuth = c.Name, c.Event, c.URL, c.Status, c.NoAuth
+	if c.Always {
+		change.Conditions = &[]client.Condition{}
+	}
 	if change == (client.Change{}) {
 		return usage("nothing to change was given")
 	}
@@ -264,6 +299,71 @@ func (a *app) done(what, id string) error {
 	}
 	_, err := fmt.Fprintln(a.Stdout, what, clean(id))
 	return err
+}
+
+type webhooksMatch struct {
+	webhookArg
+	File    string   `arg:"" optional:"" help:"File that holds the event, a JSON object; - is standard input."`
+	EventID string   `placeholder:"ID" help:"Id of a past event of the account, instead of a file."`
+	Changed []string `placeholder:"PATH" help:"With a file: what the change touched ($$changed)."`
+	Origin  string   `placeholder:"ORIGIN" help:"With a file: who caused it ($$origin)."`
+	apiFlags
+}
+
+// Help has more about the command.
+func (webhooksMatch) Help() string {
+	return `The exit code is 0 when all conditions hold, else 1. Examples:
+
+	gancho webhooks match ID deal.json --changed deal_stage,amount_total
+	gancho webhooks match ID --event-id 8f0d6c1e-7f4a-5a52-8f0b-2b9f9f0c6a10`
+}
+
+// Run runs the command.
+func (c webhooksMatch) Run(a *app) error {
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	trial := client.Trial{EventID: c.EventID, Changed: c.Changed, Origin: c.Origin}
+	switch {
+	case (c.File == "") == (c.EventID == ""):
+		return usage("give a file with an event, or --event-id")
+	case c.File != "":
+		body, err := a.read(c.File)
+		if err != nil {
+			return err
+		}
+		if !json.Valid(body) {
+			return usage("%s is not JSON; an event is a JSON object", c.File)
+		}
+		trial.Body = body
+	}
+	defer a.interruptible()()
+	r, err := a.client.TestConditions(a.ctx, c.ID, trial)
+	if err != nil {
+		return err
+	}
+	if !r.Value.Held {
+		a.code = exitError
+	}
+	if a.output == "json" {
+		return a.asJSON(r.Raw)
+	}
+	rows := [][]string{{"HOLDS", "CONDITION", "FOUND"}}
+	for _, checked := range r.Value.Conditions {
+		holds, found := "no", "nothing"
+		if checked.Held {
+			holds = "yes"
+		}
+		if checked.Found != nil {
+			found = string(checked.Found)
+		}
+		rows = append(rows, []string{holds, conditionText(checked.Condition), found})
+	}
+	if len(rows) == 1 {
+		_, err := fmt.Fprintln(a.Stdout, "the webhook has no conditions: all events of that name are sent")
+		return err
+	}
+	return a.rows(rows)
 }
 
 type webhooksTest struct {
