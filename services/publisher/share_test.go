@@ -216,15 +216,16 @@ func (c *crowd) steps(account string) (steps []string) {
 	}
 }
 
-// once checks that every webhook saw n events, each once and in order.
+// once checks that every webhook saw n events, each once. Pages of events that are under way together may overtake
+// one another.
 func (c *crowd) once(n int, hooks []*webhook.Webhook) {
 	c.t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, w := range hooks {
 		got := c.seen[w.ID]
-		if len(got) != n || len(slices.Compact(slices.Sorted(slices.Values(got)))) != n || !slices.IsSorted(got) {
-			c.t.Errorf("webhook %s saw %d events (sorted: %v), want %d, each once and in order", w.ID, len(got), slices.IsSorted(got), n)
+		if len(got) != n || len(slices.Compact(slices.Sorted(slices.Values(got)))) != n {
+			c.t.Errorf("webhook %s saw %d events, want %d, each once: %d", w.ID, len(got), n, got)
 		}
 	}
 }
@@ -244,7 +245,7 @@ func (c *crowd) total(hooks []*webhook.Webhook) (n int) {
 }
 
 // TestHealthyAccountFillsNotifications: an account whose receivers are well sends three times what NOTIFICATIONS holds. The
-// others' first attempts come at once, and all of its own follow, each once and in order.
+// others' first attempts go on, and all of its own follow, each once.
 func TestHealthyAccountFillsNotifications(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: it takes seconds")
