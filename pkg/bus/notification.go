@@ -24,11 +24,10 @@ func (b *Bus) Notify(n *notification.Notification) *Started {
 	return b.Start(topology.Notifications, m)
 }
 
-// ScheduleRetry stores n on RETRIES to be delivered at that time, at once when it has passed. n.Moves must be one more than that of the
-// message it comes from.
+// ScheduleRetry stores n on RETRIES to be delivered at that time, at once when it has passed. n.Moves must be one more
+// than that of the message it comes from. ErrFull says that the broker has no room.
 func (b *Bus) ScheduleRetry(ctx context.Context, n *notification.Notification, at time.Time) error {
-	_, err := b.Publish(ctx, topology.Retries, scheduled(n, at))
-	return err
+	return b.Offer(topology.Retries, scheduled(n, at)).Wait(ctx)
 }
 
 // scheduled returns the message of ScheduleRetry.
@@ -43,9 +42,9 @@ func scheduled(n *notification.Notification, at time.Time) *nats.Msg {
 }
 
 // Park starts storing n on PARKED in a lane: the key of its URL, or LaneDisabled. n.Moves as in
-// ScheduleRetry. What is started in order is stored in order.
+// ScheduleRetry. Messages started in order are stored in order. Wait returns ErrFull when PARKED has no room.
 func (b *Bus) Park(n *notification.Notification, lane string) *Started {
-	return b.Start(topology.Parked, encode(n, topology.SubjectParked(n.Account, lane, n.WebhookID), n.MoveID()))
+	return b.Offer(topology.Parked, encode(n, topology.SubjectParked(n.Account, lane, n.WebhookID), n.MoveID()))
 }
 
 // Fail stores the payload of a notification that ended permanently failed, with a summary of its attempts

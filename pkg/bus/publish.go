@@ -23,6 +23,9 @@ var ErrConflict = errors.New("another record came first")
 // ErrTooLarge says that the broker refuses the message for its size; repeating it is no use.
 var ErrTooLarge = errors.New("the message is larger than the broker accepts")
 
+// ErrFull says that a stream has no room for an offered message.
+var ErrFull = errors.New("the stream is full")
+
 // NewMessage starts a message for one of our streams.
 func NewMessage(subject, msgID string, body []byte) *nats.Msg {
 	m := &nats.Msg{Subject: subject, Data: body, Header: nats.Header{}}
@@ -40,9 +43,15 @@ func expectLast(m *nats.Msg, sequence uint64) {
 // Start puts m on its way and returns without waiting; messages started one after another are stored in
 // that order. What is started must be waited for, several by one goroutine in the order in which they were started:
 // what stands in the queue goes out as those before it are waited for.
-func (b *Bus) Start(stream string, m *nats.Msg) *Started {
+func (b *Bus) Start(stream string, m *nats.Msg) *Started { return b.begin(stream, m, false) }
+
+// Offer is Start for a message that the stream may refuse: where it has no room, Wait and Receipt return ErrFull
+// instead of sending the message again until there is room.
+func (b *Bus) Offer(stream string, m *nats.Msg) *Started { return b.begin(stream, m, true) }
+
+func (b *Bus) begin(stream string, m *nats.Msg, offered bool) *Started {
 	w := b.writer(stream)
-	p := &Started{w: w, msg: m, began: time.Now()}
+	p := &Started{w: w, msg: m, began: time.Now(), offered: offered}
 	if !intercepted(p) {
 		w.add(p)
 	}
@@ -119,6 +128,14 @@ func (b *Bus) answered(stream string) {
 	delete(b.problems, "publish to "+stream)
 }
 
+// Codes of the broker's answers when a stream, a server or the account has no room.
+const (
+	codeAccountExceeded       = 10002
+	codeInsufficientResources = 10023
+	codeStorageExceeded       = 10047
+	codeStoreFailed           = 10077
+)
+
 // final returns the error that repeating cannot mend, nil if it can.
 func (p *Started) final(err error) error {
 	var api *jetstream.APIError
@@ -129,6 +146,11 @@ func (p *Started) final(err error) error {
 			return ErrConflict
 		case 10054: // the message exceeds the stream's limit
 			return ErrTooLarge
+		case codeStoreFailed, codeInsufficientResources, codeStorageExceeded, codeAccountExceeded:
+			if p.offered {
+				return ErrFull
+			}
+			return nil
 		}
 		if api.Code == 400 { // the message itself is refused
 			return err

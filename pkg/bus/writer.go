@@ -202,13 +202,14 @@ func (w *writer) commit(messages []*Started) (uint64, error) {
 
 // Started is a message on its way to a stream.
 type Started struct {
-	w      *writer
-	msg    *nats.Msg
-	began  time.Time
-	sent   chan struct{} // nil, or closed when one of the following is there
-	future jetstream.PubAckFuture
-	ack    *jetstream.PubAck
-	err    error
+	w       *writer
+	msg     *nats.Msg
+	began   time.Time
+	offered bool          // the stream may refuse it for lack of room
+	sent    chan struct{} // nil, or closed when one of the following is there
+	future  jetstream.PubAckFuture
+	ack     *jetstream.PubAck
+	err     error
 
 	// Both are guarded by the writer's mu.
 	counted   bool // in flight as a single message

@@ -181,7 +181,7 @@ func (n *Notification) Resend(last *Record, replay string) Notification {
 // Retry returns the message that carries n to its next attempt over RETRIES.
 func (n *Notification) Retry(p Position) Notification {
 	next := *n
-	next.Moves, next.AttemptsDone, next.Journal = n.Moves+1, p.AttemptsDone, p.Journal
+	next.Moves, next.AttemptsDone, next.Journal, next.RefusedAt = n.Moves+1, p.AttemptsDone, p.Journal, time.Time{}
 	return next
 }
 
@@ -191,6 +191,21 @@ func (n *Notification) Parked(p Position) Notification {
 	next := n.Retry(p)
 	next.Journal = 0
 	return next
+}
+
+// shortestRefusal and longestRefusal bound the pause of a notification that PARKED refused.
+const shortestRefusal, longestRefusal = time.Second, 10 * time.Minute
+
+// Displaced returns the message that carries n to RETRIES because PARKED refused it, and when the message comes back.
+// The pause is a quarter of the time since the first refusal, at least 1 s and at most 10 min. p is the position after
+// the record of the parking.
+func (n *Notification) Displaced(p Position, now time.Time) (next Notification, at time.Time) {
+	next = n.Retry(p)
+	next.RefusedAt = n.RefusedAt
+	if next.RefusedAt.IsZero() {
+		next.RefusedAt = now
+	}
+	return next, now.Add(min(max(now.Sub(next.RefusedAt)/4, shortestRefusal), longestRefusal))
 }
 
 // Repaired returns the message that carries a send on that nothing carries. n holds the notification's payload and

@@ -29,6 +29,7 @@ const (
 	headerAttemptsDone = "Gancho-Attempts-Done"
 	headerHop          = "Gancho-Hop"
 	headerJournal      = "Gancho-Journal"
+	headerRefusedAt    = "Gancho-Refused-At" // milliseconds since 1970
 	headerReplay       = "Gancho-Replay"
 	headerTraceparent  = "traceparent"
 )
@@ -66,6 +67,9 @@ func (n *Notification) Header() map[string][]string {
 	if n.Journal > 0 {
 		h[headerJournal] = []string{strconv.FormatUint(n.Journal, 10)}
 	}
+	if !n.RefusedAt.IsZero() {
+		h[headerRefusedAt] = []string{strconv.FormatInt(n.RefusedAt.UnixMilli(), 10)}
+	}
 	if n.Replay != "" {
 		h[headerReplay] = []string{n.Replay}
 	}
@@ -97,6 +101,9 @@ func Decode(header map[string][]string, body []byte) (Notification, error) {
 		Replay:        h.text(headerReplay),
 		Traceparent:   event.Traceparent(h.text(headerTraceparent)),
 		Body:          body,
+	}
+	if refused := h.number(headerRefusedAt, 0, 1<<52); refused > 0 {
+		n.RefusedAt = time.UnixMilli(refused)
 	}
 	if err := schema.Check(version); err != nil {
 		return n, err

@@ -57,6 +57,7 @@ type Notification struct {
 	AttemptsDone           int       // of this send, before this message was published
 	Moves                  int       // how often it moved between streams
 	Journal                uint64    // sequence of its last journal record; 0 when it has none
+	RefusedAt              time.Time // when PARKED refused it, on RETRIES while it waits there for room; zero: it did not
 	Replay                 string    // id of the replay that sent it, else ""
 	Traceparent            string
 	Body                   []byte

@@ -50,6 +50,30 @@ func (m *Meter) Watch(ctx context.Context, b *bus.Bus, log *zap.Logger, loaded f
 	return group.Wait()
 }
 
+// WatchWork calls counted with each count of open work until ctx ends, one call at a time. It waits until the bucket
+// SHARES exists.
+func WatchWork(ctx context.Context, b *bus.Bus, log *zap.Logger, counted func(Work)) error {
+	bucket, err := b.Bucket(ctx, topology.BucketShares)
+	if err != nil {
+		return err
+	}
+	return bucket.Watch(ctx, func(e bus.Entry) {
+		if e.Key != keyWork || e.Value == nil {
+			return
+		}
+		w, err := decodeWork(e.Value)
+		if err != nil {
+			unread(log, e.Key, err)
+			return
+		}
+		counted(*w)
+	}, nil)
+}
+
+func decodeWork(value []byte) (*Work, error) {
+	return decode(value, func(w *Work) int { return w.Schema })
+}
+
 func (m *Meter) apply(log *zap.Logger, e bus.Entry) {
 	account, isDeferral := strings.CutPrefix(e.Key, deferredKey)
 	var err error
@@ -65,7 +89,7 @@ func (m *Meter) apply(log *zap.Logger, e bus.Entry) {
 		}
 	case e.Key == keyWork:
 		var w *Work
-		if w, err = decode(e.Value, func(w *Work) int { return w.Schema }); err == nil {
+		if w, err = decodeWork(e.Value); err == nil {
 			m.TakeWork(*w)
 		}
 	case e.Key == keyKept:

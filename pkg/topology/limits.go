@@ -26,9 +26,9 @@ type Limits struct {
 	EventsMaxBytes int64 `env:"EVENTS_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
 	// NotificationsMaxBytes limits NOTIFICATIONS; above it events wait in CRM_EVENTS. 0: 15 % of STORE_MAX_BYTES.
 	NotificationsMaxBytes int64 `env:"NOTIFICATIONS_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
-	// RetriesMaxBytes is how large RETRIES may grow before no first attempts are made until it shrank; the stream itself has no limit. 0: 15 % of STORE_MAX_BYTES.
+	// RetriesMaxBytes is how large RETRIES may grow before the accounts that hold the most of it make no first attempts until it has shrunk; at twice this size no account does. The stream itself has no limit. 0: 15 % of STORE_MAX_BYTES.
 	RetriesMaxBytes int64 `env:"RETRIES_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
-	// ParkedMaxBytes limits PARKED; above it what should be parked stays where it is. 0: 15 % of STORE_MAX_BYTES.
+	// ParkedMaxBytes limits PARKED; above it notifications that should be parked move to RETRIES and come back. 0: 15 % of STORE_MAX_BYTES.
 	ParkedMaxBytes int64 `env:"PARKED_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
 	// AttemptsMaxBytes limits ATTEMPTS, the journal; above it the oldest records go before LOG_MAX_AGE. 0: 15 % of STORE_MAX_BYTES.
 	AttemptsMaxBytes int64 `env:"ATTEMPTS_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`

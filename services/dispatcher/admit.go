@@ -25,7 +25,7 @@ type admission struct {
 }
 
 // admit is the one gate before an attempt. It decides from the webhook, nil when it was deleted, from the URL's
-// suspension and from the limits of URL and account. p is the permit that the notification comes with; a slot that is of
+// suspension, from the limits of URL and account, and from the backpressure of RETRIES. p is the permit that the notification comes with; a slot that is of
 // no use is released. It never waits.
 func (d *Dispatcher) admit(m *bus.Delivery, w *webhook.Webhook, p permit) admission {
 	a := admission{permit: p, webhook: w}
@@ -46,8 +46,11 @@ func (d *Dispatcher) admit(m *bus.Delivery, w *webhook.Webhook, p permit) admiss
 	case a.probe != nil:
 	case d.suspended(key):
 		a.reason = notification.Suspended
-	case a.slot == nil:
-		if a.slot = d.limiter.acquire(key); a.slot == nil {
+	case a.slot != nil:
+	case m.Lane != notification.LaneRetry && d.backpressure.holds(m.Account):
+		a.reason = notification.Saturated
+	default:
+		if a.slot = d.limiter.acquire(key, len(m.Body)); a.slot == nil {
 			a.reason = notification.Saturated
 		}
 	}

@@ -9,14 +9,19 @@ import (
 	"gancho/pkg/webhook"
 )
 
-// retry schedules a retry of notification number i and returns it.
-func (r *rig) retry(w *webhook.Webhook, i string, at time.Time) *notification.Notification {
-	r.t.Helper()
+// newRetry returns notification number i as it waits for its second attempt.
+func (r *rig) newRetry(w *webhook.Webhook, i string) *notification.Notification {
 	eventID := event.ID(w.Account, "crm_deal_created", i)
-	n := &notification.Notification{
+	return &notification.Notification{
 		Account: w.Account, ID: event.NotificationID(eventID, w.UUID), WebhookID: w.ID, EventID: eventID, EventName: "crm_deal_created",
 		EventTime: time.Now(), Send: 1, Moves: 1, AttemptsDone: 1, Body: []byte("{}"),
 	}
+}
+
+// retry schedules a retry of notification number i and returns it.
+func (r *rig) retry(w *webhook.Webhook, i string, at time.Time) *notification.Notification {
+	r.t.Helper()
+	n := r.newRetry(w, i)
 	if err := r.bus.ScheduleRetry(r.t.Context(), n, at); err != nil {
 		r.t.Fatal(err)
 	}

@@ -31,7 +31,7 @@ type Config struct {
 	MaxRetryAfter time.Duration `env:"MAX_RETRY_AFTER" envDefault:"1h" range:"0s..24h"`
 	// MaxInFlight is how many requests this dispatcher has open at once; a hanging one costs about 53 KB. Half is kept for first attempts; receivers that take a second or more have at most a quarter, and so has one account while others have traffic too.
 	MaxInFlight int `env:"MAX_IN_FLIGHT" envDefault:"2048" range:"8..100000"`
-	// MaxInFlightBytes is about how many bytes of events the dispatcher has in memory at once; with events that large it has fewer than MAX_IN_FLIGHT open. At least four times the largest event and 64 KiB.
+	// MaxInFlightBytes is about how many bytes of events the dispatcher has in memory at once; with events that large it has fewer than MAX_IN_FLIGHT open. Accounts and slow receivers have the same parts of it. At least four times the largest event and 64 KiB.
 	MaxInFlightBytes int64 `env:"MAX_IN_FLIGHT_BYTES" envDefault:"335544320" range:"1048576..1000000000000"`
 	// MaxInFlightPerURL is the most of them for one URL. A URL's share starts small, doubles while it answers well and halves when it fails.
 	MaxInFlightPerURL int `env:"MAX_IN_FLIGHT_PER_URL" envDefault:"64" range:"1..10000"`

@@ -18,11 +18,11 @@ import (
 // returns, so the notifications of a URL keep their order there.
 func (d *Dispatcher) arrive(ctx context.Context, m *bus.Delivery) func() {
 	w := d.registry.Get(m.Account, m.WebhookID)
-	if w == nil || !received(m).Trusted() {
+	if w == nil || !d.received(m).Trusted() {
 		return func() { d.handle(ctx, m, permit{}) }
 	}
 	a := d.admit(m, w, permit{})
-	if a.reason != "" {
+	if a.reason != "" && !d.waitedTooLong(m) {
 		parking := d.startParking(m, a, m.Position())
 		return func() { d.finishParking(ctx, m, parking) }
 	}
@@ -71,6 +71,9 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *bus.Delivery, position noti
 	case a.webhook == nil:
 		d.end(ctx, m, position, notification.KindCancelled, "")
 		return false
+	case a.reason == notification.Suspended && d.waitedTooLong(m):
+		d.end(ctx, m, position, notification.KindExpired, delivery.ExpiredWhileSuspended)
+		return false
 	case a.reason != "":
 		d.finishParking(ctx, m, d.startParking(m, a, position))
 		return false
@@ -85,6 +88,12 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *bus.Delivery, position noti
 	a.slot.finish(outcome.Delivered, outcome.Duration)
 	d.conclude(ctx, m, position, a, outcome)
 	return true
+}
+
+// waitedTooLong reports whether a notification that PARKED has refused ever since waits for its suspended URL longer than
+// it may.
+func (d *Dispatcher) waitedTooLong(m *bus.Delivery) bool {
+	return m.NumDelivered == 1 && !m.RefusedAt.IsZero() && time.Since(m.RefusedAt) > d.cfg.ParkedMaxAge
 }
 
 // keysPause is how long a notification waits when its webhook's credentials do not open.
@@ -124,13 +133,13 @@ func (d *Dispatcher) conclude(ctx context.Context, m *bus.Delivery, position not
 		d.retryDelivery(ctx, m, err)
 		return
 	}
-	d.carryOut(ctx, m, notification.Conclude(&m.Notification, received(m), r, d.crowded.Load()))
+	d.carryOut(ctx, m, notification.Conclude(&m.Notification, d.received(m), r, d.crowded.Load()))
 }
 
 // resume returns where the notification stands, from the message's headers while they can be trusted, else from the
 // journal. It carries out every other step that the journal demands, and then reports false.
 func (d *Dispatcher) resume(ctx context.Context, m *bus.Delivery) (notification.Position, bool) {
-	receipt := received(m)
+	receipt := d.received(m)
 	if receipt.Trusted() {
 		return m.Position(), true
 	}
@@ -150,9 +159,14 @@ func (d *Dispatcher) resume(ctx context.Context, m *bus.Delivery) (notification.
 	return next.Position, false
 }
 
-// received returns how the broker handed out m.
-func received(m *bus.Delivery) notification.Receipt {
-	return notification.Receipt{Lane: m.Lane, NumDelivered: m.NumDelivered, Again: m.Again}
+// received returns how the broker handed out m. While streams are full, many deliveries of one message are no sign of
+// crashes.
+func (d *Dispatcher) received(m *bus.Delivery) notification.Receipt {
+	r := notification.Receipt{Lane: m.Lane, NumDelivered: m.NumDelivered, Again: m.Again}
+	if m.Lane != notification.LaneRetry && d.fullness.lately() {
+		r.NumDelivered = 1
+	}
+	return r
 }
 
 // lastRecord returns the notification's newest record, nil when it has none.

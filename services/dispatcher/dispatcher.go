@@ -20,6 +20,7 @@ import (
 	"gancho/pkg/registry"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
+	"gancho/pkg/share"
 	"gancho/pkg/suspension/mirror"
 	"gancho/pkg/topology"
 	"gancho/pkg/tracing"
@@ -48,6 +49,7 @@ type Dispatcher struct {
 	credentials  credentials
 	crowded      atomic.Bool // too many delayed NAKs on RETRIES
 	backpressure backpressure
+	fullness     fullness
 	trace        *tracing.Tracer
 }
 
@@ -101,9 +103,12 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 	}, func() float64 { return float64(sender.LegacyHosts()) }))
 	d := &Dispatcher{
 		cfg: cfg, name: host + "-" + uuid.NewString()[:8], log: proc.Log, bus: b, registry: registered, keys: keys, sender: sender,
-		schedule: schedule{cfg.RetryDelays, cfg.RetryJitter, cfg.MaxRetryAfter}, limiter: newLimiter(cfg.MaxInFlightPerURL, cfg.MaxInFlight),
+		schedule: schedule{cfg.RetryDelays, cfg.RetryJitter, cfg.MaxRetryAfter}, limiter: newLimiter(cfg.MaxInFlightPerURL, amount{cfg.MaxInFlight, int(cfg.MaxInFlightBytes)}),
 		suspensions: suspensions, metrics: newMetrics(proc.Metrics), receivers: newCertificates(proc.Log, proc.Metrics), trace: proc.Trace,
+		fullness: fullness{log: proc.Log, bus: b},
 	}
+	proc.Health.Want("retries", d.backpressure.State)
+	proc.Health.Want("room", d.fullness.State)
 	leases, err := b.Bucket(ctx, topology.BucketLeases)
 	if err != nil {
 		return err
@@ -141,6 +146,9 @@ func (d *Dispatcher) run(ctx context.Context, up func()) error {
 	watchers.Go(func() { _ = d.registry.Run(watch, func() { close(webhooks) }, d.webhookChanged) })
 	watchers.Go(func() {
 		_ = d.suspensions.Run(watch, mirror.Options{Changed: d.suspensionChanged, Loaded: func() { close(flags) }})
+	})
+	watchers.Go(func() {
+		_ = share.WatchWork(watch, d.bus, d.log, func(w share.Work) { d.backpressure.count(d, w) })
 	})
 	for _, known := range []chan struct{}{webhooks, flags} {
 		select {

@@ -51,6 +51,7 @@ type rig struct {
 	cfg      Config
 	log      *zap.Logger
 	metrics  *prometheus.Registry // of the dispatcher started last
+	health   *service.Health      // of it too
 	run      func(context.Context, Config, *service.Process) error
 	stop     func()
 }
@@ -58,7 +59,7 @@ type rig struct {
 func newRig(t testing.TB, change func(*Config)) *rig {
 	t.Helper()
 	broker := bustest.Start(t)
-	r := &rig{t: t, broker: broker, bus: broker.Topology(bustest.Limits()), keys: seal.New(), log: bustest.Logger(t), run: Run}
+	r := &rig{t: t, broker: broker, keys: seal.New(), log: bustest.Logger(t), run: Run}
 	keyFile := filepath.Join(t.TempDir(), "keys")
 	if err := r.keys.Write(keyFile); err != nil {
 		t.Fatal(err)
@@ -73,6 +74,7 @@ func newRig(t testing.TB, change func(*Config)) *rig {
 	if change != nil {
 		change(&r.cfg)
 	}
+	r.bus = broker.Topology(r.cfg.Limits)
 	var err error
 	if r.webhooks, err = r.bus.Bucket(t.Context(), topology.BucketWebhooks); err != nil {
 		t.Fatal(err)
@@ -88,8 +90,8 @@ func (r *rig) start() {
 	r.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	r.metrics = prometheus.NewRegistry()
-	proc := &service.Process{Name: "dispatcher", Log: r.log, Metrics: r.metrics, Health: service.NewHealth()}
+	r.metrics, r.health = prometheus.NewRegistry(), service.NewHealth()
+	proc := &service.Process{Name: "dispatcher", Log: r.log, Metrics: r.metrics, Health: r.health}
 	go func() { done <- r.run(ctx, r.cfg, proc) }()
 	r.stop = sync.OnceFunc(func() {
 		cancel()
@@ -103,7 +105,13 @@ func (r *rig) start() {
 // webhook registers a webhook of account acme for every event.
 func (r *rig) webhook(url string, change func(*webhook.Webhook)) *webhook.Webhook {
 	r.t.Helper()
-	w := &webhook.Webhook{ID: uuid.NewString(), Account: "acme", Name: "test", EventName: "*", Method: http.MethodPost, URL: url, Status: webhook.Active}
+	return r.webhookOf("acme", url, change)
+}
+
+// webhookOf registers a webhook of the account for every event.
+func (r *rig) webhookOf(account, url string, change func(*webhook.Webhook)) *webhook.Webhook {
+	r.t.Helper()
+	w := &webhook.Webhook{ID: uuid.NewString(), Account: account, Name: "test", EventName: "*", Method: http.MethodPost, URL: url, Status: webhook.Active}
 	_, key := delivery.NewSecret()
 	w.Secrets = []webhook.Secret{{Sealed: r.keys.Seal(key, w.SealContext("secret"))}}
 	r.put(w, change)
@@ -128,10 +136,16 @@ func (r *rig) put(w *webhook.Webhook, change func(*webhook.Webhook)) {
 // notify publishes notification number i of the webhook and returns its id.
 func (r *rig) notify(w *webhook.Webhook, i int) string {
 	r.t.Helper()
+	return r.send(w, i, fmt.Appendf(nil, `{"i": %d }`, i))
+}
+
+// send is notify with a body.
+func (r *rig) send(w *webhook.Webhook, i int, body []byte) string {
+	r.t.Helper()
 	eventID := event.ID(w.Account, "crm_deal_created", fmt.Sprint(i))
 	n := &notification.Notification{
 		Account: w.Account, ID: event.NotificationID(eventID, w.UUID), WebhookID: w.ID, EventID: eventID, EventName: "crm_deal_created",
-		EventTime: time.Now(), Send: 1, Body: fmt.Appendf(nil, `{"i": %d }`, i),
+		EventTime: time.Now(), Send: 1, Body: body,
 	}
 	if err := r.bus.Notify(n).Wait(r.t.Context()); err != nil {
 		r.t.Fatal(err)
@@ -139,8 +153,14 @@ func (r *rig) notify(w *webhook.Webhook, i int) string {
 	return n.ID
 }
 
-// state waits until the notification's last record has that state and returns it.
+// state waits until the last record of acme's notification has that state and returns it.
 func (r *rig) state(id string, want notification.State) *bus.Recorded {
+	r.t.Helper()
+	return r.stateOf("acme", id, want)
+}
+
+// stateOf is state for any account.
+func (r *rig) stateOf(account, id string, want notification.State) *bus.Recorded {
 	r.t.Helper()
 	var last *bus.Recorded
 	var err error
@@ -151,7 +171,7 @@ func (r *rig) state(id string, want notification.State) *bus.Recorded {
 		}
 	}()
 	r.until(fmt.Sprintf("notification %s is %s", id, want), func() bool {
-		last, err = r.bus.LastRecord(r.t.Context(), "acme", id)
+		last, err = r.bus.LastRecord(r.t.Context(), account, id)
 		return is()
 	})
 	return last

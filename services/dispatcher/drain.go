@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -224,6 +225,9 @@ func (x *drains) release(ctx context.Context, k laneKey) error {
 		if d.suspended(key) {
 			return nil, false
 		}
+		if d.backpressure.holds(k.account) {
+			return nil, true
+		}
 		var permits []permit
 		for _, s := range d.limiter.take(key, n) {
 			permits = append(permits, permit{slot: s})
@@ -251,9 +255,10 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, permits f
 	work := context.WithoutCancel(ctx)
 	var inFlight sync.WaitGroup
 	defer inFlight.Wait()
+	largest := 0 // bytes of a message lately
 	for ctx.Err() == nil {
 		places, room := x.places.Try(x.d.cfg.MaxInFlightPerURL)
-		free, goOn := permits(places)
+		free, goOn := permits(min(places, max(room/cmp.Or(largest, firstSize), 1)))
 		if !goOn {
 			x.places.Give(places, room)
 			return nil
@@ -262,7 +267,8 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, permits f
 		if len(free) > 0 {
 			got, err = drain.Take(ctx, len(free), func(m *bus.Delivery) {
 				p, size := free[0], len(m.Body)
-				free, used = free[1:], used+size
+				free, used, largest = free[1:], used+size, max(size, largest-largest/64, 1)
+				p.slot.weigh(size)
 				inFlight.Go(func() {
 					defer x.places.Give(1, size)
 					x.d.handle(work, m, p)

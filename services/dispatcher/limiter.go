@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"cmp"
 	"math"
 	"sync"
 	"time"
@@ -37,17 +38,21 @@ const (
 // One account, however many URLs it has, holds at most mostPerAccount slots while other accounts have traffic too,
 // waiting notifications included.
 //
-// Slow URLs together use at most half of the slots for first attempts; slow and unmeasured URLs at most three quarters.
-// The same split applies within one account that is not alone. Quick URLs therefore always find slots, and new ones
+// Slow URLs together use at most half of the slots for first attempts; slow and unmeasured URLs at most three quarters,
+// seven eighths where an account has nothing else in flight. The same split, halves and quarters, applies within one
+// account that is not alone. Quick URLs therefore always find slots, and new ones
 // find some: hundreds of URLs that hang or drip hold up no other receiver.
+//
+// The bytes of the events in flight have the same limits as the slots. An account or pace that holds nothing may always
+// have one event, however large.
 //
 // It is safe for concurrent use. The mutex guards every field, those of urlLimit and load included, and is never held
 // across a wait.
 type limiter struct {
 	mu             sync.Mutex
 	mostPerURL     int
-	mostPerAccount int // while the account is not alone
-	first          int // slots for first attempts
+	mostPerAccount amount // while the account is not alone
+	first          amount // for first attempts
 	all            load
 	urls           map[urlKey]*urlLimit
 	accounts       map[string]*accountLoad
@@ -65,22 +70,42 @@ const (
 	slow                // its last attempt took longer, or it has had some in flight that long and none ended
 )
 
-// load counts the notifications of several URLs that hold a slot or wait for one, by the pace of their URL.
-type load [slow + 1]int
+// amount is a number of slots and the bytes of their events.
+type amount struct{ slots, bytes int }
 
-// room returns how many of so many slots are free for URLs of a pace. Quick URLs have no limit.
-func (h *load) room(slots int, p pace) int {
+func (a amount) plus(b amount) amount  { return amount{a.slots + b.slots, a.bytes + b.bytes} }
+func (a amount) minus(b amount) amount { return amount{a.slots - b.slots, a.bytes - b.bytes} }
+func (a amount) least(b amount) amount { return amount{min(a.slots, b.slots), min(a.bytes, b.bytes)} }
+
+// part returns n/of of a, at least one slot.
+func (a amount) part(n, of int) amount { return amount{max(a.slots*n/of, 1), a.bytes / of * n} }
+
+var unlimited = amount{math.MaxInt, math.MaxInt}
+
+// load is what the notifications of several URLs hold that have a slot or wait for one, by the pace of their URL.
+type load [slow + 1]amount
+
+// room returns how much of most is free for URLs of a pace. Quick URLs have no limit.
+func (h *load) room(most amount, p pace) amount {
 	switch p {
 	case slow:
-		return min(max(slots/2, 1)-h[slow], h.room(slots, unknown))
+		return free(most.part(1, 2), h[slow]).least(h.room(most, unknown))
 	case unknown:
-		return max(slots*3/4, 1) - h[slow] - h[unknown]
+		return free(most.part(3, 4), h[slow].plus(h[unknown]))
 	case quick:
 	}
-	return math.MaxInt
+	return unlimited
 }
 
-func (h *load) total() int { return h[quick] + h[unknown] + h[slow] }
+func (h *load) total() amount { return h[quick].plus(h[unknown]).plus(h[slow]) }
+
+// free returns what is left of most. Where nothing is held there is room for one event of any size.
+func free(most, held amount) amount {
+	if held.slots == 0 {
+		most.bytes = math.MaxInt
+	}
+	return most.minus(held)
+}
 
 // accountLoad is the load of an account over all its URLs.
 type accountLoad struct {
@@ -94,9 +119,11 @@ type urlLimit struct {
 	pace     pace
 	limit    int
 	inFlight int
+	held     amount        // in flight and waiting
+	size     int           // bytes of the largest event lately; 0: none came yet
 	streak   int           // successes since the last failure or growth
 	latency  time.Duration // moving average of an attempt; 0: unknown
-	waiting  []chan bool
+	waiting  []*slot
 	backlog  bool // something is parked: live traffic leaves half of the limit to it
 	used     time.Time
 	moved    time.Time // when an attempt ended, or the first of those in flight began
@@ -107,6 +134,7 @@ type urlLimit struct {
 type slot struct {
 	limiter *limiter
 	key     urlKey
+	bytes   int       // counted for its event
 	granted chan bool // answers one that stands in line; nil: granted
 	ended   bool
 }
@@ -130,22 +158,22 @@ func (s *slot) release() {
 		return
 	}
 	s.ended = true
-	s.limiter.leave(s.key, 1)
+	s.limiter.leave(s)
 }
 
 // finish gives the slot back after an attempt, whose result moves the URL's limit.
 func (s *slot) finish(delivered bool, took time.Duration) {
 	if s != nil && !s.ended {
 		s.ended = true
-		s.limiter.done(s.key, delivered, took)
+		s.limiter.done(s, delivered, took)
 	}
 }
 
-// newLimiter returns a limiter of at most mostPerURL slots per URL and, per account, a quarter of maxInFlight, which is
-// half of the slots for first attempts.
-func newLimiter(mostPerURL, maxInFlight int) *limiter {
+// newLimiter returns a limiter of at most mostPerURL slots per URL and, per account, a quarter of most, which is half of
+// the amount for first attempts.
+func newLimiter(mostPerURL int, most amount) *limiter {
 	return &limiter{
-		mostPerURL: mostPerURL, mostPerAccount: max(maxInFlight/4, 1), first: max(maxInFlight/2, 1),
+		mostPerURL: mostPerURL, mostPerAccount: most.part(1, 4), first: most.part(1, 2),
 		urls: map[urlKey]*urlLimit{}, accounts: map[string]*accountLoad{},
 	}
 }
@@ -176,45 +204,44 @@ func (l *limiter) get(k urlKey) *urlLimit {
 	return u
 }
 
-// room returns how many more slots the URL's account, and URLs of its pace, may take now. get has just returned u.
-func (l *limiter) room(u *urlLimit) int {
-	n := l.all.room(l.first, u.pace)
-	if !l.othersAt.IsZero() && u.used.Sub(l.othersAt) <= aloneAfter {
-		n = min(n, l.mostPerAccount-u.account.total(), u.account.room(l.mostPerAccount, u.pace))
+// room returns how much more the URL's account, and URLs of its pace, may take now. get has just returned u.
+func (l *limiter) room(u *urlLimit) amount {
+	room := l.all.room(l.first, u.pace)
+	if u.pace == unknown && u.account.total().slots == 0 { // half of what is left to quick URLs is for accounts that come new
+		room = free(l.first.part(7, 8), l.all[slow].plus(l.all[unknown]))
 	}
-	return n
+	if !l.othersAt.IsZero() && u.used.Sub(l.othersAt) <= aloneAfter {
+		room = room.least(free(l.mostPerAccount, u.account.total())).least(u.account.room(l.mostPerAccount, u.pace))
+	}
+	return room
 }
 
-// hold adds n, which may be negative, to the load of a pace.
-func (u *urlLimit) hold(n int, p pace) {
-	u.account.load[p] += n
-	u.all[p] += n
+// hold adds to what the URL holds.
+func (u *urlLimit) hold(n amount) {
+	u.held = u.held.plus(n)
+	u.account.load[u.pace] = u.account.load[u.pace].plus(n)
+	u.all[u.pace] = u.all[u.pace].plus(n)
 }
+
+// drop takes from what the URL holds.
+func (u *urlLimit) drop(n amount) { u.hold(amount{}.minus(n)) }
 
 // become changes the URL's pace.
 func (u *urlLimit) become(p pace) {
-	n := u.inFlight + len(u.waiting)
-	u.hold(-n, u.pace)
-	u.hold(n, p)
+	held := u.held
+	u.drop(held)
 	u.pace = p
-}
-
-// place takes n slots; a negative n gives them back.
-func (u *urlLimit) place(n int) {
-	u.inFlight += n
-	u.hold(n, u.pace)
-}
-
-// queue adds one that waits for a slot.
-func (u *urlLimit) queue(granted chan bool) {
-	u.waiting = append(u.waiting, granted)
-	u.hold(1, u.pace)
+	u.hold(held)
 }
 
 // answer grants a slot to one that waits, or refuses it; the caller takes it off the line.
-func (u *urlLimit) answer(granted chan bool, placed bool) {
-	granted <- placed
-	u.hold(-1, u.pace)
+func (u *urlLimit) answer(s *slot, granted bool) {
+	if granted {
+		u.inFlight++
+	} else {
+		u.drop(amount{1, s.bytes})
+	}
+	s.granted <- granted
 }
 
 // live is the limit of live traffic.
@@ -225,23 +252,35 @@ func (u *urlLimit) live() int {
 	return u.limit
 }
 
-// acquire returns a slot for live traffic, or a place in the line for one where the wait promises to be short. It does
-// not wait. nil: the URL, its account or URLs of its pace have all they may.
-func (l *limiter) acquire(k urlKey) *slot {
+// firstSize is how large the events of a URL are taken to be before any came.
+const firstSize = 256 << 10
+
+// sized remembers the size of an event; the size of the largest one wears off.
+func (u *urlLimit) sized(bytes int) { u.size = max(bytes, u.size-u.size/64, 1) }
+
+// estimate returns the size that the next event is taken to have.
+func (u *urlLimit) estimate() int { return cmp.Or(u.size, firstSize) }
+
+// acquire returns a slot for live traffic with an event of so many bytes, or a place in the line for one where the wait
+// promises to be short. It does not wait. nil: the URL, its account or URLs of its pace have all they may.
+func (l *limiter) acquire(k urlKey, bytes int) *slot {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	u := l.get(k)
-	switch full := l.room(u) <= 0; {
-	case full:
+	u.sized(bytes)
+	s := &slot{limiter: l, key: k, bytes: bytes}
+	switch room := l.room(u); {
+	case room.slots <= 0 || room.bytes < bytes:
 		return nil
 	case u.inFlight < u.live() && len(u.waiting) == 0:
-		u.place(1)
-		return &slot{limiter: l, key: k}
-	case !u.worthWaiting():
+		u.inFlight++
+	case u.worthWaiting():
+		s.granted = make(chan bool, 1)
+		u.waiting = append(u.waiting, s)
+	default:
 		return nil
 	}
-	s := &slot{limiter: l, key: k, granted: make(chan bool, 1)}
-	u.queue(s.granted)
+	u.hold(amount{1, bytes})
 	return s
 }
 
@@ -256,18 +295,36 @@ func (u *urlLimit) worthWaiting() bool {
 	return time.Duration(len(u.waiting)+1)*u.latency/time.Duration(u.live()) <= maxWait
 }
 
-// take returns up to n slots for backlog, without waiting.
+// take returns up to n slots for backlog, without waiting. The size of an event is estimated; weigh sets it right.
 func (l *limiter) take(k urlKey, n int) []*slot {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	u := l.get(k)
-	n = max(0, min(n, u.limit-u.inFlight, l.room(u)))
-	u.place(n)
-	slots := make([]*slot, n)
-	for i := range slots {
-		slots[i] = &slot{limiter: l, key: k}
+	var slots []*slot
+	for len(slots) < n && u.inFlight < u.limit {
+		size := u.estimate()
+		if room := l.room(u); room.slots <= 0 || room.bytes < size {
+			break
+		}
+		u.inFlight++
+		u.hold(amount{1, size})
+		slots = append(slots, &slot{limiter: l, key: k, bytes: size})
 	}
 	return slots
+}
+
+// weigh sets the size of the event that the slot is used for.
+func (s *slot) weigh(bytes int) {
+	if s == nil || s.ended {
+		return
+	}
+	l := s.limiter
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	u := l.get(s.key)
+	u.sized(bytes)
+	u.hold(amount{0, bytes - s.bytes})
+	s.bytes = bytes
 }
 
 // pause is how long a drain that got no slot waits before it asks again. Hundreds of drains may.
@@ -275,27 +332,29 @@ func (l *limiter) pause(k urlKey) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	u := l.get(k)
-	if l.room(u) <= 0 {
+	if room := l.room(u); room.slots <= 0 || room.bytes < u.estimate() {
 		return longestDrainPause
 	}
 	return min(max(u.latency/8, drainPause), longestDrainPause)
 }
 
-// leave gives n slots back unused.
-func (l *limiter) leave(k urlKey, n int) {
+// leave gives a slot back unused.
+func (l *limiter) leave(s *slot) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	u := l.get(k)
-	u.place(-n)
+	u := l.get(s.key)
+	u.inFlight--
+	u.drop(amount{1, s.bytes})
 	u.admit()
 }
 
 // done gives a slot back after an attempt, whose result moves the limit.
-func (l *limiter) done(k urlKey, delivered bool, took time.Duration) {
+func (l *limiter) done(s *slot, delivered bool, took time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	u := l.get(k)
-	u.place(-1)
+	u := l.get(s.key)
+	u.inFlight--
+	u.drop(amount{1, s.bytes})
 	if u.latency == 0 {
 		u.latency = took
 	}
@@ -319,7 +378,6 @@ func (l *limiter) done(k urlKey, delivered bool, took time.Duration) {
 // admit grants free slots to those who wait, and refuses the last ones when the wait has become too long.
 func (u *urlLimit) admit() {
 	for len(u.waiting) > 0 && u.inFlight < u.live() {
-		u.place(1)
 		u.answer(u.waiting[0], true)
 		u.waiting = u.waiting[1:]
 	}

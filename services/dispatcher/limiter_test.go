@@ -1,6 +1,9 @@
 package dispatcher
 
 import (
+	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -12,11 +15,11 @@ var k = urlKey{"acme", "url"}
 
 // try takes a slot for live traffic if one is free now. refused says that waiting for one is not worth it.
 func (l *limiter) try(k urlKey) (placed, refused bool) {
-	s := l.acquire(k)
+	s := l.acquire(k, 0)
 	if s.waiting() { // it leaves the line
 		u := l.urls[k]
 		u.waiting = u.waiting[:len(u.waiting)-1]
-		u.hold(-1, u.pace)
+		u.drop(amount{1, 0})
 		return false, false
 	}
 	return s != nil, s == nil
@@ -24,8 +27,13 @@ func (l *limiter) try(k urlKey) (placed, refused bool) {
 
 // enter takes a slot for live traffic and waits for it.
 func enter(l *limiter, k urlKey) bool {
-	s := l.acquire(k)
+	s := l.acquire(k, 0)
 	return s != nil && s.wait()
+}
+
+// done ends an attempt of an event without a body.
+func done(l *limiter, k urlKey, delivered bool, took time.Duration) {
+	l.done(&slot{limiter: l, key: k}, delivered, took)
 }
 
 // attempts makes n attempts one after another.
@@ -35,7 +43,7 @@ func attempts(t *testing.T, s *limiter, n int, delivered bool, took time.Duratio
 		if placed, _ := s.try(k); !placed {
 			t.Fatal("no place for one after another")
 		}
-		s.done(k, delivered, took)
+		done(s, k, delivered, took)
 	}
 }
 
@@ -43,7 +51,7 @@ func limit(s *limiter) int { return s.urls[k].limit }
 
 func TestShareDoublesAndHalves(t *testing.T) {
 	t.Parallel()
-	s := newLimiter(64, 2048)
+	s := newLimiter(64, amount{2048, 1 << 40})
 	attempts(t, s, startLimit-1, true, time.Millisecond)
 	if limit(s) != startLimit {
 		t.Errorf("before a clean round has ended: got %d", limit(s))
@@ -72,7 +80,7 @@ func TestShareDoublesAndHalves(t *testing.T) {
 
 func TestSlowURLIsRefusedAtOnce(t *testing.T) {
 	t.Parallel()
-	s := newLimiter(4, 2048)
+	s := newLimiter(4, amount{2048, 1 << 40})
 	attempts(t, s, 1, true, 4900*time.Millisecond)
 	for range limit(s) {
 		if placed, _ := s.try(k); !placed {
@@ -90,7 +98,7 @@ func TestSlowURLIsRefusedAtOnce(t *testing.T) {
 func TestFastURLWaitsInOrder(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newLimiter(1, 2048)
+		s := newLimiter(1, amount{2048, 1 << 40})
 		attempts(t, s, 1, true, time.Millisecond)
 		if !enter(s, k) {
 			t.Fatal("its share is free")
@@ -105,7 +113,7 @@ func TestFastURLWaitsInOrder(t *testing.T) {
 			synctest.Wait()
 		}
 		for i := range 3 {
-			s.done(k, true, time.Millisecond)
+			done(s, k, true, time.Millisecond)
 			synctest.Wait()
 			if got := <-order; got != i {
 				t.Errorf("place %d went to %d", i, got)
@@ -117,7 +125,7 @@ func TestFastURLWaitsInOrder(t *testing.T) {
 func TestWaitingIsRefusedWhenTheURLBecomesSlow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newLimiter(1, 2048)
+		s := newLimiter(1, amount{2048, 1 << 40})
 		attempts(t, s, 1, true, time.Millisecond)
 		enter(s, k)
 		answers := make(chan bool, 8)
@@ -125,7 +133,7 @@ func TestWaitingIsRefusedWhenTheURLBecomesSlow(t *testing.T) {
 			go func() { answers <- enter(s, k) }()
 			synctest.Wait()
 		}
-		s.done(k, false, 60*time.Second) // the average is now far over what a wait may take
+		done(s, k, false, 60*time.Second) // the average is now far over what a wait may take
 		synctest.Wait()
 		refused := 0
 		for len(answers) > 0 {
@@ -136,13 +144,13 @@ func TestWaitingIsRefusedWhenTheURLBecomesSlow(t *testing.T) {
 		if refused != 7 { // one has the place that became free
 			t.Errorf("%d of 8 were refused, want 7", refused)
 		}
-		s.done(k, false, time.Second)
+		done(s, k, false, time.Second)
 	})
 }
 
 func TestBacklogHasPriority(t *testing.T) {
 	t.Parallel()
-	s := newLimiter(8, 2048)
+	s := newLimiter(8, amount{2048, 1 << 40})
 	s.setBacklog(k, true)
 	live := 0
 	for {
@@ -158,7 +166,9 @@ func TestBacklogHasPriority(t *testing.T) {
 	if got := len(s.take(k, 100)); got != 4 {
 		t.Errorf("the backlog takes %d, want the other 4", got)
 	}
-	s.leave(k, 8)
+	for range 8 {
+		s.leave(&slot{limiter: s, key: k})
+	}
 	s.restart(k) // resumed: slow start
 	if placed, refused := s.try(k); placed || !refused {
 		t.Error("live traffic must not overtake the backlog of a share of one")
@@ -195,7 +205,7 @@ func TestScheduleDelay(t *testing.T) {
 func TestOneAccountLeavesPlaces(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newLimiter(8, 400)
+		s := newLimiter(8, amount{400, 1 << 40})
 		flood := func(n int) (placed int) {
 			for i := range n {
 				k := urlKey{"many", strconv.Itoa(i)}
@@ -208,13 +218,13 @@ func TestOneAccountLeavesPlaces(t *testing.T) {
 		for i := range 300 { // known to be quick
 			key := urlKey{"many", strconv.Itoa(i)}
 			s.try(key)
-			s.done(key, true, time.Millisecond)
+			done(s, key, true, time.Millisecond)
 		}
 		if got := flood(300); got != 300 {
 			t.Fatalf("alone it got %d of 300", got)
 		}
 		for i := range 300 {
-			s.done(urlKey{"many", strconv.Itoa(i)}, true, time.Millisecond)
+			done(s, urlKey{"many", strconv.Itoa(i)}, true, time.Millisecond)
 		}
 		few := urlKey{"few", "url"}
 		if got, _ := s.try(few); !got {
@@ -233,15 +243,15 @@ func TestOneAccountLeavesPlaces(t *testing.T) {
 		if got, _ := s.try(few); !got {
 			t.Error("the other account is held up")
 		}
-		s.done(urlKey{"many", "0"}, true, time.Millisecond)
+		done(s, urlKey{"many", "0"}, true, time.Millisecond)
 		if len(s.take(over, 5)) != 1 {
 			t.Error("the place that became free is not given")
 		}
-		s.done(few, true, time.Millisecond)
-		s.done(few, true, time.Millisecond)
+		done(s, few, true, time.Millisecond)
+		done(s, few, true, time.Millisecond)
 		for k, u := range s.urls {
 			for u.inFlight > 0 {
-				s.done(k, true, time.Millisecond)
+				done(s, k, true, time.Millisecond)
 			}
 		}
 		time.Sleep(aloneAfter + time.Second)
@@ -250,7 +260,7 @@ func TestOneAccountLeavesPlaces(t *testing.T) {
 		}
 		for k, u := range s.urls {
 			for u.inFlight > 0 {
-				s.done(k, true, time.Millisecond)
+				done(s, k, true, time.Millisecond)
 			}
 		}
 		time.Sleep(forgetAfter + time.Second)
@@ -265,10 +275,10 @@ func TestOneAccountLeavesPlaces(t *testing.T) {
 func TestSlowURLsLeavePlaces(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newLimiter(8, 400) // 200 of them for first attempts
+		s := newLimiter(8, amount{400, 1 << 40}) // 200 of them for first attempts
 		good := urlKey{"acme", "good"}
 		s.try(good)
-		s.done(good, true, time.Millisecond)
+		done(s, good, true, time.Millisecond)
 		drip := func(i int) urlKey { return urlKey{"acme", strconv.Itoa(i)} }
 		flood := func(from, n int) (placed int) {
 			for i := from; i < from+n; i++ {
@@ -283,7 +293,7 @@ func TestSlowURLsLeavePlaces(t *testing.T) {
 		settle := func(took time.Duration) {
 			for k, u := range s.urls {
 				for u.inFlight > 0 {
-					s.done(k, took < slowAfter, took)
+					done(s, k, took < slowAfter, took)
 				}
 			}
 		}
@@ -294,7 +304,7 @@ func TestSlowURLsLeavePlaces(t *testing.T) {
 		if got, _ := s.try(good); !got {
 			t.Error("a quick URL is held up")
 		}
-		s.done(good, true, time.Millisecond)
+		done(s, good, true, time.Millisecond)
 		settle(5 * time.Second)
 		if got := flood(0, 150); got != 100 {
 			t.Errorf("of slow URLs %d were let in, want half of 200", got)
@@ -312,8 +322,8 @@ func TestSlowURLsLeavePlaces(t *testing.T) {
 		}
 		// A quick one of which nothing ends for a second counts as slow, those in flight too.
 		time.Sleep(slowAfter)
-		if got, _ := s.try(good); got || s.all[slow] != 108 {
-			t.Errorf("one that hangs got another place: %v, %d count as slow", got, s.all[slow])
+		if got, _ := s.try(good); got || s.all[slow].slots != 108 {
+			t.Errorf("one that hangs got another place: %v, %d count as slow", got, s.all[slow].slots)
 		}
 		settle(time.Millisecond)
 		if got := flood(0, 500); got != 250 {
@@ -348,7 +358,7 @@ func TestSlowURLsLeavePlaces(t *testing.T) {
 func TestWaitingCountsForTheAccount(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newLimiter(8, 400)
+		s := newLimiter(8, amount{400, 1 << 40})
 		few := urlKey{"few", "url"}
 		if !enter(s, few) {
 			t.Fatal("no place for another account")
@@ -374,11 +384,90 @@ func TestWaitingCountsForTheAccount(t *testing.T) {
 		}
 		for i := range 10 { // they fail, and what waits is let in or refused
 			for key := (urlKey{"many", strconv.Itoa(i)}); s.urls[key].inFlight > 0; synctest.Wait() {
-				s.done(key, false, 5*time.Second)
+				done(s, key, false, 5*time.Second)
 			}
 		}
 		if a := s.accounts["many"]; a.load != (load{}) {
 			t.Errorf("in the end %v are held", a.load)
 		}
 	})
+}
+
+// TestBytesCountAsSlotsDo: accounts and paces are held to their part of the bytes, and each may always have one event.
+func TestBytesCountAsSlotsDo(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const mb = 1 << 20
+		l := newLimiter(8, amount{2048, 16 * mb}) // 8 MB for first attempts, 4 MB for each account
+		let := func(account string, from, n, bytes int) (slots []*slot) {
+			for i := from; i < from+n; i++ {
+				if s := l.acquire(urlKey{account, strconv.Itoa(i)}, bytes); s != nil {
+					slots = append(slots, s)
+				}
+			}
+			return slots
+		}
+		alone := let("many", 0, 20, mb)
+		if len(alone) != 6 {
+			t.Errorf("alone: %d MB were let in, want three quarters of 8", len(alone))
+		}
+		if got := let("new", 0, 2, mb/2); len(got) != 1 {
+			t.Errorf("an account that comes new: %d were let in, want one", len(got))
+		}
+		for _, s := range alone {
+			s.release()
+		}
+		if got := let("many", 0, 20, mb); len(got) != 3 {
+			t.Errorf("beside another: %d MB were let in, want three quarters of 4", len(got))
+		}
+		if got := let("many", 0, 20, 1); got != nil {
+			t.Errorf("%d small events of unmeasured URLs were let in beside them", len(got))
+		}
+		if got := let("huge", 0, 2, 3*mb); len(got) != 1 {
+			t.Errorf("of an account with large events %d were let in, want one", len(got))
+		}
+	})
+}
+
+// TestBacklogIsWeighed: slots for backlog are estimated by the size of the URL's events and then weighed.
+func TestBacklogIsWeighed(t *testing.T) {
+	t.Parallel()
+	const mb = 1 << 20
+	l := newLimiter(8, amount{2048, 16 * mb})
+	slots := l.take(k, 8)
+	if len(slots) != 8 {
+		t.Fatalf("of a URL without history %d were taken, want its limit", len(slots))
+	}
+	for _, s := range slots {
+		s.weigh(mb)
+	}
+	if held := l.all.total(); held != (amount{8, 8 * mb}) {
+		t.Errorf("weighed: %+v are held", held)
+	}
+	for _, s := range slots {
+		s.release()
+		s.weigh(mb) // has ended
+	}
+	if got := len(l.take(k, 8)); got != 6 {
+		t.Errorf("of events of 1 MB %d were taken, want 6 of 8 MB", got)
+	}
+}
+
+func TestAboveTheFairLevel(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		sizes map[string]int64
+		part  float64
+		want  string
+	}{
+		"one holds nearly all": {map[string]int64{"a": 95, "b": 3, "c": 2}, 0.9, "[a]"},
+		"two hold the most":    {map[string]int64{"a": 50, "b": 40, "c": 10}, 0.8, "[a b]"},
+		"all hold the same":    {map[string]int64{"a": 30, "b": 30, "c": 30}, 0.9, "[a b c]"},
+		"nothing is known":     {nil, 0.5, "[]"},
+		"nothing is held":      {map[string]int64{"a": 0}, 0.5, "[]"},
+	} {
+		if got := fmt.Sprint(slices.Sorted(maps.Keys(above(tc.sizes, tc.part)))); got != tc.want {
+			t.Errorf("%s: got %s, want %s", name, got, tc.want)
+		}
+	}
 }

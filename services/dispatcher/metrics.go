@@ -19,6 +19,7 @@ type metrics struct {
 	panics      prometheus.Counter
 	quarantined prometheus.Counter
 	paused      prometheus.Gauge
+	displaced   prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) metrics {
@@ -56,7 +57,10 @@ func newMetrics(reg prometheus.Registerer) metrics {
 			Name: "gancho_notifications_quarantined_total", Help: "Notifications set aside because they could not be handled.",
 		}),
 		paused: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "gancho_first_attempts_paused", Help: "1 while no first attempts are made because RETRIES holds more than RETRIES_MAX_BYTES.",
+			Name: "gancho_first_attempts_paused", Help: "While RETRIES holds more than RETRIES_MAX_BYTES: 1 when the first attempts of the accounts that hold the most of it wait, 2 when those of all accounts do; else 0.",
+		}),
+		displaced: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "gancho_notifications_displaced_total", Help: "Notifications that PARKED had no room for and that were moved to RETRIES instead.",
 		}),
 	}
 	m.attempts.WithLabelValues(notification.OutcomeDelivered, "")
@@ -77,6 +81,6 @@ func newMetrics(reg prometheus.Registerer) metrics {
 	for _, k := range []string{"burnt_delivery", "exhausted", "stuck"} {
 		m.repaired.WithLabelValues(k)
 	}
-	reg.MustRegister(m.attempts, m.duration, m.latency, m.inFlight, m.ended, m.parked, m.conflicts, m.repaired, m.panics, m.quarantined, m.paused)
+	reg.MustRegister(m.attempts, m.duration, m.latency, m.inFlight, m.ended, m.parked, m.conflicts, m.repaired, m.panics, m.quarantined, m.paused, m.displaced)
 	return m
 }

@@ -14,6 +14,7 @@ import (
 	"gancho/pkg/delivery"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
+	"gancho/pkg/topology"
 )
 
 // carryOut makes the writes of a step other than StepSend, and acks m last.
@@ -43,7 +44,14 @@ func (d *Dispatcher) store(ctx context.Context, n *notification.Notification, ne
 	case notification.StepReschedule:
 		return d.bus.ScheduleRetry(ctx, &next.Next, next.At)
 	case notification.StepFinishPark:
-		return d.bus.Park(&next.Next, next.Backlog).Wait(ctx)
+		if there, err := d.onRetries(ctx, &next.Next); there || err != nil {
+			return err // PARKED refused it before
+		}
+		err := d.bus.Park(&next.Next, next.Backlog).Wait(ctx)
+		if errors.Is(err, bus.ErrFull) {
+			return d.displace(ctx, n, next.Position)
+		}
+		return err
 	case notification.StepSend, notification.StepSettle, notification.StepSetAside, notification.StepPostpone:
 	}
 	return nil
@@ -96,6 +104,7 @@ func (d *Dispatcher) recordAttempt(ctx context.Context, r *notification.Record) 
 
 // parking is a notification on its way to PARKED, and its record.
 type parking struct {
+	n      notification.Notification
 	record *bus.StartedRecord
 	move   *bus.Started
 	lane   laneKey
@@ -106,18 +115,24 @@ type parking struct {
 func (d *Dispatcher) startParking(m *bus.Delivery, a admission, position notification.Position) parking {
 	r := d.record(m, a.webhook, position, notification.KindParked)
 	r.State, r.Reason = notification.Parked, a.reason
-	n := m.Parked(position)
-	p := parking{record: d.bus.StartRecord(r), lane: laneKey{m.Account, r.Backlog()}, reason: a.reason}
-	p.move = d.bus.Park(&n, p.lane.lane)
+	p := parking{n: m.Parked(position), record: d.bus.StartRecord(r), lane: laneKey{m.Account, r.Backlog()}, reason: a.reason}
+	p.move = d.bus.Park(&p.n, p.lane.lane)
 	return p
 }
 
 // finishParking acks once both the move and its record are stored. Cut off before, both are repeated: the
 // move is recognised by its message id.
 func (d *Dispatcher) finishParking(ctx context.Context, m *bus.Delivery, p parking) {
-	err := p.move.Wait(ctx)
-	_, recordErr := p.record.Wait(ctx)
-	if err = errors.Join(err, recordErr); err != nil {
+	defer d.isolate(ctx, m)
+	moveErr := p.move.Wait(ctx)
+	sequence, err := p.record.Wait(ctx)
+	switch full := errors.Is(moveErr, bus.ErrFull); {
+	case err == nil && full:
+		err = d.displace(ctx, &m.Notification, notification.Position{AttemptsDone: p.n.AttemptsDone, Journal: sequence})
+	case !full:
+		err = errors.Join(moveErr, err)
+	}
+	if err != nil {
 		d.retryDelivery(ctx, m, err)
 		return
 	}
@@ -126,6 +141,35 @@ func (d *Dispatcher) finishParking(ctx context.Context, m *bus.Delivery, p parki
 	if p.reason == notification.Saturated {
 		d.drains.wake(p.lane)
 	}
+}
+
+// displace moves a notification that PARKED refused to RETRIES, which brings it back later. It uses up no attempt, and
+// the delivery gives its place to others. position follows the record of the parking.
+func (d *Dispatcher) displace(ctx context.Context, n *notification.Notification, position notification.Position) error {
+	d.fullness.refused(topology.Parked)
+	next, at := n.Displaced(position, time.Now())
+	err := d.bus.ScheduleRetry(ctx, &next, at)
+	if err == nil {
+		d.metrics.displaced.Inc()
+	}
+	return err
+}
+
+// onRetries reports whether RETRIES holds n or a message that follows from it.
+func (d *Dispatcher) onRetries(ctx context.Context, n *notification.Notification) (bool, error) {
+	for _, subject := range []string{topology.SubjectRetryAt(n.Account, n.ID), topology.SubjectRetryDue(n.Account, n.WebhookID, n.ID)} {
+		raw, err := d.bus.Last(ctx, topology.Retries, subject)
+		if errors.Is(err, bus.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		if x, err := notification.Decode(raw.Header, raw.Data); err == nil && x.Send == n.Send && x.Moves >= n.Moves {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // end records a terminal state that no attempt led to, and settles the delivery.
@@ -140,10 +184,11 @@ func (d *Dispatcher) end(ctx context.Context, m *bus.Delivery, last notification
 	d.metrics.ended.WithLabelValues(string(r.State)).Inc()
 	d.log.Info("ended without an attempt", append(fields(m), zap.String("state", string(r.State)), zap.String("reason", r.Reason))...)
 	r.Sequence = sequence
-	d.carryOut(ctx, m, notification.Conclude(&m.Notification, received(m), r, false))
+	d.carryOut(ctx, m, notification.Conclude(&m.Notification, d.received(m), r, false))
 }
 
-// retryDelivery leaves a delivery that could not be settled unacknowledged, so that it comes again. A conflict means
+// retryDelivery leaves a delivery that could not be settled unacknowledged, so that it comes again. Its place is free at
+// once. A conflict means
 // that another dispatcher, or an earlier delivery of this message, was faster; the next delivery finds its record.
 func (d *Dispatcher) retryDelivery(ctx context.Context, m *bus.Delivery, err error) {
 	switch {
@@ -152,10 +197,17 @@ func (d *Dispatcher) retryDelivery(ctx context.Context, m *bus.Delivery, err err
 	case errors.Is(err, bus.ErrConflict):
 		d.metrics.conflicts.Inc()
 		m.NakAfter(conflictPause)
+	case errors.Is(err, bus.ErrFull): // RETRIES has no room either
+		d.fullness.refused(topology.Retries)
+		m.NakAfter(min(fullPause*time.Duration(m.NumDelivered), longestFullPause))
 	default:
 		d.log.Warn("notification not settled; it comes again", append(fields(m), zap.Error(err))...)
 	}
 }
+
+// fullPause is how long a delivery that no stream has room for waits in the broker, after its first time. It grows with
+// each up to longestFullPause.
+const fullPause, longestFullPause = 10 * time.Second, 10 * time.Minute
 
 // conflictPause is how soon a notification that met a conflict is looked at again.
 const conflictPause = 100 * time.Millisecond

@@ -141,7 +141,7 @@ func TestNotificationStates(t *testing.T) {
 	s.do(acme, "POST", path+"/resend", nil).refused(409, "webhook_deleted", "")
 }
 
-// While RETRIES holds more than it may, first attempts wait.
+// While RETRIES holds twice its limit, no first attempts are made.
 func TestExplainPausedFirstAttempts(t *testing.T) {
 	t.Parallel()
 	s := start(t, func(c *management.Config) { c.Limits.RetriesMaxBytes = 1024 })
@@ -152,7 +152,7 @@ func TestExplainPausedFirstAttempts(t *testing.T) {
 	if got := reason(); got != "waiting_for_first_attempt" {
 		t.Errorf("before: %s", got)
 	}
-	n := s.matched("acme", hookID, `{"transaction_uuid":"t-2","document":{"x":"`+strings.Repeat("x", 1024)+`"}}`)
+	n := s.matched("acme", hookID, `{"transaction_uuid":"t-2","document":{"x":"`+strings.Repeat("x", 2048)+`"}}`)
 	n.Moves, n.AttemptsDone = 1, 1
 	if err := s.bus.ScheduleRetry(t.Context(), n, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)

@@ -154,14 +154,14 @@ func (s *Service) look(ctx context.Context, account, id string) (*Notification, 
 	return n, nil
 }
 
-// paused reports whether dispatchers make no first attempts because RETRIES holds more than it may. They go on a tenth
-// below the limit. Between the two it cannot be seen from here whether they pause, and it is likelier.
+// paused reports whether dispatchers make no first attempts for any account because RETRIES holds twice its limit. Above
+// the limit itself only those of the accounts that hold the most of it wait, on PARKED.
 func (s *Service) paused(ctx context.Context) bool {
 	if s.retriesLimit == 0 {
 		return false
 	}
 	state, err := s.bus.StreamState(ctx, topology.Retries)
-	return err == nil && state.Bytes > uint64(s.retriesLimit)/10*9 //nolint:gosec // positive
+	return err == nil && state.Bytes > 2*uint64(s.retriesLimit) //nolint:gosec // positive
 }
 
 // follow takes over a message whose send has not been recorded yet.
