@@ -2,6 +2,7 @@ package gancho
 
 import (
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -25,6 +26,7 @@ type demoReceiver struct {
 	mu      sync.Mutex
 	seen    map[string][]demoRequest // by webhook-id
 	bodies  map[string]string        // what was published, by webhook-id
+	warmUps map[string]bool          // of the events before the tour; true: it came
 	mangled int
 }
 
@@ -61,7 +63,7 @@ func (r *demoReceiver) describe() string {
 }
 
 func (r *demoReceiver) start() error {
-	r.seen, r.bodies = map[string][]demoRequest{}, map[string]string{}
+	r.seen, r.bodies, r.warmUps = map[string][]demoRequest{}, map[string]string{}, map[string]bool{}
 	var err error
 	if r.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		return err
@@ -86,12 +88,33 @@ func (r *demoReceiver) serve(w http.ResponseWriter, req *http.Request) {
 	id, attempt := req.Header.Get("webhook-id"), req.Header.Get("Gancho-Attempt")
 	status := r.answer(attempt, r.back.Load())
 	r.mu.Lock()
+	if _, warmUp := r.warmUps[id]; warmUp {
+		r.warmUps[id] = true
+		r.mu.Unlock()
+		w.WriteHeader(http.StatusOK)
+		return
+	}
 	r.seen[id] = append(r.seen[id], demoRequest{attempt, at, status < 300})
 	if published, known := r.bodies[id]; known && published != string(body) {
 		r.mangled++
 	}
 	r.mu.Unlock()
 	w.WriteHeader(status)
+}
+
+// expectWarmUp notes a notification from before the tour: it is accepted, whatever the receiver does otherwise, and
+// does not count.
+func (r *demoReceiver) expectWarmUp(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.warmUps[id] = false
+}
+
+// warm reports whether a notification from before the tour came.
+func (r *demoReceiver) warm() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Contains(slices.Collect(maps.Values(r.warmUps)), true)
 }
 
 // expect notes a notification that will come, with its body.
