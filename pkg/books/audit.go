@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
 )
@@ -31,7 +32,7 @@ type Books struct {
 	reader        string
 	ledger        *ledger
 	notifications *bus.NotificationReader
-	journal       *bus.JournalReader
+	journal       *journal.Reader
 	missing       map[key]uint64 // missed by the last audit, with their last record then
 	short         map[owner]uint64
 	stored        *checkpoint
@@ -55,7 +56,7 @@ const (
 func New(b *bus.Bus, reader string, log *zap.Logger) *Books {
 	return &Books{
 		log: log, settled: settleTime, bus: b, reader: reader, ledger: newLedger(),
-		notifications: b.ReadNotifications(reader, bus.Position{}), journal: b.ReadJournal(reader, bus.Position{}),
+		notifications: b.ReadNotifications(reader, bus.Position{}), journal: journal.NewReader(b, reader, bus.Position{}),
 	}
 }
 
@@ -212,7 +213,7 @@ func (x *Books) search(ctx context.Context, o owner, all []Lost, there uint64) (
 		if onParked[s.id] {
 			continue
 		}
-		last, err := x.bus.LastRecord(ctx, o.account, s.id.String())
+		last, err := journal.Last(ctx, x.bus, o.account, s.id.String())
 		switch {
 		case errors.Is(err, bus.ErrNotFound):
 		case errors.Is(err, schema.ErrNewer):

@@ -14,6 +14,7 @@ import (
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/topology"
 )
@@ -121,7 +122,7 @@ func (d *desk) record(n *notification.Notification, s notification.State, next t
 	if s == notification.Parked {
 		r.Kind, r.AttemptsDone = notification.KindParked, n.AttemptsDone
 	}
-	seq, err := d.bus.Record(d.t.Context(), r)
+	seq, err := journal.Write(d.t.Context(), d.bus, r)
 	d.must(err)
 	after := *n
 	after.AttemptsDone, after.Journal, after.Moves = r.AttemptsDone, seq, n.Moves+1

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/journal"
 )
 
 // Keys of the bucket BOOKS. Open sends are stored in pieces, in one of two slots in turn, so that the
@@ -69,7 +70,7 @@ func (x *Books) Load(ctx context.Context, bucket *bus.Bucket) (loaded bool, prob
 		return false, err.Error(), nil //nolint:nilerr // the books are made anew
 	}
 	l.counts = c.Counts
-	x.ledger, x.notifications, x.journal = l, x.bus.ReadNotifications(x.reader, c.Notifications), x.bus.ReadJournal(x.reader, c.Journal)
+	x.ledger, x.notifications, x.journal = l, x.bus.ReadNotifications(x.reader, c.Notifications), journal.NewReader(x.bus, x.reader, c.Journal)
 	return true, "", nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"gancho/pkg/delivery"
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 )
 
@@ -70,7 +71,7 @@ func (r *reconciler) repair(ctx context.Context, found []Lost, orphans []Orphan)
 
 // revive schedules a lost send for its next attempt, from its last record.
 func (r *reconciler) revive(ctx context.Context, s Lost) (string, error) {
-	last, err := r.bus.LastRecord(ctx, s.account, s.id.String())
+	last, err := journal.Last(ctx, r.bus, s.account, s.id.String())
 	if errors.Is(err, bus.ErrNotFound) {
 		last, err = nil, nil
 	}
@@ -84,7 +85,7 @@ func (r *reconciler) revive(ctx context.Context, s Lost) (string, error) {
 	if err != nil {
 		return RepairLost, err
 	}
-	next, at := n.Repaired(int(s.send), record(last))
+	next, at := n.Repaired(int(s.send), last)
 	// The message begins with the id of the move that got lost. Where the broker knows an id, the move was made and the
 	// message it stored is gone.
 	for range maxMoves {
@@ -97,7 +98,7 @@ func (r *reconciler) revive(ctx context.Context, s Lost) (string, error) {
 }
 
 // message finds the bytes again: on NOTIFICATIONS, on FAILED (after a resend), or in CRM_EVENTS.
-func (r *reconciler) message(ctx context.Context, s Lost, last *bus.Recorded) (*notification.Notification, error) {
+func (r *reconciler) message(ctx context.Context, s Lost, last *notification.Record) (*notification.Notification, error) {
 	find := []func() (*notification.Notification, error){
 		func() (*notification.Notification, error) {
 			return r.bus.PendingNotification(ctx, s.account, s.id.String())
@@ -139,17 +140,9 @@ func (r *reconciler) message(ctx context.Context, s Lost, last *bus.Recorded) (*
 }
 
 // end records that a send whose event is gone permanently failed.
-func (r *reconciler) end(ctx context.Context, s Lost, last *bus.Recorded) error {
-	_, err := r.bus.Record(ctx, notification.Abandoned(&last.Record, int(s.send), string(delivery.InternalError), time.Now()))
+func (r *reconciler) end(ctx context.Context, s Lost, last *notification.Record) error {
+	_, err := journal.Write(ctx, r.bus, notification.Abandoned(last, int(s.send), string(delivery.InternalError), time.Now()))
 	return err
-}
-
-// record returns the record that was read, nil for none.
-func record(last *bus.Recorded) *notification.Record {
-	if last == nil {
-		return nil
-	}
-	return &last.Record
 }
 
 // remove deletes a schedule whose notification really ended or lives on elsewhere.
@@ -161,7 +154,7 @@ func (r *reconciler) remove(ctx context.Context, o Orphan) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	last, err := r.bus.LastRecord(ctx, o.Account, o.NotificationID)
+	last, err := journal.Last(ctx, r.bus, o.Account, o.NotificationID)
 	if err != nil {
 		if errors.Is(err, bus.ErrNotFound) {
 			return false, nil

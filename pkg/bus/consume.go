@@ -211,8 +211,8 @@ func (c *Consumer) Gather(ctx context.Context, n int, linger time.Duration, add 
 	return nil
 }
 
-// settle acks messages that were handled together. A lost ack means that one comes again.
-func settle(msgs []jetstream.Msg) {
+// Ack acknowledges messages that were handled together. A message whose ack is lost comes again.
+func Ack(msgs []jetstream.Msg) {
 	for _, m := range msgs {
 		_ = m.Ack()
 	}

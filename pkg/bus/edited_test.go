@@ -14,6 +14,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
+	"gancho/pkg/journal"
 	"gancho/pkg/topology"
 )
 
@@ -285,7 +286,7 @@ func TestPausedConsumer(t *testing.T) {
 
 	// Management answers without its index of recent notifications.
 	m := connect(t, s, "management", always)
-	index, err := m.Summaries(t.Context(), topology.ConsumerIndex)
+	index, err := journal.Consume(t.Context(), m.Bus, topology.ConsumerIndex)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,11 +1,9 @@
 package bus
 
 import (
-	"context"
 	"time"
 
-	"gancho/pkg/notification"
-	"gancho/pkg/topology"
+	"github.com/nats-io/nats.go"
 )
 
 // SyncingBroker has the stream's writer act as beside a broker that syncs every message: what waits goes in batches.
@@ -30,33 +28,21 @@ func (b *Bus) Written(stream string) Written {
 	return Written{len(w.queue), w.inFlight, w.batches, time.Now().Before(w.spared)}
 }
 
-// RecordUnanswered stores the records in one batch, loses the broker's answer, and goes on as the writer then
-// does.
-func (b *Bus) RecordUnanswered(ctx context.Context, records []*notification.Record) (sequences []uint64, err error) {
-	w := b.writer(topology.Attempts)
-	messages := make([]*Started, 0, len(records))
-	for _, r := range records {
-		m, err := recordMessage(r)
-		if err != nil {
-			return nil, err
-		}
-		messages = append(messages, &Started{w: w, msg: m, began: time.Now(), sent: make(chan struct{})})
+// CommitUnanswered stores the messages in one batch, loses the broker's answer, and goes on as the writer then does.
+func (b *Bus) CommitUnanswered(stream string, messages []*nats.Msg) ([]*Started, error) {
+	w := b.writer(stream)
+	started := make([]*Started, 0, len(messages))
+	for _, m := range messages {
+		started = append(started, &Started{w: w, msg: m, began: time.Now(), sent: make(chan struct{})})
 	}
-	if _, err := w.commit(messages); err != nil {
+	if _, err := w.commit(started); err != nil {
 		return nil, err
 	}
 	w.mu.Lock()
 	w.batching = true
 	w.mu.Unlock()
-	w.batch(messages)
-	for i, r := range records {
-		sequence, err := (&StartedRecord{r: r, p: messages[i]}).Wait(ctx)
-		if err != nil {
-			return nil, err
-		}
-		sequences = append(sequences, sequence)
-	}
-	return sequences, nil
+	w.batch(started)
+	return started, nil
 }
 
 // LookEvery has streams, buckets and consumers that are opened from now on looked at that often.

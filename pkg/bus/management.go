@@ -7,44 +7,11 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/zap"
 
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
 	"gancho/pkg/topology"
 )
-
-// Position returns the sequences of the oldest and the newest journal record; both are 0 when there never
-// was one.
-func (b *Bus) Position(ctx context.Context) (first, last uint64, err error) {
-	s, err := b.Stream(ctx, topology.Attempts)
-	if err != nil {
-		return 0, 0, err
-	}
-	info, err := s.Info(ctx)
-	if err != nil {
-		return 0, 0, fmt.Errorf("look at ATTEMPTS: %w", err)
-	}
-	return info.State.FirstSeq, info.State.LastSeq, nil
-}
-
-// SummariesOf hands the summaries of the journal records with sequences from first to last, both included, to
-// handle in order. It returns an error when it could not read to the end.
-func (b *Bus) SummariesOf(ctx context.Context, first, last uint64, handle func(*notification.Summary)) error {
-	cfg := jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(first, 1), HeadersOnly: true}
-	return b.Read(ctx, topology.Attempts, cfg, func(m jetstream.Msg, sequence, pending uint64) (bool, error) {
-		if sequence > last {
-			return false, nil
-		}
-		s, err := notification.ParseSummary(m.Headers().Get(notification.HeaderSummary), sequence)
-		if err != nil {
-			b.log.Error("an unreadable journal record is skipped", zap.Error(err))
-		} else {
-			handle(&s)
-		}
-		return sequence < last && pending > 0, nil
-	})
-}
 
 // Read hands the messages of a stream to handle in order, until handle returns false, an error, nothing is
 // left, or ctx ends. pending is how many the broker says follow.
@@ -117,7 +84,7 @@ type ArrivalBatch struct {
 }
 
 // Ack settles all of the batch. A lost ack means that arrivals come again.
-func (a *ArrivalBatch) Ack() { settle(a.msgs) }
+func (a *ArrivalBatch) Ack() { Ack(a.msgs) }
 
 // ArrivalConsumer reads the headers of NOTIFICATIONS.
 type ArrivalConsumer struct{ *Consumer }
@@ -147,45 +114,4 @@ func (c *ArrivalConsumer) Pull(ctx context.Context, n int, linger time.Duration)
 		batch.msgs = append(batch.msgs, m)
 	}
 	return &batch, c.Gather(ctx, n, linger, add)
-}
-
-// Follow hands the account's journal records to handle as they are written, beginning now, until ctx ends.
-// began is called once it listens. Every caller gets all of them.
-func (b *Bus) Follow(ctx context.Context, account string, began func(), handle func(*notification.Record)) error {
-	s, err := b.Stream(ctx, topology.Attempts)
-	if err != nil {
-		return err
-	}
-	c, err := s.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
-		DeliverPolicy: jetstream.DeliverNewPolicy, FilterSubjects: []string{topology.SubjectAttempts(account, "*")}, InactiveThreshold: time.Minute,
-	})
-	if err != nil {
-		return fmt.Errorf("follow ATTEMPTS: %w", err)
-	}
-	messages, err := c.Messages(jetstream.PullMaxMessages(500))
-	if err != nil {
-		return fmt.Errorf("follow ATTEMPTS: %w", err)
-	}
-	defer messages.Stop()
-	began()
-	for {
-		m, err := messages.Next(jetstream.NextContext(ctx))
-		if ctx.Err() != nil {
-			return nil
-		}
-		if errors.Is(err, jetstream.ErrMsgIteratorClosed) {
-			return fmt.Errorf("follow ATTEMPTS: %w", err)
-		}
-		if err != nil {
-			b.log.Debug("follow interrupted; it goes on", zap.Error(err))
-			continue
-		}
-		meta, err := m.Metadata()
-		if err != nil {
-			continue
-		}
-		if r, err := decodeRecord(m.Data(), meta.Sequence.Stream); err == nil || errors.Is(err, schema.ErrNewer) {
-			handle(&r.Record)
-		}
-	}
 }

@@ -35,8 +35,9 @@ func NewMessage(subject, msgID string, body []byte) *nats.Msg {
 	return m
 }
 
-// expectLast makes the broker store m only on top of the subject's record with that sequence (0: none).
-func expectLast(m *nats.Msg, sequence uint64) {
+// ExpectLast has the broker store m only on top of the subject's message with that sequence (0: none); otherwise
+// publishing m returns ErrConflict.
+func ExpectLast(m *nats.Msg, sequence uint64) {
 	m.Header["Nats-Expected-Last-Subject-Sequence"] = []string{strconv.FormatUint(sequence, 10)}
 }
 

@@ -42,16 +42,21 @@ func (b *Bus) NewReader(stream, name string, at Position) *Reader {
 // At returns how far the reader has read.
 func (r *Reader) At() Position { return r.at }
 
-// Tail returns the stream's newest sequence. renewed says that the stream is not the one that was read
-// before, missed how many messages were removed before they were read.
-func (r *Reader) Tail(ctx context.Context) (last uint64, renewed bool, missed uint64, err error) {
+// Progress reports changes of the stream since the last read.
+type Progress struct {
+	Renewed bool   // the stream was created again and has none of the messages read before
+	Missed  uint64 // messages that were removed before they were read
+}
+
+// Tail returns the stream's newest sequence.
+func (r *Reader) Tail(ctx context.Context) (last uint64, met Progress, err error) {
 	s, err := r.b.Stream(ctx, r.stream)
 	if err != nil {
-		return 0, false, 0, err
+		return 0, met, err
 	}
 	info, err := s.Info(ctx)
 	if err != nil {
-		return 0, false, 0, fmt.Errorf("look at %s: %w", r.stream, err)
+		return 0, met, fmt.Errorf("look at %s: %w", r.stream, err)
 	}
 	switch {
 	case r.at.Created.IsZero():
@@ -62,14 +67,14 @@ func (r *Reader) Tail(ctx context.Context) (last uint64, renewed bool, missed ui
 		if r.c = nil; restored {
 			r.at.Created = info.Created
 		} else {
-			r.at, renewed = Position{Created: info.Created}, true
+			r.at, met.Renewed = Position{Created: info.Created}, true
 		}
 	}
 	if first := info.State.FirstSeq; first > r.at.Sequence+1 {
-		missed = first - r.at.Sequence - 1
+		met.Missed = first - r.at.Sequence - 1
 		r.at.Sequence = first - 1
 	}
-	return info.State.LastSeq, renewed, missed, nil
+	return info.State.LastSeq, met, nil
 }
 
 // ReadTo hands every message up to the sequence to handle.
@@ -147,12 +152,6 @@ func (r *Reader) Close(ctx context.Context) {
 	r.c = nil
 }
 
-// Progress says what a reader met beside messages.
-type Progress struct {
-	Renewed bool   // the stream was made anew since the last time
-	Missed  uint64 // messages that were removed before they were read
-}
-
 // NotificationReader reads NOTIFICATIONS.
 type NotificationReader struct{ *Reader }
 
@@ -164,43 +163,15 @@ func (b *Bus) ReadNotifications(name string, at Position) *NotificationReader {
 // Read hands over what is there now, without bodies. Sequence is that in NOTIFICATIONS. What is not one of
 // our messages is left out: the dispatcher sets it aside.
 func (r *NotificationReader) Read(ctx context.Context, began func(Progress), handle func(a Arrival, sequence uint64)) error {
-	last, renewed, missed, err := r.Tail(ctx)
+	last, met, err := r.Tail(ctx)
 	if err != nil {
 		return err
 	}
-	began(Progress{renewed, missed})
+	began(met)
 	return r.ReadTo(ctx, last, func(msg jetstream.Msg, m *jetstream.MsgMetadata) {
 		h := msg.Headers()
 		if n, err := notification.Decode(h, nil); err == nil || errors.Is(err, schema.ErrNewer) { // counting is not handling
 			handle(Arrival{n, m.Timestamp, BodySize(msg)}, m.Sequence.Stream)
-		}
-	})
-}
-
-// JournalReader reads the summaries of ATTEMPTS.
-type JournalReader struct {
-	*Reader
-
-	last uint64
-}
-
-// ReadJournal returns a reader of the journal from a position, from the beginning with a zero one.
-func (b *Bus) ReadJournal(name string, at Position) *JournalReader {
-	return &JournalReader{Reader: b.NewReader(topology.Attempts, name, at)}
-}
-
-// Mark remembers how far the journal goes now; Read reads up to there.
-func (r *JournalReader) Mark(ctx context.Context) (p Progress, err error) {
-	r.last, p.Renewed, p.Missed, err = r.Tail(ctx)
-	return p, err
-}
-
-// Read hands over the summaries up to the mark.
-func (r *JournalReader) Read(ctx context.Context, handle func(notification.Summary)) error {
-	return r.ReadTo(ctx, r.last, func(msg jetstream.Msg, m *jetstream.MsgMetadata) {
-		h := msg.Headers()
-		if s, err := notification.ParseSummary(h.Get(notification.HeaderSummary), m.Sequence.Stream); err == nil {
-			handle(s)
 		}
 	})
 }

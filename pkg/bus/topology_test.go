@@ -12,6 +12,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/topology"
 )
@@ -85,7 +86,7 @@ func TestBackupRoundTrip(t *testing.T) {
 		r := notification.Record{
 			Kind: notification.KindAttempt, At: time.Now(), Account: d.Account, NotificationID: d.ID, WebhookID: d.WebhookID, Send: 1, State: notification.Delivered,
 		}
-		if _, err := b.Record(t.Context(), &r); err != nil {
+		if _, err := journal.Write(t.Context(), b, &r); err != nil {
 			t.Fatal(err)
 		}
 		d.Ack()
@@ -145,7 +146,7 @@ func TestBackupRoundTrip(t *testing.T) {
 	if d := pull(t, again, 1)[0]; d.ID != example(101).ID {
 		t.Errorf("the next is event %d, want 101", d.EventSequence)
 	}
-	if r, err := c.LastRecord(t.Context(), "acme", example(1).ID); err != nil || r.State != notification.Delivered {
+	if r, err := journal.Last(t.Context(), c, "acme", example(1).ID); err != nil || r.State != notification.Delivered {
 		t.Errorf("the journal: %+v, %v", r, err)
 	}
 	if x, err := c.Scheduled(t.Context(), "acme", later.ID); err != nil || x.Moves != 1 {

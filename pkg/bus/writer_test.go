@@ -4,13 +4,17 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/topology"
+
+	"github.com/nats-io/nats.go"
 )
 
 // delivered returns first records of the notifications number from to below to.
@@ -27,9 +31,9 @@ func delivered(from, to int) (records []*notification.Record) {
 
 // record starts all records at once and returns what became of each.
 func record(ctx context.Context, b *bus.Bus, records []*notification.Record) (sequences []uint64, errs []error) {
-	var started []*bus.StartedRecord
+	var started []*journal.Started
 	for _, r := range records {
-		started = append(started, b.StartRecord(r))
+		started = append(started, journal.Start(b, r))
 	}
 	for _, s := range started {
 		sequence, err := s.Wait(ctx)
@@ -42,7 +46,7 @@ func record(ctx context.Context, b *bus.Bus, records []*notification.Record) (se
 func check(t *testing.T, b *bus.Bus, records []*notification.Record, sequences []uint64) {
 	t.Helper()
 	for i, r := range records {
-		last, err := b.LastRecord(t.Context(), r.Account, r.NotificationID)
+		last, err := journal.Last(t.Context(), b, r.Account, r.NotificationID)
 		if err != nil || last.Sequence != sequences[i] {
 			t.Fatalf("record %d: the journal has it at %+v (%v), the answer said %d", i, last, err, sequences[i])
 		}
@@ -70,7 +74,7 @@ func TestBatchesKeepOrderAndSequences(t *testing.T) {
 func TestOneConflictSpoilsNoOtherRecord(t *testing.T) {
 	t.Parallel()
 	b := bustest.Start(t).Topology(bustest.Limits())
-	if _, err := b.Record(t.Context(), delivered(100, 101)[0]); err != nil {
+	if _, err := journal.Write(t.Context(), b, delivered(100, 101)[0]); err != nil {
 		t.Fatal(err)
 	}
 	b.SyncingBroker(topology.Attempts)
@@ -88,15 +92,30 @@ func TestOneConflictSpoilsNoOtherRecord(t *testing.T) {
 	}
 }
 
+// TestLostAnswerOfABatch: messages that were stored in a batch whose answer was lost conflict with their repetition, and
+// are stored once.
 func TestLostAnswerOfABatch(t *testing.T) {
 	t.Parallel()
-	b := bustest.Start(t).Topology(bustest.Limits())
-	records := delivered(0, 50)
-	sequences, err := b.RecordUnanswered(t.Context(), records)
+	s := bustest.Start(t)
+	b := s.Topology(bustest.Limits())
+	var messages []*nats.Msg
+	for i := range 50 {
+		m := bus.NewMessage(topology.SubjectAttempts("acme", strconv.Itoa(i)), "", []byte("{}"))
+		bus.ExpectLast(m, 0)
+		messages = append(messages, m)
+	}
+	started, err := b.CommitUnanswered(topology.Attempts, messages)
 	if err != nil {
 		t.Fatal(err)
 	}
-	check(t, b, records, sequences)
+	for i, p := range started {
+		if err := p.Wait(t.Context()); !errors.Is(err, bus.ErrConflict) {
+			t.Errorf("message %d: got %v, want ErrConflict", i, err)
+		}
+	}
+	if state, err := b.StreamState(t.Context(), topology.Attempts); err != nil || state.Messages != 50 {
+		t.Errorf("%d messages stored, %v; want 50", state.Messages, err)
+	}
 }
 
 func TestDuplicatesInABatchAreStoredOnce(t *testing.T) {

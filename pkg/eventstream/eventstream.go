@@ -154,7 +154,7 @@ func Sizes(b *bus.Bus, name string) *SizeReader {
 
 // Read hands the events that are stored now to handle: account, sequence and bytes of the body.
 func (r *SizeReader) Read(ctx context.Context, handle func(account string, sequence uint64, bytes int)) error {
-	last, _, _, err := r.Tail(ctx)
+	last, _, err := r.Tail(ctx)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/webhook"
 )
@@ -171,12 +172,12 @@ func (d *Dispatcher) received(m *bus.Delivery) notification.Receipt {
 
 // lastRecord returns the notification's newest record, nil when it has none.
 func (d *Dispatcher) lastRecord(ctx context.Context, n *notification.Notification) (*notification.Record, error) {
-	last, err := d.bus.LastRecord(ctx, n.Account, n.ID)
+	last, err := journal.Last(ctx, d.bus, n.Account, n.ID)
 	if errors.Is(err, bus.ErrNotFound) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	return &last.Record, nil
+	return last, nil
 }

@@ -32,6 +32,7 @@ import (
 	"gancho/pkg/dnstest"
 	"gancho/pkg/egress"
 	"gancho/pkg/event"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
@@ -154,15 +155,15 @@ func (r *rig) send(w *webhook.Webhook, i int, body []byte) string {
 }
 
 // state waits until the last record of acme's notification has that state and returns it.
-func (r *rig) state(id string, want notification.State) *bus.Recorded {
+func (r *rig) state(id string, want notification.State) *notification.Record {
 	r.t.Helper()
 	return r.stateOf("acme", id, want)
 }
 
 // stateOf is state for any account.
-func (r *rig) stateOf(account, id string, want notification.State) *bus.Recorded {
+func (r *rig) stateOf(account, id string, want notification.State) *notification.Record {
 	r.t.Helper()
-	var last *bus.Recorded
+	var last *notification.Record
 	var err error
 	is := func() bool { return err == nil && last != nil && last.State == want }
 	defer func() {
@@ -171,19 +172,19 @@ func (r *rig) stateOf(account, id string, want notification.State) *bus.Recorded
 		}
 	}()
 	r.until(fmt.Sprintf("notification %s is %s", id, want), func() bool {
-		last, err = r.bus.LastRecord(r.t.Context(), account, id)
+		last, err = journal.Last(r.t.Context(), r.bus, account, id)
 		return is()
 	})
 	return last
 }
 
 // end waits until the notification has ended, however it did, and returns its last record.
-func (r *rig) end(id string) *bus.Recorded {
+func (r *rig) end(id string) *notification.Record {
 	r.t.Helper()
-	var last *bus.Recorded
+	var last *notification.Record
 	r.until(fmt.Sprintf("notification %s has ended", id), func() bool {
 		var err error
-		last, err = r.bus.LastRecord(r.t.Context(), "acme", id)
+		last, err = journal.Last(r.t.Context(), r.bus, "acme", id)
 		return err == nil && last.State.Terminal()
 	})
 	return last
@@ -322,7 +323,7 @@ func TestSixAttemptsThenPermanentlyFailed(t *testing.T) {
 			t.Errorf("record: got %+v", last)
 		}
 		var numbers []int // newest first; records of a parking on the way stand between them
-		for h, err := range r.bus.History(t.Context(), last) {
+		for h, err := range journal.History(t.Context(), r.bus, last) {
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -504,7 +505,7 @@ func TestDeletedDuringAnAttempt(t *testing.T) {
 			for i, known := 2, false; !known; i++ {
 				later := r.notify(w, i)
 				r.until("what comes after the deletion is cancelled", func() bool {
-					last, err := r.bus.LastRecord(t.Context(), "acme", later)
+					last, err := journal.Last(t.Context(), r.bus, "acme", later)
 					known = err == nil && last.State == notification.Cancelled
 					return known || rc.total() > 1+early
 				})
@@ -804,7 +805,7 @@ func TestJournalDecides(t *testing.T) {
 				rec.Kind = cmp.Or(rec.Kind, notification.KindAttempt)
 				rec.At, rec.Account, rec.WebhookID, rec.NotificationID, rec.URLKey = time.Now(), w.Account, w.ID, id, w.URLKey
 				rec.EventID, rec.EventName = dead.EventID, dead.EventName
-				if _, err := r.bus.Record(t.Context(), &rec); err != nil {
+				if _, err := journal.Write(t.Context(), r.bus, &rec); err != nil {
 					t.Fatal(err)
 				}
 			}

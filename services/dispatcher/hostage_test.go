@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/share"
 	"gancho/pkg/topology"
@@ -228,7 +229,7 @@ func TestDisplacedOnlyOnce(t *testing.T) {
 	}
 	record := dead.Record(dead.Position(), notification.KindParked, time.Now())
 	record.State, record.Reason, record.URLKey = notification.Parked, notification.Suspended, w.URLKey
-	sequence, err := r.bus.Record(t.Context(), record)
+	sequence, err := journal.Write(t.Context(), r.bus, record)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
 	"gancho/pkg/topology"
@@ -66,9 +67,9 @@ func (d *Dispatcher) keepFailed(ctx context.Context, n *notification.Notificatio
 		HTTPStatus int             `json:"http_status,omitempty"`
 	}
 	var lines []line
-	last, err := d.bus.LastRecord(ctx, n.Account, n.ID)
+	last, err := journal.Last(ctx, d.bus, n.Account, n.ID)
 	if err == nil || errors.Is(err, schema.ErrNewer) {
-		for r, readErr := range d.bus.History(ctx, last) {
+		for r, readErr := range journal.History(ctx, d.bus, last) {
 			if err = readErr; r == nil || r.Send != n.Send {
 				break
 			}
@@ -90,22 +91,22 @@ func (d *Dispatcher) keepFailed(ctx context.Context, n *notification.Notificatio
 // recordAttempt writes the record of an attempt. What was taken out of PARKED very soon may have missed
 // the record of its being parked; that one is no conflict.
 func (d *Dispatcher) recordAttempt(ctx context.Context, r *notification.Record) (uint64, error) {
-	sequence, err := d.bus.Record(ctx, r)
+	sequence, err := journal.Write(ctx, d.bus, r)
 	if !errors.Is(err, bus.ErrConflict) {
 		return sequence, err
 	}
-	last, lookErr := d.bus.LastRecord(ctx, r.Account, r.NotificationID)
-	if lookErr != nil || !r.Overtaken(&last.Record) {
+	last, lookErr := journal.Last(ctx, d.bus, r.Account, r.NotificationID)
+	if lookErr != nil || !r.Overtaken(last) {
 		return 0, err
 	}
-	r.Follow(&last.Record)
-	return d.bus.Record(ctx, r)
+	r.Follow(last)
+	return journal.Write(ctx, d.bus, r)
 }
 
 // parking is a notification on its way to PARKED, and its record.
 type parking struct {
 	n      notification.Notification
-	record *bus.StartedRecord
+	record *journal.Started
 	move   *bus.Started
 	lane   laneKey
 	reason string
@@ -115,7 +116,7 @@ type parking struct {
 func (d *Dispatcher) startParking(m *bus.Delivery, a admission, position notification.Position) parking {
 	r := d.record(m, a.webhook, position, notification.KindParked)
 	r.State, r.Reason = notification.Parked, a.reason
-	p := parking{n: m.Parked(position), record: d.bus.StartRecord(r), lane: laneKey{m.Account, r.Backlog()}, reason: a.reason}
+	p := parking{n: m.Parked(position), record: journal.Start(d.bus, r), lane: laneKey{m.Account, r.Backlog()}, reason: a.reason}
 	p.move = d.bus.Park(&p.n, p.lane.lane)
 	return p
 }
@@ -176,7 +177,7 @@ func (d *Dispatcher) onRetries(ctx context.Context, n *notification.Notification
 func (d *Dispatcher) end(ctx context.Context, m *bus.Delivery, last notification.Position, kind notification.Kind, reason delivery.Reason) {
 	r := d.record(m, nil, last, kind)
 	r.Ended(string(reason))
-	sequence, err := d.bus.Record(ctx, r)
+	sequence, err := journal.Write(ctx, d.bus, r)
 	if err != nil {
 		d.retryDelivery(ctx, m, err)
 		return
@@ -238,8 +239,8 @@ func (d *Dispatcher) quarantine(ctx context.Context, m *bus.Delivery, why string
 		return
 	}
 	last := m.Position()
-	if r, err := d.bus.LastRecord(ctx, m.Account, m.ID); err == nil {
-		last.Journal, last.Last = r.Sequence, &r.Record
+	if r, err := journal.Last(ctx, d.bus, m.Account, m.ID); err == nil {
+		last.Journal, last.Last = r.Sequence, r
 		if r.Send == m.Send {
 			last.AttemptsDone = r.AttemptsDone
 		}

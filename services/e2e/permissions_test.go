@@ -26,6 +26,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/suspension"
 	"gancho/pkg/suspension/command"
@@ -189,7 +190,7 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	must(t, "dispatcher consumes first attempts", err)
 	pulled, err := first.Pull(ctx, 1, bus.Unbounded, func(d *bus.Delivery) {
 		record := &notification.Record{Kind: notification.KindAttempt, At: time.Now(), Account: d.Account, NotificationID: d.ID, WebhookID: d.WebhookID, Send: 1}
-		_, recordErr := dispatcher.Record(ctx, record)
+		_, recordErr := journal.Write(ctx, dispatcher, record)
 		must(t, "dispatcher records", recordErr)
 		must(t, "dispatcher schedules a retry", dispatcher.ScheduleRetry(ctx, &d.Notification, time.Now()))
 		must(t, "dispatcher parks", dispatcher.Park(&d.Notification, "0123456789abcdef0123456789abcdef").Wait(ctx))
@@ -201,7 +202,7 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	if pulled != 1 {
 		t.Fatalf("dispatcher pulled %d notifications, want 1", pulled)
 	}
-	_, err = dispatcher.LastRecord(ctx, n.Account, n.ID)
+	_, err = journal.Last(ctx, dispatcher, n.Account, n.ID)
 	must(t, "dispatcher reads the journal", err)
 
 	retries, err := dispatcher.Retries(ctx, 20*time.Second)

@@ -13,6 +13,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/event"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 )
 
@@ -77,7 +78,7 @@ func notify(t *testing.T, b *bus.Bus, n int, lose bool) {
 		for got := 0; got == 0; {
 			got, err = first.Pull(t.Context(), 1, bus.Unbounded, func(d *bus.Delivery) {
 				if i > 0 || !lose {
-					_, err := b.Record(t.Context(), &notification.Record{
+					_, err := journal.Write(t.Context(), b, &notification.Record{
 						Kind: notification.KindAttempt, At: time.Now(), Account: "acme", NotificationID: m.ID, WebhookID: m.WebhookID, Send: 1, State: notification.Delivered,
 					})
 					if err != nil {

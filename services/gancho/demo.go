@@ -27,6 +27,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/event/samples"
 	"gancho/pkg/eventstream"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/service"
 )
@@ -366,7 +367,7 @@ func (d *demo) refresh(ctx context.Context) {
 		if e.state.Terminal() {
 			continue
 		}
-		last, err := d.bus.LastRecord(ctx, firstAccount, e.id)
+		last, err := journal.Last(ctx, d.bus, firstAccount, e.id)
 		if err != nil {
 			continue // no record yet
 		}

@@ -11,6 +11,7 @@ import (
 	"gancho/pkg/delivery"
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/services/management"
 )
@@ -71,7 +72,7 @@ func (s *site) attemptedWith(n *notification.Notification, reason delivery.Reaso
 		}
 	}
 	more(r.Attempt)
-	seq, err := s.bus.Record(s.t.Context(), r)
+	seq, err := journal.Write(s.t.Context(), s.bus, r)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/suspension"
 	"gancho/pkg/suspension/command"
@@ -115,7 +116,7 @@ func TestSuspension(t *testing.T) {
 	if err := s.bus.Park(n, c.URLKey).Wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.bus.Record(t.Context(), &notification.Record{
+	if _, err := journal.Write(t.Context(), s.bus, &notification.Record{
 		Kind: notification.KindParked, At: time.Now().UTC(), Account: "acme", WebhookID: id, NotificationID: n.ID, EventID: n.EventID,
 		EventName: n.EventName, Send: 1, State: notification.Parked, Reason: notification.Suspended,
 	}); err != nil {
@@ -210,7 +211,7 @@ func TestExplainParkedBeforeSuspension(t *testing.T) {
 	if err := s.bus.Park(n, key).Wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.bus.Record(t.Context(), &notification.Record{
+	if _, err := journal.Write(t.Context(), s.bus, &notification.Record{
 		Kind: notification.KindParked, At: time.Now().UTC(), Account: "acme", WebhookID: id, NotificationID: n.ID, EventID: n.EventID,
 		EventName: n.EventName, Send: 1, State: notification.Parked, Reason: notification.Saturated,
 	}); err != nil {

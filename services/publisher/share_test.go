@@ -18,6 +18,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/eventstream"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/registry"
 	"gancho/pkg/share"
@@ -94,7 +95,7 @@ func (c *crowd) attempt(ctx context.Context, d *bus.Delivery) {
 		Kind: notification.KindAttempt, At: time.Now(), Account: d.Account, WebhookID: d.WebhookID, NotificationID: d.ID, EventID: d.EventID,
 		EventName: d.EventName, EventSequence: d.EventSequence, URLKey: "lane", Send: d.Send, AttemptsDone: 1, State: state,
 	}
-	if _, err := c.b.Record(ctx, r); err == nil {
+	if _, err := journal.Write(ctx, c.b, r); err == nil {
 		d.Ack()
 	}
 }
@@ -115,14 +116,14 @@ func (c *crowd) release(account string) {
 	}
 	for subject := range info.State.Subjects {
 		id := subject[strings.LastIndexByte(subject, '.')+1:]
-		last, err := c.b.LastRecord(c.t.Context(), account, id)
+		last, err := journal.Last(c.t.Context(), c.b, account, id)
 		if err != nil {
 			c.t.Fatal(err)
 		}
 		if last.State == notification.Parked {
-			r := last.Record
+			r := *last
 			r.State, r.Previous, r.At = notification.Delivered, last.Sequence, time.Now()
-			if _, err := c.b.Record(c.t.Context(), &r); err != nil {
+			if _, err := journal.Write(c.t.Context(), c.b, &r); err != nil {
 				c.t.Fatal(err)
 			}
 		}

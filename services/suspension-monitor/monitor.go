@@ -30,6 +30,7 @@ import (
 
 	"gancho/pkg/books"
 	"gancho/pkg/bus"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/registry"
 	"gancho/pkg/service"
@@ -119,7 +120,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 }
 
 func (m *Monitor) run(ctx context.Context, up func()) error {
-	journal, err := m.bus.Summaries(ctx, topology.ConsumerMonitor)
+	summaries, err := journal.Consume(ctx, m.bus, topology.ConsumerMonitor)
 	if err != nil {
 		return err
 	}
@@ -145,7 +146,7 @@ func (m *Monitor) run(ctx context.Context, up func()) error {
 			}
 		}
 		up()
-		group.Go(func() error { m.readJournal(ctx, journal); return nil })
+		group.Go(func() error { m.readJournal(ctx, summaries); return nil })
 		group.Go(func() error { m.obey(ctx, commands); return nil })
 		group.Go(func() error { m.watchProbes(ctx, probes); return nil })
 		group.Go(func() error { m.keep(ctx); return nil })
@@ -193,9 +194,9 @@ func pause(ctx context.Context, d time.Duration) {
 }
 
 // readJournal folds the journal until ctx ends.
-func (m *Monitor) readJournal(ctx context.Context, journal *bus.SummaryConsumer) {
+func (m *Monitor) readJournal(ctx context.Context, summaries *journal.Consumer) {
 	for ctx.Err() == nil {
-		records, err := journal.Pull(ctx, batch, linger)
+		records, err := summaries.Pull(ctx, batch, linger)
 		if err != nil && ctx.Err() == nil {
 			m.log.Debug("the journal cannot be read; trying again", zap.Error(err))
 		}

@@ -25,6 +25,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/seal"
 	"gancho/pkg/topology"
@@ -132,7 +133,7 @@ type sent struct {
 	done    int
 	last    int // how many attempts it has in the end
 	ends    notification.State
-	started *bus.StartedRecord // of its newest record, nil when that is stored
+	started *journal.Started // of its newest record, nil when that is stored
 	record  *notification.Record
 }
 
@@ -176,7 +177,7 @@ func (l *loader) run(ctx context.Context) {
 		}
 		s.done++
 		s.record = l.record(s)
-		s.started = l.bus.StartRecord(s.record)
+		s.started = journal.Start(l.bus, s.record)
 		l.attempts++
 		if l.unsettled = append(l.unsettled, s); len(l.unsettled) > inFlight {
 			l.settleOldest(ctx)

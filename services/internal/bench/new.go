@@ -12,6 +12,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
+	"gancho/pkg/journal"
 	"gancho/services/internal/lab"
 )
 
@@ -59,7 +60,7 @@ func (b *bench) fresh(name string) {
 			b.idle()
 			missed := 0
 			for _, id := range told {
-				if _, err := store.LastRecord(ctx, lab.Account, id); errors.Is(err, bus.ErrNotFound) {
+				if _, err := journal.Last(ctx, store, lab.Account, id); errors.Is(err, bus.ErrNotFound) {
 					missed++
 				} else if err != nil {
 					b.f.Fatalf("%v", err)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/topology"
 )
@@ -143,12 +144,12 @@ func (x *Index) Run(ctx context.Context) error {
 // live writes journal records as they come. A batch is settled only when it is in Redis; while that is away
 // the records wait in the stream.
 func (x *Index) live(ctx context.Context) error {
-	journal, err := x.bus.Summaries(ctx, topology.ConsumerIndex)
+	summaries, err := journal.Consume(ctx, x.bus, topology.ConsumerIndex)
 	if err != nil {
 		return ended(ctx, err)
 	}
 	for ctx.Err() == nil {
-		batch, err := journal.Pull(ctx, batchSize, linger)
+		batch, err := summaries.Pull(ctx, batchSize, linger)
 		if err != nil && ctx.Err() == nil {
 			x.log.Debug("the journal cannot be read; trying again", zap.Error(err))
 		}

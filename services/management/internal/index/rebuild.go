@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/journal"
 	"gancho/pkg/topology"
 )
 
@@ -52,7 +53,7 @@ func (x *Index) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	first, last, err := x.bus.Position(ctx)
+	first, last, err := journal.Ends(ctx, x.bus)
 	if err != nil {
 		return err
 	}
@@ -170,7 +171,7 @@ func (x *Index) fill(ctx context.Context, floor, target uint64) error {
 			from = floor - chunk
 		}
 		w := newWrites()
-		if err := x.bus.SummariesOf(ctx, from, floor-1, w.summary); err != nil {
+		if err := journal.Summaries(ctx, x.bus, from, floor-1, w.summary); err != nil {
 			return err
 		}
 		w.seen = 0 // that is what comes live

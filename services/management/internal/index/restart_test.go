@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap/zaptest"
 
 	"gancho/pkg/bus/bustest"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/redistest"
 	"gancho/pkg/topology"
@@ -29,7 +30,7 @@ func TestRestartTogetherWithRedis(t *testing.T) {
 			WebhookID: webhook, EventID: uuid.NewString(), EventName: "crm_deal_created", State: notification.Delivered, Send: 1,
 			AttemptsDone: 1, At: time.Now().UTC(),
 		}
-		if _, err := b.Record(t.Context(), r); err != nil {
+		if _, err := journal.Write(t.Context(), b, r); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
 	"gancho/pkg/share"
@@ -76,7 +77,7 @@ type Notification struct {
 	// Webhook is nil when it was deleted.
 	Webhook *webhook.Webhook
 
-	newest  *bus.Recorded // nil when nothing is recorded
+	newest  *notification.Record // nil when nothing is recorded
 	pending *notification.Notification
 	paused  bool // no first attempts are made for now
 }
@@ -101,14 +102,14 @@ func (s *Service) look(ctx context.Context, account, id string) (*Notification, 
 		return nil, problem.NotFound("notification")
 	}
 	var (
-		last    *bus.Recorded
+		last    *notification.Record
 		pending *notification.Notification
 	)
 	limited, cancel := context.WithTimeout(ctx, readWithin)
 	defer cancel()
 	group, readCtx := errgroup.WithContext(limited)
 	group.Go(func() (err error) {
-		if last, err = s.bus.LastRecord(readCtx, account, id); errors.Is(err, bus.ErrNotFound) || errors.Is(err, schema.ErrNewer) {
+		if last, err = journal.Last(readCtx, s.bus, account, id); errors.Is(err, bus.ErrNotFound) || errors.Is(err, schema.ErrNewer) {
 			err = nil // of a newer version: what this one knows of it is shown
 		}
 		return err
@@ -129,7 +130,7 @@ func (s *Service) look(ctx context.Context, account, id string) (*Notification, 
 	case last == nil:
 		n.follow(pending)
 	default:
-		r := last.Record
+		r := *last
 		n.WebhookID, n.EventID, n.EventName, n.EventSequence = r.WebhookID, r.EventID, r.EventName, r.EventSequence
 		n.State, n.Reason, n.Sends, n.AttemptsDone = r.State, r.Reason, r.Send, r.AttemptsDone
 		n.NextAttemptAt, n.Replay, n.newest = r.NextAttemptAt, r.Replay, last
@@ -183,14 +184,6 @@ func began(r *notification.Record) time.Time {
 	return at.Truncate(time.Millisecond)
 }
 
-// last is the newest record, nil when there is none.
-func (n *Notification) last() *notification.Record {
-	if n.newest == nil {
-		return nil
-	}
-	return &n.newest.Record
-}
-
 // next is when the next attempt is due, nil when none is.
 func (n *Notification) next() *time.Time {
 	if n.State != notification.Retrying || n.NextAttemptAt.IsZero() {
@@ -206,7 +199,7 @@ func (s *Service) readHistory(ctx context.Context, n *Notification) error {
 		return nil
 	}
 	n.History, n.Truncated = nil, false
-	for r, err := range s.bus.History(ctx, n.newest) {
+	for r, err := range journal.History(ctx, s.bus, n.newest) {
 		switch {
 		case errors.Is(err, bus.ErrNotFound), len(n.History) == maxRecords:
 			n.Truncated = true

@@ -130,7 +130,7 @@ func (s *Service) again(ctx context.Context, n *Notification) error {
 	if err != nil {
 		return err
 	}
-	again := m.Resend(n.last(), "")
+	again := m.Resend(n.newest, "")
 	if err := s.Room(n.Account); err != nil {
 		return err
 	}

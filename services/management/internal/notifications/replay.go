@@ -138,7 +138,7 @@ func (s *Service) replay(
 	case !n.State.Terminal(), only != "" && n.State != only:
 		return nil, false, nil
 	default:
-		again := first.Resend(n.last(), replay)
+		again := first.Resend(n.newest, replay)
 		return &again, false, nil
 	}
 	return &first, false, nil

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
@@ -132,7 +133,7 @@ func (s *Service) Open(ctx context.Context, account string, f Filter) (*Tail, er
 		defer cut()
 		start := sync.OnceFunc(func() { close(began) })
 		defer start()
-		err := s.bus.Follow(ctx, account, start, func(r *notification.Record) {
+		err := journal.Follow(ctx, s.bus, account, start, func(r *notification.Record) {
 			if !f.wants(r) || ctx.Err() != nil {
 				return
 			}

@@ -10,13 +10,14 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
+	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/services/management/internal/problem"
 )
 
 func record(t *testing.T, b *bus.Bus, account string) {
 	t.Helper()
-	_, err := b.Record(t.Context(), &notification.Record{
+	_, err := journal.Write(t.Context(), b, &notification.Record{
 		Kind: notification.KindAttempt, At: time.Now(), Account: account, NotificationID: uuid.NewString(), Send: 1, State: notification.Delivered,
 		Attempt: &notification.Attempt{Number: 1, Outcome: notification.OutcomeDelivered},
 	})
