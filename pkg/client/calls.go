@@ -209,6 +209,11 @@ func (c *Client) CancelReplay(ctx context.Context, id string) error {
 	return err
 }
 
+// CreatePortalLink makes a link into the console for somebody without a token.
+func (c *Client) CreatePortalLink(ctx context.Context, l PortalLink) (Result[CreatedLink], error) {
+	return post[CreatedLink](ctx, c, http.MethodPost, "/portal_links", l)
+}
+
 // SendEvent publishes an event and returns after the broker stored it. body goes out byte for byte.
 func (c *Client) SendEvent(ctx context.Context, eventName string, body []byte) (Result[Accepted], error) {
 	return do[Accepted](ctx, c, call{method: http.MethodPost, path: "/events/" + url.PathEscape(eventName), body: body})

@@ -172,3 +172,26 @@ type Accepted struct {
 	Sequence  uint64 `json:"sequence"`
 	Duplicate bool   `json:"duplicate"`
 }
+
+// PortalLink says what a link into the console should be good for. Zero values stand for the API's defaults.
+type PortalLink struct {
+	TTL        int    `json:"ttl,omitempty"`         // seconds until which it can be used, 60 to 86,400; 900 by default
+	SessionTTL int    `json:"session_ttl,omitempty"` // seconds that its session lasts, 60 to 86,400; 3,600 by default
+	Scope      string `json:"scope,omitempty"`       // read (the default) or write
+	WebhookID  string `json:"webhook_id,omitempty"`  // the session sees only this one
+	Language   string `json:"language,omitempty"`    // en or pt-BR; as the browser asks by default
+	Theme      *Theme `json:"theme,omitempty"`
+}
+
+// Theme is how the console looks in a session. Colours are #rrggbb and must be readable on its pages.
+type Theme struct {
+	Accent     string `json:"accent,omitempty"`
+	AccentDark string `json:"accent_dark,omitempty"`
+	LogoURL    string `json:"logo_url,omitempty"`
+}
+
+// CreatedLink is a link that opens the console once.
+type CreatedLink struct {
+	URL       string    `json:"url"`
+	ExpiresAt time.Time `json:"expires_at"`
+}

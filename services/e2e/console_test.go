@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,18 +18,21 @@ import (
 type chrome struct {
 	t   *testing.T
 	ctx context.Context //nolint:containedctx // chromedp keeps the browser in it
+
+	patient atomic.Bool // complaints do not fail the test
+	ignored string      // nor do those with this text
 }
 
-// newChrome starts a headless Chromium that ends with the test.
-func newChrome(t *testing.T) *chrome {
+// newChrome starts a headless Chromium that ends with the test. Complaints that hold ignored, if not "", do not count.
+func newChrome(t *testing.T, ignored string, more ...chromedp.ExecAllocatorOption) *chrome {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("-short: starts chromium, which may not be installed")
 	}
-	allocator, stop := chromedp.NewExecAllocator(context.Background(), append(chromedp.DefaultExecAllocatorOptions[:],
+	allocator, stop := chromedp.NewExecAllocator(context.Background(), slices.Concat(chromedp.DefaultExecAllocatorOptions[:], []chromedp.ExecAllocatorOption{
 		chromedp.NoSandbox, chromedp.DisableGPU, chromedp.NoFirstRun, chromedp.UserDataDir(t.TempDir()), chromedp.WindowSize(1280, 900),
 		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true), chromedp.Flag("lang", "en"),
-	)...)
+	}, more)...)
 	t.Cleanup(stop)
 	ctx, closeTab := chromedp.NewContext(allocator)
 	t.Cleanup(closeTab)
@@ -35,6 +40,7 @@ func newChrome(t *testing.T) *chrome {
 		t.Fatalf("start chromium (the package chromium, or google-chrome): %v", err)
 	}
 	complaints := chromedp.Console(ctx)
+	c := &chrome{t: t, ctx: ctx, ignored: ignored}
 	told := make(chan struct{})
 	go func() {
 		defer close(told)
@@ -44,12 +50,14 @@ func newChrome(t *testing.T) *chrome {
 			}
 			switch m.Type { // the others are advice
 			case chromedp.ConsoleWarning, chromedp.ConsoleError, chromedp.ConsoleException:
-				t.Errorf("the browser's console: %s", m)
+				if !c.patient.Load() && (c.ignored == "" || !strings.Contains(fmt.Sprint(m), c.ignored)) {
+					t.Errorf("the browser's console: %s", m)
+				}
 			}
 		}
 	}()
 	t.Cleanup(func() { closeTab(); <-told })
-	return &chrome{t, ctx}
+	return c
 }
 
 type step = chromedp.Action[chromedp.Void]
@@ -97,7 +105,7 @@ func gone(selector string) step  { return chromedp.WaitNotPresent(chromedp.CSS(s
 // happens, find it suspended, resume it once its receiver works, and send again what was given up.
 func TestConsoleInABrowser(t *testing.T) {
 	t.Parallel()
-	c := newChrome(t)
+	c := newChrome(t, "")
 	s := newSystem(t, "RETRY_DELAYS=300ms,300ms,300ms,300ms,300ms",
 		"SUSPENSION_WINDOW=10m", "SUSPENSION_MIN_FAILURES=8", "SUSPENSION_MIN_SPAN=0s", "SUSPENSION_DURATION=1h", "SUSPENSION_MAX_DURATION=1h")
 	rc := newReceiver(t, func(w http.ResponseWriter, _ string) {

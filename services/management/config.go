@@ -17,6 +17,7 @@ import (
 	"gancho/pkg/topology"
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/catalogue"
+	"gancho/services/management/internal/console"
 	"gancho/services/management/internal/proxy"
 )
 
@@ -56,6 +57,8 @@ type Config struct {
 	WebhooksPerAccount int `env:"WEBHOOKS_PER_ACCOUNT" envDefault:"20000" range:"1..1000000"`
 	// ConsolePlainHTTP accepts sessions of the console over plain HTTP on every host, readable for others on the way. Without it that works for loopback addresses only.
 	ConsolePlainHTTP bool `env:"CONSOLE_PLAIN_HTTP" envDefault:"false"`
+	// ConsoleFrameAncestors are the origins whose pages may show the console in a frame, in sessions of portal links, separated by commas: https://crm.example.com or https://*.example.com.
+	ConsoleFrameAncestors []string `env:"CONSOLE_FRAME_ANCESTORS" envSeparator:","`
 	// EventNames are event names that webhooks may name beside RD Station's, separated by commas.
 	EventNames []string `env:"EVENT_NAMES" envSeparator:","`
 	// EventTypesDir is a folder with samples of further events: files <event_name>.json, each a body or {"description": {"en", "pt-BR"}, "sample"}. Webhooks may name these events too.
@@ -87,7 +90,7 @@ func (c *Config) Validate() error {
 	if c.APITokens == "" && c.APITokensFile == "" && c.JWTJWKSURL == "" && c.JWTHMACSecret == "" {
 		errs = append(errs, errors.New("API_TOKENS: nobody could use the API; set it, API_TOKENS_FILE, JWT_JWKS_URL or JWT_HMAC_SECRET"))
 	}
-	errs = append(errs, c.jwt().Check())
+	errs = append(errs, c.jwt().Check(), console.CheckAncestors(c.ConsoleFrameAncestors))
 	if _, err := catalogue.New(c.EventNames, ""); err != nil {
 		errs = append(errs, fmt.Errorf("EVENT_NAMES: %w", err))
 	} else if _, err := catalogue.New(nil, c.EventTypesDir); err != nil {

@@ -38,6 +38,7 @@ import (
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
+	"gancho/services/management/internal/portal"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/proxy"
 	"gancho/services/management/internal/replays"
@@ -158,25 +159,30 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		if err != nil {
 			return ended(ctx, err)
 		}
-		jobs := replays.New(b, replayBucket, hooks, sends, proc.Log)
-		tails := tail.New(b)
-		dry := dryrun.New(b, hooks, cfg.Limits.EventMaxBytes)
-		handler, err := api.New(api.Options{
-			Gate: gate, Webhooks: hooks, Notifications: sends, Ingest: ingest.New(b, meter, cfg.Limits.EventMaxBytes), Tail: tails, Replays: jobs, Stopping: ctx.Done(),
-			Accounts: accounts.New(b, settings, cfg.Limits.LogMaxAge), Idempotency: idempotency.New(answers, keys, proc.Log), Catalogue: types, DryRun: dry, PublicURL: cfg.PublicURL, EgressAddresses: cfg.EgressPublished,
-			EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
-		})
-		if err != nil {
-			return err
-		}
 		sessions, err := b.Bucket(ctx, topology.BucketEndedSessions)
 		if err != nil {
 			return ended(ctx, err)
 		}
 		revoked := revocation.New(sessions)
 		group.Go(func() error { return revoked.Run(watch) })
+		light, dark, err := console.Palettes()
+		if err != nil {
+			return err
+		}
+		links := portal.New(keys, revoked, hooks, light, dark)
+		jobs := replays.New(b, replayBucket, hooks, sends, proc.Log)
+		tails := tail.New(b)
+		dry := dryrun.New(b, hooks, cfg.Limits.EventMaxBytes)
+		handler, err := api.New(api.Options{
+			Gate: gate, Webhooks: hooks, Notifications: sends, Ingest: ingest.New(b, meter, cfg.Limits.EventMaxBytes), Tail: tails, Replays: jobs, Stopping: ctx.Done(),
+			Accounts: accounts.New(b, settings, cfg.Limits.LogMaxAge), Idempotency: idempotency.New(answers, keys, proc.Log), Catalogue: types, DryRun: dry, PublicURL: cfg.PublicURL, EgressAddresses: cfg.EgressPublished,
+			Portal: links, EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
+		})
+		if err != nil {
+			return err
+		}
 		pages, err := console.New(console.Options{
-			Gate: gate, Webhooks: hooks, Notifications: sends, Replays: jobs, Tail: tails, Keys: keys, Ended: revoked,
+			Gate: gate, Webhooks: hooks, Notifications: sends, Replays: jobs, Tail: tails, Keys: keys, Ended: revoked, Portal: links, FrameAncestors: cfg.ConsoleFrameAncestors,
 			PlainHTTP: cfg.ConsolePlainHTTP, Stopping: ctx.Done(), Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {

@@ -58,6 +58,7 @@ type grammar struct {
 	Replays       replaysCmd       `cmd:"" group:"api" help:"Send a range of past events to a webhook again."`
 	Events        eventsCmd        `cmd:"" group:"api" help:"Publish an event."`
 	Tail          tailCmd          `cmd:"" group:"api" help:"Watch attempts as they are made."`
+	PortalLink    portalLinkCmd    `cmd:"" group:"api" help:"Make a link into the console for somebody without a token."`
 
 	Doctor   doctorCmd   `cmd:"" group:"broker" help:"Check the books: has every notification ended, or is it on its way? Say what is stuck."`
 	Topology topologyCmd `cmd:"" group:"broker" help:"Compare streams, buckets and consumers with what they should be."`

@@ -36,6 +36,7 @@ import (
 	"gancho/services/management/internal/idempotency"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
+	"gancho/services/management/internal/portal"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
 	"gancho/services/management/internal/tail"
@@ -60,6 +61,7 @@ type Options struct {
 	Idempotency   *idempotency.Store
 	Catalogue     *catalogue.Catalogue
 	DryRun        *dryrun.Service
+	Portal        *portal.Service
 	// PublicURL begins the links in answers, such as https://gancho.example.com; empty: the request's scheme and host.
 	PublicURL string
 	// EgressAddresses are the addresses that requests to receivers come from, as the operator publishes them.

@@ -3,14 +3,17 @@ package api
 import (
 	"context"
 	"net/http"
+	"net/url"
 
 	"go.uber.org/zap"
 
 	"gancho/pkg/event"
 	"gancho/pkg/webhook"
+	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/dryrun"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/language"
+	"gancho/services/management/internal/portal"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
 	"gancho/services/management/internal/webhooks"
@@ -215,6 +218,23 @@ func (a *API) ingestEvent(c *call) (*answer, error) {
 	}
 	c.fields = append(c.fields, zap.String("event_id", accepted.EventID))
 	return data(http.StatusAccepted, accepted), nil
+}
+
+func (a *API) createPortalLink(c *call) (*answer, error) {
+	var in portal.Input
+	if err := optional(c, &in); err != nil {
+		return nil, err
+	}
+	issuer := c.caller.Name
+	if c.caller.Kind == auth.KindJWT {
+		issuer = "" // it ends before the session does
+	}
+	sealed, link, err := a.Portal.Create(c.ctx, c.caller.Account, issuer, in)
+	if err != nil {
+		return nil, err
+	}
+	c.w.Header().Set("Cache-Control", "no-store")
+	return data(http.StatusCreated, portalLink{c.base + "/portal?link=" + url.QueryEscape(sealed), link.Ends}), nil
 }
 
 func (a *API) createReplay(c *call) (*answer, error) {

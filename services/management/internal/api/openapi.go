@@ -18,6 +18,7 @@ import (
 	"gancho/services/management/internal/dryrun"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
+	"gancho/services/management/internal/portal"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
 	"gancho/services/management/internal/tail"
@@ -54,6 +55,8 @@ func schemaName(t reflect.Type, hint string) string {
 		return "CheckedCondition"
 	case reflect.TypeFor[catalogue.Description]():
 		return "EventDescription"
+	case reflect.TypeFor[portal.Theme]():
+		return "PortalTheme"
 	case reflect.TypeFor[problem.Problem]():
 		return "Error"
 	}
@@ -88,6 +91,7 @@ func document(routes []route, types []catalogue.Type) ([]byte, error) {
 			{Name: "replays", Description: "past events sent to a webhook again"},
 			{Name: "events", Description: "publishing an event without NATS, and which events there are"},
 			{Name: "receivers", Description: "the requests that receivers get"},
+			{Name: "console", Description: "the console, for people without a token"},
 			{Name: "accounts", Description: "operators' calls about one account"},
 			{Name: "meta", Description: "this document"},
 		},

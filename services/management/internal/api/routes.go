@@ -15,6 +15,7 @@ import (
 	"gancho/services/management/internal/dryrun"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
+	"gancho/services/management/internal/portal"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
 	"gancho/services/management/internal/tail"
@@ -165,6 +166,13 @@ func (a *API) routes() []route {
 			results: []result{{http.StatusAccepted, "stored", ingest.Accepted{}, false, "", false}}, handle: a.ingestEvent,
 		},
 		{
+			method: http.MethodPost, path: "/portal_links", id: "createPortalLink", tag: "console", write: true,
+			summary: "Make a link into the console for somebody without a token",
+			about: "It opens one session of the account, or of one webhook, once. Its page asks whether to go on, so that a preview does not use it up. " +
+				"The session ends after session_ttl seconds, and when the configured token that made the link is removed.",
+			body: portalCreate{}, results: []result{{http.StatusCreated, "the link", portalLink{}, false, "", false}}, handle: a.createPortalLink,
+		},
+		{
 			method: http.MethodGet, path: "/tail", id: "tailAttempts", tag: "notifications", stream: true,
 			summary: "Watch attempts as they happen",
 			about:   "Server-sent events named attempt; their data is an attempt with webhook_id and notification_id. A comment comes every 15 s. A reader that is too slow is cut off with an event named end.",
@@ -223,6 +231,22 @@ type replayCreate struct {
 	To    string `json:"to,omitempty" format:"date-time" doc:"and before this time; now by default"`
 	State string `json:"state,omitempty" enum:"delivered,permanently_failed" doc:"only notifications in this state; all that have ended by default, and events the webhook was never told"`
 	Rate  int    `json:"rate,omitempty" minimum:"1" maximum:"1000" doc:"notifications a second; 50 if left out"`
+}
+
+// portalCreate describes portal.Input in the OpenAPI document.
+type portalCreate struct {
+	TTL        int           `json:"ttl,omitempty" minimum:"60" maximum:"86400" doc:"seconds until which the link can be used; 900 if left out"`
+	SessionTTL int           `json:"session_ttl,omitempty" minimum:"60" maximum:"86400" doc:"seconds that the session lasts; 3600 if left out"`
+	Scope      string        `json:"scope,omitempty" enum:"read,write" doc:"read if left out"`
+	WebhookID  string        `json:"webhook_id,omitempty" format:"uuid" doc:"the session sees only this webhook"`
+	Language   string        `json:"language,omitempty" enum:"en,pt-BR" doc:"as the browser asks if left out"`
+	Theme      *portal.Theme `json:"theme,omitempty"`
+}
+
+// portalLink is the answer to a portalCreate.
+type portalLink struct {
+	URL       string    `json:"url" format:"uri" doc:"a secret until it is used"`
+	ExpiresAt time.Time `json:"expires_at" doc:"until when it can be used"`
 }
 
 func stateNames() []string {

@@ -93,8 +93,10 @@ type Caller struct {
 	// Expires is when its JWT does; zero for a configured token.
 	Expires time.Time
 
-	token digest // zero for a JWT
-	limit string // under which key its requests count
+	token  digest // zero for a JWT and for the session of a portal link
+	guest  bool   // whom a portal link let in
+	issuer string // of the link: the public name of a configured token, "" for none
+	limit  string // under which key its requests count
 }
 
 // Token returns the Bearer token of the request, "" when there is none.
@@ -168,7 +170,10 @@ func (g *Gate) mayWrite(c Caller, write bool) error {
 		return nil
 	}
 	detail := "this token may only read; use one without :read"
-	if c.token == (digest{}) {
+	switch {
+	case c.guest:
+		detail = "this session may only read; its link needs the scope write"
+	case c.token == (digest{}):
 		detail = "this token may only read; its scope needs write or webhooks:write"
 	}
 	return g.refuse("read_only", problem.New(problem.Forbidden, "read_only", detail))
@@ -229,6 +234,33 @@ func (g *Gate) Visit(token, account, remoteAddr string, write bool) (Caller, err
 	return c, g.mayWrite(c, write)
 }
 
+// Guest is somebody without a token whom a portal link let in.
+type Guest struct {
+	Account, Session string
+	Issuer           string // the public name of the configured token that made the link, "" for a JWT
+	ReadOnly         bool
+	Expires          time.Time
+}
+
+// Admit returns who makes a request in a guest's session, as Visit does. The session ends with the token that made the
+// link.
+func (g *Gate) Admit(guest Guest, remoteAddr string, write bool) (Caller, error) {
+	if guest.Issuer != "" && !g.tokens.knows(guest.Issuer) {
+		return Caller{}, g.refuse("bad_token", unauthorized("bad_token", "the token that made the portal link has ended", nil))
+	}
+	c := Caller{
+		Account: guest.Account, Kind: KindConsole, Name: "portal " + guest.Issuer, Address: host(remoteAddr), ReadOnly: guest.ReadOnly,
+		Expires: guest.Expires, guest: true, issuer: guest.Issuer, limit: "portal " + guest.Session,
+	}
+	if guest.Issuer == "" {
+		c.Name = "portal"
+	}
+	if err := g.count(c); err != nil {
+		return c, err
+	}
+	return c, g.mayWrite(c, write)
+}
+
 // ErrEnded is the cause with which a context of While ends when its token does.
 var ErrEnded = errors.New("the token has ended")
 
@@ -236,7 +268,7 @@ var ErrEnded = errors.New("the token has ended")
 // configured token was removed. The cause is then ErrEnded. Its cancel function must be called.
 func (g *Gate) While(ctx context.Context, c Caller) (context.Context, context.CancelFunc) {
 	ctx, end := context.WithCancelCause(ctx)
-	if c.token == (digest{}) {
+	if c.token == (digest{}) && c.issuer == "" {
 		until := c.Expires
 		if !time.Now().Before(until) { // it lives on the leeway
 			until = until.Add(clockSkew)
@@ -247,7 +279,7 @@ func (g *Gate) While(ctx context.Context, c Caller) (context.Context, context.Ca
 	go func() {
 		for {
 			changed := g.tokens.changed() // before the look, so that no change falls between
-			if !g.tokens.holds(c.token) {
+			if c.issuer != "" && !g.tokens.knows(c.issuer) || c.issuer == "" && !g.tokens.holds(c.token) {
 				end(ErrEnded)
 				return
 			}

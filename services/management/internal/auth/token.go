@@ -39,6 +39,7 @@ type Tokens struct {
 // set is one reading of the tokens. It is immutable.
 type set struct {
 	callers map[place][]held
+	names   map[string]bool
 	count   int
 	short   int
 }
@@ -86,7 +87,7 @@ func (t *Tokens) readFile() (string, error) {
 
 // parse reports every bad entry, each line beginning with the variable's name.
 func (t *Tokens) parse(file string) (*set, error) {
-	s := &set{callers: map[place][]held{}}
+	s := &set{callers: map[place][]held{}, names: map[string]bool{}}
 	var errs []error
 	for _, source := range []struct{ variable, text string }{{"API_TOKENS", t.inline}, {"API_TOKENS_FILE", file}} {
 		entries, err := tokens.Parse(source.text)
@@ -96,7 +97,9 @@ func (t *Tokens) parse(file string) (*set, error) {
 				err = errors.Join(err, fmt.Errorf("entry %d has the token of another entry; every token belongs to one account", e.Number))
 				continue
 			}
-			s.callers[place(h[:])] = append(s.callers[place(h[:])], held{h, t.caller(e, h)})
+			c := t.caller(e, h)
+			s.callers[place(h[:])] = append(s.callers[place(h[:])], held{h, c})
+			s.names[c.Name] = true
 			s.count++
 			if len(e.Token) < tokens.ShortLength {
 				s.short++
@@ -240,6 +243,9 @@ func (t *Tokens) holds(h digest) bool {
 	_, ok := t.set.Load().find(h)
 	return ok
 }
+
+// knows reports whether a token has that public name.
+func (t *Tokens) knows(name string) bool { return t.set.Load().names[name] }
 
 // Short is the number of tokens so short that they may be guessed.
 func (t *Tokens) Short() int { return t.set.Load().short }

@@ -19,6 +19,7 @@ import (
 	"gancho/services/management/internal/accesslog"
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/notifications"
+	"gancho/services/management/internal/portal"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
 	"gancho/services/management/internal/revocation"
@@ -33,7 +34,7 @@ const (
 	maxFormBytes = 256 << 10
 )
 
-// Options of a Console; all are required but PlainHTTP.
+// Options of a Console; all are required but PlainHTTP and FrameAncestors.
 type Options struct {
 	Gate          *auth.Gate
 	Webhooks      *webhooks.Service
@@ -42,6 +43,9 @@ type Options struct {
 	Tail          *tail.Service
 	Keys          *seal.Keyring
 	Ended         *revocation.List
+	Portal        *portal.Service
+	// FrameAncestors are the origins whose pages may show the console in a frame, see CheckAncestors.
+	FrameAncestors []string
 	// PlainHTTP accepts sessions over plain HTTP on every host, not only on a loopback address.
 	PlainHTTP bool
 	// Stopping is closed when the process stops: the live tail ends.
@@ -98,7 +102,7 @@ func New(o Options) (*Console, error) {
 func Serves(p string) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(p, "/"), "/")
 	switch first {
-	case "", "sign-in", "sign-out", "account", "language", "webhooks", "notifications", "failures", "replays", "tail", "static":
+	case "", "sign-in", "sign-out", "portal", "theme.css", "account", "language", "webhooks", "notifications", "failures", "replays", "tail", "static":
 		return path.Clean(p) == p
 	}
 	return false
@@ -112,7 +116,9 @@ type route struct {
 	accountless bool
 	write       bool // changes something of the account's
 	stream      bool // writes its answer itself, for as long as it likes
-	handle      func(*visit) error
+	// bound reports whether a session of one webhook may use the route; nil: it may not.
+	bound  func(*Console, *visit) error
+	handle func(*visit) error
 }
 
 func (c *Console) routes() []route {
@@ -121,6 +127,9 @@ func (c *Console) routes() []route {
 		{pattern: "GET /sign-in", public: true, handle: c.signInPage},
 		{pattern: "POST /sign-in", public: true, handle: c.postSignIn},
 		{pattern: "POST /sign-out", public: true, handle: c.postSignOut},
+		{pattern: "GET /portal", public: true, handle: c.portalPage},
+		{pattern: "POST /portal", public: true, handle: c.postPortal},
+		{pattern: "GET /theme.css", public: true, handle: themeSheet},
 		{pattern: "POST /language", public: true, handle: c.postLanguage},
 		{pattern: "GET /account", accountless: true, handle: c.accountPage},
 		{pattern: "POST /account", accountless: true, handle: c.postAccount},
@@ -128,31 +137,31 @@ func (c *Console) routes() []route {
 		{pattern: "GET /webhooks", handle: c.webhooksPage},
 		{pattern: "GET /webhooks/new", handle: c.newWebhookPage},
 		{pattern: "POST /webhooks", write: true, handle: c.postWebhook},
-		{pattern: "GET /webhooks/{id}", handle: c.webhookPage},
-		{pattern: "GET /webhooks/{id}/edit", handle: c.editWebhookPage},
-		{pattern: "POST /webhooks/{id}", write: true, handle: c.postWebhookChange},
-		{pattern: "POST /webhooks/{id}/suspend", write: true, handle: c.postSuspend},
-		{pattern: "POST /webhooks/{id}/resume", write: true, handle: c.postResume},
-		{pattern: "POST /webhooks/{id}/test", write: true, handle: c.postTest},
-		{pattern: "POST /webhooks/{id}/rotate_secret", write: true, handle: c.postRotate},
-		{pattern: "POST /webhooks/{id}/delete", write: true, handle: c.postDelete},
-		{pattern: "POST /webhooks/{id}/replays", write: true, handle: c.postReplay},
+		{pattern: "GET /webhooks/{id}", bound: ofWebhook, handle: c.webhookPage},
+		{pattern: "GET /webhooks/{id}/edit", bound: ofWebhook, handle: c.editWebhookPage},
+		{pattern: "POST /webhooks/{id}", bound: ofWebhook, write: true, handle: c.postWebhookChange},
+		{pattern: "POST /webhooks/{id}/suspend", bound: ofWebhook, write: true, handle: c.postSuspend},
+		{pattern: "POST /webhooks/{id}/resume", bound: ofWebhook, write: true, handle: c.postResume},
+		{pattern: "POST /webhooks/{id}/test", bound: ofWebhook, write: true, handle: c.postTest},
+		{pattern: "POST /webhooks/{id}/rotate_secret", bound: ofWebhook, write: true, handle: c.postRotate},
+		{pattern: "POST /webhooks/{id}/delete", bound: ofWebhook, write: true, handle: c.postDelete},
+		{pattern: "POST /webhooks/{id}/replays", bound: ofWebhook, write: true, handle: c.postReplay},
 
-		{pattern: "GET /notifications/{id}", handle: c.notificationPage},
-		{pattern: "GET /notifications/{id}/payload", handle: c.payload},
-		{pattern: "POST /notifications/{id}/resend", write: true, handle: c.postResend},
+		{pattern: "GET /notifications/{id}", bound: ofNotification, handle: c.notificationPage},
+		{pattern: "GET /notifications/{id}/payload", bound: ofNotification, handle: c.payload},
+		{pattern: "POST /notifications/{id}/resend", bound: ofNotification, write: true, handle: c.postResend},
 
-		{pattern: "GET /failures", handle: c.failuresPage},
-		{pattern: "POST /failures/resend", write: true, handle: c.postResendMany},
+		{pattern: "GET /failures", bound: limitsItself, handle: c.failuresPage},
+		{pattern: "POST /failures/resend", bound: limitsItself, write: true, handle: c.postResendMany},
 
-		{pattern: "GET /replays/{id}", handle: c.replayPage},
-		{pattern: "POST /replays/{id}/start", write: true, handle: c.moveReplay((*replays.Service).Start)},
-		{pattern: "POST /replays/{id}/pause", write: true, handle: c.moveReplay((*replays.Service).Pause)},
-		{pattern: "POST /replays/{id}/resume", write: true, handle: c.moveReplay((*replays.Service).Resume)},
-		{pattern: "POST /replays/{id}/cancel", write: true, handle: c.moveReplay((*replays.Service).Cancel)},
+		{pattern: "GET /replays/{id}", bound: ofReplay, handle: c.replayPage},
+		{pattern: "POST /replays/{id}/start", bound: ofReplay, write: true, handle: c.moveReplay((*replays.Service).Start)},
+		{pattern: "POST /replays/{id}/pause", bound: ofReplay, write: true, handle: c.moveReplay((*replays.Service).Pause)},
+		{pattern: "POST /replays/{id}/resume", bound: ofReplay, write: true, handle: c.moveReplay((*replays.Service).Resume)},
+		{pattern: "POST /replays/{id}/cancel", bound: ofReplay, write: true, handle: c.moveReplay((*replays.Service).Cancel)},
 
-		{pattern: "GET /tail", handle: c.tailPage},
-		{pattern: "GET /tail/stream", stream: true, handle: c.tailStream},
+		{pattern: "GET /tail", bound: limitsItself, handle: c.tailPage},
+		{pattern: "GET /tail/stream", bound: limitsItself, stream: true, handle: c.tailStream},
 
 		{pattern: "/", public: true, handle: func(*visit) error {
 			return problem.New(problem.Missing, "no_such_page", "there is no such page")
@@ -176,12 +185,14 @@ func (v *visit) id() string { return v.r.PathValue("id") }
 // ServeHTTP serves one request.
 func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request) { c.mux.ServeHTTP(w, r) }
 
-// policy is what pages may load: this binary's own files, no more.
-const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
-	"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+// policy is what pages may load: this binary's own files, and the logo of a theme.
+func policy(images, ancestors string) string {
+	return "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'" + images + "; connect-src 'self'; " +
+		"form-action 'self'; base-uri 'none'; frame-ancestors " + ancestors
+}
 
 func harden(h http.Header) {
-	h.Set("Content-Security-Policy", policy)
+	h.Set("Content-Security-Policy", policy("", "'none'"))
 	h.Set("X-Content-Type-Options", "nosniff")
 	// Same-origin, not no-referrer: with that browsers hide Origin, which the check of POSTs needs.
 	h.Set("Referrer-Policy", "same-origin")
@@ -232,7 +243,7 @@ func (c *Console) answer(v *visit, rt *route) error {
 		}
 	}
 	if v.session != nil {
-		caller, err := c.Gate.Visit(v.session.Token, v.session.Account, v.r.RemoteAddr, rt.write)
+		caller, err := c.visitor(v, rt.write)
 		v.caller = caller
 		if err != nil {
 			if problem.Of(err).Kind != problem.Unauthenticated {
@@ -246,6 +257,9 @@ func (c *Console) answer(v *visit, rt *route) error {
 	case rt.public:
 	case v.session == nil && rt.stream:
 		return problem.New(problem.Unauthenticated, "no_session", "sign in first")
+	case v.session == nil && v.r.Header.Get("Sec-Fetch-Dest") == "iframe": // whoever sees a frame has no token
+		v.redirect("/portal")
+		return nil
 	case v.session == nil:
 		to := "/sign-in"
 		if v.r.Method == http.MethodGet && v.r.URL.Path != "/account" {
@@ -256,6 +270,18 @@ func (c *Console) answer(v *visit, rt *route) error {
 	case v.caller.Account == "" && !rt.accountless:
 		v.redirect("/account")
 		return nil
+	}
+	if only := v.session.only(); only != "" && !rt.public {
+		if rt.bound == nil && rt.pattern == "GET /webhooks" {
+			v.redirect("/webhooks/" + only)
+			return nil
+		}
+		if rt.bound == nil {
+			return problem.New(problem.Forbidden, "one_webhook", "this session is for one webhook only")
+		}
+		if err := rt.bound(c, v); err != nil {
+			return err
+		}
 	}
 	return rt.handle(v)
 }

@@ -74,8 +74,9 @@ func (c *Console) postSignIn(v *visit) error {
 }
 
 func (c *Console) postSignOut(v *visit) error {
+	to := signInAgain(v.session)
 	c.sessions.end(v.ctx, v.w, v.session)
-	v.redirect("/sign-in")
+	v.redirect(to)
 	return nil
 }
 

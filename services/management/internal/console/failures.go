@@ -1,6 +1,7 @@
 package console
 
 import (
+	"cmp"
 	"net/http"
 	"net/url"
 	"slices"
@@ -39,7 +40,8 @@ type failureList struct {
 
 func (c *Console) failuresPage(v *visit) error {
 	query := v.r.URL.Query()
-	data := failureList{Webhook: query.Get("webhook_id"), First: true}
+	only := v.session.only()
+	data := failureList{Webhook: cmp.Or(only, query.Get("webhook_id")), First: true}
 	after, err := strconv.ParseUint(query.Get("after"), 10, 64)
 	if err == nil && after > 0 {
 		data.First = false
@@ -52,6 +54,9 @@ func (c *Console) failuresPage(v *visit) error {
 		data.Away = true
 	}
 	data.Hooks = found.Webhooks
+	if only != "" {
+		data.Hooks, _ = c.hooks(v)
+	}
 	slices.SortStableFunc(data.Hooks, func(a, b *webhook.Webhook) int {
 		return strings.Compare(strings.ToLower(a.Name), strings.ToLower(b.Name))
 	})
@@ -76,15 +81,19 @@ func (c *Console) failuresPage(v *visit) error {
 // postResendMany sends the chosen ones again, or all that the list has.
 func (c *Console) postResendMany(v *visit) error {
 	ids := v.r.PostForm["id"]
-	if v.r.PostFormValue("all") != "" {
+	only := v.session.only()
+	if v.r.PostFormValue("all") != "" || only != "" {
+		chosen := ids
 		ids = nil
 		for after := uint64(0); ; {
-			found, err := c.Notifications.Failures(v.ctx, v.caller.Account, v.r.PostFormValue("webhook_id"), after, failuresPerPage)
+			found, err := c.Notifications.Failures(v.ctx, v.caller.Account, cmp.Or(only, v.r.PostFormValue("webhook_id")), after, failuresPerPage)
 			if err != nil {
 				return err
 			}
 			for _, n := range found.Notifications {
-				ids = append(ids, n.ID)
+				if v.r.PostFormValue("all") != "" || slices.Contains(chosen, n.ID) {
+					ids = append(ids, n.ID)
+				}
 			}
 			if after = found.Next; after == 0 {
 				break

@@ -33,7 +33,7 @@ func chosen(r *http.Request) language {
 // postLanguage is the switch.
 func (c *Console) postLanguage(v *visit) error {
 	for _, l := range languages() {
-		if v.r.PostFormValue("language") == string(l) {
+		if v.r.PostFormValue("language") == string(l) && !c.switchLanguage(v, l) {
 			secure, _ := c.sessions.secure(v.r)
 			http.SetCookie(v.w, &http.Cookie{ //nolint:gosec // Secure where the page is
 				Name: languageName, Value: string(l), Path: "/", MaxAge: 365 * 24 * 3600, HttpOnly: true, SameSite: http.SameSiteLaxMode, Secure: secure,

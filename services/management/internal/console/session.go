@@ -15,6 +15,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/seal"
 	"gancho/services/management/internal/auth"
+	"gancho/services/management/internal/portal"
 	"gancho/services/management/internal/revocation"
 )
 
@@ -33,6 +34,19 @@ type session struct {
 	Token   string    `json:"t"`
 	Account string    `json:"a,omitempty"` // the one an operator chose
 	Ends    time.Time `json:"e"`
+	// Grant is set in the session of a portal link, which has no token.
+	Grant *portal.Grant `json:"g,omitempty"`
+
+	// framed says that its cookie is one for frames of other sites.
+	framed bool
+}
+
+// only is the webhook that the session is bound to, "" for none.
+func (s *session) only() string {
+	if s == nil || s.Grant == nil {
+		return ""
+	}
+	return s.Grant.Webhook
 }
 
 func newSession(token string) *session {
@@ -50,6 +64,7 @@ type sessions struct {
 
 const (
 	secureName = "__Host-gancho_session"
+	portalName = "__Host-gancho_portal"
 	plainName  = "gancho_session"
 	flashName  = "gancho_flash"
 	sealedAs   = "gancho console session"
@@ -73,6 +88,12 @@ func (s *sessions) plain(host string) bool {
 
 // get returns the session of a request, nil when there is none that is good.
 func (s *sessions) get(r *http.Request) *session {
+	if c, err := r.Cookie(portalName); err == nil {
+		if v := s.open(c.Value); v != nil && v.Grant != nil {
+			v.framed = true
+			return v
+		}
+	}
 	c, err := r.Cookie(secureName)
 	if err != nil {
 		host := r.Host
@@ -113,14 +134,34 @@ func (s *sessions) sealed(v *session) string {
 
 // set writes the session's cookie.
 func (s *sessions) set(w http.ResponseWriter, v *session, secure bool) {
-	c := &http.Cookie{ //nolint:gosec // Secure follows the connection; the others are set
-		Name: plainName, Value: s.sealed(v), Path: "/", Expires: v.Ends, MaxAge: int(time.Until(v.Ends).Seconds()),
-		HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: secure,
-	}
-	if secure {
+	v.framed = secure && v.Grant != nil
+	c := v.cookie(plainName, s.sealed(v), time.Until(v.Ends), secure) //nolint:gosec // Secure follows the connection; the others are set
+	switch {
+	case v.framed:
+		c.Name = portalName
+	case secure:
 		c.Name = secureName
 	}
+	c.Expires = v.Ends
 	http.SetCookie(w, c)
+	if secure && !v.framed {
+		forget(w, portalName, true) // it would be read first
+	}
+}
+
+// cookie makes one that lasts as the session's does: for this site alone, or for this site in frames of the site that
+// shows it, and nowhere else (CHIPS).
+func (s *session) cookie(name, value string, lasts time.Duration, secure bool) *http.Cookie {
+	c := &http.Cookie{
+		Name: name, Value: value, Path: "/", MaxAge: int(lasts.Seconds()), HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: secure,
+	}
+	if lasts <= 0 {
+		c.MaxAge = -1
+	}
+	if s.framed {
+		c.SameSite, c.Partitioned, c.Secure = http.SameSiteNoneMode, true, true
+	}
+	return c
 }
 
 // end ends a session, for all replicas and in the browser.
@@ -131,12 +172,13 @@ func (s *sessions) end(ctx context.Context, w http.ResponseWriter, v *session) {
 		}
 	}
 	forget(w, secureName, true)
+	forget(w, portalName, true)
 	forget(w, plainName, false)
 	forget(w, flashName, false)
 }
 
 func forget(w http.ResponseWriter, name string, secure bool) {
-	http.SetCookie(w, &http.Cookie{Name: name, Path: "/", MaxAge: -1, HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: secure}) //nolint:gosec // it holds nothing
+	http.SetCookie(w, (&session{framed: name == portalName}).cookie(name, "", -1, secure))
 }
 
 // flash is told on the next page, once. It is sealed too: it may hold a new signing secret.
@@ -155,10 +197,7 @@ func (s *sessions) tell(w http.ResponseWriter, v *session, n flash, secure bool)
 	if err != nil {
 		panic(err) // strings and a time
 	}
-	http.SetCookie(w, &http.Cookie{ //nolint:gosec // Secure where the session is
-		Name: flashName, Value: s.keys.Seal(plain, []byte("gancho console flash "+v.ID)), Path: "/", MaxAge: int(flashLasts.Seconds()),
-		HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: secure,
-	})
+	http.SetCookie(w, v.cookie(flashName, s.keys.Seal(plain, []byte("gancho console flash "+v.ID)), flashLasts, secure))
 }
 
 // told returns the flash that waits for the session, and takes it away.
@@ -167,7 +206,7 @@ func (s *sessions) told(w http.ResponseWriter, r *http.Request, v *session) *fla
 	if err != nil {
 		return nil
 	}
-	forget(w, flashName, false)
+	http.SetCookie(w, v.cookie(flashName, "", -1, false))
 	plain, err := s.keys.Open(c.Value, []byte("gancho console flash "+v.ID))
 	if err != nil {
 		return nil

@@ -21,6 +21,7 @@ import (
 
 	"gancho/pkg/notification"
 	"gancho/services/management/internal/httpstatus"
+	"gancho/services/management/internal/portal"
 	"gancho/services/management/internal/problem"
 )
 
@@ -83,6 +84,8 @@ type page struct {
 	SignedIn bool
 	Path     string
 	Notice   *flash
+	Bound    bool // to one webhook: nothing else is offered
+	Theme    portal.Theme
 }
 
 // PollMS is Poll in milliseconds.
@@ -102,6 +105,7 @@ func (c *Console) show(v *visit, status int, name string, p page) error {
 	if p.SignedIn = v.session != nil; p.SignedIn && v.r.Header.Get(refreshHeader) == "" {
 		p.Notice = c.sessions.told(v.w, v.r, v.session)
 	}
+	c.dress(v, &p)
 	var b bytes.Buffer
 	if err := c.pages[v.lang][name].ExecuteTemplate(&b, "layout", p); err != nil {
 		return fmt.Errorf("make page %s: %w", name, err)

@@ -2,6 +2,7 @@ package console
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"net/http"
 	"slices"
@@ -50,12 +51,13 @@ func (c *Console) tailFilter(v *visit) tail.Filter {
 	if c.Webhooks.Known(v.caller.Account, f.WebhookID) == nil {
 		f.WebhookID = ""
 	}
+	f.WebhookID = cmp.Or(v.session.only(), f.WebhookID)
 	return f
 }
 
 func (c *Console) tailPage(v *visit) error {
 	f := c.tailFilter(v)
-	hooks, all := c.Webhooks.ByName(v.caller.Account, hooksOffered)
+	hooks, all := c.hooks(v)
 	return c.show(v, http.StatusOK, "tail", page{Title: "tail.title", Tab: "tail", Data: tailData{
 		Hooks: hooks, Many: !all, Webhook: f.WebhookID, Outcome: f.Outcome, Outcomes: outcomes(),
 		Stream: "/tail/stream?webhook_id=" + f.WebhookID + "&outcome=" + f.Outcome,

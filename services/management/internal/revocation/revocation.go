@@ -101,6 +101,26 @@ func (l *List) changed() <-chan struct{} {
 	return l.next
 }
 
+// Take ends what has that id for whoever comes first, and reports whether that was by. A reply of the broker that was
+// lost does not matter: the entry says who was first. After an error it is not known.
+func (l *List) Take(ctx context.Context, id, by string) (first bool, err error) {
+	k := key(id)
+	_, err = l.bucket.Create(ctx, k, []byte(by))
+	if err == nil {
+		l.end(k)
+		return true, nil
+	}
+	e, readErr := l.bucket.Latest(ctx, k)
+	switch {
+	case readErr == nil:
+		l.end(k)
+		return string(e.Value) == by, nil
+	case errors.Is(err, bus.ErrConflict):
+		return false, nil
+	}
+	return false, fmt.Errorf("store that a link was used: %w", err)
+}
+
 // End ends a session: here at once, elsewhere as soon as they see it. The error says that others may not have
 // learned of it.
 func (l *List) End(ctx context.Context, session string) error {
