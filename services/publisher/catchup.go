@@ -192,7 +192,7 @@ func (c *catchUp) job(ctx context.Context, e *eventstream.Event) (*job, error) {
 	j.webhooks = slices.DeleteFunc(j.webhooks, func(w *webhook.Webhook) bool { return w.CreatedAt.After(e.StoredAt.Add(clockGap)) })
 	if e.Sequence <= c.unsure || e.StoredAt.Before(c.record.Since.Add(spread)) {
 		var err error
-		if j.webhooks, err = p.untold(ctx, j, e.StoredAt, func() {}); err != nil {
+		if j.webhooks, err = p.untold(ctx, j, e.StoredAt); err != nil {
 			return nil, err
 		}
 	}

@@ -135,7 +135,7 @@ func (d *deferrals) add(m *eventstream.Delivery, account string, over *share.Exc
 }
 
 // coverWithin is how long the broker may take to store an account's record; its events come again after that.
-const coverWithin = eventstream.AckWait / 2
+const coverWithin = 15 * time.Second
 
 // cover writes the account's record until no event of it waits to be covered. It first waits for the events under way:
 // those that find no room for the rest of their notifications join the line, and the catch-up starts with the oldest.
@@ -159,6 +159,9 @@ func (d *deferrals) cover(account string, l *line) {
 		switch {
 		case err != nil:
 			d.p.log.Warn("events of a deferred account are not settled; they come again", zap.String("account_id", account), zap.Error(err))
+			for _, m := range batch {
+				m.Abandon()
+			}
 		case covered:
 			for _, m := range batch {
 				m.Ack()

@@ -43,6 +43,8 @@ const (
 	// page is how many notifications of one event are under way at once. An event that matches more is
 	// published page by page, so it cannot take the whole publish window from the events beside it.
 	page = 512
+	// handleWithin is how long the broker may take for the look-ups or for the rejection of one event.
+	handleWithin = 30 * time.Second
 )
 
 // Publisher matches events and fans them out. Its methods are safe for concurrent use.
@@ -148,6 +150,9 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		proc.Up()
 		var beside sync.WaitGroup
 		defer beside.Wait()
+		keeping, settled := context.WithCancel(context.WithoutCancel(ctx))
+		defer settled()
+		beside.Go(func() { events.Keep(keeping) })
 		beside.Go(func() { p.room.keep(ctx) })
 		beside.Go(func() { p.deferred.keep(ctx) })
 		p.consume(ctx, events)
@@ -306,9 +311,10 @@ func (p *Publisher) finish(ctx context.Context, m *eventstream.Delivery, j *job)
 	defer p.deferred.leave(j.event.Account)
 	if j.unsure {
 		var err error
-		if j.webhooks, err = p.untold(ctx, j, m.StoredAt, m.InProgress); err != nil {
+		if j.webhooks, err = p.untold(ctx, j, m.StoredAt); err != nil {
 			j.span.End(0, err)
 			p.log.Warn("event not handled; it comes again", append(j.fields(m), zap.Error(err))...)
+			m.Abandon()
 			return
 		}
 		if over, full := p.next(m, j); full {
@@ -323,9 +329,9 @@ func (p *Publisher) finish(ctx context.Context, m *eventstream.Delivery, j *job)
 		if err := j.wait(ctx); err != nil {
 			j.span.End(total, err)
 			p.log.Error("notification not stored; its event comes again", append(j.fields(m), zap.Error(err))...)
+			m.Abandon()
 			return
 		}
-		m.InProgress()
 		if over, full := p.next(m, j); full {
 			p.metrics.matched.Add(float64(total))
 			j.span.End(total, nil)
@@ -357,11 +363,11 @@ func (j *job) fields(m *eventstream.Delivery) []zap.Field {
 const clockGap = time.Minute
 
 // untold returns those of the event's webhooks that are still to be told.
-func (p *Publisher) untold(ctx context.Context, j *job, storedAt time.Time, progress func()) ([]*webhook.Webhook, error) {
-	ctx, cancel := context.WithTimeout(ctx, eventstream.AckWait)
+func (p *Publisher) untold(ctx context.Context, j *job, storedAt time.Time) ([]*webhook.Webhook, error) {
+	ctx, cancel := context.WithTimeout(ctx, handleWithin)
 	defer cancel()
 	var out []*webhook.Webhook
-	for i, w := range j.webhooks {
+	for _, w := range j.webhooks {
 		if w.CreatedAt.After(storedAt.Add(clockGap)) {
 			continue
 		}
@@ -375,9 +381,6 @@ func (p *Publisher) untold(ctx context.Context, j *job, storedAt time.Time, prog
 		}
 		if !notified {
 			out = append(out, w)
-		}
-		if i%page == page-1 {
-			progress()
 		}
 	}
 	return out, nil
@@ -394,13 +397,14 @@ func (p *Publisher) notified(ctx context.Context, account, id string) (bool, err
 
 // reject stores a message that cannot be an event on REJECTED_EVENTS, its bytes unchanged, and settles it.
 func (p *Publisher) reject(ctx context.Context, m *eventstream.Delivery, why *event.Rejected) {
-	ctx, cancel := context.WithTimeout(ctx, eventstream.AckWait)
+	ctx, cancel := context.WithTimeout(ctx, handleWithin)
 	defer cancel()
 	r := bus.NewMessage("gancho.rejected."+string(why.Reason), topology.Events+":"+strconv.FormatUint(m.Sequence, 10), m.Body)
 	r.Header[topology.HeaderReason] = []string{string(why.Reason)}
 	r.Header[topology.HeaderSubject] = []string{m.Subject}
 	if _, err := p.bus.Publish(ctx, topology.Rejected, r); err != nil && !errors.Is(err, bus.ErrTooLarge) {
 		p.log.Error("rejected event not stored; it comes again", zap.Error(err))
+		m.Abandon()
 		return
 	}
 	p.metrics.events.WithLabelValues(string(why.Reason)).Inc()
