@@ -67,6 +67,50 @@ func TestTopologyIsCreatedAndLoosenedOnly(t *testing.T) {
 	}
 }
 
+// TestHostedBroker: on a broker that demands max_bytes of every stream, MAX_BYTES_EVERYWHERE gives every stream and
+// bucket one, and together they fit into what the account has.
+func TestHostedBroker(t *testing.T) {
+	t.Parallel()
+	l := bustest.Limits()
+	if _, err := bustest.StartHosted(t, 1<<30).Connect("operator").Apply(t.Context(), l); err == nil || !strings.Contains(err.Error(), "max bytes") {
+		t.Errorf("without MAX_BYTES_EVERYWHERE: %v; the broker should refuse something", err)
+	}
+	s := bustest.StartHosted(t, 1<<30)
+	b, js := s.Connect("operator"), raw(t, s)
+	l.MaxBytesEverywhere = true
+	if _, err := b.Apply(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	parts, err := b.Topology(t.Context(), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sum int64
+	for _, p := range parts {
+		if p.Kind == bus.KindConsumer {
+			continue
+		}
+		name := p.Name
+		if p.Kind == bus.KindBucket {
+			name = topology.BucketPrefix + name
+		}
+		st, err := js.Stream(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		limit := st.CachedInfo().Config.MaxBytes
+		if sum += limit; limit <= 0 || len(p.Changes) > 0 {
+			t.Errorf("%s %s: max_bytes %d, changes %v", p.Kind, p.Name, limit, p.Changes)
+		}
+		if p.Name == topology.Retries && limit < 4*l.MaxBytes(topology.Retries) {
+			t.Errorf("RETRIES drops messages from %d bytes on, first attempts pause at twice %d", limit, l.MaxBytes(topology.Retries))
+		}
+	}
+	if sum > 1<<30 {
+		t.Errorf("the limits are %d bytes together", sum)
+	}
+}
+
 func TestBackupRoundTrip(t *testing.T) {
 	t.Parallel()
 	from := bustest.Start(t)

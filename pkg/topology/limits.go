@@ -34,9 +34,13 @@ type Limits struct {
 	AttemptsMaxBytes int64 `env:"ATTEMPTS_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
 	// FailedMaxBytes limits FAILED; above it the oldest payloads go before LOG_MAX_AGE. 0: 5 % of STORE_MAX_BYTES.
 	FailedMaxBytes int64 `env:"FAILED_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
+	// BucketMaxBytes limits each bucket; above it changes are refused. 0: no limit, or half a percent of STORE_MAX_BYTES with MAX_BYTES_EVERYWHERE.
+	BucketMaxBytes int64 `env:"BUCKET_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
+	// MaxBytesEverywhere gives every bucket and RETRIES a limit too, for hosted brokers that demand one. RETRIES drops its oldest messages at four times RETRIES_MAX_BYTES, far above where it stops growing. CRM_EVENTS then has 20 % and RETRIES_MAX_BYTES 4 % of STORE_MAX_BYTES.
+	MaxBytesEverywhere bool `env:"MAX_BYTES_EVERYWHERE" envDefault:"false"`
 }
 
-// MaxBytes returns a stream's limit in bytes, 0 for none. Streams without a share of their own get 1 % of the disk.
+// MaxBytes returns the limit of what a stream holds in bytes, 0 for none. Streams without a share of their own get 1 % of the disk.
 func (l Limits) MaxBytes(stream string) int64 {
 	given, share := int64(0), int64(1)
 	switch stream {
@@ -53,7 +57,33 @@ func (l Limits) MaxBytes(stream string) int64 {
 	case Failed:
 		given, share = l.FailedMaxBytes, 5
 	}
+	if l.MaxBytesEverywhere { // room for the limits that are there besides
+		switch stream {
+		case Events:
+			share = 20
+		case Retries:
+			share = 4
+		}
+	}
 	return cmp.Or(given, l.StoreMaxBytes/100*share)
+}
+
+// retriesStreamMaxBytes is max_bytes of the stream RETRIES. No first attempts are made above half of it, so that only
+// what is in flight and on its way out of PARKED can still come. Should it be reached all the same, the books find the
+// dropped retries and put them right from their events.
+func (l Limits) retriesStreamMaxBytes() int64 {
+	if !l.MaxBytesEverywhere {
+		return 0
+	}
+	return 4 * l.MaxBytes(Retries)
+}
+
+// bucketMaxBytes is max_bytes of each bucket.
+func (l Limits) bucketMaxBytes() int64 {
+	if !l.MaxBytesEverywhere {
+		return l.BucketMaxBytes
+	}
+	return cmp.Or(l.BucketMaxBytes, l.StoreMaxBytes/200)
 }
 
 // MaxMessage returns the largest size of a message in bytes when events have at most eventMaxBytes.

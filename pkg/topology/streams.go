@@ -36,7 +36,7 @@ func InBatches(stream string) bool {
 // NOTIFICATIONS keeps by limits, not as a work queue: under sync_interval always an ack then syncs nothing
 // (85,000 instead of 2,700 acks/s measured), message ids survive a broker restart, and the log can read it.
 // Its owner purges what is acknowledged and older than the duplicate window. RETRIES holds schedules, which
-// forbid Discard New, so it has no size limit: Discard Old would lose messages.
+// forbid Discard New, so it has no size limit unless the broker demands one: Discard Old would lose messages.
 func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 	window := min(l.DuplicateWindow, l.EventsMaxAge, l.LogMaxAge)
 	limits := func(name string, age time.Duration, subjects ...string) jetstream.StreamConfig {
@@ -65,7 +65,7 @@ func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 		}
 	case Dispatcher:
 		retries := work(Retries, "gancho.retries.at.*.*", "gancho.retries.due.*.*.*")
-		retries.AllowMsgSchedules, retries.AllowRollup, retries.MaxBytes = true, true, 0
+		retries.AllowMsgSchedules, retries.AllowRollup, retries.MaxBytes = true, true, l.retriesStreamMaxBytes()
 		parked := work(Parked, "gancho.parked.*.*.*")
 		parked.Discard = jetstream.DiscardNew
 		parked.MaxConsumers = 10_000
@@ -93,7 +93,7 @@ func (o Owner) Buckets(l Limits) []jetstream.StreamConfig {
 		return jetstream.StreamConfig{
 			Name: BucketPrefix + name, Description: what, Subjects: []string{"$KV." + name + ".>"}, MaxMsgsPerSubject: 1,
 			Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew, Duplicates: 2 * time.Minute, Replicas: l.Replicas,
-			AllowRollup: true, DenyDelete: true, AllowDirect: l.direct(),
+			AllowRollup: true, DenyDelete: true, AllowDirect: l.direct(), MaxBytes: l.bucketMaxBytes(),
 		}
 	}
 	switch o {

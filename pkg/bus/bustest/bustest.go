@@ -2,7 +2,10 @@
 package bustest
 
 import (
+	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -29,6 +32,27 @@ func Start(t testing.TB) *Server {
 		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(),
 		MaxPayload: 2 << 20, NoLog: true, NoSigs: true,
 	}}
+	s.start()
+	t.Cleanup(func() { s.srv.Shutdown(); s.srv.WaitForShutdown() })
+	return s
+}
+
+// StartHosted starts a server as hosted brokers are: its one account has maxFile bytes, and demands max_bytes of every
+// stream.
+func StartHosted(t testing.TB, maxFile int64) *Server {
+	t.Helper()
+	conf := filepath.Join(t.TempDir(), "nats.conf")
+	text := fmt.Sprintf("max_payload: 2MB\nno_auth_user: test\n"+
+		"accounts { TEST { jetstream { max_file: %d, max_bytes_required: true }, users: [ { user: test, password: test } ] } }\n", maxFile)
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	opts, err := server.ProcessConfigFile(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts.Host, opts.Port, opts.JetStream, opts.StoreDir, opts.NoLog, opts.NoSigs = "127.0.0.1", server.RANDOM_PORT, true, t.TempDir(), true, true
+	s := &Server{t: t, opts: opts}
 	s.start()
 	t.Cleanup(func() { s.srv.Shutdown(); s.srv.WaitForShutdown() })
 	return s
