@@ -52,7 +52,7 @@ const (
 	ReaderDoctor = "doctor"
 )
 
-// New returns books that begin with what the streams hold. reader names their consumers.
+// New returns books that begin with the present content of the streams. reader names their consumers.
 func New(b *bus.Bus, reader string, log *zap.Logger) *Books {
 	return &Books{
 		log: log, settled: settleTime, bus: b, reader: reader, ledger: newLedger(),
@@ -97,7 +97,7 @@ type Lost struct {
 	owner
 }
 
-// Audit looks for what neither ended nor is carried. What the audit before it missed too is unaccounted, so
+// Audit looks for sends that have neither ended nor a message. Those that the audit before missed too are unaccounted, so
 // the first one finds nothing. The second result are those known by name.
 func (x *Books) Audit(ctx context.Context) (*Report, []Lost, error) {
 	now := time.Now()
@@ -231,7 +231,7 @@ func (x *Books) search(ctx context.Context, o owner, all []Lost, there uint64) (
 	return gone, nil
 }
 
-// report writes down what the books hold now.
+// report summarises the books as they are now.
 func (x *Books) report(now time.Time, byAccount map[string]uint64, inState map[state]uint64, found []Lost) *Report {
 	r := &Report{At: now.UTC(), Counts: x.ledger.counts, Open: map[notification.State]uint64{}}
 	var n [len(states)]uint64

@@ -23,7 +23,7 @@ const (
 	pieceSize     = 512 << 10
 )
 
-// checkpoint is what the books are read on from.
+// checkpoint is the state from which the books are read on.
 type checkpoint struct {
 	ID            uuid.UUID    `json:"id"` // repeated in every piece
 	Slot          int          `json:"slot"`
@@ -67,7 +67,7 @@ func (x *Books) Load(ctx context.Context, bucket *bus.Bucket) (loaded bool, prob
 	}
 	l, err := decodeLedger(raw)
 	if err != nil {
-		return false, err.Error(), nil //nolint:nilerr // the books are made anew
+		return false, err.Error(), nil //nolint:nilerr // the books start again
 	}
 	l.counts = c.Counts
 	x.ledger, x.notifications, x.journal = l, x.bus.ReadNotifications(x.reader, c.Notifications), journal.NewReader(x.bus, x.reader, c.Journal)

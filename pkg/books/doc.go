@@ -1,10 +1,9 @@
-// Package books keeps account of every notification: each send that was opened has ended, or something
-// still carries it. What neither ended nor is carried has been lost, and is found, counted and named.
+// Package books accounts for every notification: each send that was opened has ended, or a message still carries it.
+// A send with neither an end nor a message has been lost, and is found, counted and named.
 //
 // # The ledger
 //
-// A send is opened by its message on NOTIFICATIONS, and its journal records on ATTEMPTS say what became of
-// it. The ledger reads the headers of both streams in order, each message once, and holds the open sends
+// A send is opened by its message on NOTIFICATIONS, and its journal records on ATTEMPTS give its state. The ledger reads the headers of both streams in order, each message once, and holds the open sends
 // only (134 bytes each, measured with a million); of those that ended it keeps counts. It reads NOTIFICATIONS up to its end
 // before it reads the journal up to where that ended earlier, so the opening of a send always comes before
 // its records. A record of an unknown send opens it: the message was removed before it was read.
@@ -17,14 +16,14 @@
 // An open send is real while one message carries it. Whoever moves one stores it at its new place before it
 // settles the old one, so looking in the order of the way finds every live one:
 //
-//   - on NOTIFICATIONS: its sequence is above what the dispatchers have settled without gaps;
-//   - on PARKED: the broker tells how many messages there are for each webhook;
+//   - on NOTIFICATIONS: its sequence is above those that the dispatchers have settled without gaps;
+//   - on PARKED: the broker counts the messages of each webhook;
 //   - on RETRIES: every message, scheduled or due, has the notification's id in its subject.
 //
-// After that the ledger reads on, so that what ended meanwhile is closed. What changed in the last few
-// seconds is left for the next audit. Of the rest, those of a webhook that are neither on NOTIFICATIONS nor on
-// RETRIES must be on PARKED; if there are fewer messages than that, PARKED is searched for their ids. What
-// is missing is compared with its newest journal record (an event that came again after the duplicate window
+// After that the ledger reads on, so that sends that ended in between are closed. Sends that changed in the last few
+// seconds are left for the next audit. Of the rest, those of a webhook that are neither on NOTIFICATIONS nor on
+// RETRIES must be on PARKED; if there are fewer messages than that, PARKED is searched for their ids. A missing
+// send is compared with its newest journal record (an event that came again after the duplicate window
 // opens a send that had ended: it is counted as a duplicate), and is unaccounted when two audits in a row
 // miss it. With the default period that takes less than a minute.
 //
@@ -34,9 +33,9 @@
 // # Restarts
 //
 // One process at a time keeps the books, under a lease. It stores a checkpoint (both positions, the counts,
-// the open sends) in the bucket BOOKS, and whoever comes next reads on from there, so a restart of anything
-// loses no count. A process that was frozen and wakes up cannot store over a newer checkpoint. Without one,
-// or with a broken one, the books are made anew from what the streams still hold. When no one kept the books
+// the open sends) in the bucket BOOKS, and the next process reads on from there, so no restart
+// loses a count. A process that was frozen and wakes up cannot store over a newer checkpoint. Without one,
+// or with a broken one, the books start again from the present content of the streams. When no one kept the books
 // for longer than the duplicate window, messages may be gone from NOTIFICATIONS; those that have records are
 // known from them, and how many have none is shown as unread: late duplicates, or lost.
 package books

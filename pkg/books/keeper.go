@@ -29,7 +29,7 @@ const (
 	standBy = 5 * time.Second
 )
 
-// Keeper keeps the books, one process at a time, and puts right what they show.
+// Keeper keeps the books, one process at a time, and repairs what an audit finds missing.
 type Keeper struct {
 	Log    *zap.Logger
 	Bus    *bus.Bus
@@ -46,7 +46,7 @@ type Keeper struct {
 	counted share.Work // the count that was written last
 }
 
-// Run keeps the books whenever nobody else does, until ctx ends.
+// Run keeps the books whenever no other process does, until ctx ends.
 func (k *Keeper) Run(ctx context.Context) {
 	if k.Period == 0 {
 		k.Period = period
@@ -121,7 +121,7 @@ func (k *Keeper) hold(ctx context.Context, lease *bus.Lease) {
 	}
 }
 
-// keep audits and repairs until ctx ends or somebody else keeps the books.
+// keep audits and repairs until ctx ends or another process keeps the books.
 func (k *Keeper) keep(ctx context.Context, books *Books) {
 	fix := &reconciler{log: k.Log, bus: k.Bus, done: func(kind string) {
 		if k.repairs == nil {

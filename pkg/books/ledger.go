@@ -44,7 +44,7 @@ func stateOf(s notification.State) state { return state(max(0, slices.Index(stat
 // owner is whose an open send is.
 type owner struct{ account, webhook string }
 
-// Counts are sends by what became of them, since the books began.
+// Counts are sends by outcome, since the books began.
 type Counts struct {
 	Matched           uint64 `json:"matched"`
 	Delivered         uint64 `json:"delivered"`
@@ -124,7 +124,7 @@ func (l *ledger) owner(account, webhook string) uint32 {
 	return i
 }
 
-// parseKey returns false for what cannot be a notification.
+// parseKey returns false for subjects that name no notification.
 func parseKey(id string, send int) (key, bool) {
 	u, err := uuid.Parse(id)
 	return key{u, uint32(send)}, err == nil && send > 0 //nolint:gosec // a count
@@ -150,7 +150,7 @@ func (l *ledger) arrive(a bus.Arrival, seq uint64) {
 	l.put(k, entry{owner: l.owner(a.Account, a.WebhookID), changed: unix(a.StoredAt), size: sizeOf(a), seq: seq})
 }
 
-// sizeOf is what the message of a send counts for.
+// sizeOf is the size, in bytes, at which the message of a send counts.
 func sizeOf(a bus.Arrival) uint32 {
 	return uint32(min(int64(a.Size)+share.Overhead, 1<<32-1)) //nolint:gosec // positive and bounded
 }
@@ -206,7 +206,7 @@ func (l *ledger) duplicate(k key) {
 	}
 }
 
-// renewed takes in that NOTIFICATIONS was made anew: what was on it is gone.
+// renewed records that NOTIFICATIONS was created again: its earlier messages are gone.
 func (l *ledger) renewed() {
 	for k, e := range l.open {
 		e.seq = 0

@@ -19,7 +19,7 @@ import (
 
 // Kinds of repairs.
 const (
-	// RepairLost is a send that nothing carried: it was scheduled anew with the attempts that its journal has.
+	// RepairLost is a send without a message: it was scheduled again with the attempts in its journal.
 	RepairLost = "lost"
 	// RepairEnded is a send that nothing carried and whose event is not kept any more: it was ended as permanently failed.
 	RepairEnded = "ended"
@@ -36,7 +36,7 @@ const maxMoves = 100
 // errNoPayload says that neither the event nor a copy of it is kept.
 var errNoPayload = errors.New("its event is not kept any more")
 
-// reconciler puts right what the audits find. Everything it does is harmless when it is done twice: a message
+// reconciler repairs the findings of the audits. Each repair is harmless when it is done twice: a message
 // has the id that the dispatcher would have given it, a record is written on top of the last one.
 type reconciler struct {
 	log  *zap.Logger

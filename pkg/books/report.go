@@ -6,7 +6,7 @@ import (
 	"gancho/pkg/notification"
 )
 
-// Report is what an audit found.
+// Report is the finding of one audit.
 type Report struct {
 	At     time.Time `json:"at"`
 	By     string    `json:"by"` // who keeps the books
@@ -26,7 +26,7 @@ type Report struct {
 	MostOverdue time.Time `json:"most_overdue,omitzero"`
 	// Orphans are messages scheduled on RETRIES for sends that ended.
 	Orphans uint64 `json:"orphans"`
-	// Repairs is what was put right since the books are kept by this process, by kind.
+	// Repairs counts the repairs of this process, by kind.
 	Repairs map[string]uint64 `json:"repairs,omitempty"`
 }
 

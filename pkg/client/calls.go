@@ -98,7 +98,7 @@ func (c *Client) UpdateWebhook(ctx context.Context, id string, change Change) (R
 	return post[Webhook](ctx, c, http.MethodPut, webhookPath(id), change.data())
 }
 
-// DeleteWebhook deletes one; what waits for it is cancelled.
+// DeleteWebhook deletes a webhook; its waiting notifications are cancelled.
 func (c *Client) DeleteWebhook(ctx context.Context, id string) error {
 	_, err := c.send(ctx, call{method: http.MethodDelete, path: webhookPath(id)})
 	return err
@@ -203,13 +203,13 @@ func (c *Client) ResumeReplay(ctx context.Context, id string) (Result[Replay], e
 	return act[Replay](ctx, c, replayPath(id)+"/resume")
 }
 
-// CancelReplay ends one. What it has sent stays sent.
+// CancelReplay ends a replay. Notifications that it sent stay sent.
 func (c *Client) CancelReplay(ctx context.Context, id string) error {
 	_, err := c.send(ctx, call{method: http.MethodDelete, path: replayPath(id)})
 	return err
 }
 
-// CreatePortalLink makes a link into the console for somebody without a token.
+// CreatePortalLink makes a link into the console for a person without a token.
 func (c *Client) CreatePortalLink(ctx context.Context, l PortalLink) (Result[CreatedLink], error) {
 	return post[CreatedLink](ctx, c, http.MethodPost, "/portal_links", l)
 }

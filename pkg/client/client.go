@@ -44,7 +44,7 @@ type Config struct {
 	Language string
 	// UserAgent is sent as it is.
 	UserAgent string
-	// Waiting, if not nil, is told before a call waits because the API asked to slow down.
+	// Waiting, if not nil, is called before a call waits because the API asked to slow down.
 	Waiting func(time.Duration)
 }
 
@@ -55,7 +55,7 @@ type Client struct {
 	http *http.Client
 }
 
-// New returns a client. The error says what is wrong with the configuration.
+// New returns a client, or an error that names the invalid part of the configuration.
 func New(cfg Config) (*Client, error) {
 	cfg.URL = cmp.Or(cfg.URL, DefaultURL)
 	base, err := url.Parse(strings.TrimRight(cfg.URL, "/"))
@@ -178,7 +178,7 @@ func (c *Client) once(ctx context.Context, call call) (envelope, error) {
 	return e, nil
 }
 
-// roundTrip sends the request and returns the answer, whatever its status.
+// roundTrip sends the request and returns the answer with any status.
 func (c *Client) roundTrip(ctx context.Context, call call, header http.Header) (*http.Response, error) {
 	target := c.base.String() + "/crm/v2" + call.path
 	if len(call.query) > 0 {
@@ -216,7 +216,7 @@ func (c *Client) roundTrip(ctx context.Context, call call, header http.Header) (
 	return resp, nil
 }
 
-// judge returns the error that the answer tells, nil for a 2xx.
+// judge returns the answer's error, nil for a 2xx.
 func (c *Client) judge(call call, resp *http.Response, body []byte) error {
 	switch s := resp.StatusCode; {
 	case s >= 200 && s <= 299:

@@ -1,6 +1,6 @@
 // Package client speaks the management API over HTTP.
 //
-// What it guarantees:
+// Its guarantees:
 //
 //   - Every call ends: connecting, the answer's headers and the whole call have their own limits, and an
 //     answer of more than 32 MiB is refused. A tail is the exception; it ends when its context does.
@@ -8,5 +8,5 @@
 //     is sent twice, so a call whose answer was lost may have had its effect.
 //   - The token goes to the configured address only: redirects are refused, and of a list's links.next only
 //     the query is used.
-//   - What the server answered is kept as it came (Result.Raw), so a newer server's members are not lost.
+//   - The server's answer is kept as it came (Result.Raw), so a newer server's members are not lost.
 package client

@@ -23,7 +23,7 @@ type Error struct {
 	RetryAfter time.Duration
 }
 
-// Error puts what the API said into one line.
+// Error returns the API's error in one line.
 func (e *Error) Error() string {
 	if len(e.Problems) == 0 {
 		return fmt.Sprintf("%s: the API answered %d %s", e.Call, e.Status, http.StatusText(e.Status))
@@ -64,7 +64,7 @@ func (e *NoAnswer) Unwrap() error { return e.Cause }
 // Unexpected says that something else than the API answered.
 type Unexpected struct {
 	Call   string
-	Status int // 0: not told by the status
+	Status int // 0: the status does not say
 	What   string
 }
 

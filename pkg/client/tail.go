@@ -20,7 +20,7 @@ const (
 	// silentFor is how long a stream may bring nothing, not even a comment that keeps it alive, before it
 	// counts as dead.
 	silentFor = time.Minute
-	// firstPause and longestPause bound the wait before a new connection; it doubles, and starts anew once
+	// firstPause and longestPause bound the wait before a new connection; it doubles, and starts again once
 	// something came.
 	firstPause, longestPause = time.Second, 30 * time.Second
 	// maxEvent limits one event of a stream, in bytes.

@@ -65,7 +65,7 @@ type Suspension struct {
 	OldestParkedAt *time.Time `json:"oldest_parked_at"`
 }
 
-// Change is what can be set of a webhook. A nil member stays as it is; AuthHeader and AuthKey are removed by
+// Change holds the settable members of a webhook. A nil member stays as it is; AuthHeader and AuthKey are removed by
 // RemoveAuth.
 type Change struct {
 	Name, EventName, Method, URL, AuthHeader, AuthKey, Status, Signature *string
@@ -92,7 +92,7 @@ func (c Change) data() map[string]any {
 	return d
 }
 
-// Notification is the duty to tell one webhook about one event, and what became of it.
+// Notification is the duty to notify one webhook of one event, with its state and history.
 type Notification struct {
 	ID            string      `json:"id"`
 	WebhookID     string      `json:"webhook_id"`
@@ -173,7 +173,7 @@ type Accepted struct {
 	Duplicate bool   `json:"duplicate"`
 }
 
-// PortalLink says what a link into the console should be good for. Zero values stand for the API's defaults.
+// PortalLink describes a link into the console. Zero values stand for the API's defaults.
 type PortalLink struct {
 	TTL        int    `json:"ttl,omitempty"`         // seconds until which it can be used, 60 to 86,400; 900 by default
 	SessionTTL int    `json:"session_ttl,omitempty"` // seconds that its session lasts, 60 to 86,400; 3,600 by default

@@ -11,7 +11,7 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// members are what is read of an object's top level; a member that is not there does not exist.
+// members are the parts of an object's top level that Gancho reads; a missing member does not exist.
 type members struct {
 	eventName, transaction, document gjson.Result
 	specVersion, id, source, ceType  gjson.Result

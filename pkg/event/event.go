@@ -1,4 +1,4 @@
-// Package event says what an event of the CRM is, gives it its id and refuses what cannot be one.
+// Package event parses the events of the CRM, gives each its id and rejects messages that cannot be events.
 //
 // An event is immutable: its body is kept as the bytes the CRM wrote and never encoded again, so number
 // formats, key order, white space and unknown fields reach the receiver unchanged. Of the body only
@@ -128,7 +128,7 @@ func Parse(m Message) (Event, *Rejected) {
 	if !ok {
 		return Event{}, &Rejected{BadSubject, "the subject is not crm.events.<account_id>.<event_name>"}
 	}
-	// A wrapper may exceed the limit that holds for what it wraps, by no more than the broker leaves for headers.
+	// A wrapper may exceed the limit of the event in it, by no more than the broker reserves for headers.
 	if m.MaxBytes > 0 && len(m.Body) > m.MaxBytes+Headroom {
 		return Event{}, tooLarge(len(m.Body), m.MaxBytes)
 	}
@@ -181,7 +181,7 @@ func tooLarge(bytes, most int) *Rejected {
 // and the optional headers at their usual lengths.
 const Headroom = 4 << 10
 
-// key returns what the body alone says of the event's identity, "" when it has no transaction_uuid: one bulk
+// key returns the part of the event's identity that its body gives, "" without a transaction_uuid: one bulk
 // change touches many documents under one transaction, so document.id is part of it.
 func (e *Event) key() string {
 	if e.Transaction == "" || e.Document == "" {

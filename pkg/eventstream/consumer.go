@@ -22,7 +22,7 @@ const (
 	keepEvery = AckWait / 3
 )
 
-// Consumer pulls events. One goroutine uses Pull; Keep runs beside it.
+// Consumer pulls events. One goroutine uses Pull; another one runs Keep.
 type Consumer struct {
 	consumer *bus.Consumer
 	bus      *bus.Bus

@@ -29,7 +29,7 @@ const LaneDisabled = "disabled"
 type Receipt struct {
 	Lane         Lane
 	NumDelivered int  // counts from 1
-	Again        bool // a dispatcher may have had the message before, whatever NumDelivered says
+	Again        bool // a dispatcher may have had the message before, even where NumDelivered is 1
 	Exhausted    bool // the broker will not deliver the message again
 }
 
@@ -63,7 +63,7 @@ const (
 	StepPostpone               // have the broker deliver this very message again at Decision.At
 )
 
-// Decision is what the journal and the message lead to.
+// Decision is the step to which journal and message lead.
 type Decision struct {
 	Step     Step
 	Position Position
@@ -140,7 +140,7 @@ func (d Decision) reschedule(n *Notification, at time.Time) Decision {
 	return d
 }
 
-// Conclude decides what follows from the attempt that the record r, which is stored as the journal's last one,
+// Conclude decides the step after the attempt that the record r, which is stored as the journal's last one,
 // describes. crowded says that the broker holds too many postponed messages, so that the next retry is scheduled.
 func Conclude(n *Notification, r Receipt, last *Record, crowded bool) Decision {
 	d := Decision{Position: Position{AttemptsDone: last.AttemptsDone, Journal: last.Sequence, Last: last}, At: last.NextAttemptAt}

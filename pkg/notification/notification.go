@@ -1,4 +1,4 @@
-// Package notification is the duty to tell one webhook about one event: its message between the services,
+// Package notification is the duty to notify one webhook of one event: its message between the services,
 // its states and its journal.
 //
 // The journal (stream ATTEMPTS, one subject per notification) is what decides. Each record holds the state
@@ -40,7 +40,7 @@ func (s State) Terminal() bool {
 	return s == Delivered || s == PermanentlyFailed || s == Cancelled
 }
 
-// Reasons a notification is parked for. Only what is parked as suspended expires.
+// Reasons a notification is parked for. Only notifications parked as suspended expire.
 const (
 	Suspended = "suspended"
 	Disabled  = "disabled"
@@ -63,12 +63,12 @@ type Notification struct {
 	Body                   []byte
 }
 
-// Kind says what a journal record tells.
+// Kind is the kind of a journal record.
 type Kind string
 
 // The kinds of records.
 const (
-	KindAttempt   Kind = "attempt"   // one HTTP request and what follows from it
+	KindAttempt   Kind = "attempt"   // one HTTP request and its consequence
 	KindParked    Kind = "parked"    // set aside
 	KindCancelled Kind = "cancelled" // its webhook was deleted
 	KindFailed    Kind = "failed"    // ended without an attempt: internal_error
@@ -116,7 +116,7 @@ type Attempt struct {
 	Detail          string            `json:"detail,omitempty"` // one sentence with the cause
 	DurationMS      float64           `json:"duration_ms"`
 	Phases          PhasesMS          `json:"phases_ms"`
-	RetryAfterMS    float64           `json:"retry_after_ms,omitempty"` // what the receiver asked for
+	RetryAfterMS    float64           `json:"retry_after_ms,omitempty"` // as the receiver asked
 	RequestHeaders  map[string]string `json:"request_headers,omitempty"`
 	ResponseHeaders map[string]string `json:"response_headers,omitempty"`
 	ResponseBody    string            `json:"response_body,omitempty"` // first 4 KiB, as text

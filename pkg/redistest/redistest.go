@@ -203,7 +203,7 @@ func (s *Server) start() error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		// The process id tells our server from another that took the port.
+		// The process id distinguishes our server from another that took the port.
 		info, err := c.Info(ctx, "server").Result()
 		if err == nil && strings.Contains(info, fmt.Sprintf("process_id:%d\r\n", cmd.Process.Pid)) {
 			// PING is refused while the append-only file is being loaded.
@@ -233,7 +233,7 @@ func freeAddr(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// output keeps what the server prints; the process writes while the test reads.
+// output keeps the server's output; the process writes while the test reads.
 type output struct {
 	mu  sync.Mutex
 	buf bytes.Buffer

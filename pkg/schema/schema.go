@@ -3,7 +3,7 @@
 // by the newer one is still there after a way back.
 //
 // Each thing carries the lowest schema that reads it rightly; none means 1. A field that an older version may
-// ignore does not raise it. What is above Newest is left alone: it waits until a process comes that knows it.
+// ignore does not raise it. A value above Newest is not touched: it waits for a process that knows it.
 // Whoever only counts or shows may read it as far as it knows it.
 package schema
 

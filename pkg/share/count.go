@@ -38,7 +38,7 @@ func NewWork(at time.Time, position uint64, all map[string]Open) Work {
 	return Work{At: at, Position: position, Accounts: largest(all, func(a, b Open) int { return cmp.Compare(a.Sum(), b.Sum()) })}
 }
 
-// Kept is what the accounts that hold the most have on CRM_EVENTS, in bytes.
+// Kept is the bytes on CRM_EVENTS of the accounts that hold the most.
 type Kept struct {
 	Schema   int              `json:"schema,omitempty"`
 	At       time.Time        `json:"at"`
@@ -68,8 +68,8 @@ func largest[V any](all map[string]V, compare func(a, b V) int) map[string]V {
 type Deferral struct {
 	Schema int       `json:"schema,omitempty"`
 	Since  time.Time `json:"since"`
-	Store  string    `json:"store"` // what it had its share of
-	// From is the lowest sequence that After ever had: what is at or below it is not covered by the deferral.
+	Store  string    `json:"store"` // the store whose share it had reached
+	// From is the lowest sequence that After ever had: the deferral covers no event at or below it.
 	From uint64 `json:"from"`
 	// After is the sequence up to which the account's events are handled; the one behind it may be handled in part.
 	After uint64 `json:"after"`
@@ -82,7 +82,7 @@ type Deferral struct {
 	OldestAt time.Time `json:"oldest_at"`
 }
 
-// Settings are what an operator set for an account; zero values are the defaults.
+// Settings are an operator's settings for an account; zero values are the defaults.
 type Settings struct {
 	Schema     int     `json:"schema,omitempty"`
 	Share      float64 `json:"share,omitzero"`       // instead of ACCOUNT_SHARE, above 0 up to 1

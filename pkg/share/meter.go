@@ -15,21 +15,21 @@ type Config struct {
 }
 
 const (
-	// Overhead is how many bytes a stored message is counted for beside its body.
+	// Overhead is how many bytes a stored message counts for in addition to its body.
 	Overhead = 512
 	// reserve is the part of a store that an account leaves free even when it is alone.
 	reserve = 0.1
 	// Stale is the age at which a count of the books is no longer relied on alone.
 	Stale = 15 * time.Second
-	// covered is how much later than a message a count must have been made to hold it for certain, whatever the positions
-	// say: a stream that was created anew counts from 1 again.
+	// covered is how much later than a message a count must have been made to include it for certain, independent of the
+	// positions: a stream that was created again counts from 1.
 	covered = 30 * time.Second
 )
 
 // Limits are how many bytes the stores may hold; 0 is no limit.
 type Limits struct{ Events, Notifications, Retries, Parked int64 }
 
-// work is the limit of what can be on any of the three stores that a notification moves between.
+// work is the lowest limit of the three stores that a notification moves between.
 func (l Limits) work() int64 {
 	least := int64(0)
 	for _, n := range []int64{l.Notifications, l.Retries, l.Parked} {
@@ -52,7 +52,7 @@ type Meter struct {
 	workAt   time.Time // when work was taken over, by this process's clock
 	kept     Kept
 	floor    uint64 // the dispatchers settled NOTIFICATIONS up to here
-	most     int64  // what the stores of work hold together; below 0: not known
+	most     int64  // bytes in all stores of work together; below 0: not known
 	own      map[string]*tally
 	settings map[string]Settings
 	deferred map[string]Deferral
@@ -66,7 +66,7 @@ func New(c Config, l Limits, others func(account string) bool) *Meter {
 	}
 }
 
-// tally is what this process stored for one account and the latest counts may not hold.
+// tally is the bytes that this process stored for one account and that the latest counts may not include.
 type tally struct {
 	reserved       int64 // admitted work that is not stored yet
 	reservedEvents int64
@@ -105,7 +105,7 @@ type Hold struct {
 	events  bool
 }
 
-// Admit reserves room for work of that many bytes on NOTIFICATIONS. Without room it returns nil and what is in excess.
+// Admit reserves room for work of that many bytes on NOTIFICATIONS. Without room it returns nil and the excess.
 // An account that holds no work is always admitted.
 func (m *Meter) Admit(account string, bytes int64) (*Hold, Excess) {
 	m.mu.Lock()
@@ -136,7 +136,7 @@ func (m *Meter) AdmitEvent(account string, bytes int64) (*Hold, Excess) {
 	return &Hold{m: m, account: account, bytes: bytes, events: true}, Excess{}
 }
 
-// Stored says that what the hold was for is stored, the last of it at this sequence.
+// Stored ends the hold: its messages are stored, the last of them at this sequence.
 func (h *Hold) Stored(sequence uint64) { h.end(sequence) }
 
 // Release gives up the hold: nothing was stored.
@@ -215,7 +215,7 @@ func (m *Meter) usedEvents(account string) int64 {
 	case t != nil: // no account holds more than all do together
 		return m.kept.Total + t.kept + t.reservedEvents
 	}
-	return 0 // one that stored nothing here is not held to what others stored
+	return 0 // an account that stored nothing here does not answer for the others
 }
 
 // stale reports whether the books have fallen silent.
@@ -267,7 +267,7 @@ func (m *Meter) Open(account string) (Open, bool) {
 	return m.work.Accounts[account], m.now().Sub(m.workAt) <= Stale
 }
 
-// Used returns what the account holds of a store of an Excess, and its share; a share of 0 is no limit.
+// Used returns the account's bytes in a store of an Excess, and its share in bytes; a share of 0 is no limit.
 func (m *Meter) Used(account, store string) (used, limit int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -347,7 +347,7 @@ func (m *Meter) forget() {
 	}
 }
 
-// Set takes over what an operator set for the account; nil: nothing.
+// Set takes over an operator's settings for the account; nil: none.
 func (m *Meter) Set(account string, s *Settings) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -358,7 +358,7 @@ func (m *Meter) Set(account string, s *Settings) {
 	}
 }
 
-// Settings returns what an operator set for the account.
+// Settings returns an operator's settings for the account.
 func (m *Meter) Settings(account string) Settings {
 	m.mu.Lock()
 	defer m.mu.Unlock()

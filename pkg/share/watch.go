@@ -22,7 +22,7 @@ const (
 )
 
 // Watch keeps the meter up to date from the buckets SHARES and ACCOUNTS until ctx ends. It waits until both exist.
-// loaded is called once what they held at the start is known; it may be nil.
+// loaded is called once their content at the start is known; it may be nil.
 func (m *Meter) Watch(ctx context.Context, b *bus.Bus, log *zap.Logger, loaded func()) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {

@@ -27,7 +27,7 @@ type machine struct {
 	read  *record // flag before the steps
 }
 
-// window is what is remembered of one URL that fails or did so lately; it is
+// window is the memory of one URL that fails or failed lately; it is
 // the JSON of the key gancho:window. Times are Unix milliseconds.
 type window struct {
 	// Seq and OK are the highest journal sequences of a failure and a success.
@@ -39,7 +39,7 @@ type window struct {
 	Last  int64 `json:"l,omitempty"`
 	// Buckets are pairs: offset of the bucket's first failure, and its count.
 	Buckets []int64 `json:"b,omitempty"`
-	// Warned is 1 once at_risk was told for this window.
+	// Warned is 1 once at_risk was published for this window.
 	Warned   int64    `json:"w,omitempty"`
 	Statuses []string `json:"e,omitempty"`
 	// Resumed is when the last suspension ended: failures up to then are past.
@@ -134,7 +134,7 @@ func toMilli(t time.Time) int64 {
 	return t.UnixMilli()
 }
 
-// A delta is what a batch says about one URL.
+// A delta sums up a batch's results for one URL.
 type delta struct {
 	host string
 	// OK is the highest sequence of a success, OKAt its time. Failures before
@@ -301,7 +301,7 @@ func (w *window) evidence(host string, state State) record {
 }
 
 // tripID names a stretch of a suspension by the journal record that caused it
-// and a time that journal records tell.
+// and a time from journal records.
 func tripID(at, seq int64) string { return fmt.Sprintf("%d-%d", at, seq) }
 
 // load returns the window, or nil if there is none any more.

@@ -36,7 +36,7 @@ var urls = address.Form{
 // away shows in the first command. Forms:
 //
 //	redis://[user:password@]host[:port][/db]      one server
-//	rediss://...[?ca_file=/path/to/ca.pem]        the same over TLS, with an authority beside the system's
+//	rediss://...[?ca_file=/path/to/ca.pem]        the same over TLS, with an authority in addition to the system's
 //	unix://[user:password@]/path/to/socket[?db=n] one server on this machine
 //	redis://s1[:port],s2[:port]/db?master_name=x  Sentinels (default port 26379)
 //

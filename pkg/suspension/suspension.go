@@ -30,7 +30,7 @@ func ParseKey(s string) (Key, bool) {
 	return Key{Account: account, URLKey: urlKey}, true
 }
 
-// A Result is the outcome of one attempt, as the journal tells it.
+// A Result is the outcome of one attempt, as the journal records it.
 type Result struct {
 	// At is when the attempt ended, by the dispatcher's clock. A time in the
 	// future counts as now.
@@ -178,7 +178,7 @@ type Transition struct {
 	At    time.Time
 	// Flag is the flag after the step; for EventResumed the one that was
 	// removed; for EventAtRisk one of state Active that carries the evidence.
-	// Event and Flag.Trip together name the step: the same step told twice has
+	// Event and Flag.Trip together name the step: the same step published twice has
 	// the same name.
 	Flag Flag
 }
@@ -186,7 +186,7 @@ type Transition struct {
 // A Decision is what one call found out about one URL.
 type Decision struct {
 	Key Key
-	// Flag is what the store holds now; nil means that the URL is active.
+	// Flag is the store's present record; nil means that the URL is active.
 	// Whatever mirrors flags should make its copy agree, unless the copy
 	// differs only in being Probing under the same Trip.
 	Flag *Flag

@@ -16,7 +16,7 @@ import (
 const (
 	// pipelined is the most commands sent in one go: Redis answers so many well within opTimeout.
 	pipelined = 256
-	// conflicts is how often a turn is decided again because another store changed its URL meanwhile. Each conflict
+	// conflicts is how often a turn is decided again because another store changed its URL in between. Each conflict
 	// is another store's progress.
 	conflicts = 100
 )
@@ -43,7 +43,7 @@ type turn struct {
 	candidate bool
 }
 
-// decision is what the turn found out.
+// decision is the result of the turn.
 func (t *turn) decision() Decision {
 	return Decision{Key: t.key, Flag: t.m.suspension(), Transitions: t.steps}
 }
@@ -131,7 +131,7 @@ func (s *Store) read(ctx context.Context, turns []*turn, extra func(redis.Pipeli
 	return nil
 }
 
-// write stores what changed and returns the turns whose URL was changed by another store meanwhile.
+// write stores the changes and returns the turns whose URL another store changed in between.
 func (s *Store) write(ctx context.Context, turns []*turn) ([]*turn, error) {
 	type change struct {
 		t    *turn

@@ -56,7 +56,7 @@ func Open(service, version string, failed func(error)) (*Tracer, error) {
 	return &Tracer{p, p.Tracer("gancho")}, nil
 }
 
-// Close sends what is left.
+// Close sends the remaining spans.
 func (t *Tracer) Close(ctx context.Context) error {
 	if t == nil {
 		return nil
@@ -71,7 +71,7 @@ func parent(traceparent string) context.Context {
 	return propagation.TraceContext{}.Extract(context.Background(), propagation.MapCarrier{header: traceparent})
 }
 
-// Event is what the publisher's span tells.
+// Event holds the attributes of the publisher's span.
 type Event struct {
 	ID, Name, Account string
 	Sequence          uint64
@@ -116,7 +116,7 @@ func (p *Processing) End(notifications int, err error) {
 	p.span.End()
 }
 
-// Attempt is what the span of an attempt tells.
+// Attempt holds the attributes of an attempt's span.
 type Attempt struct {
 	Account, WebhookID, NotificationID, EventName string
 

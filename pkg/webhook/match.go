@@ -16,7 +16,7 @@ import (
 // is an extension.
 type Pattern string
 
-// CheckPattern reports what is wrong with the pattern, nil if nothing is. An exact name must be known.
+// CheckPattern returns the fault of the pattern, nil if it is valid. An exact name must be known.
 func CheckPattern(p Pattern, known event.Names) *Problem {
 	s := string(p)
 	switch {
@@ -47,7 +47,7 @@ func (p Pattern) Matches(name string) bool {
 }
 
 // Index answers which webhooks an event matches. It is safe for concurrent use; accounts never mix.
-// Matching touches only the account's webhooks of that name and its patterns, and holds no lock meanwhile.
+// Matching touches only the account's webhooks of that name and its patterns, and holds no lock.
 type Index struct {
 	mu       sync.RWMutex
 	webhooks map[string]*Webhook // by key
@@ -55,11 +55,11 @@ type Index struct {
 	urls     map[string]int // webhooks per <account>.<url_key>
 }
 
-// The slices are handed to readers that hold no lock, so what is in them is never changed.
+// Readers of the slices hold no lock, so their elements never change.
 type accountIndex struct {
 	exact    map[string][]*Webhook // by event name
 	patterns []*Webhook
-	ordered  []*Webhook // all of them, oldest first; nil until somebody asks
+	ordered  []*Webhook // all of them, oldest first; nil until the first call
 	count    int
 }
 

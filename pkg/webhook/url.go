@@ -19,11 +19,11 @@ import (
 // MaxURLBytes limits a URL as given and as stored.
 const MaxURLBytes = 2048
 
-// Problem says what is wrong with one field of a registration, in words for the owner.
+// Problem describes one invalid field of a registration, in words for the owner.
 type Problem struct {
 	Field  string // as in the API: url, auth_header, ...
 	Code   string // stable, for programs
-	Detail string // what is wrong, where, and what to write instead
+	Detail string // the fault, its place, and a valid value
 }
 
 func (p *Problem) Error() string { return p.Field + ": " + p.Detail }
@@ -46,11 +46,11 @@ func urlProblem(code, format string, args ...any) *Problem {
 // NormalizeURL returns the form of raw that is stored, sent to, compared and suspended: scheme and host
 // in lower case, the host in its ASCII form (IDNA, UTS 46), without trailing dot, default port and
 // fragment, an empty path as "/". Path and query stay as they are, dot segments and percent escapes
-// included, because receivers may tell them apart; only characters that no URL can carry (RFC 3986) are
-// percent-encoded. The result is exactly what is sent, and normalising it again does not change it.
+// included, because receivers may distinguish them; only characters that no URL can carry (RFC 3986) are
+// percent-encoded. Requests go to exactly this form, and normalising it again does not change it.
 //
 // It refuses what could never be delivered under the policy p: see the codes. No name is looked up here:
-// what a name resolves to is judged at each connection.
+// each connection checks the addresses of a name.
 func NormalizeURL(raw string, p *egress.Policy) (string, *Problem) {
 	if raw == "" {
 		return "", urlProblem(CodeURLBad, "url is empty; give the whole URL, such as https://example.com/hooks")
@@ -123,7 +123,7 @@ func checkCharacters(raw string) *Problem {
 	return nil
 }
 
-// cutScheme returns the lower-case scheme and what follows "://".
+// cutScheme returns the lower-case scheme and the rest after "://".
 func cutScheme(raw string, p *egress.Policy) (scheme, rest string, problem *Problem) {
 	want := "https://"
 	if p.AllowHTTP {
@@ -204,7 +204,7 @@ func normalizeAuthority(scheme, authority string, p *egress.Policy) (string, *Pr
 	return host, nil
 }
 
-// normalizeIPv6 judges what stands between [ and ].
+// normalizeIPv6 normalises the address between [ and ].
 func normalizeIPv6(literal string, p *egress.Policy) (string, *Problem) {
 	if strings.Contains(literal, "%") {
 		return "", urlProblem(CodeURLForbiddenAddress, "url has an IPv6 address with a zone, which only means something on one machine; use a public host name")
@@ -331,7 +331,7 @@ func loopbackOpen(p *egress.Policy) bool {
 }
 
 // encode writes s with every byte percent-encoded that RFC 3986 does not allow in a path or query, so that
-// what is stored is what is sent.
+// the stored form is the sent one.
 func encode(b *strings.Builder, part, s string) *Problem {
 	const upperHex = "0123456789ABCDEF"
 	for i := range len(s) {

@@ -1,4 +1,4 @@
-// Package webhook holds the registrations: what a webhook is, what may be registered, and which webhooks
+// Package webhook holds the registrations: the record of a webhook, the rules of registration, and which webhooks
 // an event matches.
 package webhook
 
@@ -18,7 +18,7 @@ import (
 	"gancho/pkg/seal"
 )
 
-// Status is what the owner set. Suspension is not part of it: it belongs to the URL, not to the webhook.
+// Status is the owner's setting. Suspension is not part of it: it belongs to the URL, not to the webhook.
 type Status string
 
 // The states an owner can choose.
@@ -104,7 +104,7 @@ func Decode(b []byte) (*Webhook, error) {
 		return nil, fmt.Errorf("decode webhook %s: it has no account or no URL", w.ID)
 	}
 	conditions, problems := condition.Compile(w.Conditions)
-	if problems != nil { // this version refuses to store such: another one knows what they mean
+	if problems != nil { // this version refuses to store such a webhook: only a newer one understands them
 		return nil, fmt.Errorf("webhook %s: condition %s: %w", w.ID, problems[0].Pointer, schema.ErrNewer)
 	}
 	w.UUID, w.URLKey, w.conditions = id, URLKey(w.URL), conditions
@@ -134,14 +134,14 @@ func (w *Webhook) SealContext(field string) []byte {
 	return []byte(w.Account + "/" + w.ID + "/" + field)
 }
 
-// Credentials are what a request to the webhook carries, opened. They are never logged.
+// Credentials are the opened secrets of a request to the webhook. They are never logged.
 type Credentials struct {
 	AuthHeader, AuthKey string
 	Secrets             [][]byte // raw HMAC keys, newest first
 	Ed25519             []ed25519.PrivateKey
 }
 
-// Open opens what is sealed in w; secrets that expired before now are left out.
+// Open opens the sealed secrets of w; those that expired before now are omitted.
 func (w *Webhook) Open(keys *seal.Keyring, now time.Time) (Credentials, error) {
 	c := Credentials{AuthHeader: w.AuthHeader}
 	if w.AuthKey != "" {
@@ -223,7 +223,7 @@ func (w *Webhook) KeyIDs(now time.Time) ([]string, error) {
 	return ids, nil
 }
 
-// Reseal returns w with the same secrets sealed anew under the first key of keys. Secrets that expired
+// Reseal returns w with the same secrets sealed under the first key of keys. Secrets that expired
 // before now are left out. Nothing else changes, not even UpdatedAt.
 func (w *Webhook) Reseal(keys *seal.Keyring, now time.Time) (*Webhook, error) {
 	open, err := w.Open(keys, now)

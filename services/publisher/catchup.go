@@ -59,7 +59,7 @@ func (c *catchUp) run(ctx context.Context) error {
 	}
 	c.after, c.unsure, c.oldest = c.record.After, c.record.Tried, c.record.OldestAt
 	used, limit := c.d.p.meter.Used(c.account, c.record.Store)
-	c.tell(ctx, "deferred", map[string]any{"store": c.record.Store, "used_bytes": used, "share_bytes": limit})
+	c.publish(ctx, "deferred", map[string]any{"store": c.record.Store, "used_bytes": used, "share_bytes": limit})
 	for ctx.Err() == nil {
 		n, err := c.batch(ctx)
 		if err != nil {
@@ -95,7 +95,7 @@ func (c *catchUp) batch(ctx context.Context) (int, error) {
 	var started []*job
 	n, size, next := 0, 0, c.after
 	c.rewound = false
-	// What is started is waited for, whatever comes.
+	// Notifications that were started are awaited in any case.
 	settle := func() error {
 		var first error
 		for _, j := range started {
@@ -140,7 +140,7 @@ func (c *catchUp) batch(ctx context.Context) (int, error) {
 		for first := true; len(j.webhooks) > 0; first = false {
 			_, full := p.next(m, j)
 			switch {
-			case full: // what is under way must end before there is room
+			case full: // the notifications under way must end before there is room
 				if err := settle(); err != nil {
 					return n, err
 				}
@@ -151,7 +151,7 @@ func (c *catchUp) batch(ctx context.Context) (int, error) {
 				if pause(ctx, catchUpEvery); ctx.Err() != nil {
 					return n, nil
 				}
-			case first && len(j.webhooks) == 0: // one page: the next event can start beside it
+			case first && len(j.webhooks) == 0: // one page: the next event can start at the same time
 				started = append(started, j)
 			default:
 				if err := j.wait(context.WithoutCancel(ctx)); err != nil {
@@ -173,7 +173,7 @@ func (c *catchUp) batch(ctx context.Context) (int, error) {
 	return n, nil
 }
 
-// job returns what the event leads to, nil when nothing: it is no event, which the shared consumer has seen to, or no
+// job returns the work of the event, nil when there is none: it is no event, which the shared consumer rejected, or no
 // webhook matches it.
 func (c *catchUp) job(ctx context.Context, e *eventstream.Event) (*job, error) {
 	p := c.d.p
@@ -192,7 +192,7 @@ func (c *catchUp) job(ctx context.Context, e *eventstream.Event) (*job, error) {
 	j.webhooks = slices.DeleteFunc(j.webhooks, func(w *webhook.Webhook) bool { return w.CreatedAt.After(e.StoredAt.Add(clockGap)) })
 	if e.Sequence <= c.unsure || e.StoredAt.Before(c.record.Since.Add(spread)) {
 		var err error
-		if j.webhooks, err = p.untold(ctx, j, e.StoredAt); err != nil {
+		if j.webhooks, err = p.unnotified(ctx, j, e.StoredAt); err != nil {
 			return nil, err
 		}
 	}
@@ -268,13 +268,13 @@ func (c *catchUp) end(ctx context.Context) (bool, error) {
 		}
 		c.d.p.meter.Defer(c.account, nil)
 		c.log.Info("account caught up", zap.Duration("after", time.Since(c.record.Since)))
-		c.tell(ctx, "caught_up", nil)
+		c.publish(ctx, "caught_up", nil)
 		return true, nil
 	}
 }
 
-// tell publishes a status event of the account. Without one the account catches up all the same.
-func (c *catchUp) tell(ctx context.Context, what string, evidence any) {
+// publish publishes a status event of the account. Without one the account catches up all the same.
+func (c *catchUp) publish(ctx context.Context, what string, evidence any) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	s := status.Change{Event: what, Account: c.account, At: time.Now().UTC(), Reason: "account_share", Evidence: evidence}

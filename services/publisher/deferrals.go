@@ -166,7 +166,7 @@ func (d *deferrals) cover(account string, l *line) {
 			for _, m := range batch {
 				m.Ack()
 			}
-		default: // it has caught up in between: what came is handed out again at once
+		default: // it has caught up in between: the events are handed out again at once
 			d.p.meter.Defer(account, nil)
 			for _, m := range batch {
 				m.Return()
@@ -249,7 +249,7 @@ func (d *deferrals) store(ctx context.Context, account string, r *share.Deferral
 	return revision, err
 }
 
-// leaseKey is that of whoever catches up.
+// leaseKey is the key of the lease for catching up.
 const leaseKey = "shares"
 
 // keep catches up whenever this publisher can hold the lease, until ctx ends.

@@ -6,8 +6,8 @@
 // being stored twice.
 //
 // The broker's memory of message ids is short. An event that may have been handled longer ago (it comes
-// again, or the consumer was deleted and begins anew) is therefore compared with what exists: a webhook is
-// told only when neither NOTIFICATIONS nor the journal knows the notification, and when it was registered
+// again, or the consumer was deleted and begins again) is therefore compared with the streams: a webhook is
+// notified only when neither NOTIFICATIONS nor the journal has the notification, and when it was registered
 // before the event, give or take clockGap.
 package publisher
 
@@ -41,7 +41,7 @@ const (
 	// maxBytes is how many bytes of events are worked on at once.
 	maxBytes = 128 << 20
 	// page is how many notifications of one event are under way at once. An event that matches more is
-	// published page by page, so it cannot take the whole publish window from the events beside it.
+	// published page by page, so it cannot take the whole publish window from other events.
 	page = 512
 	// handleWithin is how long the broker may take for the look-ups or for the rejection of one event.
 	handleWithin = 30 * time.Second
@@ -68,7 +68,7 @@ type metrics struct {
 	held    prometheus.Counter
 }
 
-// results of an event, beside the reasons of a rejection.
+// results of an event, in addition to the reasons of a rejection.
 const (
 	resultMatched   = "matched"
 	resultUnmatched = "no_webhooks"
@@ -202,7 +202,7 @@ type job struct {
 	webhooks []*webhook.Webhook // those after the first page
 	held     []*webhook.Webhook // those whose conditions do not hold
 	started  []*bus.Started
-	hold     *share.Hold // room for what is started
+	hold     *share.Hold // room for the started ones
 	unsure   bool        // some of webhooks may have been notified already
 	deferred bool        // the account's events wait; the event is settled elsewhere
 	newer    bool        // the account has webhooks that only a newer version can match
@@ -311,7 +311,7 @@ func (p *Publisher) finish(ctx context.Context, m *eventstream.Delivery, j *job)
 	defer p.deferred.leave(j.event.Account)
 	if j.unsure {
 		var err error
-		if j.webhooks, err = p.untold(ctx, j, m.StoredAt); err != nil {
+		if j.webhooks, err = p.unnotified(ctx, j, m.StoredAt); err != nil {
 			j.span.End(0, err)
 			p.log.Warn("event not handled; it comes again", append(j.fields(m), zap.Error(err))...)
 			m.Abandon()
@@ -362,8 +362,8 @@ func (j *job) fields(m *eventstream.Delivery) []zap.Field {
 // clockGap is how far the clocks of broker and management may be apart.
 const clockGap = time.Minute
 
-// untold returns those of the event's webhooks that are still to be told.
-func (p *Publisher) untold(ctx context.Context, j *job, storedAt time.Time) ([]*webhook.Webhook, error) {
+// unnotified returns the event's webhooks that have no notification of it yet.
+func (p *Publisher) unnotified(ctx context.Context, j *job, storedAt time.Time) ([]*webhook.Webhook, error) {
 	ctx, cancel := context.WithTimeout(ctx, handleWithin)
 	defer cancel()
 	var out []*webhook.Webhook

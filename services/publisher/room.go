@@ -24,7 +24,7 @@ const (
 
 // room keeps NOTIFICATIONS from filling with acknowledged messages, and the meter informed of what left it.
 //
-// The broker recognises the ids of freed messages as long as it runs. After a restart it knows only what it stores, so
+// The broker recognises the ids of freed messages as long as it runs. After a restart it knows only stored ones, so
 // for the rest of the duplicate window each event is compared with what exists before its webhooks are notified.
 type room struct {
 	p        *Publisher
@@ -102,7 +102,7 @@ func (r *room) look(ctx context.Context, last *freed) error {
 	return r.p.bus.Purge(ctx, topology.Notifications, floor)
 }
 
-// bound corrects counts of books that fell silent by what the stores hold together.
+// bound corrects counts of books that fell silent by the bytes in all stores together.
 func (r *room) bound(ctx context.Context) error {
 	var all int64
 	for _, stream := range []string{topology.Retries, topology.Parked} {

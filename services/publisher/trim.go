@@ -14,7 +14,7 @@ import (
 // trimEvery is how often NOTIFICATIONS is trimmed.
 const trimEvery = 30 * time.Second
 
-// trim purges from NOTIFICATIONS what the dispatchers acknowledged longer than keep ago, until ctx ends. keep is the
+// trim purges from NOTIFICATIONS the messages acknowledged longer than keep ago, until ctx ends. keep is the
 // duplicate window: the message ids in it must survive a restart of the broker.
 func trim(ctx context.Context, log *zap.Logger, b *bus.Bus, keep time.Duration) {
 	type mark struct {

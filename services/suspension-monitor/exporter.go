@@ -20,7 +20,7 @@ const lookEvery = 5 * time.Second
 
 // exporter shows the books and the broker's state as metrics. Each replica of the monitor shows the same
 // numbers, those that the one that keeps the books has stored: alerts take the largest, not the sum. Ages
-// are counted when they are asked for, so they grow although nobody looks. Its methods are safe for
+// are counted when they are read, so they grow between reads too. Its methods are safe for
 // concurrent use.
 type exporter struct {
 	log *zap.Logger

@@ -7,7 +7,7 @@
 // twice. Several monitors share the work.
 //
 // Where Redis and the bucket differ, the newer record wins. The bucket is written by compare-and-set, so it ends as
-// Redis is, whichever monitor writes last. While Redis is down the journal waits, known suspensions stand, and no new
+// Redis is, no matter which monitor writes last. While Redis is down the journal waits, known suspensions stand, and no new
 // ones are decided. Suspensions that Redis has forgotten come back from the bucket; after its return, or when it has
 // lost its last writes, all are compared.
 //
@@ -203,14 +203,14 @@ func (m *Monitor) readJournal(ctx context.Context, summaries *journal.Consumer) 
 		if len(records.Summaries) == 0 {
 			continue
 		}
-		// What was begun is finished: a stop between deciding and telling would leave it to a restart.
+		// A batch that was begun is finished: after a stop between decision and publishing, a restart would have to do it.
 		if m.fold(context.WithoutCancel(ctx), ctx, records.Summaries) {
 			records.Ack()
 		}
 	}
 }
 
-// fold takes in records, mirrors and tells what they change, and reports whether all of it is stored.
+// fold takes in records, mirrors and publishes the changes, and reports whether all of them are stored.
 func (m *Monitor) fold(ctx, stop context.Context, records []notification.Summary) bool {
 	observations := make([]suspension.Observation, 0, len(records))
 	for _, r := range records {
@@ -239,7 +239,7 @@ func (m *Monitor) fold(ctx, stop context.Context, records []notification.Summary
 	return m.publishFailures(ctx, records) == nil
 }
 
-// carryOut mirrors a decision and tells its steps.
+// carryOut mirrors a decision and publishes its steps.
 func (m *Monitor) carryOut(ctx context.Context, d suspension.Decision) error {
 	if _, _, err := m.agree(ctx, d.Key); err != nil {
 		return err
@@ -270,7 +270,7 @@ func (m *Monitor) obey(ctx context.Context, commands *command.Consumer) {
 			if c.Verb == command.Suspend {
 				act = m.store.SuspendByHand
 			}
-			// The bucket's entry as it is now: the command is later than it, whatever Redis holds.
+			// The bucket's entry as it is now: the command is later than it, even where Redis disagrees.
 			record, revision, err := m.suspensions.Read(work, cmd.Key)
 			if err != nil && !errors.Is(err, mirror.ErrBroken) {
 				return err
@@ -291,7 +291,7 @@ func (m *Monitor) obey(ctx context.Context, commands *command.Consumer) {
 	}
 }
 
-// watchProbes tells of probes as they begin. A probe whose beginning was missed is known by its result.
+// watchProbes publishes probes as they begin. A probe whose beginning was missed is known by its result.
 func (m *Monitor) watchProbes(ctx context.Context, probes <-chan suspension.Flag) {
 	for {
 		select {

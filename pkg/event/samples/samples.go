@@ -1,5 +1,5 @@
 // Package samples has one realistic event for each name that RD Station documents, in its envelope and with
-// invented people and companies. They are what a test delivery sends and what demonstrations use.
+// invented people and companies. Test deliveries send them, and demonstrations use them.
 package samples
 
 import (
