@@ -57,17 +57,34 @@ type Condition struct {
 // String returns the condition as the command line writes it: path, operator and value.
 func (c Condition) String() string { return c.Path + " " + string(c.Op) + " " + string(c.Value) }
 
-// Equal reports whether both are the same condition, apart from white space in the value.
+// Equal reports whether both are the same condition, apart from white space and escapes in the value.
 func (c Condition) Equal(o Condition) bool {
-	return c.Path == o.Path && c.Op == o.Op && bytes.Equal(compact(c.Value), compact(o.Value))
+	return c.Path == o.Path && c.Op == o.Op && bytes.Equal(canonical(c.Value), canonical(o.Value))
 }
 
-func compact(value json.RawMessage) []byte {
-	var out bytes.Buffer
-	if json.Compact(&out, value) != nil {
-		return value
+// canonical returns a value without white space and with its strings escaped in one way.
+func canonical(value json.RawMessage) json.RawMessage {
+	switch v := gjson.ParseBytes(value); {
+	case v.Type == gjson.String:
+		return quoted(v.Str)
+	case v.IsArray():
+		var list []string
+		for _, e := range v.Array() {
+			list = append(list, string(canonical(json.RawMessage(e.Raw))))
+		}
+		return json.RawMessage("[" + strings.Join(list, ",") + "]")
+	default:
+		return json.RawMessage(v.Raw)
 	}
-	return out.Bytes()
+}
+
+// quoted returns the string as JSON.
+func quoted(s string) json.RawMessage {
+	var out bytes.Buffer
+	enc := json.NewEncoder(&out)
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(s) // a string always encodes
+	return bytes.TrimSuffix(out.Bytes(), []byte("\n"))
 }
 
 // Problem says what is wrong with a condition. Pointer is the place in the list, such as /0/value.

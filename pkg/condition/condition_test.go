@@ -313,3 +313,35 @@ func TestSearchesAreBounded(t *testing.T) {
 		t.Error("there is no index")
 	}
 }
+
+func TestWritten(t *testing.T) {
+	t.Parallel()
+	for value, want := range map[string]string{
+		`"José"`: "José", `"1"`: `"1"`, `"true"`: `"true"`, `""`: `""`, `" a"`: `" a"`, `1.50`: "1.50", `null`: "null", `"a, b"`: "a, b", `"<"`: "<",
+	} {
+		c := Condition{Path: "a", Op: Eq, Value: json.RawMessage(value)}
+		if got := c.Written(); got != want || !c.Equal(Condition{"a", Eq, Value(Eq, got)}) {
+			t.Errorf("%s: written %s, want %s, which is %s again", value, got, want, Value(Eq, got))
+		}
+	}
+	for value, want := range map[string]string{
+		`["a",1,null]`: "a, 1, null", `["a,b"]`: `["a,b"]`, `["1",1]`: `["1",1]`, `[ 1, 2 ]`: "1, 2", `["\u003c", "ç"]`: "<, ç", `["x y"]`: "x y",
+	} {
+		c := Condition{Path: "a", Op: In, Value: json.RawMessage(value)}
+		if got := c.Written(); got != want || !c.Equal(Condition{"a", In, Value(In, got)}) {
+			t.Errorf("%s: written %s, want %s, which is %s again", value, got, want, Value(In, got))
+		}
+	}
+}
+
+func TestPaths(t *testing.T) {
+	t.Parallel()
+	got := Paths([]byte(`{"event_name":"x","document":{"id":"1","deal.stage":{"id":"2"},"tags":["a","b"],"products":[{"id":3,"price":4},{"other":5}],"empty":[],"none":null,"":1}}`))
+	want := []string{
+		"event_name", "document.id", `document.deal\.stage.id`, "document.tags", "document.products", "document.products.0.id", "document.products.0.price",
+		"document.empty", "document.none",
+	}
+	if diff := cmp.Diff(got, want); diff != "" {
+		t.Error(diff)
+	}
+}

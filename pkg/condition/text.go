@@ -4,7 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
+
+	"github.com/tidwall/gjson"
 )
 
 // Parse reads a condition as people write it: a path, an operator and a value, with white space between them, such as
@@ -38,18 +41,76 @@ func Value(op Op, written string) json.RawMessage {
 	case listed && json.Valid([]byte(written)) && strings.HasPrefix(written, "["):
 		return json.RawMessage(written)
 	case listed:
-		var list []json.RawMessage
+		var list []string
 		for part := range strings.SplitSeq(written, ",") {
-			list = append(list, Value(Eq, part))
+			list = append(list, string(Value(Eq, part)))
 		}
-		out, err := json.Marshal(list)
-		if err != nil {
-			return nil
-		}
-		return out
+		return json.RawMessage("[" + strings.Join(list, ",") + "]")
 	case json.Valid([]byte(written)):
 		return json.RawMessage(written)
 	}
-	out, _ := json.Marshal(written) // a string always encodes
-	return out
+	return quoted(written)
+}
+
+// Written returns the value as people write it: the shortest text from which [Value] makes it again.
+func (c Condition) Written() string {
+	written := string(canonical(c.Value))
+	reads := func(text string) bool {
+		return (Condition{Op: c.Op, Value: Value(c.Op, text)}).Equal(Condition{Op: c.Op, Value: c.Value})
+	}
+	if s, ok := unquoted(c.Value); ok && s != "" && reads(s) {
+		return s
+	}
+	var list []json.RawMessage
+	if json.Unmarshal(c.Value, &list) != nil || len(list) == 0 {
+		return written
+	}
+	parts := make([]string, 0, len(list))
+	for _, v := range list {
+		part := string(v)
+		if s, ok := unquoted(v); ok {
+			part = s
+		}
+		parts = append(parts, part)
+	}
+	if text := strings.Join(parts, ", "); reads(text) {
+		return text
+	}
+	return written
+}
+
+func unquoted(value json.RawMessage) (string, bool) {
+	var s string
+	return s, len(value) > 0 && value[0] == '"' && json.Unmarshal(value, &s) == nil
+}
+
+// maxPaths bounds the paths that are suggested of one body.
+const maxPaths = 200
+
+// Paths returns paths of an event's body that conditions may use, in the body's order, to suggest them. Of an array
+// they name the array and what its first element holds.
+func Paths(body []byte) []string {
+	var paths []string
+	var walk func(v gjson.Result, above []string)
+	walk = func(v gjson.Result, above []string) {
+		index := 0
+		v.ForEach(func(key, member gjson.Result) bool {
+			name := key.Str
+			if v.IsArray() {
+				name = strconv.Itoa(index)
+			}
+			at := append(slices.Clone(above), name)
+			if index++; name != "" && len(at) <= 8 && !(v.IsArray() && !member.IsObject()) {
+				if !member.IsObject() {
+					paths = append(paths, Join(at...))
+				}
+				if member.IsObject() || member.IsArray() {
+					walk(member, at)
+				}
+			}
+			return len(paths) < maxPaths && !v.IsArray()
+		})
+	}
+	walk(gjson.ParseBytes(body), nil)
+	return paths
 }
