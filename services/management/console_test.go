@@ -556,6 +556,48 @@ func TestConsoleWebhooks(t *testing.T) {
 	b.get(path).want(404)
 }
 
+// TestConsoleConditions sets conditions by the form and holds them against past events and one that is written down.
+func TestConsoleConditions(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	b := s.signedIn(acme, "en")
+	b.get("/webhooks/new").want(200).safe("en").has(`<option value="document.deal_stage.id">`, `<option value="$changed">`)
+	row := func(path, op, value string) []string {
+		return []string{"condition_path", path, "condition_op", op, "condition_value", value}
+	}
+	hook := []string{"name", "x", "event_name", "crm_deal_updated", "url", "https://hooks.example.com/c"}
+	b.post("/webhooks", slices.Concat(hook, row("", "eq", ""), row("document..x", "eq", evilBody), row("document.n", "gt", "true"))...).want(422).safe("en").
+		has("path has an empty segment", "gt takes a number or a string", `value="document..x"`, `id="p-c0-path"`, `id="p-c1-value"`)
+	path := b.post("/webhooks", slices.Concat(hook, row("document.n", "gt", "9007199254740992"), row("", "eq", ""), row("$origin", "not_in", "erp, "+evilName))...).leads("/webhooks/")
+	stored := func() string {
+		return fmt.Sprint(s.do(acme, "GET", "/crm/v2"+path, nil).want(200).data()["conditions"])
+	}
+	if want := fmt.Sprint([]any{
+		map[string]any{"path": "document.n", "op": "gt", "value": 9007199254740992.0}, map[string]any{"path": "$origin", "op": "not_in", "value": []any{"erp", evilName}},
+	}); stored() != want {
+		t.Errorf("stored %s, want %s", stored(), want)
+	}
+	b.get(path).want(200).safe("en").has("is greater than", "9007199254740992", "is none of")
+	s.signedIn(acme, "pt-BR").get(path+"/edit").want(200).safe("pt-BR").has("é maior que", `value="document.n"`, `value="9007199254740992"`)
+
+	for _, body := range []string{`{"document":{"n":9007199254740993,"name":"` + "large" + `"}}`, `{"document":{"n":"<b>"}}`} {
+		s.do(acme, "POST", "/crm/v2/events/crm_deal_updated", body).want(http.StatusAccepted)
+	}
+	s.do(acme, "POST", "/crm/v2/events/crm_task_updated", `{}`).want(http.StatusAccepted)
+	page := string(b.get(path+"/conditions").want(200).safe("en").has("Is sent", "Held back", `found "<b>"`, "document.n").raw)
+	if got := strings.Count(page, "crm_deal_updated</span>"); got != 2 || strings.Contains(page, "crm_task") {
+		t.Errorf("%d events are tried, want the 2 of that name", got)
+	}
+	b.post(path+"/conditions", "body", `{"document":{"n":1e400}}`, "changed", "n", "origin", "erp").want(200).safe("en").has("does not hold", "found 1e400", "holds", `found "erp"`)
+	b.post(path+"/conditions", "body", "</textarea><script>alert(1)</script>").want(422).safe("en").has("This is not an event in JSON.")
+	s.signedIn(acmeRead, "en").get(path + "/conditions").want(200).lacks("<textarea")
+
+	b.post(path, slices.Concat(hook, row("", "eq", ""))...).leads(path)
+	if got := stored(); got != "[]" {
+		t.Errorf("after emptying the rows: %s", got)
+	}
+}
+
 func TestConsoleFailures(t *testing.T) {
 	t.Parallel()
 	x := exhibit(t)

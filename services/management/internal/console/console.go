@@ -18,6 +18,8 @@ import (
 	"gancho/pkg/seal"
 	"gancho/services/management/internal/accesslog"
 	"gancho/services/management/internal/auth"
+	"gancho/services/management/internal/catalogue"
+	"gancho/services/management/internal/dryrun"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/portal"
 	"gancho/services/management/internal/problem"
@@ -41,6 +43,8 @@ type Options struct {
 	Notifications *notifications.Service
 	Replays       *replays.Service
 	Tail          *tail.Service
+	Catalogue     *catalogue.Catalogue
+	DryRun        *dryrun.Service
 	Keys          *seal.Keyring
 	Ended         *revocation.List
 	Portal        *portal.Service
@@ -139,6 +143,8 @@ func (c *Console) routes() []route {
 		{pattern: "POST /webhooks", write: true, handle: c.postWebhook},
 		{pattern: "GET /webhooks/{id}", bound: ofWebhook, handle: c.webhookPage},
 		{pattern: "GET /webhooks/{id}/edit", bound: ofWebhook, handle: c.editWebhookPage},
+		{pattern: "GET /webhooks/{id}/conditions", bound: ofWebhook, handle: c.conditionsPage},
+		{pattern: "POST /webhooks/{id}/conditions", bound: ofWebhook, write: true, handle: c.postTrial},
 		{pattern: "POST /webhooks/{id}", bound: ofWebhook, write: true, handle: c.postWebhookChange},
 		{pattern: "POST /webhooks/{id}/suspend", bound: ofWebhook, write: true, handle: c.postSuspend},
 		{pattern: "POST /webhooks/{id}/resume", bound: ofWebhook, write: true, handle: c.postResume},

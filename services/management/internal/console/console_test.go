@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"gancho/pkg/condition"
 	"gancho/pkg/delivery"
 	"gancho/pkg/notification"
 	"gancho/pkg/seal"
@@ -22,7 +23,7 @@ var place = regexp.MustCompile(`\{[a-z]+\}`)
 
 func TestEveryTextIsInEveryLanguage(t *testing.T) {
 	t.Parallel()
-	for key, text := range catalogue() {
+	for key, text := range allTexts() {
 		for _, l := range languages() {
 			s := text.in(l)
 			if s == "" || strings.TrimSpace(s) != s || strings.ContainsAny(s, "<>\n") {
@@ -92,6 +93,9 @@ func TestEveryTextExistsAndIsUsed(t *testing.T) {
 	for _, r := range []string{notification.Suspended, notification.Disabled, notification.Saturated} {
 		made = append(made, "reason."+r)
 	}
+	for _, o := range condition.Ops() {
+		made = append(made, "op."+string(o))
+	}
 	for _, s := range spans() {
 		made = append(made, spanKey(s))
 	}
@@ -106,7 +110,7 @@ func TestEveryTextExistsAndIsUsed(t *testing.T) {
 			t.Errorf("the catalogue has no %s", key)
 		}
 	}
-	for key := range catalogue() {
+	for key := range allTexts() {
 		if !used[key] && !strings.HasPrefix(key, "problem.") && !strings.Contains(source.String(), `"`+key+`"`) {
 			t.Errorf("%s is never used", key)
 		}

@@ -171,6 +171,7 @@ func (l language) funcs(assets map[string]string) template.FuncMap {
 		"reason":    l.reason,
 		"dict":      dict,
 		"states":    notification.States,
+		"add":       func(a, b int) int { return a + b },
 		"english":   func() bool { return l == english },
 	}
 }

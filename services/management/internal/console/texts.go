@@ -16,7 +16,7 @@ func (t text) in(l language) string {
 
 // known reports whether the catalogue has a key.
 func known(key string) bool {
-	_, ok := catalogue()[key]
+	_, ok := allTexts()[key]
 	return ok
 }
 
@@ -49,15 +49,15 @@ func (l language) count(key string, n any) (template.HTML, error) {
 }
 
 func (l language) template(key string) string {
-	t, ok := catalogue()[key]
+	t, ok := allTexts()[key]
 	if !ok {
 		panic(fmt.Sprintf("the catalogue of texts has no %q", key))
 	}
 	return t.in(l)
 }
 
-// catalogue are all texts of the console, by key. The map is shared: it must not be changed.
-func catalogue() map[string]text { return texts }
+// allTexts are all texts of the console, by key. The map is shared: it must not be changed.
+func allTexts() map[string]text { return texts }
 
 //nolint:gochecknoglobals // it is never written
 var texts = map[string]text{
@@ -228,21 +228,62 @@ var texts = map[string]text{
 	"suspension.resume":        {"Resume now", "Retomar agora"},
 	"suspension.last_attempt":  {"Last failed attempt", "Última tentativa com falha"},
 
-	"form.new":           {"New webhook", "Novo webhook"},
-	"form.edit":          {"Edit webhook", "Editar webhook"},
-	"form.wrong":         {"Nothing was saved. Please look at the marked fields.", "Nada foi salvo. Veja os campos marcados."},
-	"form.name":          {"Name", "Nome"},
-	"form.name_hint":     {"For people; 1 to 255 characters.", "Para pessoas; de 1 a 255 caracteres."},
-	"form.event":         {"Event", "Evento"},
-	"form.event_hint":    {"A name such as crm_deal_created, or a pattern with one *: crm_deal_*, crm_*_deleted, *.", "Um nome como crm_deal_created, ou um padrão com um *: crm_deal_*, crm_*_deleted, *."},
-	"form.method":        {"Method", "Método"},
-	"form.url":           {"URL", "URL"},
-	"form.url_hint":      {"The whole address, such as https://example.com/hooks.", "O endereço completo, como https://example.com/hooks."},
-	"form.auth":          {"Authentication", "Autenticação"},
-	"form.auth_hint":     {"A header that is sent with every request, for the receiver to check. Optional.", "Um cabeçalho enviado em toda requisição, para o receptor conferir. Opcional."},
-	"form.auth_header":   {"Header name", "Nome do cabeçalho"},
-	"form.auth_key":      {"Header value", "Valor do cabeçalho"},
-	"form.auth_key_keep": {"Stored and never shown. Leave it empty to keep it; empty both to remove it.", "Guardado e nunca mostrado. Deixe vazio para manter; esvazie os dois para remover."},
+	"form.new":             {"New webhook", "Novo webhook"},
+	"form.edit":            {"Edit webhook", "Editar webhook"},
+	"form.wrong":           {"Nothing was saved. Please look at the marked fields.", "Nada foi salvo. Veja os campos marcados."},
+	"form.name":            {"Name", "Nome"},
+	"form.name_hint":       {"For people; 1 to 255 characters.", "Para pessoas; de 1 a 255 caracteres."},
+	"form.event":           {"Event", "Evento"},
+	"form.event_hint":      {"A name such as crm_deal_created, or a pattern with one *: crm_deal_*, crm_*_deleted, *.", "Um nome como crm_deal_created, ou um padrão com um *: crm_deal_*, crm_*_deleted, *."},
+	"form.method":          {"Method", "Método"},
+	"form.url":             {"URL", "URL"},
+	"form.url_hint":        {"The whole address, such as https://example.com/hooks.", "O endereço completo, como https://example.com/hooks."},
+	"form.auth":            {"Authentication", "Autenticação"},
+	"form.auth_hint":       {"A header that is sent with every request, for the receiver to check. Optional.", "Um cabeçalho enviado em toda requisição, para o receptor conferir. Opcional."},
+	"form.auth_header":     {"Header name", "Nome do cabeçalho"},
+	"form.auth_key":        {"Header value", "Valor do cabeçalho"},
+	"form.auth_key_keep":   {"Stored and never shown. Leave it empty to keep it; empty both to remove it.", "Guardado e nunca mostrado. Deixe vazio para manter; esvazie os dois para remover."},
+	"form.conditions":      {"Conditions", "Condições"},
+	"form.conditions_hint": {"Only events for which all of them hold are sent. A path leads into the event, such as document.amount_total; $changed has what the change touched, $origin who caused it. A value is a number, true, false, null or a text; several are separated by commas.", "Só são enviados eventos em que todas valem. Um caminho aponta para dentro do evento, como document.amount_total; $changed tem o que a alteração tocou, $origin quem a causou. Um valor é um número, true, false, null ou um texto; vários são separados por vírgulas."},
+	"form.conditions_add":  {"Add a condition", "Adicionar condição"},
+	"form.conditions_try":  {"Try the saved conditions on past events", "Testar as condições salvas em eventos passados"},
+	"form.condition_n":     {"Condition {n}", "Condição {n}"},
+	"form.condition_path":  {"Path", "Caminho"},
+	"form.condition_op":    {"Comparison", "Comparação"},
+	"form.condition_value": {"Value", "Valor"},
+	"op.eq":                {"equals", "é igual a"},
+	"op.ne":                {"differs from", "é diferente de"},
+	"op.in":                {"is one of", "é um de"},
+	"op.not_in":            {"is none of", "não é nenhum de"},
+	"op.gt":                {"is greater than", "é maior que"},
+	"op.gte":               {"is at least", "é no mínimo"},
+	"op.lt":                {"is less than", "é menor que"},
+	"op.lte":               {"is at most", "é no máximo"},
+	"op.exists":            {"exists", "existe"},
+	"op.contains":          {"contains", "contém"},
+	"op.starts_with":       {"starts with", "começa com"},
+
+	"conditions.title":         {"Conditions", "Condições"},
+	"conditions.edit":          {"Edit conditions", "Editar condições"},
+	"conditions.now":           {"Events are sent when all of these hold", "Eventos são enviados quando todas valem"},
+	"conditions.none":          {"None: every event of that name is sent.", "Nenhuma: todo evento com esse nome é enviado."},
+	"conditions.recent":        {"The newest events", "Os eventos mais recentes"},
+	"conditions.verdict":       {"Verdict", "Resultado"},
+	"conditions.why":           {"Held back by", "Retido por"},
+	"conditions.sent":          {"Is sent", "É enviado"},
+	"conditions.held_back":     {"Held back", "Retido"},
+	"conditions.holds":         {"holds", "vale"},
+	"conditions.fails":         {"does not hold", "não vale"},
+	"conditions.found":         {"found {value}", "encontrado {value}"},
+	"conditions.found_nothing": {"nothing is there", "não há nada ali"},
+	"conditions.no_events":     {"No events of that name are kept.", "Nenhum evento com esse nome está guardado."},
+	"conditions.try":           {"Try another event", "Testar outro evento"},
+	"conditions.body":          {"Event", "Evento"},
+	"conditions.changed":       {"Changed paths ($changed)", "Caminhos alterados ($changed)"},
+	"conditions.origin":        {"Origin ($origin)", "Origem ($origin)"},
+	"conditions.check":         {"Check", "Verificar"},
+	"webhook.conditions_try":   {"Try on past events", "Testar em eventos passados"},
+
 	"form.signature":     {"Signature", "Assinatura"},
 	"form.hmac":          {"HMAC: a secret that the receiver has too", "HMAC: um segredo que o receptor também tem"},
 	"form.ed25519":       {"Ed25519: the receiver has a public key only", "Ed25519: o receptor tem só uma chave pública"},
@@ -423,6 +464,12 @@ var texts = map[string]text{
 	"problem.bad_pattern":            {"This is not a pattern of events.", "Isto não é um padrão de eventos."},
 	"problem.bad_http_method":        {"This method cannot be used.", "Este método não pode ser usado."},
 	"problem.bad_status":             {"This status cannot be set.", "Esta situação não pode ser definida."},
+	"problem.bad_path":               {"This path cannot be used.", "Este caminho não pode ser usado."},
+	"problem.bad_op":                 {"This comparison cannot be used here.", "Esta comparação não pode ser usada aqui."},
+	"problem.bad_value":              {"This value cannot be compared that way.", "Este valor não pode ser comparado assim."},
+	"problem.too_many_conditions":    {"A webhook may have 25 conditions.", "Um webhook pode ter 25 condições."},
+	"problem.bad_json":               {"This is not an event in JSON.", "Isto não é um evento em JSON."},
+	"problem.bad_origin":             {"An origin has 1 to 128 characters of A-Z a-z 0-9 _ . : -.", "Uma origem tem de 1 a 128 caracteres entre A-Z a-z 0-9 _ . : -."},
 	"problem.bad_signature":          {"Signatures are hmac or ed25519.", "As assinaturas são hmac ou ed25519."},
 	"problem.bad_auth_header":        {"This is not a header name.", "Isto não é um nome de cabeçalho."},
 	"problem.reserved_auth_header":   {"This header cannot be used.", "Este cabeçalho não pode ser usado."},

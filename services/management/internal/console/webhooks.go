@@ -1,8 +1,10 @@
 package console
 
 import (
+	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -10,6 +12,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"gancho/pkg/condition"
 	"gancho/pkg/notification"
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/explain"
@@ -269,7 +272,11 @@ type hookForm struct {
 	Problems map[string]fieldProblem
 	General  []fieldProblem // of no field
 	Names    []string       // of events
-	Methods  []string
+	Paths    []string       // suggested for conditions
+	Ops      []condition.Op
+	// Conditions end with empty rows.
+	Conditions []conditionRow
+	Methods    []string
 }
 
 // fieldProblem is what is wrong with a field.
@@ -284,7 +291,7 @@ func formFields() []string {
 }
 
 func (c *Console) newForm() hookForm {
-	return hookForm{Values: map[string]string{"http_method": webhook.Methods()[0], "status": string(webhook.Active), "signature": string(webhook.HMAC)}, Names: c.Webhooks.Names(), Methods: webhook.Methods()}
+	return hookForm{Values: map[string]string{"http_method": webhook.Methods()[0], "status": string(webhook.Active), "signature": string(webhook.HMAC)}, Names: c.Webhooks.Names(), Methods: webhook.Methods(), Ops: condition.Ops(), Paths: c.paths("")}.withConditions(nil)
 }
 
 func (c *Console) newWebhookPage(v *visit) error {
@@ -309,11 +316,15 @@ func (f hookForm) filled(v *visit, e *problem.Error) hookForm {
 	for _, name := range formFields() {
 		f.Values[name] = v.r.PostFormValue(name)
 	}
+	f = f.withConditions(conditionRows(v))
 	f.Values["auth_key"] = "" // a secret is not repeated into the page
 	f.Problems = map[string]fieldProblem{}
 	for _, p := range e.Problems {
 		fp := problemText(p)
 		field := strings.TrimPrefix(p.Pointer, "/data/")
+		if at := conditionPointer.FindStringSubmatch(field); at != nil {
+			field = at[1]
+		}
 		if p.Pointer == "" {
 			f.General = append(f.General, fp)
 		} else if _, twice := f.Problems[field]; !twice {
@@ -321,6 +332,14 @@ func (f hookForm) filled(v *visit, e *problem.Error) hookForm {
 		}
 	}
 	return f
+}
+
+// conditionPointer matches a pointer into a condition; the first group is the row's field.
+var conditionPointer = regexp.MustCompile(`^(conditions/\d+/(?:path|op|value))`)
+
+// conditionField is the key of a row's problem.
+func conditionField(row int, member string) string {
+	return fmt.Sprintf("conditions/%d/%s", row, member)
 }
 
 func problemText(p problem.Problem) fieldProblem {
@@ -345,6 +364,9 @@ func (c *Console) postWebhook(v *visit) error {
 	value := v.r.PostFormValue
 	in.Name, in.EventName, in.URL = given(value("name")), given(strings.TrimSpace(value("event_name"))), given(strings.TrimSpace(value("url")))
 	in.Method, in.Signature = given(value("http_method")), given(value("signature"))
+	if rows := conditionRows(v); rows != nil {
+		in.Conditions = conditions(rows)
+	}
 	if h, k := value("auth_header"), value("auth_key"); h != "" || k != "" {
 		in.AuthHeader, in.AuthKey = present(h), present(k)
 		if h == "" {
@@ -382,6 +404,8 @@ func (c *Console) editForm(v *visit) (hookForm, error) {
 		return hookForm{}, err
 	}
 	f := c.newForm()
+	f = f.withConditions(written(w.Conditions))
+	f.Paths = c.paths(webhook.Pattern(w.EventName))
 	f.ID, f.Revision, f.Shown, f.HasKey = w.ID, strconv.FormatUint(w.Revision, 10), w.Name, w.AuthHeader != nil
 	status := string(webhook.Active)
 	if w.Status == webhooks.StatusDisabled {
@@ -418,6 +442,9 @@ func (c *Console) postWebhookChange(v *visit) error {
 		in.AuthHeader = present(h)
 	default:
 		in.AuthHeader, in.AuthKey = present(h), present(k)
+	}
+	if v.r.PostForm.Has("condition_path") {
+		in.Conditions = conditions(conditionRows(v))
 	}
 	var match webhooks.Match
 	if revision, err := strconv.ParseUint(value("revision"), 10, 64); err == nil {

@@ -113,9 +113,9 @@ func check(conditions []condition.Condition, set condition.Set, against *conditi
 
 func (s *Service) find(ctx context.Context, account, id string) (*event.Event, error) {
 	var found *event.Event
-	err := s.newest(ctx, account, func(string) bool { return true }, searched, func(r Recent) {
-		if r.Is(id) {
-			found = &r.Event
+	err := s.newest(ctx, account, func(string) bool { return true }, searched, func(e stored) {
+		if e.Is(id) {
+			found = &e.Event
 		}
 	})
 	if err != nil {
@@ -128,27 +128,47 @@ func (s *Service) find(ctx context.Context, account, id string) (*event.Event, e
 	return found, nil
 }
 
-// Recent is an event with the time when it was stored.
-type Recent struct {
+// Trial is how a past event fared.
+type Trial struct {
+	Result
+
+	ID, Name string // of the event
+	StoredAt time.Time
+}
+
+// Recent holds the conditions of the account's webhook against its newest events of a name that matches, newest first
+// and at most n.
+func (s *Service) Recent(ctx context.Context, account, webhookID string, n int) ([]Trial, error) {
+	w, err := s.webhooks.Get(ctx, account, webhookID)
+	if err != nil {
+		return nil, err
+	}
+	set, wrong := condition.Compile(w.Conditions)
+	if wrong != nil {
+		return nil, fmt.Errorf("conditions of webhook %s: %s", w.ID, wrong[0].Detail)
+	}
+	var recent []stored
+	err = s.newest(ctx, account, w.EventName.Matches, n, func(e stored) {
+		if recent = append(recent, e); len(recent) > n {
+			recent = slices.Delete(recent, 0, 1)
+		}
+	})
+	var trials []Trial
+	for _, e := range slices.Backward(recent) {
+		trials = append(trials, Trial{check(w.Conditions, set, webhook.ConditionEvent(&e.Event)), e.ID, e.Name, e.StoredAt})
+	}
+	return trials, err
+}
+
+// stored is an event with the time when it was stored.
+type stored struct {
 	event.Event
 
 	StoredAt time.Time
 }
 
-// Recent returns the account's newest events whose names are wanted, newest first and at most n.
-func (s *Service) Recent(ctx context.Context, account string, wanted func(eventName string) bool, n int) ([]Recent, error) {
-	var recent []Recent
-	err := s.newest(ctx, account, wanted, n, func(r Recent) {
-		if recent = append(recent, r); len(recent) > n {
-			recent = slices.Delete(recent, 0, 1)
-		}
-	})
-	slices.Reverse(recent)
-	return recent, err
-}
-
 // newest hands the account's newest n events, or some more, to handle, oldest first.
-func (s *Service) newest(ctx context.Context, account string, wanted func(eventName string) bool, n int, handle func(Recent)) error {
+func (s *Service) newest(ctx context.Context, account string, wanted func(eventName string) bool, n int, handle func(stored)) error {
 	subjects, err := eventstream.Subjects(ctx, s.bus, account, wanted)
 	if err != nil {
 		return problem.Broker(err)
@@ -156,7 +176,7 @@ func (s *Service) newest(ctx context.Context, account string, wanted func(eventN
 	err = eventstream.Newest(ctx, s.bus, subjects, uint64(n), func(e *eventstream.Event) error { //nolint:gosec // a count
 		e.MaxBytes = s.maxBytes
 		if ev, rejected := event.Parse(e.Message); rejected == nil {
-			handle(Recent{ev, e.StoredAt})
+			handle(stored{ev, e.StoredAt})
 		}
 		return nil
 	})

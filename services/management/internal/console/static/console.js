@@ -130,6 +130,24 @@ for (const button of document.querySelectorAll("[data-copy]")) {
   });
 }
 
+// Rows of a form: one more like the last, which was empty.
+for (const rows of document.querySelectorAll("[data-rows]")) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "button";
+  button.textContent = rows.dataset.rows;
+  button.addEventListener("click", () => {
+    const all = rows.querySelectorAll(".condition-row"), last = all[all.length - 1].cloneNode(true);
+    last.setAttribute("aria-label", last.getAttribute("aria-label").replace(/\d+/, all.length + 1));
+    for (const field of last.querySelectorAll("input")) field.value = "";
+    for (const problem of last.querySelectorAll(".problem")) problem.remove();
+    button.before(last);
+    last.querySelector("input").focus();
+    button.hidden = all.length + 1 >= Number(rows.dataset.most);
+  });
+  rows.append(button);
+}
+
 // Times of a form are in the viewer's zone and sent in UTC.
 for (const form of document.querySelectorAll("form[data-zone]")) {
   const zone = $("zone");
