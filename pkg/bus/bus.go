@@ -1,12 +1,14 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/url"
 	"os"
 	"slices"
@@ -35,14 +37,23 @@ type Config struct {
 	SyncInterval string `env:"NATS_SYNC_INTERVAL" envDefault:"2m"`
 }
 
+// servers returns the address of each server.
+func (c Config) servers() []string {
+	all := strings.Split(c.URL, ",")
+	for i, s := range all {
+		all[i] = strings.TrimSpace(s)
+	}
+	return all
+}
+
 // urls is the form of each address in NATS_URL.
 var urls = address.Form{Schemes: []string{"nats", "tls"}}
 
 // Validate reports an address that cannot be one.
 func (c Config) Validate() error {
 	var errs []error
-	for i, s := range strings.Split(c.URL, ",") {
-		if _, err := urls.Parse(strings.TrimSpace(s)); err != nil {
+	for i, s := range c.servers() {
+		if _, err := urls.Parse(s); err != nil {
 			errs = append(errs, fmt.Errorf("NATS_URL: address %d cannot be used: %w; give nats://[user:password@]host[:port] or tls://..., several separated by commas", i+1, err))
 		}
 	}
@@ -101,6 +112,8 @@ func (c Config) roots() (*x509.CertPool, error) {
 type Bus struct {
 	nc      *nats.Conn
 	js      jetstream.JetStream
+	link    link
+	login   []nats.Option // how every connection identifies itself
 	log     *zap.Logger
 	metrics metrics
 
@@ -118,6 +131,7 @@ type Bus struct {
 	keepers   sync.WaitGroup
 	closing   context.Context //nolint:containedctx // of the keepers, which end with Close
 	end       context.CancelFunc
+	hangUp    context.CancelFunc // ends what is being dialled, and the connection
 }
 
 type metrics struct {
@@ -134,6 +148,10 @@ type metrics struct {
 // in the broker's list of connections and makes the inbox prefix _INBOX_<name>. A wrong configuration is an
 // error.
 func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer) (*Bus, error) {
+	return connect(cfg, name, log, reg, new(net.Dialer).DialContext)
+}
+
+func connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer, dial dialFunc) (*Bus, error) {
 	b := &Bus{log: log.Named("bus"), told: map[string]time.Time{}, streams: map[string]jetstream.Stream{}, problems: map[string]string{}, degraded: map[string]string{}, lookEvery: lookEvery, writers: map[string]*writer{}, synced: cfg.SyncInterval == "always", metrics: metrics{
 		publish: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "gancho_jetstream_publish_seconds", Help: "Time from publishing a message to the broker's acknowledgement.",
@@ -167,8 +185,13 @@ func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 	}
 	reg.MustRegister(b.metrics.publish, b.metrics.retried, b.metrics.batched, b.metrics.reconnects, b.metrics.recreated, b.metrics.restored, b.metrics.newer)
 	b.closing, b.end = context.WithCancel(context.Background())
+	b.link.refused = map[string]time.Time{}
+	dialing, hangUp := context.WithCancel(context.Background())
+	b.hangUp = hangUp
 	opts := []nats.Option{
 		nats.Name("gancho " + name),
+		nats.SkipHostLookup(), // the dialer looks up
+		nats.SetCustomDialer(&dialer{ctx: dialing, dial: dial, pending: map[string]chan dialed{}}),
 		nats.CustomInboxPrefix("_INBOX_" + name),
 		nats.MaxReconnects(-1),
 		nats.RetryOnFailedConnect(true),
@@ -178,36 +201,34 @@ func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 		nats.PingInterval(5 * time.Second),
 		nats.MaxPingsOutstanding(2),
 		nats.ReconnectBufSize(-1), // publishing fails at once while the broker is away; we repeat it ourselves
+		nats.ConnectHandler(b.connected),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			if err != nil {
+			b.link.set(false, "")
+			if err != nil && b.ShouldLog("broker lost") {
 				b.log.Warn("broker lost; reconnecting", zap.Error(err))
 			}
 		}),
-		nats.ReconnectHandler(func(*nats.Conn) {
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			b.connected(nc)
 			b.metrics.reconnects.Inc()
-			b.log.Info("broker is back")
-		}),
-		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
-			fields := []zap.Field{zap.Error(err)}
-			if sub != nil {
-				fields = append(fields, zap.String("subject", sub.Subject))
-			}
-			if b.ShouldLog("report: " + err.Error()) {
-				b.log.Warn("broker reports an error", fields...)
+			if b.ShouldLog("broker is back") {
+				b.log.Info("broker is back")
 			}
 		}),
+		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) { b.reported(sub, err) }),
 	}
 	if cfg.CredsFile != "" {
-		opts = append(opts, nats.UserCredentials(cfg.CredsFile))
+		b.login = append(b.login, nats.UserCredentials(cfg.CredsFile))
 	}
 	roots, err := cfg.roots()
 	if err != nil {
 		return nil, err
 	}
 	if roots != nil {
-		opts = append(opts, nats.Secure(&tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}))
+		b.login = append(b.login, nats.Secure(&tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}))
 	}
-	if b.nc, err = nats.Connect(cfg.URL, opts...); err != nil {
+	if b.nc, err = nats.Connect(cfg.URL, append(opts, b.login...)...); err != nil {
+		hangUp()
 		if _, ok := errors.AsType[*url.Error](err); ok { // it would quote the address
 			err = errors.New("an address cannot be parsed")
 		}
@@ -217,24 +238,32 @@ func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 	if err != nil {
 		return nil, fmt.Errorf("jetstream: %w", err)
 	}
+	if b.nc.IsConnected() { // so that the first request need not wait for the handler
+		b.connected(b.nc)
+	}
+	b.keepers.Go(func() { b.watchLink(cfg.servers()) })
 	return b, nil
 }
 
 // Logger returns the logger of the bus, for the packages that read and write its streams.
 func (b *Bus) Logger() *zap.Logger { return b.log }
 
-// Close ends the connection. What was acknowledged is flushed first.
+// Close ends the connection. What was acknowledged is flushed first. It does not wait for a broker that is away.
 func (b *Bus) Close() {
+	if !b.link.isUp() {
+		b.hangUp() // the client library holds its lock while it dials
+	}
 	b.end()
 	b.keepers.Wait()
 	_ = b.nc.FlushTimeout(2 * time.Second)
 	b.nc.Close()
+	b.hangUp()
 }
 
 // State says what keeps the bus from working, "" if nothing does.
 func (b *Bus) State() string {
-	if !b.nc.IsConnected() {
-		return "not connected to the broker"
+	if why := b.link.unfit(); why != "" {
+		return why
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -243,9 +272,30 @@ func (b *Bus) State() string {
 
 // Degraded says what is wrong and can be done without, "" if nothing is.
 func (b *Bus) Degraded() string {
+	var all []string
+	if rights := b.link.denied(); len(rights) > 0 {
+		all = append(all, "the user of NATS_URL may not "+strings.Join(rights, ", ")+": give it the rights of deploy/nats/accounts.conf")
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return strings.Join(slices.Sorted(maps.Values(b.degraded)), "; ")
+	return strings.Join(append(all, slices.Sorted(maps.Values(b.degraded))...), "; ")
+}
+
+// reported notes and logs an error that the broker sent.
+func (b *Bus) reported(sub *nats.Subscription, err error) {
+	about := "report: " + err.Error()
+	if denied := right(err); denied != "" {
+		b.link.refuse(denied)
+		about = "report: may not " + denied
+	}
+	if !b.ShouldLog(about) {
+		return
+	}
+	fields := []zap.Field{zap.Error(err)}
+	if sub != nil {
+		fields = append(fields, zap.String("subject", sub.Subject))
+	}
+	b.log.Warn("broker reports an error", fields...)
 }
 
 // setProblem says what is wrong with something, "" that nothing is. It is logged when it changes.
@@ -286,7 +336,7 @@ func (b *Bus) ShouldLog(what string) bool {
 // trouble logs an error that lasts and is met again and again, once in tellEvery. A broker that is away is told
 // by the connection.
 func (b *Bus) trouble(what string, err error) {
-	if b.nc.IsConnected() && b.ShouldLog(what) {
+	if b.link.isUp() && b.ShouldLog(what) {
 		b.log.Warn("trouble with the broker; trying again", zap.String("with", what), zap.Error(err))
 	}
 }
@@ -336,25 +386,56 @@ func (b *Bus) Own(ctx context.Context, o topology.Owner, l topology.Limits) erro
 type kept struct {
 	kind, name string
 	want       jetstream.StreamConfig
+	created    bool                  // by this process, at its start
 	last       *jetstream.StreamInfo // what the owner saw last
 	left       map[string]bool       // settings that differed when the owner began: they are left alone
 }
 
-// ensure creates a stream or bucket if it is missing, and has the first look at it.
+// ensure creates a stream or bucket if it is missing, and has the first look at it. It waits while the broker does not
+// do what is asked of it.
 func (b *Bus) ensure(ctx context.Context, k *kept) error {
 	return b.Insist(ctx, k.kind+" "+k.name, func(ctx context.Context) error {
 		s, err := b.js.Stream(ctx, k.want.Name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			s, err = b.js.CreateStream(ctx, k.want)
+			k.created = err == nil
 			if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another replica of this service was faster
 				s, err = b.js.Stream(ctx, k.want.Name)
 			}
 		}
-		if err == nil {
-			k.begin(s.CachedInfo())
+		if err != nil {
+			return err
 		}
-		return err
+		info := s.CachedInfo()
+		if !k.created && len(lacking(k.kind, info.Config, k.want)) > 0 { // an older broker made it, or an older version of us
+			cfg := info.Config
+			for _, c := range lacking(k.kind, cfg, k.want) {
+				set(&cfg, k.want, c.Field)
+			}
+			if s, err = b.js.UpdateStream(ctx, cfg); err != nil {
+				return err
+			}
+			info = s.CachedInfo()
+		}
+		k.begin(info)
+		if k.created { // all of it was asked for just now
+			return b.answer(compare(k.kind, info.Config, k.want))
+		}
+		return b.answer(lacking(k.kind, info.Config, k.want))
 	})
+}
+
+// answer returns an error that names the settings which the broker did not take over from a request, nil when there
+// are none.
+func (b *Bus) answer(differ []Change) error {
+	if len(differ) == 0 {
+		return nil
+	}
+	all := make([]string, 0, len(differ))
+	for _, c := range differ {
+		all = append(all, fmt.Sprintf("%s is %s, asked for was %s", c.Field, cmp.Or(c.Have, "none"), c.Want))
+	}
+	return fmt.Errorf("nats-server %s does not do what is asked of it: %s; %s or newer is needed", b.link.serverVersion(), strings.Join(all, ", "), oldest)
 }
 
 // lookEvery is how often an owner looks at its streams and buckets, and whoever pulls a consumer at that.
@@ -382,6 +463,9 @@ func (b *Bus) keep(all []*kept) {
 
 // keepOne creates the stream or bucket anew when it is not there, and sets it back when it was edited.
 func (b *Bus) keepOne(k *kept) {
+	if b.link.unfit() != "" {
+		return
+	}
 	ctx, cancel := context.WithTimeout(b.closing, lookEvery)
 	defer cancel()
 	what := k.kind + " " + k.name
@@ -395,7 +479,12 @@ func (b *Bus) keepOne(k *kept) {
 		b.metrics.recreated.WithLabelValues(k.kind).Inc()
 		b.log.Error("a "+k.kind+" was deleted by somebody; it is created anew, empty", zap.String(k.kind, k.name))
 		b.setProblem(what, "deleted by somebody")
-		if _, err = b.js.CreateStream(ctx, k.anew()); err == nil || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+		again := k.anew()
+		s, err = b.js.CreateStream(ctx, again)
+		if err == nil {
+			err = b.answer(compare(k.kind, s.CachedInfo().Config, again))
+		}
+		if err == nil || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 			b.setProblem(what, "")
 		}
 	}
@@ -441,8 +530,8 @@ func (b *Bus) Insist(ctx context.Context, what string, f func(context.Context) e
 	pause := newBackoff(100*time.Millisecond, 2*time.Second)
 	for {
 		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
-		err := errors.New("not connected to the broker")
-		if b.nc.IsConnected() {
+		err := b.fit()
+		if err == nil {
 			err = f(attempt)
 		}
 		cancel()
@@ -454,7 +543,9 @@ func (b *Bus) Insist(ctx context.Context, what string, f func(context.Context) e
 			b.setProblem(what, "")
 			return ctx.Err()
 		}
-		b.setProblem(what, err.Error())
+		if _, unfit := errors.AsType[*unfitError](err); !unfit { // State says it once
+			b.setProblem(what, err.Error())
+		}
 		if err := pause.wait(ctx); err != nil {
 			b.setProblem(what, "")
 			return err

@@ -88,7 +88,7 @@ func (c *Consumer) create(ctx context.Context) error {
 	case c.floor > 0:
 		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, c.floor+1
 	}
-	made, err := stamped(ctx, s, cfg)
+	made, err := c.b.stamped(ctx, s, cfg)
 	if err != nil {
 		return err
 	}

@@ -41,12 +41,20 @@ func settings(c jetstream.ConsumerConfig) []string {
 }
 
 // stamped creates or updates the consumer and has it say how it is set. What the broker sets where we set
-// nothing, as its own limits have it, counts as set by us.
-func stamped(ctx context.Context, s jetstream.Stream, cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+// nothing, as its own limits have it, counts as set by us. What it sets otherwise than we do is an error.
+func (b *Bus) stamped(ctx context.Context, s jetstream.Stream, cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+	asked := cfg
 	for stamp := stampOf(cfg); ; {
 		cfg.Metadata = map[string]string{settingsKey: stamp}
 		c, err := s.CreateOrUpdateConsumer(ctx, cfg)
 		if err != nil {
+			return nil, err
+		}
+		differ := ignored(asked, c.CachedInfo().Config)
+		if c.CachedInfo().Config.Metadata[settingsKey] != stamp {
+			differ = append(differ, Change{Field: "metadata", Want: settingsKey})
+		}
+		if err := b.answer(differ); err != nil {
 			return nil, err
 		}
 		actual := stampOf(c.CachedInfo().Config)
@@ -55,6 +63,19 @@ func stamped(ctx context.Context, s jetstream.Stream, cfg jetstream.ConsumerConf
 		}
 		stamp = actual
 	}
+}
+
+// ignored returns what the broker did not take over of a consumer's settings.
+func ignored(asked, have jetstream.ConsumerConfig) (differ []Change) {
+	is, unset := settings(have), settings(jetstream.ConsumerConfig{})
+	for i, s := range settings(asked) {
+		if s != is[i] && s != unset[i] {
+			field, want, _ := strings.Cut(s, "=")
+			_, got, _ := strings.Cut(is[i], "=")
+			differ = append(differ, Change{Field: field, Have: got, Want: want})
+		}
+	}
+	return differ
 }
 
 func stampOf(c jetstream.ConsumerConfig) string { return strings.Join(settings(c), " ") }
@@ -90,7 +111,7 @@ func (c *Consumer) setBack(ctx context.Context, have jetstream.ConsumerConfig) {
 func (k *kept) begin(info *jetstream.StreamInfo) {
 	k.last, k.left = info, map[string]bool{}
 	for _, c := range ours(k.kind, info.Config, k.want) {
-		k.left[c.Field] = true
+		k.left[c.Field] = !able(c.Field)
 	}
 }
 
@@ -145,7 +166,11 @@ func (b *Bus) setBackStream(ctx context.Context, k *kept) {
 			}
 		}
 		if forGood == "" || len(edits) > 1 {
-			if _, err := b.js.UpdateStream(ctx, cfg); err != nil {
+			s, err := b.js.UpdateStream(ctx, cfg)
+			if err != nil {
+				return err
+			}
+			if err := b.answer(lacking(k.kind, s.CachedInfo().Config, k.want)); err != nil {
 				return err
 			}
 		}

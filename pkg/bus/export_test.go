@@ -47,3 +47,13 @@ func (b *Bus) CommitUnanswered(stream string, messages []*nats.Msg) ([]*Started,
 
 // LookEvery has streams, buckets and consumers that are opened from now on looked at that often.
 func (b *Bus) LookEvery(d time.Duration) { b.lookEvery = d }
+
+// ConnectDialing is Connect with another way to dial.
+var ConnectDialing = connect
+
+// IgnoreVersion has the bus work with a broker of any version.
+func (b *Bus) IgnoreVersion() {
+	b.link.mu.Lock()
+	defer b.link.mu.Unlock()
+	b.link.lenient = true
+}

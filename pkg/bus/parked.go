@@ -75,6 +75,9 @@ func (b *Bus) Drain(ctx context.Context, account, lane, webhook string, atMost i
 	if errors.As(err, &api) && (api.ErrorCode == 10100 || api.ErrorCode == 10099) { // filters overlap on a work queue
 		return nil, ErrBusy
 	}
+	if err == nil {
+		err = b.answer(ignored(cfg, c.CachedInfo().Config))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open the drain of a lane: %w", err)
 	}

@@ -113,7 +113,7 @@ func (p *Started) Receipt(ctx context.Context) (*jetstream.PubAck, error) {
 // silent says that a stream does not take messages: the service is not ready until one is taken. A broker
 // that is away is told by the connection.
 func (b *Bus) silent(stream string, err error) {
-	if !b.nc.IsConnected() || errors.Is(err, nats.ErrDisconnected) || errors.Is(err, nats.ErrReconnectBufExceeded) {
+	if !b.link.isUp() || errors.Is(err, nats.ErrDisconnected) || errors.Is(err, nats.ErrReconnectBufExceeded) {
 		return
 	}
 	what := "publish to " + stream

@@ -103,11 +103,17 @@ func (r *Reader) open(ctx context.Context) (err error) {
 	if err := r.b.js.DeleteConsumer(ctx, r.stream, r.name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return fmt.Errorf("read %s: %w", r.stream, err)
 	}
-	r.c, err = r.b.js.CreateConsumer(ctx, r.stream, jetstream.ConsumerConfig{
+	cfg := jetstream.ConsumerConfig{
 		Name: r.name, AckPolicy: jetstream.AckNonePolicy, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: r.at.Sequence + 1,
 		HeadersOnly: true, MemoryStorage: true, Replicas: 1, InactiveThreshold: 5 * time.Minute,
-	})
+	}
+	c, err := r.b.js.CreateConsumer(ctx, r.stream, cfg)
+	if err == nil {
+		err = r.b.answer(ignored(cfg, c.CachedInfo().Config))
+		r.c = c
+	}
 	if err != nil {
+		r.c = nil
 		return fmt.Errorf("read %s: %w", r.stream, err)
 	}
 	return nil

@@ -131,7 +131,14 @@ func (b *Bus) each(ctx context.Context, l topology.Limits, do func(ctx context.C
 }
 
 func (b *Bus) create(ctx context.Context, kind, name string, want jetstream.StreamConfig) (done []string, err error) {
-	if _, err := b.js.CreateStream(ctx, want); err != nil {
+	if err := b.fit(); err != nil {
+		return nil, err
+	}
+	s, err := b.js.CreateStream(ctx, want)
+	if err == nil {
+		err = b.answer(compare(kind, s.CachedInfo().Config, want))
+	}
+	if err != nil {
 		return nil, fmt.Errorf("create %s %s: %w", kind, name, err)
 	}
 	return []string{"created " + kind + " " + name}, nil
@@ -154,7 +161,10 @@ func (b *Bus) apply(ctx context.Context, kind, name string, want jetstream.Strea
 	for _, c := range changes {
 		set(&cfg, want, c.Field)
 	}
-	if _, err := b.js.UpdateStream(ctx, cfg); err != nil {
+	if s, err = b.js.UpdateStream(ctx, cfg); err == nil {
+		err = b.answer(slices.DeleteFunc(compare(kind, s.CachedInfo().Config, want), func(c Change) bool { return !c.Loosens }))
+	}
+	if err != nil {
 		return nil, fmt.Errorf("loosen %s %s: %w", kind, name, err)
 	}
 	for _, c := range changes {
@@ -231,6 +241,17 @@ func compare(kind string, have, want jetstream.StreamConfig) []Change {
 		}
 	}
 	return all
+}
+
+// lacking returns the abilities that a stream or bucket needs and does not have. Without them messages are lost,
+// whoever chose so.
+func lacking(kind string, have, want jetstream.StreamConfig) []Change {
+	return slices.DeleteFunc(compare(kind, have, want), func(c Change) bool { return !c.Loosens || !able(c.Field) })
+}
+
+// able reports whether a setting is an ability that versions of the broker have or not.
+func able(field string) bool {
+	return field == "allow_atomic" || field == "allow_msg_schedules" || field == "allow_rollup_hdrs"
 }
 
 // without returns what is in all and not in some.

@@ -1,23 +1,16 @@
 package suspension
 
 import (
-	"context"
-	"crypto/tls"
-	"crypto/x509"
-	"errors"
-	"net"
+	"cmp"
 	"strings"
-	"syscall"
 
 	"github.com/redis/go-redis/v9"
+
+	"gancho/pkg/address"
 )
 
 // Cause says in a few words why Redis cannot be used. It holds no part of a password.
 func Cause(err error) string {
-	var name *net.DNSError
-	var certificate *tls.CertificateVerificationError
-	var record tls.RecordHeaderError
-	var timeout net.Error
 	switch {
 	case redis.HasErrorPrefix(err, "WRONGPASS"), redis.HasErrorPrefix(err, "NOAUTH"):
 		return "login refused: check the user and the password of REDIS_URL"
@@ -34,20 +27,8 @@ func Cause(err error) string {
 		return "it cannot write to its disk"
 	case redis.HasErrorPrefix(err, "CROSSSLOT"), redis.HasErrorPrefix(err, "MOVED"), redis.HasErrorPrefix(err, "CLUSTERDOWN"):
 		return "it is a Redis Cluster, or part of one: use a single Redis, or one that Sentinels watch"
-	case errors.As(err, &name) && name.IsTimeout:
-		return "the name server does not answer"
-	case errors.As(err, &name):
-		return "unknown name"
-	case errors.As(err, &certificate), errors.As(err, &record), errors.As(err, new(x509.UnknownAuthorityError)):
-		return "TLS: the certificate is not accepted, or the server does not speak TLS"
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return "connection refused: nothing listens there"
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		return "no answer in time"
-	case strings.Contains(errorText(err), "EOF"), errors.Is(err, syscall.ECONNRESET):
-		return "the connection was closed: does one side speak TLS and the other not?"
 	}
-	return "it refuses, or is no Redis"
+	return cmp.Or(address.Cause(err), "it refuses, or is no Redis")
 }
 
 func errorText(err error) string {

@@ -48,8 +48,8 @@ func connected(cfg bus.Config, user string, stderr io.Writer, f func(ctx context
 	}
 	defer b.Close()
 	for deadline := time.Now().Add(patience); b.State() != ""; {
-		if time.Now().After(deadline) || ctx.Err() != nil {
-			fmt.Fprintln(stderr, "gancho: no broker answers at NATS_URL; is it running, and are user and password right?")
+		if b.TooOld() != "" || time.Now().After(deadline) || ctx.Err() != nil {
+			fmt.Fprintln(stderr, "gancho: NATS_URL:", b.State())
 			return service.ExitError
 		}
 		<-time.After(20 * time.Millisecond)

@@ -181,6 +181,15 @@ func TestBackupAndRestore(t *testing.T) {
 	restore(to, t.TempDir()).want(t, 1, `no complete backup`)
 }
 
+// TestDoctorOfAnOldBroker: a broker that drops schedules without a word is refused by every command.
+func TestDoctorOfAnOldBroker(t *testing.T) {
+	t.Parallel()
+	url, version := bustest.StartOld(t)
+	var out, problem strings.Builder
+	code := Doctor([]string{"NATS_URL=" + url}, false, &out, &problem)
+	command{code, out.String(), problem.String()}.want(t, 1, `NATS_URL: nats-server `+version+` is too old: 2\.12\.0 or newer is needed, .*allow_msg_schedules`)
+}
+
 func TestNoBroker(t *testing.T) {
 	t.Parallel()
 	var out, problem strings.Builder
