@@ -18,7 +18,7 @@ const (
 	maxCarried = 16
 	// maxPacked is how many bytes they may take; six with answers of 4 KiB that have nothing in common do not fit.
 	maxPacked = 8 << 10
-	// maxUnpacked bounds what they may become: 16 records with every byte of their answers escaped.
+	// maxUnpacked bounds their size after inflation: 16 records with every byte of their answers escaped.
 	maxUnpacked = 2 << 20
 )
 

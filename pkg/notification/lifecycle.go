@@ -8,7 +8,7 @@ import (
 	"gancho/pkg/event"
 )
 
-// This file holds the rules of a notification's life, without broker, clock or sockets: what follows from a message
+// This file holds the rules of a notification's life, without broker, clock or sockets: the step after a message
 // and the notification's last journal record, and every message that follows from another one.
 
 // Lane is one of the ways on which a notification reaches a dispatcher.
@@ -82,7 +82,7 @@ const (
 )
 
 // Resume decides what to do with a message that a dispatcher may have had before. last is the notification's newest
-// record, nil when the journal has none. Resume finishes what a crash interrupted between any two writes of the
+// record, nil when the journal has none. Resume finishes the work of a crash between any two writes of the
 // dispatcher, and is right again when it is interrupted itself.
 func Resume(n *Notification, r Receipt, last *Record, now time.Time) Decision {
 	d := Decision{Step: StepSend, Position: Position{AttemptsDone: n.AttemptsDone, Last: last}}

@@ -106,7 +106,8 @@
 //     results/s. At 5,000 results/s a monitor and Redis take 3 to 14 % of a core
 //     either way, and the part that all monitors share is a third smaller.
 //   - With three monitors on the same URLs, 1.7 and 4.3 µs, and 13.5 and 17.5
-//     when all fail; conflicts cost Redis a fifth more.
+//     when all fail; 174,000 and 35,000 results/s together. Scripts that decide
+//     in Redis reached 327,000 and 55,000: throughput alone speaks for them.
 //
 // The window is one JSON string rather than a hash of buckets: it is read and
 // written whole, it is smaller, and earlier versions read it.

@@ -520,7 +520,7 @@ func (m *machine) resume(at time.Time, c Command) (Transition, bool) {
 	return step, ended
 }
 
-// restore puts a flag back, unless what is known is as new or newer. The bucket holds it below the machine's base.
+// restore puts a flag back, unless the known one is as new or newer. The bucket holds it below the machine's base.
 func (m *machine) restore(at time.Time, f Flag) bool {
 	if w := m.load(at.UnixMilli()); w != nil && w.Resumed >= toMilli(f.Since) {
 		return false
@@ -546,7 +546,7 @@ const (
 	bucketNewer
 )
 
-// reconcile makes the flag what the newer of the two records says. copied is the bucket's, nil when its entry is a
+// reconcile makes the flag follow the newer of the two records. copied is the bucket's, nil when its entry is a
 // deletion or there is none; the machine's base is that entry's revision plus one.
 func (m *machine) reconcile(at time.Time, copied *Flag) verdict {
 	held := m.suspension()

@@ -23,7 +23,7 @@ const (
 // Rules say when a URL is suspended and for how long.
 //
 // The window slides in steps of a sixteenth of itself, and always on the
-// careful side: whatever counts lies within Window, but failures of its oldest
+// careful side: every failure that counts lies within Window, but failures of its oldest
 // sixteenth may already be forgotten. MinSpan should therefore stay below
 // fifteen sixteenths of Window, or suspensions become rare.
 type Rules struct {
@@ -53,8 +53,8 @@ func DefaultRules() Rules {
 	}
 }
 
-// Validate reports every value that makes no sense, alone or beside another,
-// one per line, in the words of whoever set the variables. Nil means usable.
+// Validate reports every value that makes no sense, alone or with another,
+// one per line, by the names of the variables. Nil means usable.
 func (r Rules) Validate() error {
 	var problems []error
 	wrong := func(name string, got any, want string) {
@@ -130,7 +130,7 @@ func (l limits) jittered(trips, permille int64) int64 {
 }
 
 // permille draws a jitter of -100 to 100 thousandths for a decision about key
-// at now (Unix milliseconds): evenly spread, and the same for whoever asks.
+// at now (Unix milliseconds): evenly spread, and the same in every process.
 func permille(key Key, now int64) int64 {
 	h := fnv.New64a()
 	_, _ = fmt.Fprintf(h, "%s.%d", key, now) // a hash never fails

@@ -14,7 +14,7 @@ import (
 )
 
 // ErrLost says that Redis has forgotten the flags (it was flushed, or started
-// empty): call Restore with the known ones, then repeat what failed.
+// empty): call Restore with the known ones, then repeat the failed call.
 var ErrLost = errors.New("redis holds no suspensions any more: restore them")
 
 // ErrStale says that Redis has lost its last writes, as after a power cut or a
@@ -33,7 +33,7 @@ const (
 	// epochKey is there as long as the flags are. Rebuilt by Restore, and by
 	// nothing else: when it is missing, all else is. Its value is a time, RFC
 	// 3339 in UTC, which Beat moves forward: one that went back shows that Redis
-	// has lost what it was given since.
+	// has lost its later writes.
 	epochKey = "gancho:epoch"
 	// activePrefix + Unix minute: HyperLogLog of the URLs with attempts in that
 	// minute; at most 12 KB each, 17 of them. Expires. Rebuilt from the attempts
@@ -160,8 +160,8 @@ func (s *Store) observe(ctx context.Context, at time.Time, batch []Observation) 
 	if err := s.run(ctx, recovering, nil); err != nil {
 		return nil, fmt.Errorf("observe successes: %w", err)
 	}
-	// Asked last: if Redis forgot the flags at any time up to here, what was
-	// found out about them is worth nothing, and the batch comes again.
+	// Asked last: if Redis forgot the flags at any time up to here, the
+	// findings about them are worth nothing, and the batch comes again.
 	if lost, err := s.Lost(ctx); err != nil {
 		return nil, err
 	} else if lost {
@@ -498,8 +498,8 @@ func (s *Store) Lost(ctx context.Context) (bool, error) {
 }
 
 // Beat leaves a mark in Redis and looks at the one before. ErrLost says that
-// Redis has forgotten everything, ErrStale that it has forgotten what was
-// written since some earlier mark; the next Beat starts from there. Call it
+// Redis has forgotten everything, ErrStale that it has forgotten the
+// writes since some earlier mark; the next Beat starts from there. Call it
 // about once a second.
 func (s *Store) Beat(ctx context.Context) error { return s.beatAt(ctx, time.Now()) }
 

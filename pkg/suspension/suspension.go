@@ -117,8 +117,8 @@ type Flag struct {
 	URLHost string `json:"url_host"`
 	State   State  `json:"state"`
 	// Trip names this stretch of the suspension. A failed probe opens a new
-	// stretch with a new name, so what belongs to an older one can be told
-	// apart. It is made of journal positions, never of chance.
+	// stretch with a new name, so the steps of an older one can be
+	// distinguished. It is made of journal positions, never of chance.
 	Trip string `json:"trip"`
 	// Since is when the suspension began; failed probes do not change it.
 	Since time.Time `json:"since"`

@@ -34,7 +34,7 @@ import (
 )
 
 const (
-	apiBusy     = 100 // webhooks with many notifications; the others share what is left
+	apiBusy     = 100 // webhooks with many notifications; the others share the rest
 	apiRequests = 300 // of each kind
 	apiClients  = 2   // at once
 )

@@ -76,10 +76,10 @@ func (b *bench) isolationRun(kind string, rate int) report {
 	return r
 }
 
-// slow publishes 500 events/s for 10 s to one URL that takes 4.9 s, beside healthy ones.
+// slow publishes 500 events/s for 10 s to one URL that takes 4.9 s, with healthy ones around it.
 func (b *bench) slow(name string) { b.beside(name, "slow", 1, 5000, 500) }
 
-// drip publishes an event a second for 10 s to 500 URLs that drip their answers, beside healthy ones.
+// drip publishes an event a second for 10 s to 500 URLs that drip their answers, with healthy ones around them.
 func (b *bench) drip(name string) { b.beside(name, "drip", 500, 10, 1) }
 
 // beside publishes events at a rate to so many URLs, beside 20 healthy ones at 20/s: by turns they answer at once and

@@ -26,7 +26,7 @@ const (
 type machine struct {
 	mu    sync.Mutex
 	looks []look
-	mixed uint64 // what the work came to, so that the compiler leaves it in
+	mixed uint64 // the result of the work, so that the compiler leaves it in
 }
 
 type look struct {
@@ -58,7 +58,7 @@ func threadTime() time.Duration {
 	return time.Duration(t.Nano())
 }
 
-// reset forgets what was seen.
+// reset forgets all samples.
 func (m *machine) reset() {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -29,7 +29,7 @@ import (
 	"gancho/services/internal/lab"
 )
 
-// fatal ends the benchmark; it is what the lab calls when something does not come up.
+// fatal ends the benchmark; the lab calls it when a program does not come up.
 type fatal struct{ cleanup func() }
 
 func (f *fatal) Helper() {}
@@ -95,7 +95,7 @@ func traces(f *fatal, bin, dir, only string, env []string) {
 	defer sink.Close()
 	for _, s := range []struct{ name, collector string }{{"traces off", ""}, {"traces on", sink.URL}} {
 		b := newBench(f, bin, dir, "default", append(slices.Clone(env), "OTEL_EXPORTER_OTLP_ENDPOINT="+s.collector))
-		b.scenario(s.name, "crm_task_created", 10, 2000, 150) // below what the slower one can do: processor time is compared
+		b.scenario(s.name, "crm_task_created", 10, 2000, 150) // below the limit of the slower one: processor time is compared
 		b.stop()
 	}
 }
@@ -294,7 +294,7 @@ func (b *bench) scenario(name, eventName string, webhooks, events, rate int) {
 	}
 }
 
-// readModelLimit is what the delivery log may cost: processor seconds for 10,000 deliveries. Management does
+// readModelLimit bounds the cost of the delivery log: processor seconds for 10,000 deliveries. Management does
 // nothing else here, and Redis also holds the error windows, which are counted too.
 const readModelLimit = 1.0
 

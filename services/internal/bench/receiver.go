@@ -19,7 +19,7 @@ import (
 	"gancho/services/internal/lab"
 )
 
-// report is what the receiver saw since the last reset.
+// report sums up the requests since the last reset.
 type report struct {
 	Requests int     `json:"requests"`
 	First    int64   `json:"first"` // Unix nanoseconds

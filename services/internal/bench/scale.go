@@ -157,7 +157,7 @@ func (b *bench) parked() {
 	b.reach(b.load.parked, "parked", func() int { return b.waiting("PARKED") })
 	fmt.Printf("%d parked in %.0f s\n", b.load.parked, time.Since(began).Seconds())
 	b.settle()
-	time.Sleep(15 * time.Second) // what follows from the load is over: checkpoints, the books
+	time.Sleep(15 * time.Second) // the aftermath of the load is over: checkpoints, the books
 	b.cpu()
 	before := time.Now()
 	measure(fmt.Sprintf("%d parked", b.load.parked))
@@ -190,7 +190,7 @@ func (b *bench) reach(want int, done string, count func() int) {
 	}
 }
 
-// disk prints what the streams hold for each message, after events of 1 KiB went to one webhook each.
+// disk prints the bytes that the streams hold for each message, after events of 1 KiB went to one webhook each.
 func (b *bench) disk() {
 	fmt.Print("bytes on disk for each message:")
 	for _, name := range []string{topology.Events, topology.Notifications, topology.Attempts, "KV_" + topology.BucketWebhooks} {

@@ -21,7 +21,7 @@ import (
 	monitor "gancho/services/suspension-monitor"
 )
 
-// program is one service and what it reads.
+// program is one service with its settings.
 type program struct {
 	name   string
 	config any
@@ -157,7 +157,7 @@ func (c *comments) of(f service.Field) (string, error) {
 		return "", fmt.Errorf("%s.%s.%s (%s) has no comment", path, f.Struct.Name(), f.Name, f.Var)
 	}
 	text = sentence(f.Name, text)
-	for _, other := range c.siblings(f) { // what the code calls a field is its variable to everybody else
+	for _, other := range c.siblings(f) { // readers know a field by its variable
 		text = other.name.ReplaceAllString(text, other.variable)
 	}
 	return text, nil

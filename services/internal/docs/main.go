@@ -48,7 +48,7 @@ type page struct {
 	text []byte
 }
 
-// render returns all pages. What is not generated of a page is taken from the file.
+// render returns all pages. Parts of a page that are not generated come from its file.
 func render(root string) ([]page, error) {
 	variables, err := configuration(root)
 	if err != nil {
@@ -104,7 +104,7 @@ func receiverSamples(root string) (map[string]string, error) {
 	return out, nil
 }
 
-// between replaces what stands between <!-- name:begin --> and <!-- name:end -->.
+// between replaces the text between <!-- name:begin --> and <!-- name:end -->.
 func between(text []byte, name, with string) ([]byte, error) {
 	begin, end := []byte("<!-- "+name+":begin"), []byte("<!-- "+name+":end -->")
 	before, rest, ok := bytes.Cut(text, begin)

@@ -30,7 +30,7 @@ func names[T ~string](values ...T) []string {
 	return out
 }
 
-// lists are all closed lists. What they hold comes from the code; a test fails when a word is not explained.
+// lists are all closed lists. Their words come from the code; a test fails when a word is not explained.
 func lists() []list {
 	return []list{
 		{

@@ -1,5 +1,5 @@
 // Package lab runs Gancho as real processes on loopback, for end-to-end tests, chaos and benchmarks: a
-// broker, a Redis, the services, and what a test does to them (kill, freeze, stop, start again).
+// broker, a Redis, the services, and the means of a test to disturb them (kill, freeze, stop, start again).
 package lab
 
 import (
@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// T is what the lab needs of a test or a benchmark. Fatalf must not return.
+// T is the part of a test or a benchmark that the lab needs. Fatalf must not return.
 type T interface {
 	Helper()
 	Fatalf(format string, args ...any)
@@ -27,7 +27,7 @@ type T interface {
 // patience is how long the lab waits for something that must come; far more than it takes.
 const patience = 2 * time.Minute
 
-// Programs of the lab, beside nats-server and redis-server.
+// Programs of the lab, in addition to nats-server and redis-server.
 var programs = []string{"publisher", "dispatcher", "suspension-monitor", "management", "gancho"}
 
 // Build compiles the services and nats-server into dir, the services with the race detector if race.
@@ -71,7 +71,7 @@ type Process struct {
 	cpu  time.Duration // of earlier lives
 }
 
-// output keeps what a process printed.
+// output keeps the output of a process.
 type output struct {
 	mu    sync.Mutex
 	lines []string
@@ -210,7 +210,7 @@ func (p *Process) Output() string {
 	return strings.Join(p.out.lines[max(0, len(p.out.lines)-5):], "\n")
 }
 
-// Log returns all that is kept of what the process printed, at least its last 10,000 lines.
+// Log returns the kept output of the process, at least its last 10,000 lines.
 func (p *Process) Log() string {
 	if p.out == nil {
 		return ""
