@@ -28,9 +28,11 @@ type Bucket struct {
 	b      *Bus
 	name   string
 	refill func(context.Context) error
+	whole  bool // Watch begins with the history of each key
 
-	mu sync.Mutex
-	kv jetstream.KeyValue
+	mu       sync.Mutex
+	kv       jetstream.KeyValue
+	metadata map[string]string
 }
 
 // Bucket returns the bucket, waiting until its owner created it.
@@ -62,6 +64,39 @@ func (k *Bucket) what() string { return "bucket " + k.name }
 // Refill makes Watch call f when somebody deleted the bucket while the process ran and it was created anew,
 // empty: f writes back what the process knows, by Create. It is called before Watch begins.
 func (k *Bucket) Refill(f func(context.Context) error) { k.refill = f }
+
+// WithHistory makes Watch begin with every entry that the bucket still has of each key, oldest first, instead of the
+// last one of each. It is called before Watch begins.
+func (k *Bucket) WithHistory() { k.whole = true }
+
+// Metadata returns the metadata of the bucket's stream as they were when the bucket was last looked at: Watch does so
+// every second.
+func (k *Bucket) Metadata() map[string]string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.metadata
+}
+
+// Look reads the metadata.
+func (k *Bucket) Look(ctx context.Context) error {
+	_, err := k.info(ctx)
+	return err
+}
+
+// Reconfigure changes the configuration of the bucket's stream. It is for the bucket's owner.
+func (k *Bucket) Reconfigure(ctx context.Context, change func(*jetstream.StreamConfig)) error {
+	info, err := k.info(ctx)
+	if err != nil {
+		return fmt.Errorf("look at bucket %s: %w", k.name, err)
+	}
+	cfg := info.Config
+	change(&cfg)
+	if _, err := k.b.js.UpdateStream(ctx, cfg); err != nil {
+		return fmt.Errorf("change bucket %s: %w", k.name, err)
+	}
+	_, err = k.info(ctx)
+	return err
+}
 
 // refillWithin is how long keys of a bucket that was created anew are believed although they are not in it:
 // its owner is writing them back.
@@ -98,7 +133,7 @@ type watch struct {
 
 	created time.Time           // of the bucket
 	known   map[string]struct{} // keys that exist
-	missing map[string]struct{} // keys that exist and have not come yet
+	missing map[string]uint64   // keys that exist, and how many of their entries have not come yet
 	stale   map[string]struct{} // keys that went with the bucket
 	until   time.Time           // when what is stale is given up
 
@@ -143,7 +178,11 @@ func (w *watch) run(ctx context.Context) error {
 			w.stale[key] = struct{}{}
 		}
 	}
-	updates, err := w.handle().WatchAll(ctx)
+	var opts []jetstream.WatchOpt
+	if w.whole {
+		opts = append(opts, jetstream.IncludeHistory())
+	}
+	updates, err := w.handle().WatchAll(ctx, opts...)
 	if err != nil {
 		return err
 	}
@@ -194,8 +233,12 @@ func (w *watch) take(e jetstream.KeyValueEntry) {
 		delete(w.known, e.Key())
 		w.apply(Entry{e.Key(), nil, e.Revision()})
 	}
-	if len(w.missing) > 0 {
-		delete(w.missing, e.Key())
+	if left, missing := w.missing[e.Key()]; missing {
+		if left > 1 {
+			w.missing[e.Key()] = left - 1
+		} else {
+			delete(w.missing, e.Key())
+		}
 		w.complete()
 	}
 }
@@ -262,11 +305,14 @@ func (k *Bucket) info(ctx context.Context) (*jetstream.StreamInfo, error) {
 	if err != nil {
 		return nil, err
 	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.metadata = s.CachedInfo().Config.Metadata
 	return s.CachedInfo(), nil
 }
 
-// keys returns every key, deleted ones included.
-func (k *Bucket) keys(ctx context.Context) (map[string]struct{}, error) {
+// keys returns every key, deleted ones included, and how many of its entries Watch begins with.
+func (k *Bucket) keys(ctx context.Context) (map[string]uint64, error) {
 	prefix := "$KV." + k.name + "."
 	s, err := k.b.Stream(ctx, topology.BucketPrefix+k.name)
 	if err != nil {
@@ -278,9 +324,12 @@ func (k *Bucket) keys(ctx context.Context) (map[string]struct{}, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make(map[string]struct{}, len(info.State.Subjects))
-	for subject := range info.State.Subjects {
-		out[strings.TrimPrefix(subject, prefix)] = struct{}{}
+	out := make(map[string]uint64, len(info.State.Subjects))
+	for subject, entries := range info.State.Subjects {
+		if !k.whole {
+			entries = 1
+		}
+		out[strings.TrimPrefix(subject, prefix)] = entries
 	}
 	return out, nil
 }
@@ -310,6 +359,25 @@ func (k *Bucket) Latest(ctx context.Context, key string) (Entry, error) {
 		e.Value = nil
 	}
 	return e, nil
+}
+
+// History returns the entries that the bucket still has of a key, deletions included, oldest first.
+func (k *Bucket) History(ctx context.Context, key string) ([]Entry, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	entries, err := k.handle().History(ctx, key)
+	if err != nil {
+		return nil, k.wrap("read the history", err)
+	}
+	out := make([]Entry, 0, len(entries))
+	for _, e := range entries {
+		one := Entry{e.Key(), nil, e.Revision()}
+		if e.Operation() == jetstream.KeyValuePut {
+			one.Value = e.Value()
+		}
+		out = append(out, one)
+	}
+	return out, nil
 }
 
 // Keys returns the keys that exist.

@@ -143,7 +143,9 @@ func ours(kind string, have, want jetstream.StreamConfig) []Change {
 			return !have.AllowDirect || have.Replicas <= 1
 		case "subjects": // others may be a newer version's
 			return len(without(want.Subjects, have.Subjects)) == 0
-		case "max_consumers", "allow_atomic", "allow_msg_schedules", "allow_rollup_hdrs": // more does no harm
+		case "allow_rollup_hdrs": // lets one write take a key's history away, which some buckets need
+			return !c.Loosens && (kind == KindStream || want.AllowRollup)
+		case "max_consumers", "allow_atomic", "allow_msg_schedules": // more does no harm
 			return !c.Loosens
 		case "replicas", "max_msg_size", "duplicate_window", "storage": // the last cannot be edited
 			return true

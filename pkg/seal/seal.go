@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -237,6 +238,45 @@ func (r *Keyring) Derive(purpose string) []byte {
 	return mac.Sum(nil)
 }
 
+// MAC authenticates data under the current key, in the sealed form's spelling: v1.<key id>.<base64url>. The key of
+// each purpose is derived from the one in the file by HKDF, so that neither says anything about the other.
+func (r *Keyring) MAC(purpose string, data []byte) string {
+	k := &r.keys[0]
+	return version + "." + k.id + "." + base64.RawURLEncoding.EncodeToString(k.mac(purpose, data))
+}
+
+// Verify compares mac with that of data, in constant time. ErrUnknownKey: the key is not in the ring.
+func (r *Keyring) Verify(purpose string, data []byte, mac string) error {
+	id, encoded, err := split(mac)
+	if err != nil {
+		return err
+	}
+	for i := range r.keys {
+		if r.keys[i].id != id {
+			continue
+		}
+		want := base64.RawURLEncoding.EncodeToString(r.keys[i].mac(purpose, data))
+		if !hmac.Equal([]byte(want), []byte(encoded)) {
+			return fmt.Errorf("its MAC under key %q is not right", id)
+		}
+		return nil
+	}
+	return fmt.Errorf("%w: %q", ErrUnknownKey, id)
+}
+
+// ErrUnknownKey says that a key is not in ENCRYPTION_KEY_FILE.
+var ErrUnknownKey = errors.New("its key is not in ENCRYPTION_KEY_FILE; add the line again")
+
+func (k *key) mac(purpose string, data []byte) []byte {
+	secret, err := hkdf.Key(sha256.New, k.raw[:], nil, "gancho mac v1: "+purpose, keyBytes)
+	if err != nil {
+		panic(err) // HKDF gives up to 255 hashes
+	}
+	m := hmac.New(sha256.New, secret)
+	m.Write(data)
+	return m.Sum(nil)
+}
+
 // Seal encrypts plaintext under the current key and binds it to context: Open needs the same context.
 // Sealing the same value twice gives different texts.
 func (r *Keyring) Seal(plaintext, context []byte) string {
@@ -250,7 +290,7 @@ func (r *Keyring) Seal(plaintext, context []byte) string {
 func (r *Keyring) Open(sealed string, context []byte) ([]byte, error) {
 	id, encoded, err := split(sealed)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("open sealed value: %w", err)
 	}
 	// Strict: a text with other trailing bits is not another spelling of the same value.
 	box, err := base64.RawURLEncoding.Strict().DecodeString(encoded)
@@ -283,7 +323,7 @@ func split(sealed string) (id, encoded string, err error) {
 			return id, encoded, nil
 		}
 	}
-	return "", "", errors.New("open sealed value: not of the form v1.<key id>.<base64>")
+	return "", "", errors.New("not of the form v1.<key id>.<base64>")
 }
 
 // additional is what is authenticated beside the value. No part before the context holds a dot, so no two

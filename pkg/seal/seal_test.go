@@ -3,6 +3,7 @@ package seal
 import (
 	"bytes"
 	"encoding/base64"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -292,6 +293,36 @@ func TestAddAndRemove(t *testing.T) {
 	}
 	if _, err := Add(path + "-none"); err == nil {
 		t.Error("Add made a file")
+	}
+}
+
+func TestMAC(t *testing.T) {
+	t.Parallel()
+	one, two := "old:"+b64(32, 1)+"\n", "new:"+b64(32, 2)+"\n"
+	old, both := load(t, one), load(t, two+one)
+	data := []byte(`{"id":"1"`)
+	mac := old.MAC("records", data)
+	if id, err := KeyID(mac); err != nil || id != "old" {
+		t.Fatalf("the MAC is %q (key %q, %v)", mac, id, err)
+	}
+	if err := both.Verify("records", data, mac); err != nil {
+		t.Errorf("under the second key: %v", err)
+	}
+	for name, err := range map[string]error{
+		"other data":     old.Verify("records", []byte(`{"id":"2"`), mac),
+		"other purpose":  old.Verify("sessions", data, mac),
+		"other key":      both.Verify("records", data, strings.Replace(mac, "old", "new", 1)),
+		"cut":            old.Verify("records", data, mac[:len(mac)-1]),
+		"longer":         old.Verify("records", data, mac+"A"),
+		"empty":          old.Verify("records", data, ""),
+		"a sealed value": old.Verify("records", data, old.Seal(data, nil)),
+	} {
+		if err == nil || errors.Is(err, ErrUnknownKey) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := old.Verify("records", data, both.MAC("records", data)); !errors.Is(err, ErrUnknownKey) {
+		t.Errorf("unknown key: %v", err)
 	}
 }
 

@@ -34,6 +34,17 @@ const (
 	BucketEndedSessions = "ENDED_SESSIONS"
 )
 
+// WebhooksHistory is how many entries the bucket WEBHOOKS keeps of each key: a process that starts finds the last good
+// record among those that somebody else wrote.
+const WebhooksHistory = 64
+
+// RecordsKey is where the metadata of the bucket WEBHOOKS say, with RecordsAuthenticated, that all its records are
+// authenticated.
+const (
+	RecordsKey           = "gancho.records"
+	RecordsAuthenticated = "authenticated"
+)
+
 // EndedSessionsMaxAge is how long the end of a session is kept: longer than any session lasts.
 const EndedSessionsMaxAge = 25 * time.Hour
 

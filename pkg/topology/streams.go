@@ -109,12 +109,15 @@ func (o Owner) Buckets(l Limits) []jetstream.StreamConfig {
 	case Management:
 		ended := kv(BucketEndedSessions, "sessions of the console that were ended before their time")
 		ended.MaxAge, ended.AllowRollup = EndedSessionsMaxAge, false
+		webhooks := kv(BucketWebhooks, "registered webhooks")
+		webhooks.AllowRollup, webhooks.MaxMsgsPerSubject = false, WebhooksHistory
+		webhooks.Metadata = map[string]string{RecordsKey: RecordsAuthenticated}
 		answers := kv(BucketIdempotency, "answers to requests with an Idempotency-Key, sealed")
 		answers.MaxAge = 24 * time.Hour
 		return []jetstream.StreamConfig{
 			answers,
 			ended,
-			kv(BucketWebhooks, "registered webhooks"),
+			webhooks,
 			kv(BucketClaims, "which webhook has an account's event name and URL"),
 			kv(BucketReplays, "replay jobs"),
 			kv(BucketAccounts, "what operators set for accounts"),

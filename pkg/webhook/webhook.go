@@ -58,6 +58,8 @@ type Webhook struct {
 	UpdatedAt  time.Time `json:"updated_at"`
 	// Conditions must all hold for an event to be matched.
 	Conditions []condition.Condition `json:"conditions,omitempty"`
+	// Version counts the changes, from 1 for the registration. 0: stored before records were authenticated.
+	Version uint64 `json:"version,omitempty"`
 
 	// Revision is that of the registry's entry it was read from.
 	Revision uint64 `json:"-"`
@@ -129,9 +131,35 @@ func (w *Webhook) Signs() Signature { return cmp.Or(w.Signature, HMAC) }
 // Key is the webhook's key in the registry: <account_id>.<webhook_id>.
 func (w *Webhook) Key() string { return w.Account + "." + w.ID }
 
-// SealContext binds a sealed value to its webhook and field, so that a value copied elsewhere does not open.
+// SealContext binds a sealed value to its webhook, its field and the origin of the webhook's URL: a value that is copied
+// to another webhook, or whose webhook points elsewhere, does not open. Values of version 0 are not bound to an origin.
 func (w *Webhook) SealContext(field string) []byte {
-	return []byte(w.Account + "/" + w.ID + "/" + field)
+	context := w.Account + "/" + w.ID + "/" + field
+	if w.Version > 0 {
+		context += "/" + Origin(w.URL)
+	}
+	return []byte(context)
+}
+
+// Rebind seals for the origin of w's URL the signing secrets that w shares with before. Secrets that expired before now
+// are left out.
+func (w *Webhook) Rebind(before *Webhook, keys *seal.Keyring, now time.Time) error {
+	var secrets []Secret
+	for _, s := range w.Secrets {
+		if s.expired(now) {
+			continue
+		}
+		if slices.ContainsFunc(before.Secrets, func(old Secret) bool { return old.Sealed == s.Sealed }) {
+			raw, err := keys.Open(s.Sealed, before.SealContext("secret"))
+			if err != nil {
+				return fmt.Errorf("open a signing secret of webhook %s: %w", w.ID, err)
+			}
+			s.Sealed = keys.Seal(raw, w.SealContext("secret"))
+		}
+		secrets = append(secrets, s)
+	}
+	w.Secrets = secrets
+	return nil
 }
 
 // Credentials are the opened secrets of a request to the webhook. They are never logged.
@@ -223,28 +251,17 @@ func (w *Webhook) KeyIDs(now time.Time) ([]string, error) {
 	return ids, nil
 }
 
-// Reseal returns w with the same secrets sealed under the first key of keys. Secrets that expired
-// before now are left out. Nothing else changes, not even UpdatedAt.
+// Reseal returns the next version of w with the same secrets sealed anew under the first key of keys. Secrets that
+// expired before now are left out. Nothing else changes, not even UpdatedAt.
 func (w *Webhook) Reseal(keys *seal.Keyring, now time.Time) (*Webhook, error) {
 	open, err := w.Open(keys, now)
 	if err != nil {
 		return nil, err
 	}
 	out := *w
+	out.Version++
 	if w.AuthKey != "" {
-		out.AuthKey = keys.Seal([]byte(open.AuthKey), w.SealContext("auth_key"))
+		out.AuthKey = keys.Seal([]byte(open.AuthKey), out.SealContext("auth_key"))
 	}
-	out.Secrets = nil
-	for _, s := range w.Secrets {
-		if s.expired(now) {
-			continue
-		}
-		raw, err := keys.Open(s.Sealed, w.SealContext("secret"))
-		if err != nil {
-			return nil, fmt.Errorf("open a signing secret of webhook %s: %w", w.ID, err)
-		}
-		s.Sealed = keys.Seal(raw, w.SealContext("secret"))
-		out.Secrets = append(out.Secrets, s)
-	}
-	return &out, nil
+	return &out, out.Rebind(w, keys, now)
 }

@@ -63,14 +63,11 @@ func (d *Dispatcher) webhook(ctx context.Context, m *bus.Delivery) (*webhook.Web
 	if w := d.registry.Get(m.Account, m.WebhookID); w != nil {
 		return w, nil
 	}
-	e, err := d.registry.Bucket().Get(ctx, m.Account+"."+m.WebhookID)
+	w, err := d.registry.Fetch(ctx, m.Account, m.WebhookID)
 	if errors.Is(err, bus.ErrNotFound) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	return webhook.Decode(e.Value)
+	return w, err
 }
 
 func (d *Dispatcher) suspended(k urlKey) bool {

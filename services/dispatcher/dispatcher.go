@@ -87,7 +87,7 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 	if err := b.Await(ctx, topology.Notifications, topology.Quarantine); err != nil {
 		return err
 	}
-	registered, err := registry.Open(ctx, b, proc.Log)
+	registered, err := registry.Open(ctx, b, registry.Options{Keys: keys, Log: proc.Log, Metrics: proc.Metrics})
 	if err != nil {
 		return err
 	}

@@ -34,6 +34,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/journal"
 	"gancho/pkg/notification"
+	"gancho/pkg/registry"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
 	"gancho/pkg/suspension"
@@ -112,7 +113,7 @@ func (r *rig) webhook(url string, change func(*webhook.Webhook)) *webhook.Webhoo
 // webhookOf registers a webhook of the account for every event.
 func (r *rig) webhookOf(account, url string, change func(*webhook.Webhook)) *webhook.Webhook {
 	r.t.Helper()
-	w := &webhook.Webhook{ID: uuid.NewString(), Account: account, Name: "test", EventName: "*", Method: http.MethodPost, URL: url, Status: webhook.Active}
+	w := &webhook.Webhook{ID: uuid.NewString(), Account: account, Name: "test", EventName: "*", Method: http.MethodPost, URL: url, Status: webhook.Active, Version: 1}
 	_, key := delivery.NewSecret()
 	w.Secrets = []webhook.Secret{{Sealed: r.keys.Seal(key, w.SealContext("secret"))}}
 	r.put(w, change)
@@ -123,8 +124,9 @@ func (r *rig) put(w *webhook.Webhook, change func(*webhook.Webhook)) {
 	r.t.Helper()
 	if change != nil {
 		change(w)
+		w.Version++
 	}
-	body, err := w.Encode()
+	body, err := registry.Sign(r.keys, w)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -464,7 +466,7 @@ func TestWebhookGone(t *testing.T) {
 	r := newRig(t, nil)
 	rc := newReceiver(t, ok)
 	w := r.webhook(rc.URL, nil)
-	if err := r.webhooks.Delete(t.Context(), w.Key(), 0); err != nil {
+	if _, err := r.webhooks.Put(t.Context(), w.Key(), registry.SignDeletion(r.keys, w)); err != nil {
 		t.Fatal(err)
 	}
 	r.start()
@@ -498,7 +500,7 @@ func TestDeletedDuringAnAttempt(t *testing.T) {
 			r.start()
 			id := r.notify(w, 1)
 			r.until("the attempt is under way", func() bool { return rc.total() == 1 })
-			if err := r.webhooks.Delete(t.Context(), w.Key(), 0); err != nil {
+			if _, err := r.webhooks.Put(t.Context(), w.Key(), registry.SignDeletion(r.keys, w)); err != nil {
 				t.Fatal(err)
 			}
 			early := 0 // sent all the same, because the dispatcher did not know yet
@@ -618,7 +620,7 @@ func TestLoopIsBounded(t *testing.T) {
 	if n := most.Load(); n > share {
 		t.Errorf("%d requests at once, want at most %d", n, share)
 	}
-	if err := r.webhooks.Delete(t.Context(), w.Key(), 0); err != nil {
+	if _, err := r.webhooks.Put(t.Context(), w.Key(), registry.SignDeletion(r.keys, w)); err != nil {
 		t.Fatal(err)
 	}
 	r.state(r.notify(w, 9999), notification.Cancelled) // it is known
@@ -751,7 +753,7 @@ func TestPanickingNotificationIsQuarantined(t *testing.T) {
 	}
 	rc := newReceiver(t, ok)
 	w, gone := r.webhook(rc.URL, nil), r.webhook(rc.URL+"/gone", nil)
-	if err := r.webhooks.Delete(t.Context(), gone.Key(), 0); err != nil {
+	if _, err := r.webhooks.Put(t.Context(), gone.Key(), registry.SignDeletion(r.keys, gone)); err != nil {
 		t.Fatal(err)
 	}
 	r.start()

@@ -1,6 +1,7 @@
 package gancho
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +10,11 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
 	"gancho/pkg/bus"
+	"gancho/pkg/registry"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
 	"gancho/pkg/topology"
@@ -56,11 +61,10 @@ func Reseal(environ []string, dryRun bool, stdout, stderr io.Writer) int {
 	return connected(cfg.Bus, keysUser, stderr, func(ctx context.Context, b *bus.Bus) (int, error) {
 		within, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
-		bucket, err := b.Bucket(within, topology.BucketWebhooks)
-		if err != nil {
+		if _, err := b.Bucket(within, topology.BucketWebhooks); err != nil {
 			return 0, fmt.Errorf("open the bucket %s: %w; is this the broker of Gancho, and the user management or operator?", topology.BucketWebhooks, err)
 		}
-		r := &resealer{bucket: bucket, keys: keys, stdout: stdout, stderr: stderr}
+		r := &resealer{bus: b, keys: keys, stdout: stdout, stderr: stderr}
 		for round := 1; ; round++ {
 			r.broken = 0
 			others, err := r.list(ctx)
@@ -68,7 +72,13 @@ func Reseal(environ []string, dryRun bool, stdout, stderr io.Writer) int {
 				return 0, err
 			}
 			switch left := len(others) + r.broken; {
+			case left == 0 && dryRun && len(r.registry.OldDeletions()) > 0:
+				fmt.Fprintf(stdout, "%d records of deleted webhooks need another key than %s.\n", len(r.registry.OldDeletions()), keys.Current())
+				return service.ExitError, nil
 			case left == 0:
+				if err := r.registry.ResignDeletions(ctx); err != nil {
+					return 0, err
+				}
 				fmt.Fprintf(stdout, "Everything is sealed under %s. The other keys may be removed from the file; keep them with the backups made until now, which need them.\n", keys.Current())
 				return service.ExitOK, nil
 			case dryRun:
@@ -90,49 +100,50 @@ func Reseal(environ []string, dryRun bool, stdout, stderr io.Writer) int {
 }
 
 type resealer struct {
-	bucket         *bus.Bucket
+	bus            *bus.Bus
+	registry       *registry.Registry
 	keys           *seal.Keyring
 	stdout, stderr io.Writer
-	broken         int // webhooks that do not open
+	broken         int // webhooks that do not open, and entries that are not management's
 }
 
 // list reads all webhooks, prints how many use each key, and returns those that use another than the first.
-func (r *resealer) list(ctx context.Context) (others []bus.Entry, err error) {
-	all := map[string]bus.Entry{}
+func (r *resealer) list(ctx context.Context) (others []*webhook.Webhook, err error) {
 	listing, done := context.WithTimeout(ctx, listWithin)
 	defer done()
 	complete := false
-	err = r.bucket.Watch(listing, func(e bus.Entry) {
-		if e.Value == nil {
-			delete(all, e.Key)
-		} else {
-			all[e.Key] = e
-		}
-	}, func() { complete = true; done() })
+	if r.registry, err = registry.Open(listing, r.bus, registry.Options{Keys: r.keys, Log: zap.NewNop(), Metrics: prometheus.NewRegistry()}); err != nil {
+		return nil, err
+	}
+	err = r.registry.Run(listing, func() { complete = true; done() }, nil)
 	if err == nil && !complete {
 		err = errors.Join(errors.New("the webhooks could not be read"), context.Cause(listing))
 	}
 	if err != nil {
 		return nil, err
 	}
+	forged := r.registry.Forged()
+	for _, key := range slices.Sorted(maps.Keys(forged)) {
+		r.fails(fmt.Errorf("the newest entry of webhook %s is not used: %w", key, forged[key]))
+	}
 	now := time.Now()
 	used := map[string]int{r.keys.Current(): 0}
-	for _, key := range slices.Sorted(maps.Keys(all)) {
-		w, err := decode(all[key])
-		if err != nil {
-			r.fails(err)
-			continue
-		}
+	all := r.registry.All()
+	slices.SortFunc(all, func(a, b *webhook.Webhook) int { return cmp.Compare(a.Key(), b.Key()) })
+	for _, w := range all {
 		ids, err := w.KeyIDs(now)
 		if err != nil {
 			r.fails(err)
 			continue
 		}
+		if id := r.registry.KeyID(w.Key()); id != "" && !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
 		for _, id := range ids {
 			used[id]++
 		}
 		if slices.ContainsFunc(ids, func(id string) bool { return id != r.keys.Current() }) {
-			others = append(others, all[key])
+			others = append(others, w)
 		}
 	}
 	fmt.Fprintf(r.stdout, "%d webhooks\n", len(all))
@@ -146,11 +157,11 @@ func (r *resealer) list(ctx context.Context) (others []bus.Entry, err error) {
 	return others, nil
 }
 
-// reseal seals the webhooks anew, one after the other.
-func (r *resealer) reseal(ctx context.Context, others []bus.Entry) error {
+// reseal seals the webhooks anew, one after the other, and puts the records of deletions under the first key.
+func (r *resealer) reseal(ctx context.Context, others []*webhook.Webhook) error {
 	said := time.Now()
-	for i, e := range others {
-		if err := r.one(ctx, e); err != nil {
+	for i, w := range others {
+		if err := r.one(ctx, w); err != nil {
 			return fmt.Errorf("%d of %d webhooks are sealed anew; run it again for the others: %w", i, len(others), err)
 		}
 		if time.Since(said) > progressEvery {
@@ -163,24 +174,17 @@ func (r *resealer) reseal(ctx context.Context, others []bus.Entry) error {
 }
 
 // one seals a webhook anew, on top of its newest revision. An error ends the run.
-func (r *resealer) one(ctx context.Context, e bus.Entry) error {
+func (r *resealer) one(ctx context.Context, w *webhook.Webhook) error {
 	for {
-		w, err := decode(e)
-		if err == nil {
-			w, err = w.Reseal(r.keys, time.Now())
-		}
+		next, err := w.Reseal(r.keys, time.Now())
 		if err != nil {
 			r.fails(err)
 			return nil
 		}
-		value, err := w.Encode()
-		if err != nil {
+		if err = r.registry.Update(ctx, w, next); !errors.Is(err, bus.ErrConflict) {
 			return err
 		}
-		if _, err = r.bucket.Update(ctx, e.Key, value, e.Revision); !errors.Is(err, bus.ErrConflict) {
-			return err
-		}
-		e, err = r.bucket.Get(ctx, e.Key) // its owner was faster
+		w, err = r.registry.Fetch(ctx, w.Account, w.ID) // its owner was faster
 		if errors.Is(err, bus.ErrNotFound) {
 			return nil
 		}
@@ -193,16 +197,4 @@ func (r *resealer) one(ctx context.Context, e bus.Entry) error {
 func (r *resealer) fails(err error) {
 	r.broken++
 	fmt.Fprintln(r.stderr, "gancho:", err)
-}
-
-// decode reads an entry; the keys of what is sealed depend on its place.
-func decode(e bus.Entry) (*webhook.Webhook, error) {
-	w, err := webhook.Decode(e.Value)
-	if err != nil {
-		return nil, err
-	}
-	if w.Key() != e.Key {
-		return nil, fmt.Errorf("the webhook under %s says that it is %s", e.Key, w.Key())
-	}
-	return w, nil
 }

@@ -17,6 +17,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
+	"gancho/pkg/registry"
 	"gancho/pkg/seal"
 	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
@@ -39,7 +40,7 @@ func loadKeys(t *testing.T, path string) *seal.Keyring {
 func sealedWebhook(keys *seal.Keyring, n int) *webhook.Webhook {
 	w := &webhook.Webhook{
 		ID: uuid.NewString(), Account: "acme", Name: "0", EventName: "*", Method: "POST", URL: fmt.Sprintf("https://ok.example/%d", n),
-		AuthHeader: "X-Key", Status: webhook.Active, CreatedAt: time.Now().UTC(), UpdatedAt: time.Now().UTC(),
+		AuthHeader: "X-Key", Status: webhook.Active, CreatedAt: time.Now().UTC(), UpdatedAt: time.Now().UTC(), Version: 1,
 	}
 	w.AuthKey = keys.Seal(fmt.Appendf(nil, "auth %d", n), w.SealContext("auth_key"))
 	for i, end := range []time.Time{{}, time.Now().Add(time.Hour), time.Now().Add(-time.Hour)} {
@@ -64,12 +65,12 @@ func TestReseal(t *testing.T) {
 	var hooks []*webhook.Webhook
 	for n := range count {
 		w := sealedWebhook(old, n)
-		put(t, bucket, w)
+		put(t, bucket, old, w)
 		hooks = append(hooks, w)
 	}
 	gone := sealedWebhook(old, count)
-	put(t, bucket, gone)
-	if err := bucket.Delete(t.Context(), gone.Key(), 0); err != nil {
+	put(t, bucket, old, gone)
+	if _, err := bucket.Put(t.Context(), gone.Key(), registry.SignDeletion(old, gone)); err != nil {
 		t.Fatal(err)
 	}
 	reseal(s, path, true).want(t, 0, `^40 webhooks\n  key \S+: 40 \(the first in the file\)\n`, `may be removed`)
@@ -91,7 +92,7 @@ func TestReseal(t *testing.T) {
 	for n, w := range hooks {
 		owners.Go(func() {
 			for ctx.Err() == nil {
-				change(t, bucket, w.Key(), func(w *webhook.Webhook) {
+				change(t, bucket, ring, w.Key(), func(w *webhook.Webhook) {
 					before, _ := strconv.Atoi(w.Name)
 					w.Name = strconv.Itoa(before + 1)
 					if n == 0 {
@@ -107,6 +108,10 @@ func TestReseal(t *testing.T) {
 	owners.Wait()
 	got.want(t, 0, `40 sealed anew`, `key `+added+`: 40 \(the first`, `Everything is sealed under `+added)
 	reseal(s, path, false).want(t, 0, `^40 webhooks\n  key \S+: 40 \(the first in the file\)\nEverything`)
+	e, err := bucket.Get(t.Context(), gone.Key())
+	if err != nil || !strings.Contains(string(e.Value), added) {
+		t.Errorf("the record of the deletion is %s, %v; want it under the new key", e.Value, err)
+	}
 
 	if err := seal.Remove(path, old.Current()); err != nil {
 		t.Fatal(err)
@@ -150,12 +155,13 @@ func TestResealNamesWhatDoesNotOpen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lost, fine := sealedWebhook(loadKeys(t, writeKeys(t, a)), 1), sealedWebhook(loadKeys(t, writeKeys(t, b)), 2)
-	put(t, bucket, lost)
-	put(t, bucket, fine)
+	keysA, keysB := loadKeys(t, writeKeys(t, a)), loadKeys(t, writeKeys(t, b))
+	lost, fine := sealedWebhook(keysA, 1), sealedWebhook(keysB, 2)
+	put(t, bucket, keysA, lost)
+	put(t, bucket, keysB, fine)
 	ring := writeKeys(t, c+b)
-	reseal(s, ring, false).want(t, 1, `key a: 1\n`, `key b: 1\n`, `webhook `+lost.ID+`: .*key "a" is not in ENCRYPTION_KEY_FILE`, `1 webhooks do not open`)
-	reseal(s, ring, true).want(t, 1, `key a: 1\n`, `key c: 1 \(the first`, `1 webhooks need another key`)
+	reseal(s, ring, false).want(t, 1, `key b: 1\n`, `webhook acme.`+lost.ID+` is not used: its key is not in ENCRYPTION_KEY_FILE; .*"a"`, `1 webhooks do not open`)
+	reseal(s, ring, true).want(t, 1, `key c: 1 \(the first`, `1 webhooks need another key`)
 	e, err := bucket.Get(t.Context(), lost.Key())
 	if err != nil {
 		t.Fatal(err)
@@ -166,10 +172,13 @@ func TestResealNamesWhatDoesNotOpen(t *testing.T) {
 	reseal(s, writeKeys(t, c+b+a), false).want(t, 0, `1 sealed anew`, `key c: 2 \(the first`, `Everything`)
 
 	// Someone else's webhook under this key, as nobody but an attacker would put it.
+	if e, err = bucket.Get(t.Context(), fine.Key()); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := bucket.Put(t.Context(), "evil.one", e.Value); err != nil {
 		t.Fatal(err)
 	}
-	reseal(s, ring, false).want(t, 1, `the webhook under evil.one says that it is acme\.`)
+	reseal(s, ring, false).want(t, 1, `webhook evil.one is not used: its MAC is not management.s`)
 	reseal(s, filepath.Join(t.TempDir(), "none"), false).want(t, 2, `ENCRYPTION_KEY_FILE`)
 }
 
@@ -182,9 +191,9 @@ func writeKeys(t *testing.T, text string) string {
 	return path
 }
 
-func put(t *testing.T, bucket *bus.Bucket, w *webhook.Webhook) {
+func put(t *testing.T, bucket *bus.Bucket, keys *seal.Keyring, w *webhook.Webhook) {
 	t.Helper()
-	value, err := w.Encode()
+	value, err := registry.Sign(keys, w)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,7 +203,7 @@ func put(t *testing.T, bucket *bus.Bucket, w *webhook.Webhook) {
 }
 
 // change is a compare-and-set of a webhook that ends with one change made.
-func change(t *testing.T, bucket *bus.Bucket, key string, f func(*webhook.Webhook)) {
+func change(t *testing.T, bucket *bus.Bucket, keys *seal.Keyring, key string, f func(*webhook.Webhook)) {
 	for {
 		e, err := bucket.Get(t.Context(), key)
 		if err != nil {
@@ -207,7 +216,8 @@ func change(t *testing.T, bucket *bus.Bucket, key string, f func(*webhook.Webhoo
 			return
 		}
 		f(w)
-		value, err := w.Encode()
+		w.Version++
+		value, err := registry.Sign(keys, w)
 		if err != nil {
 			t.Error(err)
 			return

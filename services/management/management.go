@@ -125,11 +125,14 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		if err := b.Own(ctx, topology.Management, cfg.Limits); err != nil {
 			return ended(ctx, err)
 		}
-		registered, err := registry.Open(ctx, b, proc.Log)
+		registered, err := registry.Open(ctx, b, registry.Options{Keys: keys, Log: proc.Log, Metrics: proc.Metrics})
 		if err != nil {
 			return ended(ctx, err)
 		}
 		registered.Restores()
+		if err := registered.Authenticate(ctx); err != nil {
+			return ended(ctx, err)
+		}
 		claims, err := b.Bucket(ctx, topology.BucketClaims)
 		if err != nil {
 			return ended(ctx, err)

@@ -108,7 +108,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	if err := b.RequirePayload(ctx, int64(cfg.Limits.EventMaxBytes)+topology.BrokerHeadroom); err != nil {
 		return err
 	}
-	registered, err := registry.Open(ctx, b, proc.Log)
+	registered, err := registry.Open(ctx, b, registry.Options{Log: proc.Log, Metrics: proc.Metrics})
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,8 @@ import (
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/condition"
 	"gancho/pkg/event"
+	"gancho/pkg/registry"
+	"gancho/pkg/seal"
 	"gancho/pkg/service"
 	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
@@ -84,7 +86,7 @@ func (r *rig) start() {
 
 func (r *rig) webhook(account string, pattern webhook.Pattern, status webhook.Status, when ...string) *webhook.Webhook {
 	r.t.Helper()
-	w := &webhook.Webhook{ID: uuid.NewString(), Account: account, EventName: pattern, Method: "POST", URL: "https://receiver.example/", Status: status}
+	w := &webhook.Webhook{ID: uuid.NewString(), Account: account, EventName: pattern, Method: "POST", URL: "https://receiver.example/", Status: status, Version: 1}
 	for _, line := range when {
 		c, err := condition.Parse(line)
 		if err != nil {
@@ -92,7 +94,7 @@ func (r *rig) webhook(account string, pattern webhook.Pattern, status webhook.St
 		}
 		w.Conditions = append(w.Conditions, c)
 	}
-	body, err := w.Encode()
+	body, err := registry.Sign(seal.New(), w)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -409,7 +411,7 @@ func TestUnreadableConditionWaits(t *testing.T) {
 	w := r.webhook("acme", "crm_deal_created", webhook.Active, "document.n gt 1")
 	r.webhook("other", "*", webhook.Active)
 	w.Conditions[0].Op = "matches"
-	value, err := w.Encode()
+	value, err := registry.Sign(seal.New(), w)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -423,7 +425,7 @@ func TestUnreadableConditionWaits(t *testing.T) {
 		return r.events("matched") == 1 && r.counter("gancho_newer_messages_total") > 0
 	})
 	w.Conditions[0].Op = condition.Gte
-	if value, err = w.Encode(); err != nil {
+	if value, err = registry.Sign(seal.New(), w); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.webhooks.Put(t.Context(), w.Key(), value); err != nil {

@@ -93,7 +93,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	if err := b.Await(ctx, topology.Attempts); err != nil {
 		return err
 	}
-	if m.registry, err = registry.Open(ctx, b, proc.Log); err != nil {
+	if m.registry, err = registry.Open(ctx, b, registry.Options{Log: proc.Log, Metrics: proc.Metrics}); err != nil {
 		return err
 	}
 	if err := m.suspensions.Open(ctx, b); err != nil {

@@ -27,6 +27,7 @@ import (
 	"gancho/pkg/delivery"
 	"gancho/pkg/journal"
 	"gancho/pkg/notification"
+	"gancho/pkg/registry"
 	"gancho/pkg/seal"
 	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
@@ -91,14 +92,14 @@ func (b *bench) loadWebhooks() []*webhook.Webhook {
 	for i := range hooks {
 		w := &webhook.Webhook{
 			ID: uuid.NewString(), Account: lab.Account, Name: fmt.Sprintf("%s %05d", names[i%len(names)], i), EventName: events[i%len(events)], Method: "POST",
-			URL: fmt.Sprintf("https://hooks-%d.example.com/crm/%05d", i%500, i), Status: webhook.Active, CreatedAt: began.Add(-time.Duration(i) * time.Second), UpdatedAt: began,
+			URL: fmt.Sprintf("https://hooks-%d.example.com/crm/%05d", i%500, i), Status: webhook.Active, CreatedAt: began.Add(-time.Duration(i) * time.Second), UpdatedAt: began, Version: 1,
 		}
 		if i%50 == 7 {
 			w.Status = webhook.Disabled
 		}
 		w.URLKey = webhook.URLKey(w.URL)
 		w.Secrets = []webhook.Secret{{Sealed: keys.Seal(secret, w.SealContext("secret"))}}
-		value, err := w.Encode()
+		value, err := registry.Sign(keys, w)
 		if err != nil {
 			b.f.Fatalf("%v", err)
 		}

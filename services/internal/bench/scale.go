@@ -3,12 +3,15 @@ package main
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 
+	"gancho/pkg/registry"
+	"gancho/pkg/seal"
 	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
 	"gancho/services/internal/lab"
@@ -81,6 +84,10 @@ func (b *bench) webhooks() {
 	const eventName = "crm_deal_created"
 	ctx := context.Background()
 	id := b.register(eventName, fmt.Sprintf("http://%s/ok/%s/0", b.target, eventName))
+	keys, _, err := seal.Load(filepath.Join(b.dir, "encryption.key"))
+	if err != nil {
+		b.f.Fatalf("%v", err)
+	}
 	bucket, err := b.js.KeyValue(ctx, topology.BucketWebhooks)
 	if err != nil {
 		b.f.Fatalf("%v", err)
@@ -99,7 +106,7 @@ func (b *bench) webhooks() {
 			other := *w
 			other.ID, other.Account = uuid.NewString(), fmt.Sprint("account-", stored%2000)
 			other.URL = fmt.Sprintf("https://receiver-%d.example.com/hooks/crm", stored)
-			value, err := other.Encode()
+			value, err := registry.Sign(keys, &other)
 			if err != nil {
 				b.f.Fatalf("%v", err)
 			}

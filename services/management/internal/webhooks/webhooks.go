@@ -128,7 +128,7 @@ func (in *Input) readOnly() map[string]Field[jsontext.Value] {
 func (s *Service) Create(ctx context.Context, account string, in Input) (View, string, error) {
 	now := time.Now().UTC().Truncate(time.Millisecond)
 	w := &webhook.Webhook{
-		ID: uuid.NewString(), Account: account, Method: webhook.Methods()[0], Status: webhook.Active, Signature: webhook.HMAC, CreatedAt: now, UpdatedAt: now,
+		ID: uuid.NewString(), Account: account, Method: webhook.Methods()[0], Status: webhook.Active, Signature: webhook.HMAC, CreatedAt: now, UpdatedAt: now, Version: 1,
 	}
 	var missing problem.List
 	for name, f := range map[string]Field[string]{"event_name": in.EventName, "url": in.URL} {
@@ -157,12 +157,7 @@ func (s *Service) Create(ctx context.Context, account string, in Input) (View, s
 	if err := s.take(ctx, w); err != nil {
 		return View{}, "", err
 	}
-	value, err := w.Encode()
-	if err != nil {
-		return View{}, "", err
-	}
-	w.Revision, err = s.registry.Bucket().Create(ctx, w.Key(), value)
-	if err != nil {
+	if err := s.registry.Create(ctx, w); err != nil {
 		s.releaseClaim(ctx, w)
 		return View{}, "", problem.Broker(err)
 	}
@@ -170,7 +165,7 @@ func (s *Service) Create(ctx context.Context, account string, in Input) (View, s
 	case err != nil:
 		return View{}, "", err
 	case !held:
-		if err := s.registry.Bucket().Delete(ctx, w.Key(), w.Revision); err != nil {
+		if err := s.registry.Delete(ctx, w); err != nil {
 			return View{}, "", problem.Broker(err)
 		}
 		return View{}, "", taken("it was registered at the same time")
@@ -352,6 +347,11 @@ func (s *Service) update(ctx context.Context, account, id string, match Match, c
 		if equal(before, &w) {
 			return before, before, nil
 		}
+		if webhook.Origin(w.URL) != webhook.Origin(before.URL) {
+			if err := w.Rebind(before, s.keys, time.Now()); err != nil {
+				return nil, nil, err
+			}
+		}
 		w.UpdatedAt = time.Now().UTC().Truncate(time.Millisecond)
 		moved := claimKey(before) != claimKey(&w)
 		if moved {
@@ -359,11 +359,7 @@ func (s *Service) update(ctx context.Context, account, id string, match Match, c
 				return nil, nil, err
 			}
 		}
-		value, err := w.Encode()
-		if err != nil {
-			return nil, nil, err
-		}
-		w.Revision, err = s.registry.Bucket().Update(ctx, w.Key(), value, before.Revision)
+		err = s.registry.Update(ctx, before, &w)
 		if err == nil {
 			if moved {
 				s.releaseClaim(ctx, before)
@@ -397,7 +393,7 @@ func (s *Service) Delete(ctx context.Context, account, id string, match Match, b
 		if err := match.check(w); err != nil {
 			return err
 		}
-		err = s.registry.Bucket().Delete(ctx, w.Key(), w.Revision)
+		err = s.registry.Delete(ctx, w)
 		if errors.Is(err, bus.ErrConflict) {
 			continue
 		}
@@ -503,18 +499,13 @@ func (s *Service) fetch(ctx context.Context, account, id string) (*webhook.Webho
 	if uuid.Validate(id) != nil || len(id) != 36 || !event.ValidAccount(account) {
 		return nil, problem.NotFound("webhook")
 	}
-	e, err := s.registry.Bucket().Get(ctx, account+"."+id)
+	w, err := s.registry.Fetch(ctx, account, id)
 	if errors.Is(err, bus.ErrNotFound) {
 		return nil, problem.NotFound("webhook")
 	}
 	if err != nil {
 		return nil, problem.Broker(err)
 	}
-	w, err := webhook.Decode(e.Value)
-	if err != nil {
-		return nil, problem.Broker(err)
-	}
-	w.Revision = e.Revision
 	return w, nil
 }
 
