@@ -252,6 +252,7 @@ func TestServicesUnderTheirUsers(t *testing.T) {
 		_ = resp.Body.Close()
 	}
 	stop()
+	want(http.StatusNoContent, "DELETE", "/webhooks/"+bad, nil)
 	// The last: the services that run here do not have the new key.
 	added, err := seal.Add(keys)
 	must(t, "a new key", err)
@@ -260,7 +261,6 @@ func TestServicesUnderTheirUsers(t *testing.T) {
 		!strings.Contains(report.String(), "Everything is sealed under "+added) {
 		t.Errorf("gancho keys reseal: exit code %d\n%s%s", code, &report, &problems)
 	}
-	want(http.StatusNoContent, "DELETE", "/webhooks/"+bad, nil)
 }
 
 // run starts one service with its own addresses.

@@ -380,7 +380,7 @@ func TestOlderEventsJoinADeferral(t *testing.T) {
 	r := newRig(t)
 	w := r.webhook("large", "*", webhook.Active)
 	b := r.broker.Connect("helper")
-	registered, err := registry.Open(t.Context(), b, r.log)
+	registered, err := registry.Open(t.Context(), b, registry.Options{Log: r.log, Metrics: prometheus.NewRegistry()})
 	if err != nil {
 		t.Fatal(err)
 	}
