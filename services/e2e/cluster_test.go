@@ -246,7 +246,7 @@ func TestClusterLosesServers(t *testing.T) {
 	})
 	s.AddDispatcher()
 	js := func(user string) jetstream.JetStream {
-		nc, err := nats.Connect(c.url(user), nats.MaxReconnects(-1), nats.ReconnectWait(100*time.Millisecond))
+		nc, err := nats.Connect(c.url(user), nats.CustomInboxPrefix("_INBOX_"+user), nats.MaxReconnects(-1), nats.ReconnectWait(100*time.Millisecond))
 		must(t, user+" connects", err)
 		t.Cleanup(nc.Close)
 		out, err := jetstream.New(nc)

@@ -166,7 +166,7 @@ func TestServicesUnderTheirUsers(t *testing.T) {
 	want(http.StatusOK, "PUT", "/webhooks/"+good, map[string]any{"name": "better"})
 
 	// The CRM publishes; the bad URL fails until it is suspended, then what is new is parked.
-	crmConn, err := nats.Connect(b.url(userCRM))
+	crmConn, err := nats.Connect(b.url(userCRM), nats.CustomInboxPrefix("_INBOX_crm"))
 	must(t, "crm connects", err)
 	t.Cleanup(crmConn.Close)
 	crm, err := jetstream.New(crmConn)
