@@ -12,6 +12,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/journal"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
 )
@@ -31,7 +32,7 @@ type Books struct {
 	bus           *bus.Bus
 	reader        string
 	ledger        *ledger
-	notifications *bus.NotificationReader
+	notifications *lane.Reader
 	journal       *journal.Reader
 	missing       map[key]uint64 // missed by the last audit, with their last record then
 	short         map[owner]uint64
@@ -56,7 +57,7 @@ const (
 func New(b *bus.Bus, reader string, log *zap.Logger) *Books {
 	return &Books{
 		log: log, settled: settleTime, bus: b, reader: reader, ledger: newLedger(),
-		notifications: b.ReadNotifications(reader, bus.Position{}), journal: journal.NewReader(b, reader, bus.Position{}),
+		notifications: lane.NewReader(b, reader, bus.Position{}), journal: journal.NewReader(b, reader, bus.Position{}),
 	}
 }
 
@@ -101,11 +102,11 @@ type Lost struct {
 // the first one finds nothing. The second result are those known by name.
 func (x *Books) Audit(ctx context.Context) (*Report, []Lost, error) {
 	now := time.Now()
-	acked, err := x.bus.FirstAcked(ctx)
+	acked, err := lane.Settled(ctx, x.bus)
 	if err != nil {
 		return nil, nil, err
 	}
-	backlogs, err := x.bus.Backlogs(ctx, "")
+	backlogs, err := lane.Backlogs(ctx, x.bus, "")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -114,7 +115,7 @@ func (x *Books) Audit(ctx context.Context) (*Report, []Lost, error) {
 		onParked[owner{b.Account, b.WebhookID}] += b.Messages
 	}
 	onRetries, scheduled := map[uuid.UUID]bool{}, map[uuid.UUID]string{}
-	err = x.bus.OnRetries(ctx, x.accounts, func(account string, id uuid.UUID, isScheduled bool) {
+	err = eachRetry(ctx, x.bus, x.accounts, func(account string, id uuid.UUID, isScheduled bool) {
 		onRetries[id] = true
 		if isScheduled {
 			scheduled[id] = account
@@ -205,7 +206,7 @@ func (x *Books) search(ctx context.Context, o owner, all []Lost, there uint64) (
 	onParked := map[uuid.UUID]bool{}
 	if there > 0 {
 		var err error
-		if onParked, err = x.bus.ParkedOf(ctx, o.account, o.webhook, maxSearched); err != nil {
+		if onParked, err = parkedOf(ctx, x.bus, o.account, o.webhook, maxSearched); err != nil {
 			return nil, err
 		}
 	}

@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"gancho/pkg/bus"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 )
 
@@ -20,7 +20,7 @@ func BenchmarkLedger(b *testing.B) {
 	n := 0
 	for b.Loop() {
 		n++
-		l.arrive(bus.Arrival{Notification: notification.Notification{Account: "acme", WebhookID: "w", ID: uuid.NewString(), Send: 1}, StoredAt: time.Unix(1, 0)}, uint64(n))
+		l.arrive(lane.Arrival{Notification: notification.Notification{Account: "acme", WebhookID: "w", ID: uuid.NewString(), Send: 1}, StoredAt: time.Unix(1, 0)}, uint64(n))
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)

@@ -15,6 +15,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
 	"gancho/pkg/journal"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/topology"
 )
@@ -26,8 +27,8 @@ type desk struct {
 	bus     *bus.Bus
 	books   *Books
 	bucket  *bus.Bucket
-	first   *bus.Puller
-	retries *bus.Puller
+	first   *lane.Puller
+	retries *lane.Puller
 }
 
 const ackWait = 30 * time.Second
@@ -46,10 +47,10 @@ func newDesk(t *testing.T, change func(*topology.Limits)) *desk {
 	if d.bucket, err = d.bus.Bucket(t.Context(), topology.BucketBooks); err != nil {
 		t.Fatal(err)
 	}
-	if d.first, err = d.bus.First(t.Context(), ackWait); err != nil {
+	if d.first, err = lane.First(t.Context(), d.bus, ackWait); err != nil {
 		t.Fatal(err)
 	}
-	if d.retries, err = d.bus.Retries(t.Context(), ackWait); err != nil {
+	if d.retries, err = lane.Retries(t.Context(), d.bus, ackWait); err != nil {
 		t.Fatal(err)
 	}
 	d.open()
@@ -94,17 +95,17 @@ func (d *desk) example(account string, i int) *notification.Notification {
 
 func (d *desk) notify(n *notification.Notification) {
 	d.t.Helper()
-	d.must(d.bus.Notify(n).Wait(d.t.Context()))
+	d.must(lane.Notify(d.bus, n).Wait(d.t.Context()))
 }
 
 // take returns the lane's next delivery.
-func (d *desk) take(p *bus.Puller) (got *bus.Delivery) {
+func (d *desk) take(p *lane.Puller) (got *lane.Delivery) {
 	d.t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); got == nil; {
 		if time.Now().After(deadline) {
 			d.t.Fatal("no delivery")
 		}
-		if _, err := p.Pull(d.t.Context(), 1, bus.Unbounded, func(m *bus.Delivery) { got = m }); err != nil {
+		if _, err := p.Pull(d.t.Context(), 1, bus.Unbounded, func(m *lane.Delivery) { got = m }); err != nil {
 			d.t.Fatal(err)
 		}
 	}
@@ -133,7 +134,7 @@ func (d *desk) record(n *notification.Notification, s notification.State, next t
 func (d *desk) settle(seq uint64) {
 	d.t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; {
-		acked, err := d.bus.FirstAcked(d.t.Context())
+		acked, err := lane.Settled(d.t.Context(), d.bus)
 		d.must(err)
 		if acked >= seq {
 			return
@@ -187,15 +188,15 @@ func TestBooksBalance(t *testing.T) {
 	m.Ack()
 	m = d.take(d.first) // waits for a retry
 	after := d.record(&m.Notification, notification.Retrying, late)
-	d.must(d.bus.ScheduleRetry(t.Context(), after, late))
+	d.must(lane.Schedule(t.Context(), d.bus, after, late))
 	m.Ack()
 	m = d.take(d.first) // is in a retry
 	after = d.record(&m.Notification, notification.Retrying, soon)
-	d.must(d.bus.ScheduleRetry(t.Context(), after, soon))
+	d.must(lane.Schedule(t.Context(), d.bus, after, soon))
 	m.Ack()
 	m = d.take(d.first) // parked
 	after = d.record(&m.Notification, notification.Parked, time.Time{})
-	d.must(d.bus.Park(after, "lane").Wait(t.Context()))
+	d.must(lane.Park(d.bus, after, "lane").Wait(t.Context()))
 	m.Ack()
 	m = d.take(d.first) // recorded and cut off before it was scheduled: the broker still has it
 	d.record(&m.Notification, notification.Retrying, soon)
@@ -220,18 +221,18 @@ func TestLostNotificationsAreFound(t *testing.T) {
 	t.Parallel()
 	later := time.Now().Add(time.Hour)
 	for name, tc := range map[string]struct {
-		lose  func(d *desk, m *bus.Delivery)
+		lose  func(d *desk, m *lane.Delivery)
 		state notification.State
 	}{
-		"acked without a record": {func(*desk, *bus.Delivery) {}, notification.Pending},
-		"recorded and not scheduled": {func(d *desk, m *bus.Delivery) {
+		"acked without a record": {func(*desk, *lane.Delivery) {}, notification.Pending},
+		"recorded and not scheduled": {func(d *desk, m *lane.Delivery) {
 			d.record(&m.Notification, notification.Retrying, later)
 		}, notification.Retrying},
-		"recorded and not parked": {func(d *desk, m *bus.Delivery) {
+		"recorded and not parked": {func(d *desk, m *lane.Delivery) {
 			d.record(&m.Notification, notification.Parked, time.Time{})
 		}, notification.Parked},
-		"a due retry acked without a record": {func(d *desk, m *bus.Delivery) {
-			d.must(d.bus.ScheduleRetry(d.t.Context(), d.record(&m.Notification, notification.Retrying, time.Now()), time.Now()))
+		"a due retry acked without a record": {func(d *desk, m *lane.Delivery) {
+			d.must(lane.Schedule(d.t.Context(), d.bus, d.record(&m.Notification, notification.Retrying, time.Now()), time.Now()))
 			d.take(d.retries).Ack()
 		}, notification.Retrying},
 	} {
@@ -241,7 +242,7 @@ func TestLostNotificationsAreFound(t *testing.T) {
 			for i := range 3 { // parked beside it, of the same webhook
 				d.notify(d.example("acme", i))
 				m := d.take(d.first)
-				d.must(d.bus.Park(d.record(&m.Notification, notification.Parked, time.Time{}), "lane").Wait(t.Context()))
+				d.must(lane.Park(d.bus, d.record(&m.Notification, notification.Parked, time.Time{}), "lane").Wait(t.Context()))
 				m.Ack()
 			}
 			d.notify(d.example("acme", 100))
@@ -273,7 +274,7 @@ func TestLostNotificationsAreFound(t *testing.T) {
 				t.Errorf("after repairs %v: got %+v, want 0 unaccounted", repairs, r)
 			}
 			if tc.state == notification.Retrying && name == "recorded and not scheduled" {
-				x, err := d.bus.Scheduled(t.Context(), "acme", m.ID)
+				x, err := lane.Scheduled(t.Context(), d.bus, "acme", m.ID)
 				d.must(err)
 				if x.AttemptsDone != 1 || x.Journal == 0 || string(x.Body) != string(m.Body) || x.Send != 1 {
 					t.Errorf("scheduled: got %+v", x.Notification)
@@ -324,7 +325,7 @@ func TestLateDuplicateIsNoLoss(t *testing.T) {
 			t.Fatal("the duplicate is still recognised")
 		}
 		d.notify(n)
-		if _, err := d.first.Pull(t.Context(), 1, bus.Unbounded, func(m *bus.Delivery) { last = m.Sequence; m.Ack() }); err != nil {
+		if _, err := d.first.Pull(t.Context(), 1, bus.Unbounded, func(m *lane.Delivery) { last = m.Sequence; m.Ack() }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -353,7 +354,7 @@ func TestRestartIsExact(t *testing.T) {
 	for i := range 20 {
 		d.notify(d.example(fmt.Sprint("account-", i%3), i))
 	}
-	var lost *bus.Delivery
+	var lost *lane.Delivery
 	for i := range 10 {
 		m := d.take(d.first)
 		switch {
@@ -362,7 +363,7 @@ func TestRestartIsExact(t *testing.T) {
 		case i == 5:
 			lost = m // acked without a record
 		default:
-			d.must(d.bus.Park(d.record(&m.Notification, notification.Parked, time.Time{}), "lane").Wait(t.Context()))
+			d.must(lane.Park(d.bus, d.record(&m.Notification, notification.Parked, time.Time{}), "lane").Wait(t.Context()))
 		}
 		m.Ack()
 		d.settle(m.Sequence)
@@ -419,7 +420,7 @@ func TestOrphanedScheduleIsRemoved(t *testing.T) {
 	d.notify(d.example("acme", 1))
 	m := d.take(d.first)
 	after := d.record(&m.Notification, notification.Retrying, time.Now().Add(time.Hour))
-	d.must(d.bus.ScheduleRetry(t.Context(), after, time.Now().Add(time.Hour)))
+	d.must(lane.Schedule(t.Context(), d.bus, after, time.Now().Add(time.Hour)))
 	d.record(after, notification.Delivered, time.Time{})
 	m.Ack()
 	r, _ := d.audit()
@@ -428,7 +429,7 @@ func TestOrphanedScheduleIsRemoved(t *testing.T) {
 	}
 	fix := &reconciler{log: bustest.Logger(t), bus: d.bus, done: func(string) {}}
 	fix.repair(t.Context(), nil, d.books.Orphans)
-	if _, err := d.bus.Scheduled(t.Context(), "acme", m.ID); !errors.Is(err, bus.ErrNotFound) {
+	if _, err := lane.Scheduled(t.Context(), d.bus, "acme", m.ID); !errors.Is(err, bus.ErrNotFound) {
 		t.Errorf("the schedule is still there: %v", err)
 	}
 }
@@ -477,7 +478,7 @@ func TestLedgerSurvivesEncoding(t *testing.T) {
 	t.Parallel()
 	l := newLedger()
 	for i := range 1000 {
-		l.arrive(bus.Arrival{Notification: notification.Notification{
+		l.arrive(lane.Arrival{Notification: notification.Notification{
 			Account: fmt.Sprint("a", i%7), WebhookID: fmt.Sprint("w", i%13), ID: uuid.NewString(), Send: 1 + i%3,
 		}, StoredAt: time.Unix(int64(i), 0)}, uint64(i))
 	}

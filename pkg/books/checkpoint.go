@@ -13,6 +13,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/journal"
+	"gancho/pkg/lane"
 )
 
 // Keys of the bucket BOOKS. Open sends are stored in pieces, in one of two slots in turn, so that the
@@ -70,7 +71,7 @@ func (x *Books) Load(ctx context.Context, bucket *bus.Bucket) (loaded bool, prob
 		return false, err.Error(), nil //nolint:nilerr // the books start again
 	}
 	l.counts = c.Counts
-	x.ledger, x.notifications, x.journal = l, x.bus.ReadNotifications(x.reader, c.Notifications), journal.NewReader(x.bus, x.reader, c.Journal)
+	x.ledger, x.notifications, x.journal = l, lane.NewReader(x.bus, x.reader, c.Notifications), journal.NewReader(x.bus, x.reader, c.Journal)
 	return true, "", nil
 }
 

@@ -6,7 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"gancho/pkg/bus"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/share"
 )
@@ -133,7 +133,7 @@ func parseKey(id string, send int) (key, bool) {
 func unix(t time.Time) uint32 { return uint32(max(0, t.Unix())) } //nolint:gosec // until 2106
 
 // arrive takes in a message of NOTIFICATIONS.
-func (l *ledger) arrive(a bus.Arrival, seq uint64) {
+func (l *ledger) arrive(a lane.Arrival, seq uint64) {
 	k, ok := parseKey(a.ID, a.Send)
 	if !ok {
 		return
@@ -151,7 +151,7 @@ func (l *ledger) arrive(a bus.Arrival, seq uint64) {
 }
 
 // sizeOf is the size, in bytes, at which the message of a send counts.
-func sizeOf(a bus.Arrival) uint32 {
+func sizeOf(a lane.Arrival) uint32 {
 	return uint32(min(int64(a.Size)+share.Overhead, 1<<32-1)) //nolint:gosec // positive and bounded
 }
 

@@ -14,6 +14,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
 	"gancho/pkg/journal"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 )
 
@@ -89,7 +90,7 @@ func (r *reconciler) revive(ctx context.Context, s Lost) (string, error) {
 	// The message begins with the id of the move that got lost. Where the broker knows an id, the move was made and the
 	// message it stored is gone.
 	for range maxMoves {
-		if stored, err := r.bus.Reschedule(ctx, &next, at); stored || err != nil {
+		if stored, err := lane.Reschedule(ctx, r.bus, &next, at); stored || err != nil {
 			return RepairLost, err
 		}
 		next.Moves++
@@ -101,10 +102,10 @@ func (r *reconciler) revive(ctx context.Context, s Lost) (string, error) {
 func (r *reconciler) message(ctx context.Context, s Lost, last *notification.Record) (*notification.Notification, error) {
 	find := []func() (*notification.Notification, error){
 		func() (*notification.Notification, error) {
-			return r.bus.PendingNotification(ctx, s.account, s.id.String())
+			return lane.Pending(ctx, r.bus, s.account, s.id.String())
 		},
 		func() (*notification.Notification, error) {
-			return r.bus.FailedNotification(ctx, s.account, s.webhook, s.id.String())
+			return lane.Failed(ctx, r.bus, s.account, s.webhook, s.id.String())
 		},
 	}
 	for _, f := range find {
@@ -147,7 +148,7 @@ func (r *reconciler) end(ctx context.Context, s Lost, last *notification.Record)
 
 // remove deletes a schedule whose notification really ended or lives on elsewhere.
 func (r *reconciler) remove(ctx context.Context, o Orphan) (bool, error) {
-	m, err := r.bus.Scheduled(ctx, o.Account, o.NotificationID)
+	m, err := lane.Scheduled(ctx, r.bus, o.Account, o.NotificationID)
 	if errors.Is(err, bus.ErrNotFound) {
 		return false, nil
 	}
@@ -164,5 +165,5 @@ func (r *reconciler) remove(ctx context.Context, o Orphan) (bool, error) {
 	if last.Send < m.Send || last.Send == m.Send && !last.State.Terminal() {
 		return false, nil
 	}
-	return true, r.bus.Remove(ctx, m)
+	return true, lane.Remove(ctx, r.bus, m)
 }

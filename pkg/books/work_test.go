@@ -9,8 +9,8 @@ import (
 	"github.com/google/uuid"
 	"pgregory.net/rapid"
 
-	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/share"
 )
@@ -30,7 +30,7 @@ func TestLedgerKnowsWhatAccountsHold(t *testing.T) {
 			"arrive": func(t *rapid.T) {
 				seq++
 				i := id.Draw(t, "id")
-				l.arrive(bus.Arrival{Notification: notification.Notification{Account: account[i], WebhookID: i, ID: i, Send: 1}, Size: rapid.IntRange(0, 9).Draw(t, "size")}, seq)
+				l.arrive(lane.Arrival{Notification: notification.Notification{Account: account[i], WebhookID: i, ID: i, Send: 1}, Size: rapid.IntRange(0, 9).Draw(t, "size")}, seq)
 			},
 			"record": func(t *rapid.T) {
 				seq++

@@ -13,6 +13,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
+	"gancho/pkg/lane"
 	"gancho/pkg/topology"
 )
 
@@ -91,10 +92,10 @@ func TestGrowToCluster(t *testing.T) {
 	if _, err := bucket.Create(t.Context(), "acme.webhook", []byte("x")); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Notify(example(1)).Wait(t.Context()); err != nil {
+	if err := lane.Notify(b, bustest.Example(1)).Wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.PendingNotification(t.Context(), example(1).Account, example(1).ID); err != nil {
+	if _, err := lane.Pending(t.Context(), b, bustest.Example(1).Account, bustest.Example(1).ID); err != nil {
 		t.Fatal(err)
 	}
 
@@ -111,7 +112,7 @@ func TestGrowToCluster(t *testing.T) {
 	if e, err := bucket.Get(t.Context(), "acme.webhook"); err != nil || string(e.Value) != "x" {
 		t.Errorf("the bucket after it grew: %q, %v", e.Value, err)
 	}
-	if _, err := b.PendingNotification(t.Context(), example(1).Account, example(1).ID); err != nil {
+	if _, err := lane.Pending(t.Context(), b, bustest.Example(1).Account, bustest.Example(1).ID); err != nil {
 		t.Errorf("the stream after it grew: %v", err)
 	}
 
@@ -144,7 +145,7 @@ func TestGrowToCluster(t *testing.T) {
 			}
 			return err == nil
 		})
-		if _, err := other.PendingNotification(t.Context(), example(1).Account, example(1).ID); err != nil {
+		if _, err := lane.Pending(t.Context(), other, bustest.Example(1).Account, bustest.Example(1).ID); err != nil {
 			t.Errorf("the notification after a server died: %v", err)
 		}
 		return
@@ -172,7 +173,7 @@ func TestRestoreIntoCluster(t *testing.T) {
 	t.Parallel()
 	b := bustest.Start(t).Topology(bustest.Limits())
 	for i := range 20 {
-		if err := b.Notify(example(i + 1)).Wait(t.Context()); err != nil {
+		if err := lane.Notify(b, bustest.Example(i+1)).Wait(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -192,7 +193,7 @@ func TestRestoreIntoCluster(t *testing.T) {
 	if _, err := to.Apply(t.Context(), l); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := to.PendingNotification(t.Context(), example(20).Account, example(20).ID); err != nil {
+	if _, err := lane.Pending(t.Context(), to, bustest.Example(20).Account, bustest.Example(20).ID); err != nil {
 		t.Errorf("after the move: %v", err)
 	}
 }

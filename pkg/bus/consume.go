@@ -6,19 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
-	"gancho/pkg/event"
-	"gancho/pkg/notification"
-	"gancho/pkg/schema"
 	"gancho/pkg/topology"
 )
 
@@ -60,6 +54,17 @@ func (b *Bus) Consumer(ctx context.Context, stream string, cfg jetstream.Consume
 	cfg.AckPolicy = jetstream.AckExplicitPolicy
 	c := &Consumer{b: b, stream: stream, cfg: cfg}
 	return c, c.open(ctx)
+}
+
+// OpenConsumer creates or updates a durable once, without waiting for stream or broker, and neither watches nor restores
+// it. It is for consumers that come and go.
+func (b *Bus) OpenConsumer(ctx context.Context, stream string, cfg jetstream.ConsumerConfig) (*Consumer, error) {
+	cfg.AckPolicy = jetstream.AckExplicitPolicy
+	c, err := b.js.CreateOrUpdateConsumer(ctx, stream, cfg)
+	if err == nil {
+		err = b.answer(ignored(cfg, c.CachedInfo().Config))
+	}
+	return &Consumer{b: b, stream: stream, cfg: cfg, c: c}, err
 }
 
 func (c *Consumer) open(ctx context.Context) error {
@@ -172,7 +177,7 @@ func (c *Consumer) Fetch(ctx context.Context, n, room int, handle func(jetstream
 		for m := range batch.Messages() {
 			got++
 			c.size = max(len(m.Data()), c.size-c.size/64, 1)
-			handle(m)
+			handle(handedOut(c.stream, m))
 		}
 		err = batch.Error()
 	}
@@ -193,6 +198,28 @@ func (c *Consumer) Fetch(ctx context.Context, n, room int, handle func(jetstream
 		_ = pause.wait(ctx)
 	}
 	return got, fmt.Errorf("fetch from %s: %w", c.stream, err)
+}
+
+// Take hands at most n messages that are there now to handle, without waiting for more, and returns how many came.
+func (c *Consumer) Take(n int, handle func(jetstream.Msg)) (int, error) {
+	batch, err := c.c.FetchNoWait(n)
+	if err != nil {
+		return 0, err //nolint:wrapcheck // the caller says from where
+	}
+	got := 0
+	for m := range batch.Messages() {
+		got++
+		handle(handedOut(c.stream, m))
+	}
+	return got, batch.Error()
+}
+
+// Delete removes the broker's consumer. Messages that it delivered and that are not settled stay in the stream.
+func (c *Consumer) Delete(ctx context.Context) error {
+	if err := c.b.js.DeleteConsumer(ctx, c.stream, c.cfg.Durable); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return err //nolint:wrapcheck // the caller says which
+	}
+	return nil
 }
 
 // Gather hands at most n messages to add; it waits for the first like fetch, and for more at most linger.
@@ -218,189 +245,5 @@ func Ack(msgs []jetstream.Msg) {
 	}
 }
 
-// Delivery is a notification handed to this process, and the duty to settle it with exactly one of Ack or
-// NakAfter. Leaving it alone has it delivered again after the consumer's ack wait.
-type Delivery struct {
-	notification.Notification
-
-	Lane         notification.Lane
-	NumDelivered int       // counts from 1
-	Again        bool      // it may have been handled before: NumDelivered is not 1, the broker forgot, or it waited for a newer version
-	StoredAt     time.Time // when the broker stored this message
-	Sequence     uint64    // in its stream
-
-	msg jetstream.Msg
-	b   *Bus
-}
-
-// Ack settles the delivery. It is sent without waiting for the broker: a lost ack means that the
-// notification comes again and the journal tells what has been done.
-func (d *Delivery) Ack() {
-	if unacknowledged(d) {
-		return
-	}
-	if err := d.msg.Ack(); err != nil {
-		d.b.log.Debug("ack not sent; the message will come again", zap.Error(err))
-	}
-}
-
-// NakAfter has the same message delivered again after the delay, with NumDelivered one higher.
-func (d *Delivery) NakAfter(delay time.Duration) {
-	if err := d.msg.NakWithDelay(max(delay, time.Millisecond)); err != nil {
-		d.b.log.Debug("nak not sent; the message will come again after the ack wait", zap.Error(err))
-	}
-}
-
-// Wait leaves a notification that only a newer version can handle to one: it is moved to RETRIES as it is, with
-// whatever it carries, to be handed out again after a second, and after twice as long each time, up to
-// waitAtMost. Nothing of it is used up by that, however often it comes to the wrong process. Every version
-// keeps what this needs: the names and forms of the headers for account, webhook and notification.
-func (d *Delivery) Wait(ctx context.Context) {
-	if err := d.wait(ctx); err != nil {
-		d.b.log.Warn("a message for a newer version was not moved; it comes again", zap.String("stream", d.Stream()), zap.Error(err))
-		return
-	}
-	d.b.Newer(d.Stream())
-	d.Ack()
-}
-
-func (d *Delivery) wait(ctx context.Context) error {
-	h := d.msg.Headers()
-	account, webhook, id := h.Get(notification.HeaderAccount), h.Get(notification.HeaderWebhookID), h.Get(notification.HeaderID)
-	if !event.ValidAccount(account) || uuid.Validate(webhook) != nil || uuid.Validate(id) != nil {
-		return errors.New("it does not say what it belongs to")
-	}
-	waited, _ := strconv.Atoi(h.Get(notification.HeaderWaited)) // 0 at first
-	q := NewMessage(topology.SubjectRetryAt(account, id), fmt.Sprintf("%s:%d:%d", d.Stream(), d.Sequence, d.StoredAt.UnixNano()), d.msg.Data())
-	for k, v := range h {
-		if !strings.HasPrefix(k, "Nats-") {
-			q.Header[k] = v
-		}
-	}
-	q.Header[notification.HeaderWaited] = []string{strconv.Itoa(waited + 1)}
-	q.Header["Nats-Schedule"] = []string{"@at " + time.Now().Add(schema.Wait(waited+1)).UTC().Format(time.RFC3339Nano)}
-	q.Header["Nats-Schedule-Target"] = []string{topology.SubjectRetryDue(account, webhook, id)}
-	_, err := d.b.Publish(ctx, topology.Retries, q)
-	return err
-}
-
-// Puller hands out the deliveries of one lane.
-type Puller struct {
-	*Consumer
-	lane notification.Lane
-}
-
-// First returns the puller of first attempts. ackWait must be well above the duration of one attempt.
-func (b *Bus) First(ctx context.Context, ackWait time.Duration) (*Puller, error) {
-	c, err := b.Consumer(ctx, topology.Notifications, jetstream.ConsumerConfig{
-		Durable: topology.ConsumerFirst, AckWait: ackWait, MaxAckPending: 50_000, MaxDeliver: -1,
-	})
-	return &Puller{c, notification.LaneFirst}, err
-}
-
-// Retries returns the puller of due retries. MaxDeliver 5 is the limit of retries, enforced by the broker.
-func (b *Bus) Retries(ctx context.Context, ackWait time.Duration) (*Puller, error) {
-	c, err := b.Consumer(ctx, topology.Retries, jetstream.ConsumerConfig{
-		Durable: topology.ConsumerRetries, AckWait: ackWait, MaxAckPending: 500_000, MaxDeliver: notification.MaxAttempts - 1,
-		FilterSubject: "gancho.retries.due.>",
-	})
-	return &Puller{c, notification.LaneRetry}, err
-}
-
 // Unbounded is the room of a pull that its number of messages bounds well enough.
 const Unbounded = math.MaxInt32
-
-// Pull asks for at most n deliveries of together about room bytes at most (at least MaxMessage) and hands each to
-// handle as it comes; it returns how many came after that or about a second passed. What is not one of our
-// messages goes to QUARANTINE.
-func (p *Puller) Pull(ctx context.Context, n, room int, handle func(*Delivery)) (int, error) {
-	handled := 0
-	_, err := p.Fetch(ctx, n, room, func(m jetstream.Msg) {
-		if d := p.b.delivery(ctx, p.lane, m, p.Again); d != nil {
-			handled++
-			handle(d)
-		}
-	})
-	return handled, err
-}
-
-// AckPending returns how many messages are delivered and not settled, waiting retries included.
-func (p *Puller) AckPending(ctx context.Context) (int, error) {
-	info, err := p.Info(ctx)
-	if err != nil {
-		return 0, err
-	}
-	return info.NumAckPending, nil
-}
-
-// delivery decodes m; nil means that it was set aside or waits for a newer version.
-func (b *Bus) delivery(ctx context.Context, lane notification.Lane, m jetstream.Msg, again func(*jetstream.MsgMetadata) bool) *Delivery {
-	meta, err := m.Metadata()
-	if err != nil {
-		b.log.Error("a message without JetStream metadata was ignored", zap.Error(err))
-		return nil
-	}
-	d := &Delivery{Lane: lane, NumDelivered: int(meta.NumDelivered), Again: again(meta), StoredAt: meta.Timestamp, Sequence: meta.Sequence.Stream, msg: m, b: b} //nolint:gosec // a count
-	d.Again = d.Again || m.Headers().Get(notification.HeaderWaited) != ""
-	d.Notification, err = notification.Decode(m.Headers(), m.Data())
-	switch {
-	case errors.Is(err, schema.ErrNewer):
-		d.Wait(context.WithoutCancel(ctx)) // a stop settles what came
-		return nil
-	case err != nil:
-		if err := b.quarantine(ctx, meta.Stream, "not_a_notification", err.Error(), m); err == nil {
-			d.Ack()
-		}
-		return nil
-	}
-	handedOut(d)
-	return d
-}
-
-// quarantine copies m to QUARANTINE with the reason; of a message that fills the broker's max_payload only the first
-// bytes. The caller acks m after a nil error.
-func (b *Bus) quarantine(ctx context.Context, stream, reason, detail string, m jetstream.Msg) error {
-	meta, err := m.Metadata()
-	if err != nil {
-		return err
-	}
-	copied := func(headers nats.Header, body []byte) *nats.Msg {
-		q := NewMessage("gancho.quarantine."+stream+"."+reason, fmt.Sprintf("%s:%d", stream, meta.Sequence.Stream), body)
-		for k, v := range headers {
-			if len(k) < 5 || k[:5] != "Nats-" {
-				q.Header[k] = v
-			}
-		}
-		q.Header[topology.HeaderReason] = []string{reason}
-		q.Header["Gancho-Detail"] = []string{detail}
-		q.Header[topology.HeaderSubject] = []string{m.Subject()}
-		return q
-	}
-	q := copied(m.Headers(), m.Data())
-	if q.Size() > int(b.nc.MaxPayload()) { // ours leave room for these headers; of what does not, the beginning is kept
-		q = copied(nil, m.Data()[:min(len(m.Data()), topology.BrokerHeadroom)])
-	}
-	if _, err = b.Publish(ctx, topology.Quarantine, q); err != nil {
-		return err
-	}
-	b.log.Error("a message was set aside in QUARANTINE", zap.String("stream", stream), zap.String("reason", reason),
-		zap.Uint64("stream_seq", meta.Sequence.Stream), zap.String("detail", detail))
-	return nil
-}
-
-// SetAside copies the delivery to QUARANTINE; the caller settles it.
-func (d *Delivery) SetAside(ctx context.Context, reason, detail string) error {
-	return d.b.quarantine(ctx, d.Stream(), reason, detail, d.msg)
-}
-
-// Stream returns the stream that the delivery comes from.
-func (d *Delivery) Stream() string {
-	switch d.Lane {
-	case notification.LaneRetry:
-		return topology.Retries
-	case notification.LaneParked:
-		return topology.Parked
-	case notification.LaneFirst:
-	}
-	return topology.Notifications
-}

@@ -15,6 +15,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/journal"
+	"gancho/pkg/lane"
 	"gancho/pkg/topology"
 )
 
@@ -90,9 +91,9 @@ func until(t *testing.T, what string, step func() bool) {
 }
 
 // idle pulls from a lane that is empty, which takes a look.
-func idle(t *testing.T, p *bus.Puller) {
+func idle(t *testing.T, p *lane.Puller) {
 	t.Helper()
-	if n, err := p.Pull(t.Context(), 1, bus.Unbounded, func(*bus.Delivery) {}); n != 0 || err != nil {
+	if n, err := p.Pull(t.Context(), 1, bus.Unbounded, func(*lane.Delivery) {}); n != 0 || err != nil {
 		t.Fatalf("pulled %d, %v; want nothing", n, err)
 	}
 }
@@ -143,7 +144,7 @@ func TestEditedConsumerIsSetBack(t *testing.T) {
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits()).Close()
 	js, d := raw(t, s), connect(t, s, "dispatcher", always)
-	retries, err := d.Retries(t.Context(), time.Minute)
+	retries, err := lane.Retries(t.Context(), d.Bus, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,11 +218,11 @@ func TestReplicasOfOneConsumer(t *testing.T) {
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits())
 	js, one, two := raw(t, s), connect(t, s, "dispatcher", always), connect(t, s, "dispatcher", always)
-	first, err := one.First(t.Context(), 30*time.Second)
+	first, err := lane.First(t.Context(), one.Bus, 30*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := two.First(t.Context(), 45*time.Second)
+	second, err := lane.First(t.Context(), two.Bus, 45*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,7 +255,7 @@ func TestPausedConsumer(t *testing.T) {
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits())
 	js, d := raw(t, s), connect(t, s, "dispatcher", always)
-	first, err := d.First(t.Context(), time.Minute)
+	first, err := lane.First(t.Context(), d.Bus, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,11 +321,11 @@ func TestWhatAConsumerSaysOfItself(t *testing.T) {
 		t.Fatal(err)
 	}
 	editStream(t, js, topology.MaxDeliveries, func(c *jetstream.StreamConfig) { c.ConsumerLimits.InactiveThreshold = time.Hour })
-	first, err := d.First(t.Context(), time.Minute)
+	first, err := lane.First(t.Context(), d.Bus, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
-	exhausted, err := d.Exhausted(t.Context())
+	exhausted, err := lane.Exhausted(t.Context(), d.Bus)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -341,11 +342,11 @@ func TestWhatAConsumerSaysOfItself(t *testing.T) {
 		s.Restart()
 		until(t, "the broker is back", func() bool { _, err := js.AccountInfo(t.Context()); return err == nil && d.State() == "" })
 		until(t, "pulls work", func() bool {
-			_, err := first.Pull(t.Context(), 1, bus.Unbounded, func(*bus.Delivery) {})
+			_, err := first.Pull(t.Context(), 1, bus.Unbounded, func(*lane.Delivery) {})
 			return err == nil
 		})
 		until(t, "pulls work", func() bool {
-			return exhausted.Pull(t.Context(), func(*bus.Exhausted) error { return nil }) == nil
+			return exhausted.Pull(t.Context(), func(*lane.Retry) error { return nil }) == nil
 		})
 	}
 	if got := d.restored("consumer"); got != 0 || d.State() != "" {

@@ -22,10 +22,10 @@ import (
 // to catch it. REHEARSAL_FAULT=KIND:STREAM:N has each process hit the N-th message of the stream, and every N-th
 // after it. The kinds:
 //
-//	drop       the message is not stored, though whoever publishes it is told so
+//	drop       the message is not stored, though its publisher gets an answer
 //	repeat     the message is stored twice
 //	corrupt    one bit of its body is flipped
-//	drop_ack   a delivery of it is not acknowledged
+//	drop_ack   its acknowledgement is dropped
 //	early_ack  it is acknowledged when it is handed out, before anything came of it
 type fault struct {
 	kind, stream string
@@ -63,7 +63,7 @@ func intercepted(p *Started) bool {
 		return true
 	case f.hits("repeat", stream):
 		again := &nats.Msg{Subject: p.msg.Subject, Data: p.msg.Data, Header: maps.Clone(p.msg.Header)}
-		again.Header[nats.MsgIdHdr] = []string{uuid.NewString()} // else the broker takes it for the same
+		again.Header[nats.MsgIdHdr] = []string{uuid.NewString()} // with the same id the broker would drop it
 		q := &Started{w: p.w, msg: again, began: p.began}
 		p.w.add(q)
 		go func() { _, _ = q.Receipt(context.Background()) }()
@@ -74,12 +74,21 @@ func intercepted(p *Started) bool {
 	return false
 }
 
-// handedOut acknowledges a delivery early.
-func handedOut(d *Delivery) {
-	if seeded().hits("early_ack", d.Stream()) {
-		_ = d.msg.Ack()
+// handedOut returns the message as a consumer of the stream gets it: acknowledged already, or such that its ack is left
+// out.
+func handedOut(stream string, m jetstream.Msg) jetstream.Msg {
+	f := seeded()
+	switch {
+	case f.hits("early_ack", stream):
+		_ = m.Ack()
+	case f.hits("drop_ack", stream):
+		return unacknowledged{m}
 	}
+	return m
 }
 
-// unacknowledged reports whether the delivery's ack is to be left out.
-func unacknowledged(d *Delivery) bool { return seeded().hits("drop_ack", d.Stream()) }
+// unacknowledged is a message whose acknowledgement is dropped.
+type unacknowledged struct{ jetstream.Msg }
+
+// Ack does nothing.
+func (unacknowledged) Ack() error { return nil }

@@ -14,9 +14,14 @@ import (
 // ErrNotFound says that a message, record or key does not exist, or no more.
 var ErrNotFound = errors.New("not found")
 
-// Get returns the first message of the stream with that sequence, or a later one that the options select. It returns
-// ErrNotFound when there is none and repeats the read while the broker is unreachable, until ctx ends.
-func (b *Bus) Get(ctx context.Context, stream string, sequence uint64, opts ...jetstream.GetMsgOpt) (*jetstream.RawStreamMsg, error) {
+// Get returns the message with that sequence or, with a subject, which may have wildcards, the first message of the
+// subject with that sequence or a later one. It returns ErrNotFound when there is none and repeats the read while the
+// broker is unreachable, until ctx ends.
+func (b *Bus) Get(ctx context.Context, stream, subject string, sequence uint64) (*jetstream.RawStreamMsg, error) {
+	var opts []jetstream.GetMsgOpt
+	if subject != "" {
+		opts = append(opts, jetstream.WithGetMsgSubject(subject))
+	}
 	return b.read(ctx, stream, func(ctx context.Context, s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
 		return s.GetMsg(ctx, sequence, opts...)
 	})
@@ -43,6 +48,19 @@ func (b *Bus) Has(ctx context.Context, stream, subject string) (bool, error) {
 		return false, nil
 	}
 	return false, fmt.Errorf("look for a message on %s: %w", stream, err)
+}
+
+// Subjects returns the subjects of a stream that match the filter, and how many messages each has.
+func (b *Bus) Subjects(ctx context.Context, stream, filter string) (map[string]uint64, error) {
+	s, err := b.Stream(ctx, stream)
+	if err != nil {
+		return nil, err
+	}
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(filter))
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", stream, err)
+	}
+	return info.State.Subjects, nil
 }
 
 // Purge removes the messages of a stream up to a sequence. The broker recognises the ids of removed messages until it

@@ -10,6 +10,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
+	"gancho/pkg/lane"
 	"gancho/pkg/topology"
 )
 
@@ -20,12 +21,12 @@ func TestDeletedConsumerIsDoubted(t *testing.T) {
 	s := bustest.Start(t)
 	b := s.Topology(bustest.Limits())
 	js := raw(t, s)
-	first, err := b.First(t.Context(), ackWait)
+	first, err := lane.First(t.Context(), b, ackWait)
 	if err != nil {
 		t.Fatal(err)
 	}
 	notify := func(i int) {
-		if err := b.Notify(example(i)).Wait(t.Context()); err != nil {
+		if err := lane.Notify(b, bustest.Example(i)).Wait(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -40,12 +41,12 @@ func TestDeletedConsumerIsDoubted(t *testing.T) {
 	if err := js.DeleteConsumer(t.Context(), topology.Notifications, topology.ConsumerFirst); err != nil {
 		t.Fatal(err)
 	}
-	var got []*bus.Delivery
+	var got []*lane.Delivery
 	for deadline := time.Now().Add(30 * time.Second); len(got) < 3; {
 		if time.Now().After(deadline) {
 			t.Fatalf("got %d deliveries", len(got))
 		}
-		_, err := first.Pull(t.Context(), 3, bus.Unbounded, func(d *bus.Delivery) { got = append(got, d); d.Ack() }) // one pull meets the error
+		_, err := first.Pull(t.Context(), 3, bus.Unbounded, func(d *lane.Delivery) { got = append(got, d); d.Ack() }) // one pull meets the error
 		if err != nil && !errors.Is(err, jetstream.ErrConsumerDeleted) && !strings.Contains(err.Error(), "responders") {
 			t.Fatal(err)
 		}

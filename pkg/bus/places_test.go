@@ -8,27 +8,28 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
+	"gancho/pkg/lane"
 )
 
 // TestPullIsBoundedByBytes: a pull brings no more than it has room for, and what is left comes with the next.
 func TestPullIsBoundedByBytes(t *testing.T) {
 	t.Parallel()
 	b := bustest.Start(t).Topology(bustest.Limits())
-	first, err := b.First(t.Context(), ackWait)
+	first, err := lane.First(t.Context(), b, ackWait)
 	if err != nil {
 		t.Fatal(err)
 	}
 	const count, size = 20, 100 << 10
 	for i := range count {
-		n := example(i)
+		n := bustest.Example(i)
 		n.Body = append([]byte(`{"a":"`), append(bytes.Repeat([]byte("x"), size-8), `"}`...)...)
-		if err := b.Notify(n).Wait(t.Context()); err != nil {
+		if err := lane.Notify(b, n).Wait(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	most := 1 // before the size of messages is known
 	for left := count; left > 0; {
-		got, err := first.Pull(t.Context(), count, 3*size+size/2, func(d *bus.Delivery) {
+		got, err := first.Pull(t.Context(), count, 3*size+size/2, func(d *lane.Delivery) {
 			if d.NumDelivered != 1 {
 				t.Errorf("delivery %d of a message that was not handed out", d.NumDelivered)
 			}

@@ -164,6 +164,9 @@ func (p *Started) final(err error) error {
 	return nil
 }
 
+// MaxPayload returns the size of the largest message, in bytes, that the broker accepts; 0 before the first connection.
+func (b *Bus) MaxPayload() int64 { return b.nc.MaxPayload() }
+
 // PublishOnce stores m without repeating it: after an error other than ErrConflict and ErrTooLarge the message may be
 // stored or not.
 func (b *Bus) PublishOnce(ctx context.Context, stream string, m *nats.Msg) (*jetstream.PubAck, error) {

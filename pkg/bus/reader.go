@@ -4,14 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"gancho/pkg/notification"
-	"gancho/pkg/schema"
 	"gancho/pkg/topology"
 )
 
@@ -158,119 +154,58 @@ func (r *Reader) Close(ctx context.Context) {
 	r.c = nil
 }
 
-// NotificationReader reads NOTIFICATIONS.
-type NotificationReader struct{ *Reader }
-
-// ReadNotifications returns a reader of NOTIFICATIONS from a position, from the beginning with a zero one.
-func (b *Bus) ReadNotifications(name string, at Position) *NotificationReader {
-	return &NotificationReader{b.NewReader(topology.Notifications, name, at)}
-}
-
-// Read hands over what is there now, without bodies. Sequence is that in NOTIFICATIONS. What is not one of
-// our messages is left out: the dispatcher sets it aside.
-func (r *NotificationReader) Read(ctx context.Context, began func(Progress), handle func(a Arrival, sequence uint64)) error {
-	last, met, err := r.Tail(ctx)
+// Read hands the messages of a stream to handle in order, until handle returns false, an error, nothing is
+// left, or ctx ends. pending is how many the broker says follow.
+func (b *Bus) Read(ctx context.Context, stream string, cfg jetstream.OrderedConsumerConfig, handle func(m jetstream.Msg, sequence, pending uint64) (bool, error)) error {
+	s, err := b.Stream(ctx, stream)
 	if err != nil {
 		return err
 	}
-	began(met)
-	return r.ReadTo(ctx, last, func(msg jetstream.Msg, m *jetstream.MsgMetadata) {
-		h := msg.Headers()
-		if n, err := notification.Decode(h, nil); err == nil || errors.Is(err, schema.ErrNewer) { // counting is not handling
-			handle(Arrival{n, m.Timestamp, BodySize(msg)}, m.Sequence.Stream)
-		}
-	})
-}
-
-// FirstAcked returns the sequence of NOTIFICATIONS up to which the dispatchers have settled everything; 0
-// when they never ran.
-func (b *Bus) FirstAcked(ctx context.Context) (uint64, error) {
-	c, err := b.js.Consumer(ctx, topology.Notifications, topology.ConsumerFirst)
-	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		return 0, nil
-	}
+	cfg.InactiveThreshold = time.Minute
+	c, err := s.OrderedConsumer(ctx, cfg)
 	if err != nil {
-		return 0, fmt.Errorf("consumer %s: %w", topology.ConsumerFirst, err)
+		return fmt.Errorf("read %s: %w", stream, err)
 	}
-	return c.CachedInfo().AckFloor.Stream, nil
-}
-
-// maxListed is how many subjects of RETRIES are listed at once. The broker goes through all of them for
-// each page of 100,000, so more are listed account by account.
-const maxListed = 100_000
-
-// OnRetries shows every notification that has a message on RETRIES, scheduled or due; one can be shown
-// twice. Of a long list only those of the accounts are looked at.
-func (b *Bus) OnRetries(ctx context.Context, accounts func() []string, show func(account string, id uuid.UUID, scheduled bool)) error {
-	s, err := b.Stream(ctx, topology.Retries)
+	info, err := c.Info(ctx)
 	if err != nil {
-		return err
+		return fmt.Errorf("read %s: %w", stream, err)
 	}
-	info, err := s.Info(ctx)
-	if err != nil {
-		return fmt.Errorf("list RETRIES: %w", err)
-	}
-	filters := []string{"gancho.retries.>"}
-	switch {
-	case info.State.Msgs == 0:
+	if info.NumPending == 0 && info.Delivered.Consumer == 0 {
 		return nil
-	case info.State.NumSubjects > maxListed:
-		filters = nil
-		for _, a := range accounts() {
-			filters = append(filters, "gancho.retries.*."+a+".>")
-		}
 	}
-	for _, filter := range filters {
-		info, err := s.Info(ctx, jetstream.WithSubjectFilter(filter))
-		if err != nil {
-			return fmt.Errorf("list RETRIES: %w", err)
-		}
-		for subject := range info.State.Subjects {
-			t := strings.Split(subject, ".")
-			if id, err := uuid.Parse(t[len(t)-1]); err == nil && len(t) >= 5 {
-				show(t[3], id, t[2] == "at")
+	prefetch := 500
+	if stream == topology.Events && !cfg.HeadersOnly {
+		prefetch = 32 // bodies may be large
+	}
+	messages, err := c.Messages(jetstream.PullMaxMessages(prefetch))
+	if err != nil {
+		return fmt.Errorf("read %s: %w", stream, err)
+	}
+	defer messages.Stop()
+	for {
+		wait, cancel := context.WithTimeout(ctx, 5*time.Second)
+		m, err := messages.Next(jetstream.NextContext(wait))
+		cancel()
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			// Nothing came although something was there: it may have aged out meanwhile.
+			if info, infoErr := c.Info(ctx); infoErr == nil && info.NumPending == 0 {
+				return nil
 			}
-		}
-	}
-	return nil
-}
-
-// Scheduled returns the notification's message that waits on RETRIES for its time, ErrNotFound when there is none.
-func (b *Bus) Scheduled(ctx context.Context, account, id string) (*Exhausted, error) {
-	raw, err := b.Last(ctx, topology.Retries, topology.SubjectRetryAt(account, id))
-	if err != nil {
-		return nil, err
-	}
-	n, err := notification.Decode(raw.Header, raw.Data)
-	if err != nil {
-		return nil, fmt.Errorf("read from %s: %w", topology.Retries, err)
-	}
-	return &Exhausted{n, raw.Sequence}, nil
-}
-
-// ParkedOf returns the ids of the webhook's notifications on PARKED, in whatever lane, at most n of them.
-// It reads the messages one by one.
-func (b *Bus) ParkedOf(ctx context.Context, account, webhook string, n int) (map[uuid.UUID]bool, error) {
-	out := map[uuid.UUID]bool{}
-	for next := uint64(1); len(out) < n; {
-		raw, err := b.Get(ctx, topology.Parked, next, jetstream.WithGetMsgSubject(topology.SubjectParked(account, "*", webhook)))
-		if errors.Is(err, ErrNotFound) {
-			return out, nil
+			continue
 		}
 		if err != nil {
-			return nil, err
+			return fmt.Errorf("read %s: %w", stream, err)
 		}
-		next = raw.Sequence + 1
-		if id, err := uuid.Parse(raw.Header.Get(notification.HeaderID)); err == nil {
-			out[id] = true
+		meta, err := m.Metadata()
+		if err != nil {
+			return fmt.Errorf("read %s: %w", stream, err)
+		}
+		more, err := handle(m, meta.Sequence.Stream, meta.NumPending)
+		if err != nil || !more {
+			return err
+		}
+		if meta.NumPending == 0 {
+			return nil
 		}
 	}
-	return out, nil
-}
-
-// Reschedule is ScheduleRetry for a repair: it reports whether the broker stored the message. If it did not,
-// the same move had been stored before.
-func (b *Bus) Reschedule(ctx context.Context, n *notification.Notification, at time.Time) (stored bool, err error) {
-	ack, err := b.Publish(ctx, topology.Retries, scheduled(n, at))
-	return err == nil && !ack.Duplicate, err
 }

@@ -16,6 +16,7 @@ type StreamState struct {
 	Messages, Bytes uint64
 	MaxBytes        int64     // 0: no limit of its own
 	First, Last     uint64    // sequences of the oldest and the newest message
+	Subjects        uint64    // how many it has
 	Oldest          time.Time // when the oldest message was stored; zero when it is empty
 }
 
@@ -29,7 +30,7 @@ func (b *Bus) StreamState(ctx context.Context, stream string) (StreamState, erro
 		return StreamState{}, fmt.Errorf("look at %s: %w", stream, err)
 	}
 	info := s.CachedInfo()
-	out := StreamState{Messages: info.State.Msgs, Bytes: info.State.Bytes, MaxBytes: max(info.Config.MaxBytes, 0), First: info.State.FirstSeq, Last: info.State.LastSeq}
+	out := StreamState{Messages: info.State.Msgs, Bytes: info.State.Bytes, MaxBytes: max(info.Config.MaxBytes, 0), First: info.State.FirstSeq, Last: info.State.LastSeq, Subjects: info.State.NumSubjects}
 	if out.Messages > 0 {
 		out.Oldest = info.State.FirstTime
 	}

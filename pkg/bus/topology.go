@@ -339,14 +339,3 @@ func (b *Bus) Granted(ctx context.Context, l topology.Limits) (topology.Limits, 
 	})
 	return l, err
 }
-
-// RetriesLimit returns how many bytes RETRIES may hold before no first attempts are made; 0: no limit. It
-// waits for the broker.
-func (b *Bus) RetriesLimit(ctx context.Context, l topology.Limits) (n int64, err error) {
-	err = b.Insist(ctx, "disk of the account", func(ctx context.Context) error {
-		l, err := b.granted(ctx, l)
-		n = l.MaxBytes(topology.Retries)
-		return err
-	})
-	return n, err
-}

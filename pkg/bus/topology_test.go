@@ -13,6 +13,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/journal"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/topology"
 )
@@ -115,14 +116,14 @@ func TestBackupRoundTrip(t *testing.T) {
 	t.Parallel()
 	from := bustest.Start(t)
 	b := from.Topology(bustest.Limits())
-	first, err := b.First(t.Context(), time.Minute)
+	first, err := lane.First(t.Context(), b, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range 300 {
-		n := example(i + 1)
+		n := bustest.Example(i + 1)
 		n.Body = []byte(strings.Repeat("x", 2000))
-		if err := b.Notify(n).Wait(t.Context()); err != nil {
+		if err := lane.Notify(b, n).Wait(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -135,9 +136,9 @@ func TestBackupRoundTrip(t *testing.T) {
 		}
 		d.Ack()
 	}
-	later := example(7)
+	later := bustest.Example(7)
 	later.Moves = 1
-	if err := b.ScheduleRetry(t.Context(), later, time.Now().Add(time.Hour)); err != nil {
+	if err := lane.Schedule(t.Context(), b, later, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	hooks, err := b.Bucket(t.Context(), topology.BucketWebhooks)
@@ -180,20 +181,20 @@ func TestBackupRoundTrip(t *testing.T) {
 		}
 	}
 	// Work goes on where it stopped: 200 are left, the journal and the registry are known, the retry is scheduled.
-	again, err := c.First(t.Context(), time.Minute)
+	again, err := lane.First(t.Context(), c, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if state, err := c.ConsumerState(t.Context(), topology.Durable{Stream: topology.Notifications, Name: topology.ConsumerFirst}); err != nil || state.Pending+uint64(state.AckPending) != 200 {
 		t.Errorf("left: %+v, %v; want 200", state, err)
 	}
-	if d := pull(t, again, 1)[0]; d.ID != example(101).ID {
+	if d := pull(t, again, 1)[0]; d.ID != bustest.Example(101).ID {
 		t.Errorf("the next is event %d, want 101", d.EventSequence)
 	}
-	if r, err := journal.Last(t.Context(), c, "acme", example(1).ID); err != nil || r.State != notification.Delivered {
+	if r, err := journal.Last(t.Context(), c, "acme", bustest.Example(1).ID); err != nil || r.State != notification.Delivered {
 		t.Errorf("the journal: %+v, %v", r, err)
 	}
-	if x, err := c.Scheduled(t.Context(), "acme", later.ID); err != nil || x.Moves != 1 {
+	if x, err := lane.Scheduled(t.Context(), c, "acme", later.ID); err != nil || x.Moves != 1 {
 		t.Errorf("the schedule: %+v, %v", x, err)
 	}
 	if k, err := c.Bucket(t.Context(), topology.BucketWebhooks); err != nil {

@@ -11,6 +11,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/journal"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/topology"
 
@@ -20,7 +21,7 @@ import (
 // delivered returns first records of the notifications number from to below to.
 func delivered(from, to int) (records []*notification.Record) {
 	for i := from; i < to; i++ {
-		n := example(i)
+		n := bustest.Example(i)
 		records = append(records, &notification.Record{
 			Kind: notification.KindAttempt, At: time.Now().UTC(), Account: n.Account, WebhookID: n.WebhookID, NotificationID: n.ID,
 			Send: 1, AttemptsDone: 1, State: notification.Delivered,
@@ -126,7 +127,7 @@ func TestDuplicatesInABatchAreStoredOnce(t *testing.T) {
 		b.SyncingBroker(topology.Notifications)
 		var started []*bus.Started
 		for i := range 200 {
-			started = append(started, b.Notify(example(i)))
+			started = append(started, lane.Notify(b, bustest.Example(i)))
 		}
 		for _, n := range started {
 			if err := n.Wait(t.Context()); err != nil {

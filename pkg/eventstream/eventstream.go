@@ -41,16 +41,16 @@ type Event struct {
 
 // At returns the event with that sequence, bus.ErrNotFound when it has aged out.
 func At(ctx context.Context, b *bus.Bus, sequence uint64) (*Event, error) {
-	return get(ctx, b, sequence)
+	return get(ctx, b, "", sequence)
 }
 
 // Next returns the account's first event with that sequence or a later one, bus.ErrNotFound when there is none.
 func Next(ctx context.Context, b *bus.Bus, account string, sequence uint64) (*Event, error) {
-	return get(ctx, b, sequence, jetstream.WithGetMsgSubject(event.SubjectPrefix+account+".*"))
+	return get(ctx, b, event.SubjectPrefix+account+".*", sequence)
 }
 
-func get(ctx context.Context, b *bus.Bus, sequence uint64, opts ...jetstream.GetMsgOpt) (*Event, error) {
-	raw, err := b.Get(ctx, topology.Events, sequence, opts...)
+func get(ctx context.Context, b *bus.Bus, subject string, sequence uint64) (*Event, error) {
+	raw, err := b.Get(ctx, topology.Events, subject, sequence)
 	if err != nil {
 		return nil, err
 	}
@@ -62,16 +62,12 @@ func get(ctx context.Context, b *bus.Bus, sequence uint64, opts ...jetstream.Get
 
 // Subjects returns the subjects on which the account has events with a wanted name.
 func Subjects(ctx context.Context, b *bus.Bus, account string, wanted func(eventName string) bool) ([]string, error) {
-	s, err := b.Stream(ctx, topology.Events)
+	subjects, err := b.Subjects(ctx, topology.Events, event.SubjectPrefix+account+".>")
 	if err != nil {
 		return nil, err
 	}
-	info, err := s.Info(ctx, jetstream.WithSubjectFilter(event.SubjectPrefix+account+".>"))
-	if err != nil {
-		return nil, fmt.Errorf("list CRM_EVENTS: %w", err)
-	}
 	var out []string
-	for subject := range info.State.Subjects {
+	for subject := range subjects {
 		if name := subject[strings.LastIndexByte(subject, '.')+1:]; wanted(name) {
 			out = append(out, subject)
 		}

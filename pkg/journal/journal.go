@@ -116,7 +116,7 @@ func History(ctx context.Context, b *bus.Bus, last *notification.Record) iter.Se
 			if oldest.Previous == 0 {
 				return
 			}
-			raw, err := b.Get(ctx, topology.Attempts, oldest.Previous)
+			raw, err := b.Get(ctx, topology.Attempts, "", oldest.Previous)
 			if err != nil {
 				yield(nil, err)
 				return

@@ -2,31 +2,18 @@ package journal_test
 
 import (
 	"errors"
-	"fmt"
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
-	"gancho/pkg/event"
 	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/topology"
 )
-
-// example is a notification number i.
-func example(i int) *notification.Notification {
-	hook := uuid.MustParse("0190a5d4-0000-7000-8000-000000000001")
-	eventID := event.ID("acme", "crm_deal_created", fmt.Sprint(i))
-	return &notification.Notification{
-		Account: "acme", ID: event.NotificationID(eventID, hook), WebhookID: hook.String(), EventID: eventID, EventName: "crm_deal_created",
-		EventSequence: uint64(i), EventTime: time.UnixMilli(1_700_000_000_000), Send: 1, Body: []byte(`{"a": 1}`),
-	}
-}
 
 func raw(t *testing.T, s *bustest.Server) jetstream.JetStream {
 	t.Helper()
@@ -47,7 +34,7 @@ func TestRecordIsCompareAndSet(t *testing.T) {
 	s := bustest.Start(t)
 	b := s.Topology(bustest.Limits())
 	record := func(previous uint64, done int) *notification.Record {
-		n := example(1)
+		n := bustest.Example(1)
 		return &notification.Record{Kind: notification.KindAttempt, At: time.Now(), Account: n.Account, NotificationID: n.ID, Send: 1, AttemptsDone: done, State: notification.Retrying, Previous: previous}
 	}
 	first := record(0, 1)
@@ -87,7 +74,7 @@ func TestHistory(t *testing.T) {
 	const records = 6
 	write := func(i int, carry func(r, last *notification.Record)) (sequences []uint64, last *notification.Record) {
 		for done := 1; done <= records; done++ {
-			n := example(i)
+			n := bustest.Example(i)
 			r := &notification.Record{Kind: notification.KindAttempt, At: time.Now(), Account: n.Account, NotificationID: n.ID, Send: 1, AttemptsDone: done, State: notification.Retrying}
 			if last != nil {
 				carry(r, last)

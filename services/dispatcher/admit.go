@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/suspension/mirror"
 	"gancho/pkg/webhook"
@@ -27,7 +28,7 @@ type admission struct {
 // admit is the one gate before an attempt. It decides from the webhook, nil when it was deleted, from the URL's
 // suspension, from the limits of URL and account, and from the backpressure of RETRIES. p is the permit that the notification comes with; a slot that is of
 // no use is released. It never waits.
-func (d *Dispatcher) admit(m *bus.Delivery, w *webhook.Webhook, p permit) admission {
+func (d *Dispatcher) admit(m *lane.Delivery, w *webhook.Webhook, p permit) admission {
 	a := admission{permit: p, webhook: w}
 	if w == nil {
 		return a
@@ -59,7 +60,7 @@ func (d *Dispatcher) admit(m *bus.Delivery, w *webhook.Webhook, p permit) admiss
 
 // webhook returns the notification's webhook as the registry has it now, nil when it was deleted. The registry in
 // memory may lag a few milliseconds behind the publisher's, so absence is believed only of the bucket itself.
-func (d *Dispatcher) webhook(ctx context.Context, m *bus.Delivery) (*webhook.Webhook, error) {
+func (d *Dispatcher) webhook(ctx context.Context, m *lane.Delivery) (*webhook.Webhook, error) {
 	if w := d.registry.Get(m.Account, m.WebhookID); w != nil {
 		return w, nil
 	}

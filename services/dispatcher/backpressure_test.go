@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"gancho/pkg/event"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/webhook"
 )
@@ -22,7 +23,7 @@ func (r *rig) newRetry(w *webhook.Webhook, i string) *notification.Notification 
 func (r *rig) retry(w *webhook.Webhook, i string, at time.Time) *notification.Notification {
 	r.t.Helper()
 	n := r.newRetry(w, i)
-	if err := r.bus.ScheduleRetry(r.t.Context(), n, at); err != nil {
+	if err := lane.Schedule(r.t.Context(), r.bus, n, at); err != nil {
 		r.t.Fatal(err)
 	}
 	return n
@@ -45,11 +46,11 @@ func TestFullRetriesStopFirstAttempts(t *testing.T) {
 	if got := rc.attempts(first); len(got) > 0 {
 		t.Errorf("a first attempt was made: %v", got)
 	}
-	x, err := r.bus.Scheduled(t.Context(), "acme", waiting.ID)
+	x, err := lane.Scheduled(t.Context(), r.bus, "acme", waiting.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := r.bus.Remove(t.Context(), x); err != nil {
+	if err := lane.Remove(t.Context(), r.bus, x); err != nil {
 		t.Fatal(err)
 	}
 	r.state(first, notification.Delivered)

@@ -7,8 +7,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
-	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
+	"gancho/pkg/lane"
 )
 
 const (
@@ -53,7 +53,7 @@ func newCertificates(log *zap.Logger, reg prometheus.Registerer) *certificates {
 }
 
 // saw takes over what an attempt at m told of the host's certificate.
-func (c *certificates) saw(m *bus.Delivery, host string, o delivery.Certificate) {
+func (c *certificates) saw(m *lane.Delivery, host string, o delivery.Certificate) {
 	now := time.Now()
 	ending := o.EndsSoon(now)
 	if !ending && !o.New || !c.note(host, o, ending, now) {

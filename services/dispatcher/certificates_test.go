@@ -20,8 +20,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
-	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/webhook"
 )
@@ -46,7 +46,7 @@ func newCertificateRig(t *testing.T) *certificateRig {
 // at sees a certificate of 90 days that ends in left.
 func (r *certificateRig) at(host string, left time.Duration, handshake bool) {
 	until := time.Now().Add(left)
-	r.saw(&bus.Delivery{Notification: notification.Notification{Account: "acme", WebhookID: "w"}}, host,
+	r.saw(&lane.Delivery{Notification: notification.Notification{Account: "acme", WebhookID: "w"}}, host,
 		delivery.Certificate{From: until.Add(-90 * day), Until: until, New: handshake})
 }
 

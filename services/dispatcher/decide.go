@@ -10,6 +10,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
 	"gancho/pkg/journal"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/webhook"
 )
@@ -17,7 +18,7 @@ import (
 // arrive takes a delivery in the order in which it came and returns the rest of the work, which may run at the same
 // time as other deliveries. It does not wait: a notification that must be parked is on its way to PARKED when arrive
 // returns, so the notifications of a URL keep their order there.
-func (d *Dispatcher) arrive(ctx context.Context, m *bus.Delivery) func() {
+func (d *Dispatcher) arrive(ctx context.Context, m *lane.Delivery) func() {
 	w := d.registry.Get(m.Account, m.WebhookID)
 	if w == nil || !d.received(m).Trusted() {
 		return func() { d.handle(ctx, m, permit{}) }
@@ -32,7 +33,7 @@ func (d *Dispatcher) arrive(ctx context.Context, m *bus.Delivery) func() {
 
 // handle decides one notification that comes with a permit, or that arrive could not decide without waiting, and
 // settles its delivery. It reports whether it made a request with the permit.
-func (d *Dispatcher) handle(ctx context.Context, m *bus.Delivery, p permit) (attempted bool) {
+func (d *Dispatcher) handle(ctx context.Context, m *lane.Delivery, p permit) (attempted bool) {
 	defer d.isolate(ctx, m)
 	defer p.slot.release()
 	position, ok := d.resume(ctx, m)
@@ -53,7 +54,7 @@ func (d *Dispatcher) handle(ctx context.Context, m *bus.Delivery, p permit) (att
 // The order of the writes keeps a crash from losing a notification or ending it twice: first the request, then its
 // record on top of the record before it, then what follows (a schedule, PARKED, FAILED), and the ack last. The next
 // delivery repeats from the journal whatever was cut off.
-func (d *Dispatcher) carryOn(ctx context.Context, m *bus.Delivery, position notification.Position, a admission) bool {
+func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position notification.Position, a admission) bool {
 	defer d.isolate(ctx, m)
 	defer func() { a.slot.release() }()
 	for a.slot.waiting() {
@@ -93,7 +94,7 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *bus.Delivery, position noti
 
 // waitedTooLong reports whether a notification that PARKED has refused ever since waits for its suspended URL longer than
 // it may.
-func (d *Dispatcher) waitedTooLong(m *bus.Delivery) bool {
+func (d *Dispatcher) waitedTooLong(m *lane.Delivery) bool {
 	return m.NumDelivered == 1 && !m.RefusedAt.IsZero() && time.Since(m.RefusedAt) > d.cfg.ParkedMaxAge
 }
 
@@ -102,7 +103,7 @@ const keysPause = time.Minute
 
 // attempt makes the request. An error means that none was made: the webhook's credentials do not open,
 // which is our fault and not the receiver's.
-func (d *Dispatcher) attempt(ctx context.Context, m *bus.Delivery, w *webhook.Webhook, position notification.Position) (delivery.Outcome, error) {
+func (d *Dispatcher) attempt(ctx context.Context, m *lane.Delivery, w *webhook.Webhook, position notification.Position) (delivery.Outcome, error) {
 	credentials, err := d.credentials.of(w, d.keys)
 	if err != nil {
 		d.log.Error("credentials do not open; is ENCRYPTION_KEY_FILE the one management seals with?", append(fields(m), zap.Error(err))...)
@@ -118,7 +119,7 @@ func (d *Dispatcher) attempt(ctx context.Context, m *bus.Delivery, w *webhook.We
 }
 
 // conclude records the attempt, stores what follows from it, and acks.
-func (d *Dispatcher) conclude(ctx context.Context, m *bus.Delivery, position notification.Position, a admission, o delivery.Outcome) {
+func (d *Dispatcher) conclude(ctx context.Context, m *lane.Delivery, position notification.Position, a admission, o delivery.Outcome) {
 	r := d.record(m, a.webhook, position, notification.KindAttempt)
 	if a.probe != nil {
 		r.Probe, r.Trip = true, a.probe.Trip
@@ -139,7 +140,7 @@ func (d *Dispatcher) conclude(ctx context.Context, m *bus.Delivery, position not
 
 // resume returns where the notification stands, from the message's headers while they can be trusted, else from the
 // journal. It carries out every other step that the journal demands, and then reports false.
-func (d *Dispatcher) resume(ctx context.Context, m *bus.Delivery) (notification.Position, bool) {
+func (d *Dispatcher) resume(ctx context.Context, m *lane.Delivery) (notification.Position, bool) {
 	receipt := d.received(m)
 	if receipt.Trusted() {
 		return m.Position(), true
@@ -162,7 +163,7 @@ func (d *Dispatcher) resume(ctx context.Context, m *bus.Delivery) (notification.
 
 // received returns how the broker handed out m. While streams are full, many deliveries of one message are no sign of
 // crashes.
-func (d *Dispatcher) received(m *bus.Delivery) notification.Receipt {
+func (d *Dispatcher) received(m *lane.Delivery) notification.Receipt {
 	r := notification.Receipt{Lane: m.Lane, NumDelivered: m.NumDelivered, Again: m.Again}
 	if m.Lane != notification.LaneRetry && d.fullness.lately() {
 		r.NumDelivered = 1

@@ -17,6 +17,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
 	"gancho/pkg/egress"
+	"gancho/pkg/lane"
 	"gancho/pkg/registry"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
@@ -118,21 +119,23 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 }
 
 func (d *Dispatcher) run(ctx context.Context, up func()) error {
-	first, err := d.bus.First(ctx, d.cfg.ackWait())
+	first, err := lane.First(ctx, d.bus, d.cfg.ackWait())
 	if err != nil {
 		return err
 	}
-	retries, err := d.bus.Retries(ctx, d.cfg.ackWait())
+	retries, err := lane.Retries(ctx, d.bus, d.cfg.ackWait())
 	if err != nil {
 		return err
 	}
-	exhausted, err := d.bus.Exhausted(ctx)
+	exhausted, err := lane.Exhausted(ctx, d.bus)
 	if err != nil {
 		return err
 	}
-	if d.backpressure.limit, err = d.bus.RetriesLimit(ctx, d.cfg.Limits); err != nil {
+	limits, err := d.bus.Granted(ctx, d.cfg.Limits)
+	if err != nil {
 		return err
 	}
+	d.backpressure.limit = limits.MaxBytes(topology.Retries)
 	if err := d.backpressure.look(ctx, d); err != nil {
 		d.log.Debug("the size of RETRIES is not known yet", zap.Error(err))
 	}
@@ -167,7 +170,7 @@ func (d *Dispatcher) run(ctx context.Context, up func()) error {
 
 // pull consumes one lane with at most MAX_IN_FLIGHT/part messages and about MAX_IN_FLIGHT_BYTES/part bytes in flight.
 // It calls wait before each pull. It returns once ctx is done and all of them are settled.
-func (d *Dispatcher) pull(ctx context.Context, lane *bus.Puller, part int, wait func(context.Context)) {
+func (d *Dispatcher) pull(ctx context.Context, puller *lane.Puller, part int, wait func(context.Context)) {
 	places := bus.NewPlaces(max(d.cfg.MaxInFlight/part, 1), int(d.cfg.MaxInFlightBytes)/part, d.mostBytes())
 	var inFlight sync.WaitGroup
 	defer inFlight.Wait()
@@ -179,7 +182,7 @@ func (d *Dispatcher) pull(ctx context.Context, lane *bus.Puller, part int, wait 
 			return
 		}
 		used := 0
-		handed, err := lane.Pull(ctx, n, room, func(m *bus.Delivery) {
+		handed, err := puller.Pull(ctx, n, room, func(m *lane.Delivery) {
 			size := len(m.Body)
 			used += size
 			rest := d.arrive(work, m)

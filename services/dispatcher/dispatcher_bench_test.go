@@ -16,6 +16,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/service"
 	"gancho/pkg/webhook"
@@ -48,7 +49,7 @@ func BenchmarkDispatch(b *testing.B) {
 		for i := range n {
 			w := hooks[i%len(hooks)]
 			eventID := event.ID(w.Account, "crm_deal_created", fmt.Sprint(from+i))
-			started = append(started, r.bus.Notify(&notification.Notification{
+			started = append(started, lane.Notify(r.bus, &notification.Notification{
 				Account: w.Account, ID: event.NotificationID(eventID, uuid.MustParse(w.ID)), WebhookID: w.ID, EventID: eventID,
 				EventName: "crm_deal_created", EventTime: time.Now(), Send: 1, Body: body,
 			}))

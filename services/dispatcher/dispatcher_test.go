@@ -33,6 +33,7 @@ import (
 	"gancho/pkg/egress"
 	"gancho/pkg/event"
 	"gancho/pkg/journal"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/registry"
 	"gancho/pkg/seal"
@@ -150,7 +151,7 @@ func (r *rig) send(w *webhook.Webhook, i int, body []byte) string {
 		Account: w.Account, ID: event.NotificationID(eventID, w.UUID), WebhookID: w.ID, EventID: eventID, EventName: "crm_deal_created",
 		EventTime: time.Now(), Send: 1, Body: body,
 	}
-	if err := r.bus.Notify(n).Wait(r.t.Context()); err != nil {
+	if err := lane.Notify(r.bus, n).Wait(r.t.Context()); err != nil {
 		r.t.Fatal(err)
 	}
 	return n.ID
@@ -337,7 +338,7 @@ func TestSixAttemptsThenPermanentlyFailed(t *testing.T) {
 			t.Errorf("the history has the attempts %v, want 6 to 1", numbers)
 		}
 		r.until("its payload is kept", func() bool {
-			n, err := r.bus.FailedNotification(t.Context(), "acme", w.ID, id)
+			n, err := lane.Failed(t.Context(), r.bus, "acme", w.ID, id)
 			return err == nil && len(n.Body) > 0
 		})
 	}
@@ -599,7 +600,7 @@ func TestLoopIsBounded(t *testing.T) {
 		}
 		for range 2 {
 			eventID := event.ID("acme", "crm_deal_created", fmt.Sprint("loop", next.Add(1)))
-			_ = r.bus.Notify(&notification.Notification{
+			_ = lane.Notify(r.bus, &notification.Notification{
 				Account: "acme", ID: event.NotificationID(eventID, w.UUID), WebhookID: w.ID, EventID: eventID, EventName: "crm_deal_created",
 				EventTime: time.Now(), Send: 1, Body: []byte(`{}`),
 			}).Wait(context.Background())
@@ -711,7 +712,7 @@ func TestSaturatedIsParkedAndDelivered(t *testing.T) {
 		ids = append(ids, r.notify(w, i))
 	}
 	r.until("something is saturated", func() bool {
-		backlogs, err := r.bus.Backlogs(t.Context(), "acme")
+		backlogs, err := lane.Backlogs(t.Context(), r.bus, "acme")
 		return err == nil && len(backlogs) == 1 && backlogs[0].Messages > 0
 	})
 	close(gate)
@@ -737,7 +738,7 @@ func TestExpiresWhileSuspended(t *testing.T) {
 		t.Errorf("record: got %+v, %d requests", last, rc.total())
 	}
 	r.until("its payload is kept", func() bool {
-		_, err := r.bus.FailedNotification(t.Context(), "acme", w.ID, id)
+		_, err := lane.Failed(t.Context(), r.bus, "acme", w.ID, id)
 		return err == nil
 	})
 }
@@ -763,7 +764,7 @@ func TestPanickingNotificationIsQuarantined(t *testing.T) {
 		t.Errorf("record: got %+v", last)
 	}
 	r.until("its payload is kept", func() bool {
-		_, err := r.bus.FailedNotification(t.Context(), "acme", w.ID, id)
+		_, err := lane.Failed(t.Context(), r.bus, "acme", w.ID, id)
 		return err == nil
 	})
 	r.state(r.notify(gone, 2), notification.Cancelled) // the dispatcher goes on
@@ -792,14 +793,14 @@ func TestJournalDecides(t *testing.T) {
 			r := newRig(t, func(c *Config) { c.Delivery.Timeout = 100 * time.Millisecond })
 			rc := newReceiver(t, ok)
 			w := r.webhook(rc.URL, nil)
-			first, err := r.bus.First(t.Context(), r.cfg.ackWait())
+			first, err := lane.First(t.Context(), r.bus, r.cfg.ackWait())
 			if err != nil {
 				t.Fatal(err)
 			}
 			id := r.notify(w, 1)
-			var dead *bus.Delivery // it was handed to a dispatcher that died with it
+			var dead *lane.Delivery // it was handed to a dispatcher that died with it
 			for dead == nil {
-				if _, err := first.Pull(t.Context(), 1, bus.Unbounded, func(d *bus.Delivery) { dead = d }); err != nil {
+				if _, err := first.Pull(t.Context(), 1, bus.Unbounded, func(d *lane.Delivery) { dead = d }); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -11,6 +11,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/suspension"
 	"gancho/pkg/topology"
@@ -66,7 +67,7 @@ func (x *drains) run(ctx context.Context) {
 		case <-ticker.C:
 		case <-x.nudge:
 		}
-		backlogs, err := x.d.bus.Backlogs(ctx, "")
+		backlogs, err := lane.Backlogs(ctx, x.d.bus, "")
 		if err != nil {
 			if ctx.Err() == nil {
 				x.d.log.Debug("PARKED cannot be listed; trying again", zap.Error(err))
@@ -111,8 +112,8 @@ func (x *drains) flagChange(k urlKey) <-chan struct{} {
 }
 
 // act starts what each backlog needs.
-func (x *drains) act(backlogs []bus.Backlog) {
-	waiting := map[laneKey][]bus.Backlog{}
+func (x *drains) act(backlogs []lane.Backlog) {
+	waiting := map[laneKey][]lane.Backlog{}
 	for _, b := range backlogs {
 		k := laneKey{b.Account, b.Lane}
 		waiting[k] = append(waiting[k], b)
@@ -138,7 +139,7 @@ func (x *drains) act(backlogs []bus.Backlog) {
 
 // moved takes out what no longer belongs to the lane: webhooks that are gone, enabled again, or have
 // another URL now.
-func (x *drains) moved(k laneKey, webhooks []bus.Backlog) {
+func (x *drains) moved(k laneKey, webhooks []lane.Backlog) {
 	for _, b := range webhooks {
 		w := x.d.registry.Get(b.Account, b.WebhookID)
 		if w != nil && (w.URLKey == k.lane || k.lane == notification.LaneDisabled && w.Status != "active") {
@@ -178,7 +179,7 @@ func (x *drains) start(k laneKey, work func(context.Context, laneKey) error) {
 			x.mu.Unlock()
 		}()
 		err := x.leased(ctx, k, work)
-		if err != nil && ctx.Err() == nil && !errors.Is(err, bus.ErrConflict) && !errors.Is(err, bus.ErrBusy) {
+		if err != nil && ctx.Err() == nil && !errors.Is(err, bus.ErrConflict) && !errors.Is(err, lane.ErrBusy) {
 			x.d.log.Warn("parked notifications cannot be released; trying again", zap.String("account_id", k.account), zap.Error(err))
 		}
 	}()
@@ -247,7 +248,7 @@ const drainPause, longestDrainPause = 5 * time.Millisecond, 100 * time.Milliseco
 // empty takes messages out of a lane, of one webhook or of all with "*", until none is left. permits returns those for
 // at most n messages that may be taken now, and false to stop.
 func (x *drains) empty(ctx context.Context, k laneKey, webhook string, permits func(n int) ([]permit, bool)) error {
-	drain, err := x.d.bus.Drain(ctx, k.account, k.lane, webhook, max(x.d.cfg.MaxInFlightPerURL, 1), x.d.cfg.ackWait())
+	drain, err := lane.OpenDrain(ctx, x.d.bus, k.account, k.lane, webhook, max(x.d.cfg.MaxInFlightPerURL, 1), x.d.cfg.ackWait())
 	if err != nil {
 		return err
 	}
@@ -265,7 +266,7 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, permits f
 		}
 		got, used := 0, 0
 		if len(free) > 0 {
-			got, err = drain.Take(ctx, len(free), func(m *bus.Delivery) {
+			got, err = drain.Take(ctx, len(free), func(m *lane.Delivery) {
 				p, size := free[0], len(m.Body)
 				free, used, largest = free[1:], used+size, max(size, largest-largest/64, 1)
 				p.slot.weigh(size)
@@ -303,7 +304,7 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, permits f
 
 // close removes a drain's consumer. What it did not settle is parked as before; a consumer that cannot be
 // removed now is removed by the broker when it has been idle.
-func (x *drains) close(ctx context.Context, drain *bus.Drain) {
+func (x *drains) close(ctx context.Context, drain *lane.Drain) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	if err := drain.Close(ctx); err != nil {
@@ -320,7 +321,7 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 	if !suspended || !flag.ProbeDue(time.Now(), d.cfg.ackWait()) {
 		return nil
 	}
-	drain, err := d.bus.Drain(ctx, k.account, k.lane, "*", 1, d.cfg.ackWait())
+	drain, err := lane.OpenDrain(ctx, d.bus, k.account, k.lane, "*", 1, d.cfg.ackWait())
 	if err != nil {
 		return err
 	}
@@ -332,7 +333,7 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 		return err
 	}
 	for attempted := false; !attempted; {
-		took, err := drain.Take(ctx, 1, func(m *bus.Delivery) { attempted = d.handle(work, m, permit{probe: &claimed}) })
+		took, err := drain.Take(ctx, 1, func(m *lane.Delivery) { attempted = d.handle(work, m, permit{probe: &claimed}) })
 		if err != nil {
 			return err
 		}
@@ -366,21 +367,21 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 
 // expire ends what has waited for a suspended URL longer than allowed.
 func (x *drains) expire(ctx context.Context, k laneKey) error {
-	oldest, err := x.d.bus.OldestParked(ctx, k.account, k.lane, "*")
+	oldest, err := lane.OldestParked(ctx, x.d.bus, k.account, k.lane, "*")
 	if errors.Is(err, bus.ErrNotFound) || err == nil && time.Since(oldest) <= x.d.cfg.ParkedMaxAge {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	drain, err := x.d.bus.Drain(ctx, k.account, k.lane, "*", 64, x.d.cfg.ackWait())
+	drain, err := lane.OpenDrain(ctx, x.d.bus, k.account, k.lane, "*", 64, x.d.cfg.ackWait())
 	if err != nil {
 		return err
 	}
 	defer x.close(ctx, drain)
 	work := context.WithoutCancel(ctx)
 	for young := false; !young; {
-		took, err := drain.Take(ctx, 64, func(m *bus.Delivery) {
+		took, err := drain.Take(ctx, 64, func(m *lane.Delivery) {
 			if time.Since(m.StoredAt) <= x.d.cfg.ParkedMaxAge {
 				young = true
 				return

@@ -13,6 +13,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/journal"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/share"
 	"gancho/pkg/topology"
@@ -39,13 +40,9 @@ func (r *rig) degraded(words string) {
 // settled waits until the lane of first attempts holds no delivery.
 func (r *rig) settled() {
 	r.t.Helper()
-	first, err := r.bus.First(r.t.Context(), r.cfg.ackWait())
-	if err != nil {
-		r.t.Fatal(err)
-	}
 	r.until("no first attempt is in flight", func() bool {
-		info, err := first.Info(r.t.Context())
-		return err == nil && info.NumAckPending == 0 && info.NumPending == 0
+		first, err := r.bus.ConsumerState(r.t.Context(), topology.Durable{Stream: topology.Notifications, Name: topology.ConsumerFirst})
+		return err == nil && first.AckPending == 0 && first.Pending == 0
 	})
 }
 
@@ -94,7 +91,7 @@ func TestRefusedExpires(t *testing.T) {
 	r.flag(w, time.Time{})
 	old := r.newRetry(w, "old")
 	old.RefusedAt = time.Now().Add(-2 * time.Minute)
-	if err := r.bus.ScheduleRetry(t.Context(), old, time.Now()); err != nil {
+	if err := lane.Schedule(t.Context(), r.bus, old, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	r.start()
@@ -161,13 +158,13 @@ func TestFullRetriesHoldBackOneAccount(t *testing.T) {
 	broken = false
 	mu.Unlock()
 	for _, id := range ids[:10] { // the hour passes
-		x, err := r.bus.Scheduled(t.Context(), "acme", id)
+		x, err := lane.Scheduled(t.Context(), r.bus, "acme", id)
 		if err != nil {
 			t.Fatal(err)
 		}
 		soon := x.Notification
 		soon.Moves++
-		if err := r.bus.ScheduleRetry(t.Context(), &soon, time.Now()); err != nil {
+		if err := lane.Schedule(t.Context(), r.bus, &soon, time.Now()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -216,14 +213,14 @@ func TestDisplacedOnlyOnce(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.Delivery.Timeout = 100 * time.Millisecond })
 	w := r.webhook(newReceiver(t, ok).URL, nil)
 	r.flag(w, time.Time{})
-	first, err := r.bus.First(t.Context(), r.cfg.ackWait())
+	first, err := lane.First(t.Context(), r.bus, r.cfg.ackWait())
 	if err != nil {
 		t.Fatal(err)
 	}
 	id := r.notify(w, 1)
-	var dead *bus.Delivery
+	var dead *lane.Delivery
 	for dead == nil {
-		if _, err := first.Pull(t.Context(), 1, bus.Unbounded, func(d *bus.Delivery) { dead = d }); err != nil {
+		if _, err := first.Pull(t.Context(), 1, bus.Unbounded, func(d *lane.Delivery) { dead = d }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -234,17 +231,17 @@ func TestDisplacedOnlyOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	next, _ := dead.Displaced(notification.Position{Journal: sequence}, time.Now())
-	if err := r.bus.ScheduleRetry(t.Context(), &next, time.Now().Add(time.Hour)); err != nil {
+	if err := lane.Schedule(t.Context(), r.bus, &next, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	dead.NakAfter(time.Millisecond)
 	r.start()
 	r.settled()
-	backlogs, err := r.bus.Backlogs(t.Context(), "acme")
+	backlogs, err := lane.Backlogs(t.Context(), r.bus, "acme")
 	if err != nil || len(backlogs) > 0 {
 		t.Errorf("on PARKED too: %v, %v", backlogs, err)
 	}
-	if _, err := r.bus.Scheduled(t.Context(), "acme", id); err != nil {
+	if _, err := lane.Scheduled(t.Context(), r.bus, "acme", id); err != nil {
 		t.Errorf("on RETRIES: %v", err)
 	}
 }

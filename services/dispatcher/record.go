@@ -11,15 +11,15 @@ import (
 
 	"go.uber.org/zap"
 
-	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/tracing"
 	"gancho/pkg/webhook"
 )
 
 // record starts a journal record of what happens to m now.
-func (d *Dispatcher) record(m *bus.Delivery, w *webhook.Webhook, last notification.Position, kind notification.Kind) *notification.Record {
+func (d *Dispatcher) record(m *lane.Delivery, w *webhook.Webhook, last notification.Position, kind notification.Kind) *notification.Record {
 	r := m.Record(last, kind, time.Now())
 	if w != nil {
 		r.URLKey, r.URLHost = w.URLKey, webhook.URLHost(w.URL)
@@ -83,7 +83,7 @@ func flat(h http.Header) map[string]string {
 }
 
 // fields are what every log line about a notification carries.
-func fields(m *bus.Delivery) []zap.Field {
+func fields(m *lane.Delivery) []zap.Field {
 	return []zap.Field{
 		zap.String("account_id", m.Account), zap.String("webhook_id", m.WebhookID), zap.String("notification_id", m.ID),
 		zap.String("event_id", m.EventID), zap.String("event_name", m.EventName),
@@ -91,7 +91,7 @@ func fields(m *bus.Delivery) []zap.Field {
 }
 
 // observe counts the attempt and writes its one wide log line.
-func (d *Dispatcher) observe(m *bus.Delivery, r *notification.Record, o delivery.Outcome) {
+func (d *Dispatcher) observe(m *lane.Delivery, r *notification.Record, o delivery.Outcome) {
 	d.metrics.attempts.WithLabelValues(r.Attempt.Outcome, string(o.Reason)).Inc()
 	d.metrics.duration.WithLabelValues(r.Attempt.Outcome).Observe(o.Duration.Seconds())
 	if r.AttemptsDone == 1 && m.Lane == notification.LaneFirst && m.Replay == "" && m.Send == 1 { // what was parked waited on purpose
@@ -131,7 +131,7 @@ func traceID(traceparent string) string {
 }
 
 // traced records the attempt's span.
-func (d *Dispatcher) traced(m *bus.Delivery, w *webhook.Webhook, r *notification.Record, o delivery.Outcome) {
+func (d *Dispatcher) traced(m *lane.Delivery, w *webhook.Webhook, r *notification.Record, o delivery.Outcome) {
 	if d.trace == nil {
 		return
 	}

@@ -6,7 +6,7 @@ import (
 
 	"go.uber.org/zap"
 
-	"gancho/pkg/bus"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 )
 
@@ -16,11 +16,11 @@ const sweepEvery = 30 * time.Second
 // repair looks after notifications that a crash left without a delivery: those whose last delivery was
 // burnt (the broker says so once, if a pull is open then) and those that nothing was said about. It also
 // watches how many retries wait, and how much they take. It returns when ctx ended.
-func (d *Dispatcher) repair(ctx context.Context, exhausted *bus.ExhaustedConsumer, retries *bus.Puller) {
+func (d *Dispatcher) repair(ctx context.Context, exhausted *lane.ExhaustedConsumer, retries *lane.Puller) {
 	work := context.WithoutCancel(ctx)
 	nextSweep := time.Now().Add(sweepEvery)
 	for ctx.Err() == nil {
-		err := exhausted.Pull(ctx, func(x *bus.Exhausted) error { return d.revive(work, x, "exhausted") })
+		err := exhausted.Pull(ctx, func(x *lane.Retry) error { return d.revive(work, x, "exhausted") })
 		if err == nil {
 			var waiting int
 			if waiting, err = retries.AckPending(ctx); err == nil {
@@ -40,7 +40,7 @@ func (d *Dispatcher) repair(ctx context.Context, exhausted *bus.ExhaustedConsume
 }
 
 // revive republishes an exhausted message in the state that its journal records, then deletes it.
-func (d *Dispatcher) revive(ctx context.Context, x *bus.Exhausted, kind string) error {
+func (d *Dispatcher) revive(ctx context.Context, x *lane.Retry, kind string) error {
 	last, err := d.lastRecord(ctx, &x.Notification)
 	if err != nil {
 		return err
@@ -53,13 +53,13 @@ func (d *Dispatcher) revive(ctx context.Context, x *bus.Exhausted, kind string) 
 	d.metrics.repaired.WithLabelValues(kind).Inc()
 	d.log.Warn("a notification without deliveries left was put right",
 		zap.String("kind", kind), zap.String("account_id", x.Account), zap.String("webhook_id", x.WebhookID), zap.String("notification_id", x.ID))
-	return d.bus.Remove(ctx, x)
+	return lane.Remove(ctx, d.bus, x)
 }
 
 // sweep revives what the consumer has left behind: on a work queue every message at or below the ack floor
 // that still exists is one whose deliveries are used up.
-func (d *Dispatcher) sweep(ctx context.Context, retries *bus.Puller) error {
-	for x, err := range d.bus.LeftBehind(ctx, retries) {
+func (d *Dispatcher) sweep(ctx context.Context, retries *lane.Puller) error {
+	for x, err := range lane.LeftBehind(ctx, d.bus, retries) {
 		if err != nil {
 			return err
 		}

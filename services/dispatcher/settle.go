@@ -13,13 +13,14 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
 	"gancho/pkg/journal"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
 	"gancho/pkg/topology"
 )
 
 // carryOut makes the writes of a step other than StepSend, and acks m last.
-func (d *Dispatcher) carryOut(ctx context.Context, m *bus.Delivery, next notification.Decision) {
+func (d *Dispatcher) carryOut(ctx context.Context, m *lane.Delivery, next notification.Decision) {
 	switch next.Step {
 	case notification.StepPostpone:
 		m.NakAfter(time.Until(next.At))
@@ -43,12 +44,12 @@ func (d *Dispatcher) store(ctx context.Context, n *notification.Notification, ne
 	case notification.StepKeepFailed:
 		return d.keepFailed(ctx, n)
 	case notification.StepReschedule:
-		return d.bus.ScheduleRetry(ctx, &next.Next, next.At)
+		return lane.Schedule(ctx, d.bus, &next.Next, next.At)
 	case notification.StepFinishPark:
 		if there, err := d.onRetries(ctx, &next.Next); there || err != nil {
 			return err // PARKED refused it before
 		}
-		err := d.bus.Park(&next.Next, next.Backlog).Wait(ctx)
+		err := lane.Park(d.bus, &next.Next, next.Backlog).Wait(ctx)
 		if errors.Is(err, bus.ErrFull) {
 			return d.displace(ctx, n, next.Position)
 		}
@@ -85,7 +86,7 @@ func (d *Dispatcher) keepFailed(ctx context.Context, n *notification.Notificatio
 	if err != nil {
 		return fmt.Errorf("encode the summary of attempts: %w", err)
 	}
-	return d.bus.Fail(ctx, n, string(summary))
+	return lane.Fail(ctx, d.bus, n, string(summary))
 }
 
 // recordAttempt writes the record of an attempt. What was taken out of PARKED very soon may have missed
@@ -113,17 +114,17 @@ type parking struct {
 }
 
 // startParking puts the notification on its way to PARKED, with its used attempts, for the reason of the admission.
-func (d *Dispatcher) startParking(m *bus.Delivery, a admission, position notification.Position) parking {
+func (d *Dispatcher) startParking(m *lane.Delivery, a admission, position notification.Position) parking {
 	r := d.record(m, a.webhook, position, notification.KindParked)
 	r.State, r.Reason = notification.Parked, a.reason
 	p := parking{n: m.Parked(position), record: journal.Start(d.bus, r), lane: laneKey{m.Account, r.Backlog()}, reason: a.reason}
-	p.move = d.bus.Park(&p.n, p.lane.lane)
+	p.move = lane.Park(d.bus, &p.n, p.lane.lane)
 	return p
 }
 
 // finishParking acks once both the move and its record are stored. Cut off before, both are repeated: the
 // move is recognised by its message id.
-func (d *Dispatcher) finishParking(ctx context.Context, m *bus.Delivery, p parking) {
+func (d *Dispatcher) finishParking(ctx context.Context, m *lane.Delivery, p parking) {
 	defer d.isolate(ctx, m)
 	moveErr := p.move.Wait(ctx)
 	sequence, err := p.record.Wait(ctx)
@@ -149,7 +150,7 @@ func (d *Dispatcher) finishParking(ctx context.Context, m *bus.Delivery, p parki
 func (d *Dispatcher) displace(ctx context.Context, n *notification.Notification, position notification.Position) error {
 	d.fullness.refused(topology.Parked)
 	next, at := n.Displaced(position, time.Now())
-	err := d.bus.ScheduleRetry(ctx, &next, at)
+	err := lane.Schedule(ctx, d.bus, &next, at)
 	if err == nil {
 		d.metrics.displaced.Inc()
 	}
@@ -174,7 +175,7 @@ func (d *Dispatcher) onRetries(ctx context.Context, n *notification.Notification
 }
 
 // end records a terminal state that no attempt led to, and settles the delivery.
-func (d *Dispatcher) end(ctx context.Context, m *bus.Delivery, last notification.Position, kind notification.Kind, reason delivery.Reason) {
+func (d *Dispatcher) end(ctx context.Context, m *lane.Delivery, last notification.Position, kind notification.Kind, reason delivery.Reason) {
 	r := d.record(m, nil, last, kind)
 	r.Ended(string(reason))
 	sequence, err := journal.Write(ctx, d.bus, r)
@@ -191,7 +192,7 @@ func (d *Dispatcher) end(ctx context.Context, m *bus.Delivery, last notification
 // retryDelivery leaves a delivery that could not be settled unacknowledged, so that it comes again. Its place is free at
 // once. A conflict means
 // that another dispatcher, or an earlier delivery of this message, was faster; the next delivery finds its record.
-func (d *Dispatcher) retryDelivery(ctx context.Context, m *bus.Delivery, err error) {
+func (d *Dispatcher) retryDelivery(ctx context.Context, m *lane.Delivery, err error) {
 	switch {
 	case errors.Is(err, schema.ErrNewer): // of its webhook or its journal
 		m.Wait(ctx)
@@ -215,7 +216,7 @@ const conflictPause = 100 * time.Millisecond
 
 // isolate sets a notification aside whose handling panics, so that it takes nothing else down: at once
 // quarantined (its bytes in QUARANTINE), permanently failed with internal_error, and kept for a resend.
-func (d *Dispatcher) isolate(ctx context.Context, m *bus.Delivery) {
+func (d *Dispatcher) isolate(ctx context.Context, m *lane.Delivery) {
 	cause := recover()
 	if cause == nil {
 		return
@@ -233,7 +234,7 @@ func (d *Dispatcher) isolate(ctx context.Context, m *bus.Delivery) {
 const panicsBeforeQuarantine = 3
 
 // quarantine ends a notification that cannot be handled.
-func (d *Dispatcher) quarantine(ctx context.Context, m *bus.Delivery, why string) {
+func (d *Dispatcher) quarantine(ctx context.Context, m *lane.Delivery, why string) {
 	if err := m.SetAside(ctx, string(delivery.InternalError), why); err != nil {
 		d.retryDelivery(ctx, m, err)
 		return

@@ -27,6 +27,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
 	"gancho/pkg/journal"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/suspension"
 	"gancho/pkg/suspension/command"
@@ -181,20 +182,20 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 		Account: "acme", ID: event.NotificationID(eventID, webhookID), WebhookID: webhookID.String(), EventID: eventID,
 		EventName: "crm_deal_created", EventSequence: 1, EventTime: time.Now(), Send: 1, Body: []byte(`{}`),
 	}
-	must(t, "publisher notifies", publisher.Notify(n).Wait(ctx))
+	must(t, "publisher notifies", lane.Notify(publisher, n).Wait(ctx))
 	must(t, "publisher rejects", stored(publisher.Publish(ctx, topology.Rejected, bus.NewMessage("gancho.rejected.bad_subject", "", got[1].Body))))
 	got[0].Ack()
 	got[1].Ack()
 
-	first, err := dispatcher.First(ctx, 20*time.Second)
+	first, err := lane.First(ctx, dispatcher, 20*time.Second)
 	must(t, "dispatcher consumes first attempts", err)
-	pulled, err := first.Pull(ctx, 1, bus.Unbounded, func(d *bus.Delivery) {
+	pulled, err := first.Pull(ctx, 1, bus.Unbounded, func(d *lane.Delivery) {
 		record := &notification.Record{Kind: notification.KindAttempt, At: time.Now(), Account: d.Account, NotificationID: d.ID, WebhookID: d.WebhookID, Send: 1}
 		_, recordErr := journal.Write(ctx, dispatcher, record)
 		must(t, "dispatcher records", recordErr)
-		must(t, "dispatcher schedules a retry", dispatcher.ScheduleRetry(ctx, &d.Notification, time.Now()))
-		must(t, "dispatcher parks", dispatcher.Park(&d.Notification, "0123456789abcdef0123456789abcdef").Wait(ctx))
-		must(t, "dispatcher keeps a failure", dispatcher.Fail(ctx, &d.Notification, "status_5xx"))
+		must(t, "dispatcher schedules a retry", lane.Schedule(ctx, dispatcher, &d.Notification, time.Now()))
+		must(t, "dispatcher parks", lane.Park(dispatcher, &d.Notification, "0123456789abcdef0123456789abcdef").Wait(ctx))
+		must(t, "dispatcher keeps a failure", lane.Fail(ctx, dispatcher, &d.Notification, "status_5xx"))
 		must(t, "dispatcher sets aside", d.SetAside(ctx, "internal_error", "test"))
 		d.Ack()
 	})
@@ -205,34 +206,34 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	_, err = journal.Last(ctx, dispatcher, n.Account, n.ID)
 	must(t, "dispatcher reads the journal", err)
 
-	retries, err := dispatcher.Retries(ctx, 20*time.Second)
+	retries, err := lane.Retries(ctx, dispatcher, 20*time.Second)
 	must(t, "dispatcher consumes retries", err)
 	for done := false; !done && ctx.Err() == nil; { // the schedule fires within a second
-		_, err = retries.Pull(ctx, 1, bus.Unbounded, func(d *bus.Delivery) {
+		_, err = retries.Pull(ctx, 1, bus.Unbounded, func(d *lane.Delivery) {
 			done = true
 			d.NakAfter(time.Hour)
 		})
 		must(t, "dispatcher pulls retries", err)
 	}
-	for _, err := range dispatcher.LeftBehind(ctx, retries) {
+	for _, err := range lane.LeftBehind(ctx, dispatcher, retries) {
 		must(t, "dispatcher looks for retries left behind", err)
 	}
-	exhausted, err := dispatcher.Exhausted(ctx)
+	exhausted, err := lane.Exhausted(ctx, dispatcher)
 	must(t, "dispatcher consumes advisories", err)
-	must(t, "dispatcher pulls advisories", exhausted.Pull(ctx, func(*bus.Exhausted) error { return nil }))
+	must(t, "dispatcher pulls advisories", exhausted.Pull(ctx, func(*lane.Retry) error { return nil }))
 
-	backlogs, err := dispatcher.Backlogs(ctx, "")
+	backlogs, err := lane.Backlogs(ctx, dispatcher, "")
 	must(t, "dispatcher lists backlogs", err)
 	if len(backlogs) != 1 {
 		t.Fatalf("got %d backlogs, want 1", len(backlogs))
 	}
-	_, err = management.Backlogs(ctx, n.Account)
+	_, err = lane.Backlogs(ctx, management, n.Account)
 	must(t, "management lists backlogs", err)
-	_, err = management.OldestParked(ctx, n.Account, backlogs[0].Lane, "*")
+	_, err = lane.OldestParked(ctx, management, n.Account, backlogs[0].Lane, "*")
 	must(t, "management reads the oldest parked", err)
-	drain, err := dispatcher.Drain(ctx, n.Account, backlogs[0].Lane, "*", 1, 20*time.Second)
+	drain, err := lane.OpenDrain(ctx, dispatcher, n.Account, backlogs[0].Lane, "*", 1, 20*time.Second)
 	must(t, "dispatcher drains", err)
-	_, err = drain.Take(ctx, 1, func(d *bus.Delivery) { d.Ack() })
+	_, err = drain.Take(ctx, 1, func(d *lane.Delivery) { d.Ack() })
 	must(t, "dispatcher takes from a drain", err)
 	_, err = drain.Empty(ctx)
 	must(t, "dispatcher looks at a drain", err)
@@ -302,10 +303,10 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	must(t, "management ingests an event", err)
 	_, err = eventstream.At(ctx, management, 1)
 	must(t, "management reads an event", err)
-	_, err = management.FailedNotification(ctx, n.Account, n.WebhookID, n.ID)
+	_, err = lane.Failed(ctx, management, n.Account, n.WebhookID, n.ID)
 	must(t, "management reads a failure", err)
 	n.Send = 2
-	must(t, "management sends again", management.Notify(n).Wait(ctx))
+	must(t, "management sends again", lane.Notify(management, n).Wait(ctx))
 
 	_, err = publisher.ConsumerState(ctx, topology.Durable{Stream: topology.Notifications, Name: topology.ConsumerFirst})
 	must(t, "publisher looks at the first attempts", err)

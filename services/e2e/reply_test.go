@@ -10,6 +10,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
+	"gancho/pkg/lane"
 	"gancho/pkg/topology"
 )
 
@@ -58,9 +59,9 @@ func TestReplySubjectsAreNoWayIn(t *testing.T) {
 		}
 	}
 	// A stream takes the answer for a message. It has none of our headers, so nobody is told of it.
-	first, err := b.bus(t, userDispatcher).First(ctx, 10*time.Second)
+	first, err := lane.First(ctx, b.bus(t, userDispatcher), 10*time.Second)
 	must(t, "first attempts", err)
-	if n, err := first.Pull(ctx, 10, bus.Unbounded, func(d *bus.Delivery) { t.Errorf("an answer of the broker became a delivery: %+v", d.Notification) }); n > 0 || err != nil {
+	if n, err := first.Pull(ctx, 10, bus.Unbounded, func(d *lane.Delivery) { t.Errorf("an answer of the broker became a delivery: %+v", d.Notification) }); n > 0 || err != nil {
 		t.Errorf("first attempts: %d, %v", n, err)
 	}
 	q, err := operator.Stream(ctx, topology.Quarantine)

@@ -14,6 +14,7 @@ import (
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/event"
 	"gancho/pkg/journal"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 )
 
@@ -60,7 +61,7 @@ func (c command) want(t *testing.T, code int, patterns ...string) {
 // notify stores n notifications and settles them: the first is lost, the others are recorded as delivered.
 func notify(t *testing.T, b *bus.Bus, n int, lose bool) {
 	t.Helper()
-	first, err := b.First(t.Context(), time.Minute)
+	first, err := lane.First(t.Context(), b, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,11 +73,11 @@ func notify(t *testing.T, b *bus.Bus, n int, lose bool) {
 			Account: "acme", ID: event.NotificationID(id, hook), WebhookID: hook.String(), EventID: id, EventName: "crm_deal_created",
 			EventTime: time.Now().Add(-time.Hour), Send: 1, Body: []byte("{}"),
 		}
-		if err := b.Notify(m).Wait(t.Context()); err != nil {
+		if err := lane.Notify(b, m).Wait(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		for got := 0; got == 0; {
-			got, err = first.Pull(t.Context(), 1, bus.Unbounded, func(d *bus.Delivery) {
+			got, err = first.Pull(t.Context(), 1, bus.Unbounded, func(d *lane.Delivery) {
 				if i > 0 || !lose {
 					_, err := journal.Write(t.Context(), b, &notification.Record{
 						Kind: notification.KindAttempt, At: time.Now(), Account: "acme", NotificationID: m.ID, WebhookID: m.WebhookID, Send: 1, State: notification.Delivered,
@@ -94,7 +95,7 @@ func notify(t *testing.T, b *bus.Bus, n int, lose bool) {
 		}
 	}
 	for acked := uint64(0); acked < last; {
-		if acked, err = b.FirstAcked(t.Context()); err != nil {
+		if acked, err = lane.Settled(t.Context(), b); err != nil {
 			t.Fatal(err)
 		}
 	}

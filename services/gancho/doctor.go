@@ -15,6 +15,7 @@ import (
 
 	"gancho/pkg/books"
 	"gancho/pkg/bus"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/service"
 	"gancho/pkg/topology"
@@ -168,7 +169,7 @@ func (d *diagnosis) findForgotten(ctx context.Context, b *bus.Bus) error {
 	if err != nil {
 		return err
 	}
-	backlogs, err := b.Backlogs(ctx, "")
+	backlogs, err := lane.Backlogs(ctx, b, "")
 	if err != nil {
 		return err
 	}
@@ -176,7 +177,7 @@ func (d *diagnosis) findForgotten(ctx context.Context, b *bus.Bus) error {
 		if x.Lane == notification.LaneDisabled || slices.Contains(keys, x.Account+"."+x.Lane) {
 			continue
 		}
-		oldest, err := b.OldestParked(ctx, x.Account, x.Lane, x.WebhookID)
+		oldest, err := lane.OldestParked(ctx, b, x.Account, x.Lane, x.WebhookID)
 		if errors.Is(err, bus.ErrNotFound) {
 			continue
 		}

@@ -21,6 +21,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
+	"gancho/pkg/lane"
 	"gancho/services/management"
 )
 
@@ -338,7 +339,7 @@ func TestEventTypes(t *testing.T) {
 	s.do(acme, "POST", "/crm/v2/webhooks", hook("https://ok.example.com/", "event_name", "crm_visit_scheduled")).want(201)
 	hookID := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://ok.example.com/", "event_name", "crm_call_ended")).want(201).id()
 	n := s.do(acme, "POST", "/crm/v2/webhooks/"+hookID+"/test", nil).want(202).id()
-	m, err := s.bus.PendingNotification(t.Context(), "acme", n)
+	m, err := lane.Pending(t.Context(), s.bus, "acme", n)
 	if err != nil || !strings.Contains(string(m.Body), `"tags":["a",1]`) {
 		t.Errorf("the test sent %s (%v)", m.Body, err)
 	}

@@ -12,6 +12,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
 	"gancho/pkg/journal"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/services/management"
 )
@@ -36,7 +37,7 @@ func (s *site) matched(account, webhookID, body string) *notification.Notificati
 		Account: account, ID: event.NotificationID(ev.ID, uuid.MustParse(webhookID)), WebhookID: webhookID,
 		EventID: ev.ID, EventName: name, EventSequence: at.Sequence, EventTime: m.StoredAt, Send: 1, Body: ev.Body,
 	}
-	if err := s.bus.Notify(n).Wait(s.t.Context()); err != nil {
+	if err := lane.Notify(s.bus, n).Wait(s.t.Context()); err != nil {
 		s.t.Fatal(err)
 	}
 	return n
@@ -78,7 +79,7 @@ func (s *site) attemptedWith(n *notification.Notification, reason delivery.Reaso
 	}
 	n.AttemptsDone, n.Journal = r.AttemptsDone, seq
 	if r.State == notification.PermanentlyFailed {
-		if err := s.bus.Fail(s.t.Context(), n, "[]"); err != nil {
+		if err := lane.Fail(s.t.Context(), s.bus, n, "[]"); err != nil {
 			s.t.Fatal(err)
 		}
 	}
@@ -119,7 +120,7 @@ func TestNotificationStates(t *testing.T) {
 		t.Errorf("resend = %v", d)
 	}
 	s.do(acme, "POST", path+"/resend", `{"data":{}}`).refused(409, "still_on_its_way", "")
-	again, err := s.bus.PendingNotification(t.Context(), "acme", n.ID)
+	again, err := lane.Pending(t.Context(), s.bus, "acme", n.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +133,7 @@ func TestNotificationStates(t *testing.T) {
 	}
 	// A delivered one is read back from the events.
 	s.do(acme, "POST", path+"/resend", nil).want(202)
-	again, err = s.bus.PendingNotification(t.Context(), "acme", n.ID)
+	again, err = lane.Pending(t.Context(), s.bus, "acme", n.ID)
 	if err != nil || again.Send != 3 || string(again.Body) != string(n.Body) {
 		t.Fatalf("third send: %+v, %v", again, err)
 	}
@@ -155,7 +156,7 @@ func TestExplainPausedFirstAttempts(t *testing.T) {
 	}
 	n := s.matched("acme", hookID, `{"transaction_uuid":"t-2","document":{"x":"`+strings.Repeat("x", 2048)+`"}}`)
 	n.Moves, n.AttemptsDone = 1, 1
-	if err := s.bus.ScheduleRetry(t.Context(), n, time.Now().Add(time.Hour)); err != nil {
+	if err := lane.Schedule(t.Context(), s.bus, n, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	if got := reason(); got != "first_attempts_paused" {
@@ -174,7 +175,7 @@ func TestSendTest(t *testing.T) {
 		if d["state"] != "pending" || d["event_name"] != sample || d["webhook_id"] != hookID {
 			t.Errorf("test of %s: %v", pattern, d)
 		}
-		m, err := s.bus.PendingNotification(t.Context(), "acme", text(d, "id"))
+		m, err := lane.Pending(t.Context(), s.bus, "acme", text(d, "id"))
 		if err != nil || m.EventSequence != 0 || m.Send != 1 {
 			t.Errorf("message: %+v, %v", m, err)
 		}

@@ -13,6 +13,7 @@ import (
 	"gancho/pkg/delivery"
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/topology"
 )
@@ -62,7 +63,7 @@ func TestReplay(t *testing.T) {
 	}
 	newest := func(id string) *notification.Notification {
 		t.Helper()
-		m, err := s.bus.PendingNotification(t.Context(), "acme", id)
+		m, err := lane.Pending(t.Context(), s.bus, "acme", id)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -243,7 +244,7 @@ func TestReplayOfADeadRunner(t *testing.T) {
 	}
 	// The first is noted, the second was sent after the note, the third was not sent.
 	eventID := event.ID("acme", "crm_deal_created", "n-1")
-	if err := s.bus.Notify(&notification.Notification{
+	if err := lane.Notify(s.bus, &notification.Notification{
 		Account: "acme", ID: event.NotificationID(eventID, uuid.MustParse(hookID)), WebhookID: hookID, EventID: eventID,
 		EventName: "crm_deal_created", EventSequence: at[1], EventTime: time.Now(), Send: 1, Replay: id, Body: []byte(`{}`),
 	}).Wait(t.Context()); err != nil {

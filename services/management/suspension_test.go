@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"gancho/pkg/journal"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/suspension"
 	"gancho/pkg/suspension/command"
@@ -113,7 +114,7 @@ func TestSuspension(t *testing.T) {
 	}
 	n := s.matched("acme", id, `{"transaction_uuid":"s"}`)
 	n.Moves = 1
-	if err := s.bus.Park(n, c.URLKey).Wait(t.Context()); err != nil {
+	if err := lane.Park(s.bus, n, c.URLKey).Wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := journal.Write(t.Context(), s.bus, &notification.Record{
@@ -208,7 +209,7 @@ func TestExplainParkedBeforeSuspension(t *testing.T) {
 	n := s.matched("acme", id, `{"transaction_uuid":"s"}`)
 	n.Moves = 1
 	key := webhook.URLKey("https://hooks.example.com/x")
-	if err := s.bus.Park(n, key).Wait(t.Context()); err != nil {
+	if err := lane.Park(s.bus, n, key).Wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := journal.Write(t.Context(), s.bus, &notification.Record{

@@ -25,6 +25,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/registry"
 	"gancho/pkg/service"
@@ -292,7 +293,7 @@ func (p *Publisher) notify(storedAt time.Time, ev event.Event, webhooks []*webho
 	started := make([]*bus.Started, 0, len(webhooks))
 	for _, w := range webhooks {
 		n := notification.First(&ev, storedAt, w.UUID)
-		started = append(started, p.bus.Notify(&n))
+		started = append(started, lane.Notify(p.bus, &n))
 	}
 	return started
 }

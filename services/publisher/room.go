@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/lane"
 	"gancho/pkg/topology"
 )
 
@@ -74,7 +75,7 @@ func (r *room) keep(ctx context.Context) {
 func (r *room) look(ctx context.Context, last *freed) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	floor, err := settled(ctx, r.p.bus)
+	floor, err := lane.Settled(ctx, r.p.bus)
 	if err != nil {
 		return err
 	}

@@ -19,6 +19,7 @@ import (
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/eventstream"
 	"gancho/pkg/journal"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/registry"
 	"gancho/pkg/share"
@@ -59,13 +60,13 @@ func newCrowd(t *testing.T) *crowd {
 	var work sync.WaitGroup
 	t.Cleanup(func() { cancel(); work.Wait() })
 	work.Go(func() { keeper.Run(ctx) })
-	first, err := c.b.First(t.Context(), 30*time.Second)
+	first, err := lane.First(t.Context(), c.b, 30*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
 	work.Go(func() {
 		for ctx.Err() == nil {
-			_, _ = first.Pull(ctx, 64, bus.Unbounded, func(d *bus.Delivery) { c.attempt(ctx, d) })
+			_, _ = first.Pull(ctx, 64, bus.Unbounded, func(d *lane.Delivery) { c.attempt(ctx, d) })
 		}
 	})
 	return c
@@ -82,7 +83,7 @@ func (c *crowd) start() {
 }
 
 // attempt delivers, or keeps the notification open.
-func (c *crowd) attempt(ctx context.Context, d *bus.Delivery) {
+func (c *crowd) attempt(ctx context.Context, d *lane.Delivery) {
 	c.mu.Lock()
 	c.seen[d.WebhookID] = append(c.seen[d.WebhookID], d.EventSequence)
 	hold := c.hold(&d.Notification)

@@ -2,12 +2,12 @@ package publisher
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/lane"
 	"gancho/pkg/topology"
 )
 
@@ -30,7 +30,7 @@ func trim(ctx context.Context, log *zap.Logger, b *bus.Bus, keep time.Duration) 
 			return
 		case <-ticker.C:
 		}
-		upTo, err := settled(ctx, b)
+		upTo, err := lane.Settled(ctx, b)
 		if err != nil {
 			log.Debug("trim of NOTIFICATIONS put off", zap.Error(err))
 			continue
@@ -48,14 +48,4 @@ func trim(ctx context.Context, log *zap.Logger, b *bus.Bus, keep time.Duration) 
 			log.Warn("trim of NOTIFICATIONS failed; it is tried again", zap.Error(err))
 		}
 	}
-}
-
-// settled returns the sequence of NOTIFICATIONS up to which the dispatchers have settled everything, 0 when they never
-// ran.
-func settled(ctx context.Context, b *bus.Bus) (uint64, error) {
-	first, err := b.ConsumerState(ctx, topology.Durable{Stream: topology.Notifications, Name: topology.ConsumerFirst})
-	if errors.Is(err, bus.ErrNotFound) {
-		return 0, nil
-	}
-	return first.Settled, err
 }

@@ -9,12 +9,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/event"
+	"gancho/pkg/notification"
 	"gancho/pkg/topology"
 )
 
@@ -122,4 +125,14 @@ func Limits() topology.Limits {
 // Logger logs warnings and errors to the test.
 func Logger(t testing.TB) *zap.Logger {
 	return zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel))
+}
+
+// Example returns notification number i of one webhook.
+func Example(i int) *notification.Notification {
+	hook := uuid.MustParse("0190a5d4-0000-7000-8000-000000000001")
+	eventID := event.ID("acme", "crm_deal_created", fmt.Sprint(i))
+	return &notification.Notification{
+		Account: "acme", ID: event.NotificationID(eventID, hook), WebhookID: hook.String(), EventID: eventID, EventName: "crm_deal_created",
+		EventSequence: uint64(i), EventTime: time.UnixMilli(1_700_000_000_000), Send: 1, Body: []byte(`{"a": 1}`),
+	}
 }

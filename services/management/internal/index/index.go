@@ -18,6 +18,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/journal"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/topology"
 )
@@ -174,7 +175,7 @@ func (x *Index) live(ctx context.Context) error {
 
 // arrivals writes what is on NOTIFICATIONS and not attempted yet.
 func (x *Index) arrivals(ctx context.Context) error {
-	arrivals, err := x.bus.Arrivals(ctx, topology.ConsumerIndexPending)
+	arrivals, err := lane.Arrivals(ctx, x.bus, topology.ConsumerIndexPending)
 	if err != nil {
 		return ended(ctx, err)
 	}

@@ -20,6 +20,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
 	"gancho/pkg/journal"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/schema"
 	"gancho/pkg/share"
@@ -115,7 +116,7 @@ func (s *Service) look(ctx context.Context, account, id string) (*Notification, 
 		return err
 	})
 	group.Go(func() (err error) {
-		if pending, err = s.bus.PendingNotification(readCtx, account, id); errors.Is(err, bus.ErrNotFound) || errors.Is(err, schema.ErrNewer) {
+		if pending, err = lane.Pending(readCtx, s.bus, account, id); errors.Is(err, bus.ErrNotFound) || errors.Is(err, schema.ErrNewer) {
 			err = nil
 		}
 		return err
@@ -234,7 +235,7 @@ func (s *Service) message(ctx context.Context, n *Notification) (*notification.N
 	if n.pending != nil {
 		return n.pending, nil
 	}
-	failed, err := s.bus.FailedNotification(ctx, n.Account, n.WebhookID, n.ID)
+	failed, err := lane.Failed(ctx, s.bus, n.Account, n.WebhookID, n.ID)
 	if err == nil {
 		return failed, nil
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/share"
 	"gancho/services/management/internal/problem"
@@ -44,7 +45,7 @@ func Notify(ctx context.Context, m *share.Meter, b *bus.Bus, n *notification.Not
 	if hold == nil {
 		return Refusal(over)
 	}
-	ack, err := b.Notify(n).Receipt(ctx)
+	ack, err := lane.Notify(b, n).Receipt(ctx)
 	if err != nil {
 		hold.Release()
 		return problem.Broker(err)

@@ -11,6 +11,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/condition"
 	"gancho/pkg/delivery"
+	"gancho/pkg/lane"
 	"gancho/pkg/suspension"
 	"gancho/pkg/webhook"
 )
@@ -142,7 +143,7 @@ func (s *Service) views(ctx context.Context, account string, page []*webhook.Web
 func (s *Service) addParked(ctx context.Context, account string, page []*webhook.Webhook, views []View) {
 	ctx, cancel := context.WithTimeout(ctx, effectWithin)
 	defer cancel()
-	backlogs, err := s.bus.Backlogs(ctx, account)
+	backlogs, err := lane.Backlogs(ctx, s.bus, account)
 	if err != nil {
 		s.log.Warn("parked notifications not counted", zap.Error(err))
 		return
@@ -152,14 +153,14 @@ func (s *Service) addParked(ctx context.Context, account string, page []*webhook
 			continue
 		}
 		n := uint64(0)
-		if at := slices.IndexFunc(backlogs, func(b bus.Backlog) bool { return b.WebhookID == w.ID && b.Lane == w.URLKey }); at >= 0 {
+		if at := slices.IndexFunc(backlogs, func(b lane.Backlog) bool { return b.WebhookID == w.ID && b.Lane == w.URLKey }); at >= 0 {
 			n = backlogs[at].Messages
 		}
 		views[i].Suspension.Parked = &n
 		if n == 0 {
 			continue
 		}
-		oldest, err := s.bus.OldestParked(ctx, account, w.URLKey, w.ID)
+		oldest, err := lane.OldestParked(ctx, s.bus, account, w.URLKey, w.ID)
 		if err == nil {
 			views[i].Suspension.OldestParkedAt = &oldest
 		} else if !errors.Is(err, bus.ErrNotFound) {
