@@ -51,6 +51,7 @@ type grammar struct {
 	Serve       serveCmd       `cmd:"" group:"run" help:"Run all services in one process, state in DATA_DIR (./data)."`
 	Demo        demoCmd        `cmd:"" group:"run" help:"Show everything at work in under a minute, check the books, and end."`
 	Setup       setupCmd       `cmd:"" group:"run" help:"Make an encryption key and a first operator token where they are missing."`
+	Tokens      tokensCmd      `cmd:"" group:"run" help:"Add, list and remove tokens of the API."`
 	Healthcheck healthcheckCmd `cmd:"" group:"run" help:"Ask the process at OPS_ADDR whether it is ready; the exit code says."`
 
 	Webhooks      webhooksCmd      `cmd:"" group:"api" help:"Register, show, change, test, suspend and resume webhooks."`
