@@ -65,7 +65,7 @@ func list[T any](ctx context.Context, c *Client, path string, query url.Values, 
 					return
 				}
 			}
-			if !e.HasMore || len(page) == 0 || e.Links.Next == "" {
+			if !e.HasMore || e.Links.Next == "" {
 				return
 			}
 			next, err := url.Parse(e.Links.Next)

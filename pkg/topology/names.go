@@ -61,6 +61,7 @@ const (
 	ConsumerCommands      = "suspension-commands"  // on SUSPENSION_COMMANDS
 	ConsumerIndex         = "management-index"     // on ATTEMPTS
 	ConsumerIndexPending  = "management-pending"   // on NOTIFICATIONS
+	ConsumerIndexEvents   = "management-events"    // on CRM_EVENTS
 )
 
 // Headers of messages that are set aside: the reason, and the subject they had.
@@ -71,6 +72,7 @@ const (
 
 // Subjects of all messages of a kind.
 const (
+	SubjectsEvents     = "crm.events.>"
 	SubjectsParked     = "gancho.parked.>"
 	SubjectsRetriesDue = "gancho.retries.due.>"
 )

@@ -146,6 +146,7 @@ type Durable struct{ Stream, Name string }
 func Durables() []Durable {
 	return []Durable{
 		{Events, ConsumerPublisher},
+		{Events, ConsumerIndexEvents},
 		{Notifications, ConsumerFirst},
 		{Notifications, ConsumerIndexPending},
 		{Retries, ConsumerRetries},

@@ -33,7 +33,7 @@ type Config struct {
 	HTTPAddr string `env:"HTTP_ADDR" envDefault:":8080"`
 	// RedisURL is the Redis that holds the index of recent notifications: redis://user:password@host:6379/0, rediss://..., or Sentinels with ?master_name=. Without it everything but lists of notifications works.
 	RedisURL string `env:"REDIS_URL" envDefault:"redis://127.0.0.1:6379/0" secret:"true"`
-	// IndexMaxEntries bounds the index in Redis over all webhooks, at about 280 bytes each, 400 for those not delivered; of one webhook the newest 1,000 are listed.
+	// IndexMaxEntries bounds the index in Redis: how many notifications it has over all webhooks, at about 280 bytes each, 400 for those not delivered (of one webhook the newest 1,000), and in the account-wide lists three times as many records at 60 bytes each and as many events at 44. What it has no room for is read from the streams, slower.
 	IndexMaxEntries int `env:"INDEX_MAX_ENTRIES" envDefault:"500000" range:"1000..100000000"`
 	// APITokens are <account_id>:<token> (or <account_id>:<token>:read, or *:<token> for an operator), separated by commas.
 	APITokens string `env:"API_TOKENS"`

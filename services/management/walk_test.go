@@ -75,7 +75,7 @@ func TestWalk(t *testing.T) {
 		t.Run(op.method+" "+op.path, func(t *testing.T) {
 			t.Parallel()
 			s := &site{t: t, url: s.url}
-			path := strings.NewReplacer("{id}", realID(op.path), "{event_name}", "crm_deal_created").Replace(op.path)
+			path := strings.NewReplacer("{id}", realID(op.path), "{event}", "crm_deal_created").Replace(op.path)
 			write, scoped := op.method != http.MethodGet && !strings.HasSuffix(op.path, "/conditions/test"), strings.Contains(op.path, "{id}")
 			body := any(nil)
 			if op.body {

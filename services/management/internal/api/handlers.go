@@ -13,6 +13,7 @@ import (
 	"gancho/services/management/internal/dryrun"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/language"
+	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/portal"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
@@ -173,6 +174,19 @@ func (a *API) listNotifications(c *call) (*answer, error) {
 		return nil, err
 	}
 	found, err := a.Notifications.List(c.ctx, c.caller.Account, c.id(), f)
+	return notificationsPage(c, found, err)
+}
+
+func (a *API) findNotifications(c *call) (*answer, error) {
+	f, err := c.filter()
+	if err != nil {
+		return nil, err
+	}
+	found, err := a.Notifications.Search(c.ctx, c.caller.Account, f)
+	return notificationsPage(c, found, err)
+}
+
+func notificationsPage(c *call, found notifications.Page, err error) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -181,6 +195,26 @@ func (a *API) listNotifications(c *call) (*answer, error) {
 		after = found.Next.String()
 	}
 	return cursorPage(c, found.Notifications, after, found.Partial), nil
+}
+
+func (a *API) findEvents(c *call) (*answer, error) {
+	f, err := c.eventFilter()
+	if err != nil {
+		return nil, err
+	}
+	found, err := a.Notifications.FindEvents(c.ctx, c.caller.Account, f, c.language())
+	if err != nil {
+		return nil, err
+	}
+	return cursorPage(c, found.Events, notifications.FormatPlace(found.Next), found.Partial), nil
+}
+
+func (a *API) getEvent(c *call) (*answer, error) {
+	v, err := a.Notifications.Event(c.ctx, c.caller.Account, c.r.PathValue("event"), c.language())
+	if err != nil {
+		return nil, err
+	}
+	return data(http.StatusOK, v), nil
 }
 
 func (a *API) getNotification(c *call) (*answer, error) {
@@ -211,7 +245,7 @@ func (a *API) ingestEvent(c *call) (*answer, error) {
 		return nil, problem.New(problem.Malformed, "empty_body", "the body is empty; send the event as a JSON object")
 	}
 	accepted, err := a.Ingest.Accept(c.ctx, ingest.Event{
-		Account: c.caller.Account, Name: c.r.PathValue("event_name"), Body: body, Header: c.r.Header.Get, Key: c.idempotencyKey,
+		Account: c.caller.Account, Name: c.r.PathValue("event"), Body: body, Header: c.r.Header.Get, Key: c.idempotencyKey,
 	})
 	if err != nil {
 		return nil, err

@@ -75,6 +75,9 @@ func pageOf[T any](c *call, rows []T, number, size, total int) *answer {
 
 // cursorPage is the page before the place after, "" on the last page.
 func cursorPage[T any](c *call, rows []T, after string, partial bool) *answer {
+	if rows == nil {
+		rows = []T{} // null is no list
+	}
 	page := list{Data: rows, HasMore: after != "", Partial: partial, Links: links{First: c.link("page[after]", ""), Self: c.link()}}
 	if page.HasMore {
 		next := c.link("page[after]", after)

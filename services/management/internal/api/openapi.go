@@ -39,6 +39,10 @@ func schemaName(t reflect.Type, hint string) string {
 		return "Notification"
 	case reflect.TypeFor[notifications.Listed]():
 		return "ListedNotification"
+	case reflect.TypeFor[notifications.Event]():
+		return "Event"
+	case reflect.TypeFor[notifications.Unmatched]():
+		return "UnmatchedWebhook"
 	case reflect.TypeFor[ingest.Accepted]():
 		return "AcceptedEvent"
 	case reflect.TypeFor[replays.View]():

@@ -8,7 +8,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"gancho/pkg/condition"
+	"gancho/pkg/event"
 	"gancho/pkg/notification"
 	"gancho/services/management/internal/accounts"
 	"gancho/services/management/internal/catalogue"
@@ -31,6 +34,27 @@ const (
 var pages = []parameter{
 	{name: "page[number]", about: "from 1", kind: "integer"},
 	{name: "page[size]", about: "1 to 200, 25 by default", kind: "integer"},
+}
+
+// cursorPages says how lists that go back to the oldest are paged.
+const cursorPages = "Pages follow links.next, a place that new ones do not move. The newest come from an index; what it has no room for is read from the log, " +
+	"slower: such a page can be short, or empty, although has_more is true. Answers 503 while the index is away."
+
+var cursor = []parameter{
+	{name: "page[size]", kind: "integer", about: "1 to 200, 25 by default"},
+	{name: "page[after]", kind: "string", about: "part of links.next"},
+}
+
+var inTime = []parameter{
+	{name: "from", kind: "string", format: "date-time", about: "created at this time or later"},
+	{name: "to", kind: "string", format: "date-time", about: "created before this time"},
+}
+
+var lookUps = []parameter{
+	{name: "state", kind: "string", about: "only those in this state now", enum: stateNames()},
+	{name: "webhook_id", kind: "string", format: "uuid"},
+	{name: "event_name", kind: "string"},
+	{name: "event_id", kind: "string", format: "uuid"},
 }
 
 var ifMatch = []parameter{{name: "If-Match", about: "the ETag that the change is meant for; without it the change goes on top of the newest state", kind: "string"}}
@@ -103,15 +127,19 @@ func (a *API) routes() []route {
 		{
 			method: http.MethodGet, path: "/webhooks/{id}/notifications", id: "listNotifications", tag: "notifications",
 			summary: "List the recent notifications of a webhook, newest first",
-			about:   "At most the newest 1,000. Pages follow links.next, a place that new notifications do not move. Answers 503 while the index is away.",
-			query: []parameter{
-				{name: "state", kind: "string", about: "only those in this state now", enum: stateNames()},
-				{name: "from", kind: "string", format: "date-time", about: "created at this time or later"},
-				{name: "to", kind: "string", format: "date-time", about: "created before this time"},
-				{name: "page[size]", kind: "integer", about: "1 to 200, 25 by default"},
-				{name: "page[after]", kind: "string", about: "part of links.next"},
-			},
+			about:   cursorPages,
+			query:   slices.Concat(lookUps[:1], inTime, cursor),
 			results: []result{{http.StatusOK, "one page", notifications.Listed{}, true, "", false}}, fails: []int{404, 422}, handle: a.listNotifications,
+		},
+		{
+			method: http.MethodGet, path: "/notifications", id: "findNotifications", tag: "notifications",
+			summary: "Find notifications of the account, newest first",
+			about:   "Filters combine. Those of deleted webhooks are found too. " + cursorPages,
+			query: slices.Concat(lookUps, []parameter{
+				{name: "document_id", kind: "string", about: "of an event about this document"},
+				{name: "transaction_uuid", kind: "string", about: "of an event of this transaction"},
+			}, inTime, cursor),
+			results: []result{{http.StatusOK, "one page", notifications.Listed{}, true, "", false}}, fails: []int{422}, handle: a.findNotifications,
 		},
 		{
 			method: http.MethodGet, path: "/notifications/{id}", id: "getNotification", tag: "notifications",
@@ -154,9 +182,28 @@ func (a *API) routes() []route {
 			about: "What it sent stays sent.", results: []result{{status: http.StatusNoContent, about: "cancelled"}}, fails: []int{404, 409}, handle: a.cancelReplay,
 		},
 		{
-			method: http.MethodPost, path: "/events/{event_name}", id: "ingestEvent", tag: "events", write: true, rawBody: true, idempotent: true,
+			method: http.MethodGet, path: "/events", id: "findEvents", tag: "events",
+			summary: "Find events of the account, newest first, and what became of each",
+			about:   "Filters combine. " + cursorPages,
+			query: slices.Concat([]parameter{
+				{name: "transaction_uuid", kind: "string"},
+				{name: "document_id", kind: "string"},
+				{name: "event_name", kind: "string"},
+				{name: "from", kind: "string", format: "date-time", about: "stored at this time or later"},
+				{name: "to", kind: "string", format: "date-time", about: "stored before this time"},
+			}, cursor),
+			results: []result{{http.StatusOK, "one page", notifications.Event{}, true, "", false}}, fails: []int{422}, handle: a.findEvents,
+		},
+		{
+			method: http.MethodGet, path: "/events/{event}", id: "getEvent", tag: "events",
+			summary: "Show what became of an event: its notifications, and why other webhooks have none",
+			about:   "event is the event's id.",
+			results: []result{{http.StatusOK, "the event", notifications.Event{}, false, "", false}}, fails: []int{404}, handle: a.getEvent,
+		},
+		{
+			method: http.MethodPost, path: "/events/{event}", id: "ingestEvent", tag: "events", write: true, rawBody: true, idempotent: true,
 			summary: "Take in an event",
-			about: "The body is the event as the CRM writes it, at most EVENT_MAX_BYTES; it is passed on byte for byte. Answered after the broker stored it. " +
+			about: "event is the event's name. The body is the event as the CRM writes it, at most EVENT_MAX_BYTES; it is passed on byte for byte. Answered after the broker stored it. " +
 				"The same transaction_uuid (or ce-id) again within the duplicate window is delivered once.",
 			headers: []parameter{
 				{name: "ce-id", kind: "string", about: "identifies an event without transaction_uuid (CloudEvents, binary mode)"},
@@ -389,27 +436,83 @@ func intParameter(query url.Values, name string, fallback, high int, problems *p
 
 // filter reads the parameters of a list of notifications.
 func (c *call) filter() (notifications.Filter, error) {
-	query := c.query
 	var problems problem.List
 	f := notifications.Filter{
-		Limit: intParameter(query, "page[size]", defaultPageSize, maxPageSize, &problems),
-		State: notification.State(query.Get("state")),
-		From:  timeParameter(query, "from", &problems), To: timeParameter(query, "to", &problems),
+		State:     notification.State(c.query.Get("state")),
+		WebhookID: c.idParameter("webhook_id", &problems), EventID: c.idParameter("event_id", &problems), EventName: c.nameParameter(&problems),
+		DocumentID: c.textParameter("document_id", &problems), TransactionUUID: c.textParameter("transaction_uuid", &problems),
 	}
-	if query.Has("state") && !slices.Contains(notification.States(), f.State) {
+	f.From, f.To, f.Limit = c.span(&problems)
+	if c.query.Has("state") && !slices.Contains(notification.States(), f.State) {
 		problems.Add("?state", "bad_parameter", "state must be one of "+strings.Join(stateNames(), ", "))
 	}
-	if query.Has("page[after]") {
+	if c.query.Has("page[after]") {
 		var ok bool
-		if f.After, ok = notifications.ParseCursor(query.Get("page[after]")); !ok {
+		if f.After, ok = notifications.ParseCursor(c.query.Get("page[after]")); !ok {
 			problems.Add("?page[after]", "bad_parameter", "page[after] is not one that links.next gave")
 		}
 	}
-	if !f.From.IsZero() && !f.To.IsZero() && !f.From.Before(f.To) {
-		problems.Add("?to", "bad_parameter", "to must be later than from")
+	return f, problems.Err()
+}
+
+// eventFilter reads the parameters of a list of events.
+func (c *call) eventFilter() (notifications.EventFilter, error) {
+	var problems problem.List
+	f := notifications.EventFilter{
+		Name: c.nameParameter(&problems), DocumentID: c.textParameter("document_id", &problems), TransactionUUID: c.textParameter("transaction_uuid", &problems),
+	}
+	f.From, f.To, f.Limit = c.span(&problems)
+	if c.query.Has("page[after]") {
+		var ok bool
+		if f.Before, ok = notifications.ParsePlace(c.query.Get("page[after]")); !ok {
+			problems.Add("?page[after]", "bad_parameter", "page[after] is not one that links.next gave")
+		}
 	}
 	return f, problems.Err()
 }
+
+// span reads from, to and page[size].
+func (c *call) span(problems *problem.List) (from, to time.Time, size int) {
+	size = intParameter(c.query, "page[size]", defaultPageSize, maxPageSize, problems)
+	from, to = timeParameter(c.query, "from", problems), timeParameter(c.query, "to", problems)
+	if !from.IsZero() && !to.IsZero() && !from.Before(to) {
+		problems.Add("?to", "bad_parameter", "to must be later than from")
+	}
+	return from, to, size
+}
+
+// idParameter reads a parameter that is a UUID.
+func (c *call) idParameter(name string, problems *problem.List) string {
+	if !c.query.Has(name) {
+		return ""
+	}
+	id, err := uuid.Parse(c.query.Get(name))
+	if err != nil || len(c.query.Get(name)) != 36 {
+		problems.Add("?"+name, "bad_parameter", name+" must be a UUID")
+	}
+	return id.String()
+}
+
+// nameParameter reads the parameter event_name where it is a filter of events.
+func (c *call) nameParameter(problems *problem.List) string {
+	name := c.query.Get("event_name")
+	if c.query.Has("event_name") && !event.ValidName(name) {
+		problems.Add("?event_name", "bad_parameter", "event_name must be an event's name such as crm_deal_created")
+	}
+	return name
+}
+
+// textParameter reads an id that the CRM made.
+func (c *call) textParameter(name string, problems *problem.List) string {
+	text := c.query.Get(name)
+	if c.query.Has(name) && (text == "" || len(text) > maxTextBytes) {
+		problems.Add("?"+name, "bad_parameter", name+" must have 1 to 512 bytes")
+	}
+	return text
+}
+
+// maxTextBytes is how long an id of the CRM can be: 128 characters.
+const maxTextBytes = 512
 
 func timeParameter(query url.Values, name string, problems *problem.List) time.Time {
 	if !query.Has(name) {

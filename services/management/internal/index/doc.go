@@ -6,6 +6,11 @@
 // The rows are here because each record that is read at random costs the broker 3 to 4 ms of its processor:
 // it loads a block of 8 MiB. A page of 25 took 15 ms, one of 200 took 100 to 800, with 1,000,000 records.
 //
+// Lists over an account come from postings: a line of 60 bytes for each record and of 44 for each event, appended to
+// strings in Redis (see posting). A process that is asked about an account reads its postings into memory, and only
+// what was appended since at the next question (see view); any combination of filters is then a look at each entry,
+// a few ms for a million.
+//
 // # Keys
 //
 //	gancho:log:<webhook>        sorted set: notification id (16 bytes) by 8 x the time it was first seen (ms) + state
@@ -17,6 +22,14 @@
 //	                            sorted set: permanent failures (notification and webhook id, 32 bytes) by their
 //	                            rank; its state says whether it was sent again
 //	gancho:log:webhooks         sorted set: webhooks, and failures:<account>, by their last entry's time
+//	gancho:log:n:<account>:<block>, gancho:log:e:<account>:<block>
+//	                            strings: postings of notifications and of events, by 65,536 sequences of the stream
+//	gancho:log:n:<account>      sorted set: the account's blocks; likewise gancho:log:e:<account>
+//	gancho:log:n:accounts       sorted set: accounts by their newest block
+//	gancho:log:n:low            hash: up to which block an account's postings were dropped
+//	gancho:log:generation       names one life of the postings, see update
+//	gancho:log:e:floor, gancho:log:e:target, gancho:log:e:seen
+//	                            as below, of the events
 //	gancho:log:delivered        sorted set: webhooks by the time of their last delivery (ms)
 //	gancho:log:floor3           everything in the journal from this sequence on is in the index
 //	gancho:log:target           and needs to be from this one on
@@ -33,13 +46,14 @@
 //
 // Nothing that matters: a Redis that is away, empty or behind is filled again from the journal, newest first,
 // in chunks; lists say "partial" meanwhile. One replica does it (a lock in Redis); when it dies, another goes
-// on where it was. At most rebuildRecords are read back: what is older than that and has not been touched
-// since is not listed any more, though still to be found by its id.
+// on where it was. At most rebuildRecords and rebuildEvents are read back. What is older, and what was dropped for
+// want of room, is looked for in the streams by whoever asks.
 //
 // # Size
 //
 // At most perWebhook notifications of a webhook, perAccount failures of an account, and a bound over all (see
-// Config): the webhooks that were quiet longest are dropped first. Redis also holds the suspensions, so the index must not fill it.
+// Config): the webhooks that were quiet longest are dropped first. Of postings the oldest go first, those of an account
+// with more than a fifth of them before others'. Redis also holds the suspensions, so the index must not fill it.
 // Measured with Redis 7.0: 278 bytes an entry in sets of 1,000, 195 in sets of 100; of those that were not delivered
 // 398 and 227. Feeding costs 17 to 24 µs a record, decoding it included (BenchmarkFeed; 100 and 2,000 webhooks in a
 // batch of 2,000).

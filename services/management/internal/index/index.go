@@ -89,17 +89,31 @@ type Index struct {
 	name string // of this process, in locks
 
 	trouble atomic.Pointer[string]
-	written atomic.Uint64 // the newest sequence this process has written
-	// lost says that Redis had forgotten what this process wrote after lostFrom when it wrote again.
-	lost     atomic.Bool
-	lostFrom atomic.Uint64
-	recent   recent
-	compared bool // Redis was compared with the journal's consumer; look's own
+	recent  recent
+	journal *source
+	events  *source
+	listed  listed
+	views   views
 }
 
 // New returns an index on rdb, which it does not close.
 func New(cfg Config, rdb redis.UniversalClient, b *bus.Bus, log *zap.Logger) *Index {
 	x := &Index{cfg: cfg, rdb: rdb, bus: b, log: log.Named("index"), name: uuid.NewString()}
+	x.journal = &source{
+		x: x, name: topology.Attempts, floorKey: keyFloor, targetKey: keyTarget, seenKey: keySeen, lockKey: keyLock, most: rebuildRecords, chunk: chunk,
+		durable:  topology.Durable{Stream: topology.Attempts, Name: topology.ConsumerIndex},
+		position: func(ctx context.Context) (uint64, uint64, error) { return journal.Ends(ctx, b) },
+		read:     x.readJournal,
+	}
+	x.events = &source{
+		x: x, name: topology.Events, floorKey: prefix + "e:floor", targetKey: prefix + "e:target", seenKey: prefix + "e:seen", lockKey: prefix + "e:rebuilding", most: rebuildEvents, chunk: chunk,
+		durable: topology.Durable{Stream: topology.Events, Name: topology.ConsumerIndexEvents},
+		position: func(ctx context.Context) (uint64, uint64, error) {
+			state, err := b.StreamState(ctx, topology.Events)
+			return state.First, state.Last, err
+		},
+		read: x.readEvents,
+	}
 	x.failed("not looked at yet")
 	return x
 }
@@ -138,7 +152,10 @@ func (x *Index) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return x.live(ctx) })
 	group.Go(func() error { return x.arrivals(ctx) })
-	group.Go(func() error { x.watch(ctx); return nil })
+	group.Go(func() error { return x.liveEvents(ctx) })
+	group.Go(func() error { x.journal.watch(ctx); return nil })
+	group.Go(func() error { x.events.watch(ctx); return nil })
+	group.Go(func() error { x.sweeps(ctx); return nil })
 	return group.Wait()
 }
 
@@ -168,7 +185,7 @@ func (x *Index) live(ctx context.Context) error {
 			}
 		}
 		batch.Ack()
-		x.written.Store(max(x.written.Load(), w.seen))
+		x.journal.wrote(w.seen)
 	}
 	return nil
 }
@@ -191,7 +208,7 @@ func (x *Index) arrivals(ctx context.Context) error {
 		if wait := settle - time.Since(newest); wait > 0 && !pause(ctx, min(wait, settle)) {
 			return nil
 		}
-		w := newWrites()
+		w := x.arriving()
 		for _, a := range batch.Arrivals {
 			if id, err := uuid.Parse(a.ID); err == nil && !x.recent.has(id, a.Send) {
 				w.arrival(id, &a.Notification, a.StoredAt)
@@ -205,6 +222,13 @@ func (x *Index) arrivals(ctx context.Context) error {
 		batch.Ack()
 	}
 	return nil
+}
+
+// arriving returns writes for what is on NOTIFICATIONS. Its postings go into the block of the newest record.
+func (x *Index) arriving() *writes {
+	w := newWrites()
+	w.block = max(x.journal.written.Load(), x.journal.newest.Load()) >> blockBits
+	return w
 }
 
 // states in the order of their codes, which are part of what is stored: add at the end, at most seven.
@@ -231,7 +255,9 @@ func state(code int) notification.State {
 type writes struct {
 	webhooks map[string]map[uuid.UUID]spot
 	failed   map[string]*failedWrites // by account
+	postings postings
 	seen     uint64
+	block    uint64 // of postings that are about no record
 }
 
 // failedWrites are newest records of notifications that failed, and of some that may have failed before.
@@ -250,7 +276,7 @@ type spot struct {
 }
 
 func newWrites() *writes {
-	return &writes{webhooks: map[string]map[uuid.UUID]spot{}, failed: map[string]*failedWrites{}}
+	return &writes{webhooks: map[string]map[uuid.UUID]spot{}, failed: map[string]*failedWrites{}, postings: postings{}}
 }
 
 // fate notes what the account's set of failures needs to know: a permanent failure, or that a notification
@@ -314,6 +340,7 @@ func (w *writes) summary(r *notification.Summary) {
 	rank := int64(r.Sequence)*8 + int64(code(r.State)) //nolint:gosec // sequences stay far below 2^50
 	w.add(r.WebhookID, id, spot{at.UnixMilli(), r.AttemptsDone > 1 || r.Send > 1, rank, r.Send, row})
 	w.fate(r.Account, r.WebhookID, id, r.At, rank, r.State == notification.PermanentlyFailed, r.Send)
+	w.postings.note(r.Account, r.Sequence>>blockBits, note{rank, at.UnixMilli(), id, uuid.MustParse(r.WebhookID), hashID(r.EventID), hashName(r.EventName)})
 }
 
 // arrival notes a message on NOTIFICATIONS.
@@ -328,6 +355,7 @@ func (w *writes) arrival(id uuid.UUID, n *notification.Notification, storedAt ti
 	rank := int64(n.Journal)*8 + pendingCode //nolint:gosec // as above
 	w.add(n.WebhookID, id, spot{storedAt.UnixMilli(), n.Send > 1, rank, n.Send, row})
 	w.fate(n.Account, n.WebhookID, id, storedAt, rank, false, n.Send)
+	w.postings.note(n.Account, w.block, note{rank, storedAt.UnixMilli(), id, uuid.MustParse(n.WebhookID), hashID(n.EventID), hashName(n.EventName)})
 }
 
 // put writes notifications of one webhook: the time only falls, an older record never replaces a newer one,
@@ -383,8 +411,7 @@ func (x *Index) write(ctx context.Context, w *writes) error {
 }
 
 func (x *Index) pipeline(ctx context.Context, w *writes) error {
-	var seen *redis.FloatCmd
-	var floor *redis.StringCmd
+	known, appended := func() {}, func() {}
 	_, err := x.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 		touched, delivered := make([]redis.Z, 0, len(w.webhooks)), make([]redis.Z, 0, len(w.webhooks))
 		for webhook, spots := range w.webhooks {
@@ -425,20 +452,16 @@ func (x *Index) pipeline(ctx context.Context, w *writes) error {
 		if len(touched) > 0 {
 			p.ZAddArgs(ctx, keyWebhooks, redis.ZAddArgs{GT: true, Members: touched})
 		}
-		if w.seen > 0 {
-			seen, floor = p.ZScore(ctx, keySeen, x.name), p.Get(ctx, keyFloor)
-			p.ZAddArgs(ctx, keySeen, redis.ZAddArgs{GT: true, Members: []redis.Z{{Score: float64(w.seen), Member: x.name}}})
-		}
+		appended = x.queue(ctx, p, ofNotifications, w.postings)
+		known = x.journal.mark(ctx, p, w.seen)
 		return nil
 	})
 	if errors.Is(err, redis.Nil) {
 		err = nil
 	}
-	// Redis came back with less than this process had written, and this write would hide it. One that came back
-	// empty is seen by look.
-	if err == nil && seen != nil && floor.Val() != "" && uint64(seen.Val()) < x.written.Load() {
-		x.lost.Store(true)
-		x.lostFrom.Store(uint64(seen.Val()))
+	if err == nil {
+		appended()
+		known()
 	}
 	return err
 }
@@ -447,7 +470,7 @@ func (x *Index) pipeline(ctx context.Context, w *writes) error {
 // when it is read from there. What fails here is made up for then.
 func (x *Index) Sent(ctx context.Context, n *notification.Notification) {
 	if id, err := uuid.Parse(n.ID); err == nil {
-		w := newWrites()
+		w := x.arriving()
 		w.arrival(id, n, time.Now().UTC())
 		_ = x.write(ctx, w) // see above
 	}

@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/event"
+	"gancho/pkg/eventstream"
 	"gancho/pkg/journal"
 	"gancho/pkg/topology"
 )
@@ -17,6 +21,8 @@ import (
 const (
 	// rebuildRecords is how far back the journal is read after a loss: at 40,000 records/s less than a minute.
 	rebuildRecords = 2_000_000
+	// rebuildEvents is how far back CRM_EVENTS is, whose bodies must be read.
+	rebuildEvents = 500_000
 	// chunk is how many records are read at once.
 	chunk = 5000
 
@@ -31,12 +37,53 @@ const (
 	sweepEvery = time.Minute
 )
 
+// source is a stream that is read into Redis: how much of it is there, and what is missing.
+type source struct {
+	x                                     *Index
+	name                                  string // for the log
+	floorKey, targetKey, seenKey, lockKey string
+	durable                               topology.Durable
+	most                                  uint64 // how many records are read back after a loss at most
+	chunk                                 uint64 // how many are read at once
+	position                              func(context.Context) (first, last uint64, err error)
+	// read writes what the stream has from one sequence to another, both included.
+	read func(ctx context.Context, from, to uint64) error
+
+	newest  atomic.Uint64 // of the stream, as it was looked at last
+	written atomic.Uint64 // the newest sequence this process has written
+	// lost says that Redis had forgotten what this process wrote after lostFrom when it wrote again.
+	lost     atomic.Bool
+	lostFrom atomic.Uint64
+	compared bool // Redis was compared with the stream's consumer; look's own
+}
+
+// mark notes in p that everything up to seen is written. known finds out, once the pipeline ran, whether Redis had
+// forgotten what this process wrote before.
+func (s *source) mark(ctx context.Context, p redis.Pipeliner, seen uint64) (known func()) {
+	if seen == 0 {
+		return func() {}
+	}
+	had, floor := p.ZScore(ctx, s.seenKey, s.x.name), p.Get(ctx, s.floorKey)
+	p.ZAddArgs(ctx, s.seenKey, redis.ZAddArgs{GT: true, Members: []redis.Z{{Score: float64(seen), Member: s.x.name}}})
+	return func() {
+		// Redis came back with less than this process had written, and this write would hide it. One that came back empty is
+		// seen by look.
+		if floor.Val() != "" && uint64(had.Val()) < s.written.Load() {
+			s.lost.Store(true)
+			s.lostFrom.Store(uint64(had.Val()))
+		}
+	}
+}
+
+// wrote notes that everything up to seen is in Redis.
+func (s *source) wrote(seen uint64) { s.written.Store(max(s.written.Load(), seen)) }
+
 // watch looks whether the index is whole, and fills it when it is not.
-func (x *Index) watch(ctx context.Context) {
+func (s *source) watch(ctx context.Context) {
 	for failing := false; ; {
-		err := x.look(ctx)
+		err := s.look(ctx)
 		if err != nil && !failing && ctx.Err() == nil && !errors.Is(err, ErrAway) {
-			x.log.Warn("the index cannot be filled; trying again", zap.Error(err))
+			s.x.log.Warn("the index cannot be filled; trying again", zap.Error(err))
 		}
 		failing = err != nil
 		if !pause(ctx, lookEvery) {
@@ -47,76 +94,77 @@ func (x *Index) watch(ctx context.Context) {
 
 // look finds out whether something is missing: everything (no floor), or the newest part (Redis came back
 // with less than this process had written).
-func (x *Index) look(ctx context.Context) error {
-	written := x.written.Load() // before the marks: what is written meanwhile is no loss
-	floor, target, seen, err := x.marks(ctx)
+func (s *source) look(ctx context.Context) error {
+	written := s.written.Load() // before the marks: what is written meanwhile is no loss
+	floor, target, seen, err := s.marks(ctx)
 	if err != nil {
 		return err
 	}
-	first, last, err := journal.Ends(ctx, x.bus)
+	first, last, err := s.position(ctx)
 	if err != nil {
 		return err
 	}
+	s.newest.Store(last)
 	behind := false
-	if !x.compared && floor > 0 {
+	if !s.compared && floor > 0 {
 		before := written
-		if written, seen, err = x.compare(ctx, written, seen); err != nil {
+		if written, seen, err = s.compare(ctx, written, seen); err != nil {
 			return err
 		}
-		x.compared, behind = true, written > before
+		s.compared, behind = true, written > before
 	}
-	lost := x.lost.Load()
+	lost := s.lost.Load()
 	if lost {
-		seen = x.lostFrom.Load()
+		seen = s.lostFrom.Load()
 	}
 	switch {
 	case floor == 0 || floor > last+1: // empty, or of another journal
 		target = max(first, 1)
-		if last > rebuildRecords {
-			target = max(target, last-rebuildRecords)
+		if last > s.most {
+			target = max(target, last-s.most)
 		}
-		if err := x.start(ctx, last+1, target); err != nil {
+		if err := s.start(ctx, last+1, target); err != nil {
 			return err
 		}
 		floor = last + 1
-		x.lost.Store(false)
+		s.lost.Store(false)
 	case behind || (lost || seen < written) && floor <= target:
 		low := max(seen, first, 1)
 		if floor > target { // it was still being filled
 			low = min(low, target)
 		}
-		if err := x.start(ctx, written+1, low); err != nil {
+		if err := s.start(ctx, written+1, low); err != nil {
 			return err
 		}
 		floor, target = written+1, low
-		x.lost.Store(false)
+		s.lost.Store(false)
 	}
 	switch low := max(target, first); {
 	case floor > low:
-		if err := x.fill(ctx, floor, low); err != nil {
+		if err := s.fill(ctx, floor, low); err != nil {
 			return err
 		}
 	case floor > target: // what was to be read has aged out meanwhile
-		if err := x.check(x.rdb.Set(ctx, keyTarget, floor, 0).Err()); err != nil {
+		if err := s.x.check(s.x.rdb.Set(ctx, s.targetKey, floor, 0).Err()); err != nil {
 			return err
 		}
 	}
-	return x.sweep(ctx)
+	return nil
 }
 
 // compare finds out, at the start of a process, whether Redis has lost records that were settled: a process that stopped
 // together with Redis cannot know. It returns up to and from which sequence records are missing; written and seen as
 // they are when none is.
-func (x *Index) compare(ctx context.Context, written, seen uint64) (to, from uint64, err error) {
-	state, err := x.bus.ConsumerState(ctx, topology.Durable{Stream: topology.Attempts, Name: topology.ConsumerIndex})
+func (s *source) compare(ctx context.Context, written, seen uint64) (to, from uint64, err error) {
+	state, err := s.x.bus.ConsumerState(ctx, s.durable)
 	if errors.Is(err, bus.ErrNotFound) {
 		return written, seen, nil
 	}
 	if err != nil {
 		return 0, 0, err
 	}
-	newest, err := x.rdb.ZRevRangeWithScores(ctx, keySeen, 0, 0).Result()
-	if err := x.check(err); err != nil {
+	newest, err := s.x.rdb.ZRevRangeWithScores(ctx, s.seenKey, 0, 0).Result()
+	if err := s.x.check(err); err != nil {
 		return 0, 0, err
 	}
 	held := uint64(0)
@@ -126,69 +174,66 @@ func (x *Index) compare(ctx context.Context, written, seen uint64) (to, from uin
 	if held >= state.Settled {
 		return written, seen, nil
 	}
-	x.log.Warn("Redis has lost records of the index; reading them again from the journal",
+	s.x.log.Warn("Redis has lost records of the index; reading them again", zap.String("from", s.name),
 		zap.Uint64("stream_seq", held), zap.Uint64("settled", state.Settled))
 	return max(written, state.Settled), held - min(held, unordered), nil
 }
 
-func (x *Index) marks(ctx context.Context) (floor, target, seen uint64, err error) {
+func (s *source) marks(ctx context.Context) (floor, target, seen uint64, err error) {
 	var f, t *redis.StringCmd
-	var s *redis.FloatCmd
-	_, err = x.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		f, t, s = p.Get(ctx, keyFloor), p.Get(ctx, keyTarget), p.ZScore(ctx, keySeen, x.name)
+	var z *redis.FloatCmd
+	_, err = s.x.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+		f, t, z = p.Get(ctx, s.floorKey), p.Get(ctx, s.targetKey), p.ZScore(ctx, s.seenKey, s.x.name)
 		return nil
 	})
-	if err := x.check(err); err != nil {
+	if err := s.x.check(err); err != nil {
 		return 0, 0, 0, err
 	}
 	floor, _ = strconv.ParseUint(f.Val(), 10, 64)
 	target, _ = strconv.ParseUint(t.Val(), 10, 64)
-	return floor, target, uint64(s.Val()), nil
+	return floor, target, uint64(z.Val()), nil
 }
 
-func (x *Index) start(ctx context.Context, floor, target uint64) error {
-	x.log.Info("filling the index from the journal", zap.Uint64("from", floor-1), zap.Uint64("down_to", target))
-	_, err := x.rdb.TxPipelined(ctx, func(p redis.Pipeliner) error {
-		p.Set(ctx, keyFloor, floor, 0)
-		p.Set(ctx, keyTarget, target, 0)
+func (s *source) start(ctx context.Context, floor, target uint64) error {
+	s.x.log.Info("filling the index", zap.String("from", s.name), zap.Uint64("from_seq", floor-1), zap.Uint64("down_to_seq", target))
+	s.x.listed.forget()
+	_, err := s.x.rdb.TxPipelined(ctx, func(p redis.Pipeliner) error {
+		p.Set(ctx, s.floorKey, floor, 0)
+		p.Set(ctx, s.targetKey, target, 0)
+		p.Set(ctx, keyGeneration, uuid.NewString(), 0)
 		// What is missing is known now; the newest part comes by itself.
-		p.ZAddArgs(ctx, keySeen, redis.ZAddArgs{GT: true, Members: []redis.Z{{Score: float64(x.written.Load()), Member: x.name}}})
-		p.ZRemRangeByRank(ctx, keySeen, 0, -seenProcesses-1)
+		p.ZAddArgs(ctx, s.seenKey, redis.ZAddArgs{GT: true, Members: []redis.Z{{Score: float64(s.written.Load()), Member: s.x.name}}})
+		p.ZRemRangeByRank(ctx, s.seenKey, 0, -seenProcesses-1)
 		return nil
 	})
-	return x.check(err)
+	return s.x.check(err)
 }
 
 // fill reads the journal from floor down to target, chunk by chunk, while it holds the lock.
-func (x *Index) fill(ctx context.Context, floor, target uint64) error {
+func (s *source) fill(ctx context.Context, floor, target uint64) error {
 	for floor > target {
-		held, err := x.lock(ctx, keyLock, lockFor)
+		held, err := s.x.lock(ctx, s.lockKey, lockFor)
 		if err != nil || !held {
 			return err
 		}
 		from := target
-		if floor-target > chunk {
-			from = floor - chunk
+		if floor-target > s.chunk {
+			from = floor - s.chunk
 		}
-		w := newWrites()
-		if err := journal.Summaries(ctx, x.bus, from, floor-1, w.summary); err != nil {
-			return err
-		}
-		w.seen = 0 // that is what comes live
-		if err := x.write(ctx, w); err != nil {
+		if err := s.read(ctx, from, floor-1); err != nil {
 			return err
 		}
 		// Another process may have begun anew meanwhile, after a second loss: then the mark is not ours to move.
-		if now, _, _, err := x.marks(ctx); err != nil || now != floor {
+		if now, _, _, err := s.marks(ctx); err != nil || now != floor {
 			return err
 		}
 		floor = from
-		if err := x.check(x.rdb.Set(ctx, keyFloor, floor, 0).Err()); err != nil {
+		if err := s.x.check(s.x.rdb.Set(ctx, s.floorKey, floor, 0).Err()); err != nil {
 			return err
 		}
 	}
-	x.log.Info("the index is whole")
-	return x.check(x.rdb.Del(ctx, keyLock).Err())
+	s.x.log.Info("the index is whole", zap.String("from", s.name))
+	return s.x.check(s.x.rdb.Del(ctx, s.lockKey).Err())
 }
 
 // lock takes or keeps a lock of this process.
@@ -204,11 +249,64 @@ func (x *Index) lock(ctx context.Context, key string, d time.Duration) (bool, er
 	return true, x.check(x.rdb.Expire(ctx, key, d).Err())
 }
 
+// readJournal writes what the journal has from one sequence to another.
+func (x *Index) readJournal(ctx context.Context, from, to uint64) error {
+	w := newWrites()
+	if err := journal.Summaries(ctx, x.bus, from, to, w.summary); err != nil {
+		return err
+	}
+	w.seen = 0 // that is what comes live
+	return x.write(ctx, w)
+}
+
+// readEvents writes what CRM_EVENTS has from one sequence to another.
+func (x *Index) readEvents(ctx context.Context, from, to uint64) error {
+	p := postings{}
+	err := eventstream.Between(ctx, x.bus, topology.SubjectsEvents, from, to, func(e *eventstream.Event) bool {
+		if ev, rejected := event.Parse(e.Message); rejected == nil {
+			p.event(&ev, e.StoredAt)
+		}
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	return x.writeEvents(ctx, p, 0)
+}
+
+// sweeps keeps the index within its bounds until ctx ends.
+func (x *Index) sweeps(ctx context.Context) {
+	for pause(ctx, lookEvery) {
+		if err := x.sweep(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrAway) {
+			x.log.Debug("the index cannot be swept; trying again", zap.Error(err))
+		}
+	}
+}
+
+// trimAll drops the oldest postings. Notifications have several records, so there is room for three of each entry.
+func (x *Index) trimAll(ctx context.Context) error {
+	if x.bus == nil {
+		return nil
+	}
+	first, _, err := x.journal.position(ctx)
+	if err != nil {
+		return err
+	}
+	if err := x.trim(ctx, ofNotifications, first, 3*int64(x.cfg.MaxEntries)); err != nil {
+		return err
+	}
+	// What an event was about is still asked for after it aged out, as long as the journal knows its notifications.
+	return x.trim(ctx, ofEvents, 0, int64(x.cfg.MaxEntries))
+}
+
 // sweep keeps the index within its bounds: webhooks without an entry younger than MaxAge are dropped, and
 // while there are more than MaxEntries entries, those that were quiet longest.
 func (x *Index) sweep(ctx context.Context) error {
 	if held, err := x.rdb.SetNX(ctx, keyJanitor, x.name, sweepEvery).Result(); x.check(err) != nil || !held {
 		return x.check(err)
+	}
+	if err := x.trimAll(ctx); err != nil {
+		return err
 	}
 	webhooks, err := x.rdb.ZRangeWithScores(ctx, keyWebhooks, 0, -1).Result() // quiet longest first
 	if err := x.check(err); err != nil {

@@ -15,28 +15,23 @@ import (
 	"gancho/services/management/internal/problem"
 )
 
-// Filter says which notifications of a webhook are wanted.
-type Filter struct {
-	State    notification.State // "" for all
-	From, To time.Time          // when they were created: From included, To not; zero for no limit
-	After    Cursor             // the zero Cursor begins with the newest
-	Limit    int                // at least 1
-}
-
 // Page is one page of a list.
 type Page struct {
 	Notifications []Listed // newest first
 	// Next is where the next page begins, the zero Cursor on the last one.
 	Next Cursor
-	// Partial says that the index is being filled, so some may be missing.
+	// Partial says that some may be missing, because an index is being filled.
 	Partial bool
 }
 
 // Cursor is a place between two notifications of a list. New ones do not move it.
 type Cursor struct {
-	created int64
+	created int64 // unix ms; negative: what follows has its newest record below that sequence of the journal
 	id      uuid.UUID
 }
+
+// below returns the place of what has its newest record below a sequence of the journal.
+func below(sequence uint64) Cursor { return Cursor{created: -int64(sequence)} } //nolint:gosec // sequences stay far below 2^63
 
 // IsZero reports whether c is no place.
 func (c Cursor) IsZero() bool { return c == Cursor{} }
@@ -63,40 +58,6 @@ func ParseCursor(s string) (Cursor, bool) {
 
 // readers is how many notifications of a page are read at once.
 const readers = 16
-
-// List returns recent notifications of the account's webhook, newest first, as the index in Redis has them:
-// about 0.1 s behind the journal.
-func (s *Service) List(ctx context.Context, account, webhookID string, f Filter) (Page, error) {
-	if _, err := s.webhooks.Get(ctx, account, webhookID); err != nil {
-		return Page{}, err
-	}
-	entries, partial, err := s.index.Recent(ctx, webhookID)
-	if err != nil {
-		return Page{}, away(err)
-	}
-	var wanted []index.Entry
-	for _, e := range entries {
-		switch {
-		case !f.After.IsZero() && index.Compare(e, f.After.entry()) <= 0,
-			!f.From.IsZero() && e.Created.Before(f.From),
-			!f.To.IsZero() && !e.Created.Before(f.To),
-			f.State != "" && e.State != f.State:
-			continue
-		}
-		wanted = append(wanted, e)
-	}
-	page := Page{Partial: partial}
-	if len(wanted) > f.Limit {
-		last := wanted[f.Limit-1]
-		page.Next, wanted = Cursor{last.Created.UnixMilli(), last.ID}, wanted[:f.Limit]
-	}
-	places := make([]index.Place, len(wanted))
-	for i, e := range wanted {
-		places[i] = index.Place{Webhook: webhookID, ID: e.ID}
-	}
-	page.Notifications, err = s.listed(ctx, account, places)
-	return page, err
-}
 
 // listed shows the notifications at these places. What the index does not know all of is read from the
 // journal; what is not there any more is left out.

@@ -143,3 +143,6 @@ func (r *roster) edit(n named, keep bool) {
 	}
 	r.accounts[n.w.Account] = list
 }
+
+// All returns the account's webhooks, oldest first. The slice is shared: it must not be changed.
+func (s *Service) All(account string) []*webhook.Webhook { return s.registry.Account(account) }

@@ -1,0 +1,36 @@
+package bus
+
+import (
+	"context"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// ReadBetween hands the messages of a stream with sequences from first to last, both included, to handle in order, until
+// it returns false.
+func (b *Bus) ReadBetween(
+	ctx context.Context, stream string, cfg jetstream.OrderedConsumerConfig, first, last uint64, handle func(m jetstream.Msg, sequence uint64) bool,
+) error {
+	cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, max(first, 1)
+	return b.Read(ctx, stream, cfg, func(m jetstream.Msg, sequence, pending uint64) (bool, error) {
+		return sequence <= last && handle(m, sequence) && sequence < last && pending > 0, nil
+	})
+}
+
+// GatherBytes hands messages of together about room bytes at most to add. It waits for the first like Fetch, and for more
+// at most linger.
+func (c *Consumer) GatherBytes(ctx context.Context, room int, linger time.Duration, add func(jetstream.Msg)) error {
+	got, err := c.Fetch(ctx, 1, Unbounded, add)
+	if err != nil || got == 0 {
+		return err
+	}
+	rest, err := c.c.FetchBytes(room, jetstream.FetchMaxWait(max(linger, 10*time.Millisecond)))
+	if err != nil {
+		return nil //nolint:nilerr // what came first is worth handling; the next call meets the error again
+	}
+	for m := range rest.Messages() {
+		add(m)
+	}
+	return nil
+}
