@@ -135,24 +135,57 @@ type Range struct {
 	From, To time.Time
 }
 
-// Notifications lists those of a webhook, newest first. atOnce is how many to ask for at a time, 0 for as
-// many as the API gives. partial, if not nil, is called when some may be missing, because the index is being
-// rebuilt.
-func (c *Client) Notifications(ctx context.Context, webhookID string, r Range, atOnce int, partial func()) iter.Seq2[Result[Notification], error] {
+// Find selects notifications or events of the account. Zero values select everything.
+type Find struct {
+	Range // events have no State
+
+	WebhookID, EventID          string // of notifications
+	EventName                   string
+	DocumentID, TransactionUUID string // of the event
+}
+
+func (f Find) query(atOnce int) url.Values {
 	if atOnce <= 0 || atOnce > pageSize {
 		atOnce = pageSize
 	}
 	query := url.Values{"page[size]": {strconv.Itoa(atOnce)}}
-	if r.State != "" {
-		query.Set("state", r.State)
+	for name, value := range map[string]string{
+		"state": f.State, "webhook_id": f.WebhookID, "event_id": f.EventID, "event_name": f.EventName,
+		"document_id": f.DocumentID, "transaction_uuid": f.TransactionUUID,
+	} {
+		if value != "" {
+			query.Set(name, value)
+		}
 	}
-	if !r.From.IsZero() {
-		query.Set("from", r.From.UTC().Format(time.RFC3339Nano))
+	for name, at := range map[string]time.Time{"from": f.From, "to": f.To} {
+		if !at.IsZero() {
+			query.Set(name, at.UTC().Format(time.RFC3339Nano))
+		}
 	}
-	if !r.To.IsZero() {
-		query.Set("to", r.To.UTC().Format(time.RFC3339Nano))
-	}
-	return list[Notification](ctx, c, webhookPath(webhookID)+"/notifications", query, partial)
+	return query
+}
+
+// Notifications lists those of a webhook, newest first. atOnce is how many to ask for at a time, 0 for as
+// many as the API gives. partial, if not nil, is called when some may be missing, because the index is being
+// rebuilt.
+func (c *Client) Notifications(ctx context.Context, webhookID string, r Range, atOnce int, partial func()) iter.Seq2[Result[Notification], error] {
+	return list[Notification](ctx, c, webhookPath(webhookID)+"/notifications", Find{Range: r}.query(atOnce), partial)
+}
+
+// FindNotifications lists notifications of the account, newest first. atOnce and partial are those of Notifications.
+func (c *Client) FindNotifications(ctx context.Context, f Find, atOnce int, partial func()) iter.Seq2[Result[Notification], error] {
+	return list[Notification](ctx, c, "/notifications", f.query(atOnce), partial)
+}
+
+// FindEvents lists events of the account, newest first, and what became of each. atOnce and partial are those of
+// Notifications.
+func (c *Client) FindEvents(ctx context.Context, f Find, atOnce int, partial func()) iter.Seq2[Result[Event], error] {
+	return list[Event](ctx, c, "/events", f.query(atOnce), partial)
+}
+
+// Event returns what became of an event.
+func (c *Client) Event(ctx context.Context, id string) (Result[Event], error) {
+	return get[Event](ctx, c, "/events/"+url.PathEscape(id))
 }
 
 // Notification returns one with its attempts.

@@ -118,6 +118,30 @@ func (n *Notification) Ended() bool {
 	return n.State == "delivered" || n.State == "permanently_failed" || n.State == "cancelled"
 }
 
+// Event is an event, and what became of it.
+type Event struct {
+	ID              string         `json:"id"`
+	EventName       string         `json:"event_name"`
+	StoredAt        time.Time      `json:"stored_at"`
+	Bytes           int            `json:"bytes"`
+	TransactionUUID string         `json:"transaction_uuid"`
+	DocumentID      string         `json:"document_id"`
+	Origin          string         `json:"origin"`
+	Changed         []string       `json:"changed"`
+	Notifications   []Notification `json:"notifications"`
+	Unmatched       []Unmatched    `json:"unmatched"`
+	Explain         *Explanation   `json:"explain"` // while it waits for its notifications
+	Partial         bool           `json:"partial"` // some notifications or webhooks are not shown
+}
+
+// Unmatched is a webhook that an event led to no notification for.
+type Unmatched struct {
+	WebhookID string          `json:"webhook_id"`
+	Why       string          `json:"why"`       // other_name, condition, registered_later or disabled
+	Condition json.RawMessage `json:"condition"` // the first one that does not hold
+	Found     json.RawMessage `json:"found"`     // the value that the condition found
+}
+
 // Explanation says why a notification is in its state and what happens when.
 type Explanation struct {
 	Reason string `json:"reason"`

@@ -116,6 +116,10 @@ const (
 		`"url":"https://erp.example.com/in","auth_header":null,"status":"suspended","suspension":{"since":"2026-01-21T10:00:00Z",` +
 		`"until":null,"reason":"by_hand","evidence":{"failures":0,"statuses":[]},"parked":null,"oldest_parked_at":null},` +
 		`"created_at":"2026-01-20T09:00:00Z","updated_at":"2026-01-20T09:00:00Z"}`
+	became = `{"id":"` + notificationID + `","event_name":"crm_deal_created","stored_at":"2026-01-21T10:00:00.123456Z","bytes":182,` +
+		`"transaction_uuid":"t-1","document_id":"d-1","origin":null,"changed":["stage","name"],"partial":true,"notifications":[` + listed + `],` +
+		`"unmatched":[{"webhook_id":"` + webhookID + `","why":"condition","condition":{"path":"document.amount","op":"gt","value":1000},"found":10},` +
+		`{"webhook_id":"` + replayID + `","why":"other_name"}],"explain":{"reason":"account_deferred","text":"It waits.","next":"Later."}}`
 	withSecret = `{"id":"` + webhookID + `","name":"Deals","event_name":"crm_deal_created","http_method":"POST",` +
 		`"url":"https://erp.example.com/in","auth_header":"X-Key","status":"active","suspension":null,` +
 		`"created_at":"2026-01-20T09:00:00Z","updated_at":"2026-01-20T09:00:00Z","signing_secret":"whsec_dGVzdA=="}`
@@ -252,6 +256,13 @@ func TestCommands(t *testing.T) {
 		"notifications_list_partial": {"notifications list " + webhookID, "", map[string][]answer{
 			"GET " + hook + "/notifications": {{status: 200, body: `{"data":[` + listed + `],"links":{"next":null},"has_more":false,"partial":true}`}},
 		}},
+		"notifications_list_account": {"notifications list --document d/1 --transaction t-1 --event crm_deal_created --event-id " + notificationID, "", map[string][]answer{
+			"GET /crm/v2/notifications": page("c1"), "GET /crm/v2/notifications?c1": page("", retrying), // a page can be empty
+		}},
+		"events_get":              {"events get " + notificationID, "", map[string][]answer{"GET /crm/v2/events/" + notificationID: data(became)}},
+		"events_get_json":         {"events get -o json " + notificationID, "", map[string][]answer{"GET /crm/v2/events/" + notificationID: data(became)}},
+		"events_find":             {"events find --document d-1 --from 2026-01-20 --limit 10", "", map[string][]answer{"GET /crm/v2/events": page("", became)}},
+		"events_find_time":        {"events find --to tomorrow", "", nil},
 		"notifications_list_time": {"notifications list " + webhookID + " --from yesterday", "", nil},
 		"notifications_get":       {"notifications get " + notificationID, "", map[string][]answer{"GET " + notifications: data(retrying)}},
 		"notifications_get_json":  {"notifications get -o json " + notificationID, "", map[string][]answer{"GET " + notifications: data(retrying)}},

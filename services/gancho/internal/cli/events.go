@@ -4,13 +4,145 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
+	"strconv"
 	"strings"
 
 	"gancho/pkg/client"
+	"gancho/pkg/condition"
 )
 
 type eventsCmd struct {
 	Send eventsSend `cmd:"" help:"Publish an event; answered after the broker stored it."`
+	Get  eventsGet  `cmd:"" help:"Say what became of an event: its notifications, and why other webhooks have none."`
+	Find eventsFind `cmd:"" help:"Find events by document, transaction, name or time, newest first."`
+}
+
+type eventsGet struct {
+	ID string `arg:"" help:"Id of the event."`
+	apiFlags
+}
+
+// Run runs the command.
+func (c eventsGet) Run(a *app) error {
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	defer a.interruptible()()
+	r, err := a.client.Event(a.ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	if a.output == "json" {
+		return a.asJSON(r.Raw)
+	}
+	e := r.Value
+	if e.Partial {
+		a.warnPartial()
+	}
+	why, next := "", ""
+	if e.Explain != nil {
+		why, next = e.Explain.Text, e.Explain.Next
+	}
+	err = a.pairs(
+		pair{"id", e.ID},
+		pair{"event", e.EventName},
+		pair{"stored", stamp(e.StoredAt)},
+		pair{"bytes", strconv.Itoa(e.Bytes)},
+		pair{"transaction", e.TransactionUUID},
+		pair{"document", e.DocumentID},
+		pair{"origin", e.Origin},
+		pair{"changed", strings.Join(e.Changed, ", ")},
+		pair{"why", why},
+		pair{"next", next},
+	)
+	if err != nil {
+		return err
+	}
+	rows := [][]string{{"WEBHOOK", "NOTIFICATION", "STATE", "REASON", "FOUND"}}
+	for _, n := range e.Notifications {
+		rows = append(rows, []string{n.WebhookID, n.ID, n.State, dash(n.Reason), "-"})
+	}
+	for _, u := range e.Unmatched {
+		rows = append(rows, []string{u.WebhookID, "-", "not matched", reasonOf(u), dash(string(u.Found))})
+	}
+	if _, err := fmt.Fprintln(a.Stdout); err != nil {
+		return err
+	}
+	return a.rows(rows)
+}
+
+// reasonOf says why a webhook has no notification, with the condition that kept it from one.
+func reasonOf(u client.Unmatched) string {
+	var c condition.Condition
+	if len(u.Condition) == 0 || json.Unmarshal(u.Condition, &c) != nil {
+		return u.Why
+	}
+	return u.Why + ": " + c.String()
+}
+
+type eventsFind struct {
+	eventFlags
+	From  when `placeholder:"TIME" help:"Only those stored from this time on: a time, a day, or how long ago (2h, 3d)."`
+	To    when `placeholder:"TIME" help:"Only those stored before this time."`
+	Limit int  `default:"50" help:"At most so many; 0 for all."`
+	apiFlags
+}
+
+// Help has more about the command.
+func (eventsFind) Help() string {
+	return `Examples:
+
+	gancho events find --document 9f3c --from 2d
+	gancho events find --transaction 6c1f5a0e -o json | jq '.[].unmatched'`
+}
+
+// Run runs the command.
+func (c eventsFind) Run(a *app) error {
+	selected, err := rangeFlags{From: c.From, To: c.To}.selected(a.now)
+	if err != nil {
+		return err
+	}
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	defer a.interruptible()()
+	rows := [][]string{{"ID", "EVENT", "STORED", "DOCUMENT", "TRANSACTION", "NOTIFICATIONS", "NOT MATCHED"}}
+	var all []json.RawMessage
+	partial := false
+	find := client.Find{Range: selected, EventName: c.Event, DocumentID: c.Document, TransactionUUID: c.Transaction}
+	for r, err := range a.client.FindEvents(a.ctx, find, c.Limit, func() { partial = true }) {
+		if err != nil {
+			return err
+		}
+		e := r.Value
+		all = append(all, r.Raw)
+		rows = append(rows, []string{e.ID, e.EventName, stamp(e.StoredAt), dash(e.DocumentID), dash(e.TransactionUUID), states(e.Notifications), strconv.Itoa(len(e.Unmatched))})
+		if len(all) == c.Limit {
+			break
+		}
+	}
+	if partial {
+		a.warnPartial()
+	}
+	if a.output == "json" {
+		return a.allAsJSON(all)
+	}
+	return a.rows(rows)
+}
+
+// states counts notifications by state: "2 delivered, 1 retrying".
+func states(all []client.Notification) string {
+	counts := map[string]int{}
+	for _, n := range all {
+		counts[n.State]++
+	}
+	words := make([]string, 0, len(counts))
+	for _, s := range slices.Sorted(maps.Keys(counts)) {
+		words = append(words, strconv.Itoa(counts[s])+" "+s)
+	}
+	return dash(strings.Join(words, ", "))
 }
 
 type eventsSend struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"strconv"
 	"strings"
 	"time"
@@ -12,7 +13,7 @@ import (
 )
 
 type notificationsCmd struct {
-	List    notificationsList    `cmd:"" help:"List the notifications of a webhook, newest first."`
+	List    notificationsList    `cmd:"" help:"List notifications of a webhook or of the account, newest first."`
 	Get     notificationsGet     `cmd:"" help:"Show a notification with its attempts."`
 	Explain notificationsExplain `cmd:"" help:"Say in words why a notification is in its state, and what happens when."`
 	Resend  notificationsResend  `cmd:"" help:"Send one again that was delivered or permanently failed."`
@@ -69,10 +70,19 @@ func (f rangeFlags) selected(now time.Time) (r client.Range, err error) {
 	return r, nil
 }
 
+// eventFlags select events.
+type eventFlags struct {
+	Event       string `placeholder:"NAME" help:"Only of events with this name."`
+	Document    string `placeholder:"ID" help:"Only of events about this document."`
+	Transaction string `placeholder:"UUID" help:"Only of events of this transaction."`
+}
+
 type notificationsList struct {
-	Webhook string `arg:"" help:"Id of the webhook."`
+	Webhook string `arg:"" optional:"" help:"Id of the webhook; all of the account, deleted ones included, if not given."`
 	rangeFlags
-	Limit int `default:"50" help:"At most so many; 0 for all."`
+	eventFlags
+	EventID string `placeholder:"ID" help:"Only those of this event."`
+	Limit   int    `default:"50" help:"At most so many; 0 for all."`
 	apiFlags
 }
 
@@ -81,6 +91,7 @@ func (notificationsList) Help() string {
 	return `Examples:
 
 	gancho notifications list WEBHOOK --from 2h
+	gancho notifications list --document 9f3c --state permanently_failed
 	gancho notifications list WEBHOOK --state permanently_failed --limit 0 -o json | jq -r '.[].id'`
 }
 
@@ -97,7 +108,7 @@ func (c notificationsList) Run(a *app) error {
 	rows := [][]string{{"ID", "STATE", "REASON", "ATTEMPTS", "STATUS", "EVENT", "CREATED", "NEXT ATTEMPT"}}
 	var all []json.RawMessage
 	partial := false
-	for r, err := range a.client.Notifications(a.ctx, c.Webhook, selected, c.Limit, func() { partial = true }) {
+	for r, err := range c.find(a, selected, func() { partial = true }) {
 		if err != nil {
 			return err
 		}
@@ -113,12 +124,27 @@ func (c notificationsList) Run(a *app) error {
 		}
 	}
 	if partial {
-		fmt.Fprintln(a.Stderr, "gancho: the index is being rebuilt: some notifications may be missing; ask again in a while")
+		a.warnPartial()
 	}
 	if a.output == "json" {
 		return a.allAsJSON(all)
 	}
 	return a.rows(rows)
+}
+
+// find lists what was asked for: by webhook alone, or over the account.
+func (c notificationsList) find(a *app, r client.Range, partial func()) iter.Seq2[client.Result[client.Notification], error] {
+	f := client.Find{
+		Range: r, WebhookID: c.Webhook, EventID: c.EventID, EventName: c.Event, DocumentID: c.Document, TransactionUUID: c.Transaction,
+	}
+	if f == (client.Find{Range: r, WebhookID: c.Webhook}) && c.Webhook != "" {
+		return a.client.Notifications(a.ctx, c.Webhook, r, c.Limit, partial)
+	}
+	return a.client.FindNotifications(a.ctx, f, c.Limit, partial)
+}
+
+func (a *app) warnPartial() {
+	fmt.Fprintln(a.Stderr, "gancho: the index is being rebuilt: some notifications may be missing; ask again in a while")
 }
 
 func dash(s string) string {
