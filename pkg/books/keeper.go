@@ -11,6 +11,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/share"
+	"gancho/pkg/sleep"
 	"gancho/pkg/topology"
 )
 
@@ -60,16 +61,7 @@ func (k *Keeper) Run(ctx context.Context) {
 		if !errors.Is(err, bus.ErrConflict) && ctx.Err() == nil {
 			k.Log.Debug("the lease of the books cannot be taken; trying again", zap.Error(err))
 		}
-		pause(ctx, min(standBy, k.Period))
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
+		sleep.For(ctx, min(standBy, k.Period))
 	}
 }
 
@@ -87,7 +79,7 @@ func (k *Keeper) hold(ctx context.Context, lease *bus.Lease) {
 	defer lost()
 	renewing.Go(func() {
 		for {
-			pause(held, topology.LeaseTTL/4)
+			sleep.For(held, topology.LeaseTTL/4)
 			if held.Err() != nil {
 				return
 			}
@@ -110,7 +102,7 @@ func (k *Keeper) hold(ctx context.Context, lease *bus.Lease) {
 			break
 		}
 		k.Log.Debug("the books cannot be opened; trying again", zap.Error(err))
-		pause(held, time.Second)
+		sleep.For(held, time.Second)
 	}
 	if ctx.Err() != nil { // a stop, and the lease is still ours
 		ctx, cancel := context.WithTimeout(work, 5*time.Second)
@@ -140,7 +132,7 @@ func (k *Keeper) keep(ctx context.Context, books *Books) {
 			if ctx.Err() == nil {
 				k.Log.Debug("the books cannot be audited; trying again", zap.Error(err))
 			}
-			pause(ctx, time.Second)
+			sleep.For(ctx, time.Second)
 			continue
 		}
 		report.By = k.Name
@@ -167,7 +159,7 @@ func (k *Keeper) keep(ctx context.Context, books *Books) {
 					k.count(ctx, books)
 				}
 			}
-			pause(ctx, min(max(countEvery, 20*time.Since(began)), time.Until(next)))
+			sleep.For(ctx, min(max(countEvery, 20*time.Since(began)), time.Until(next)))
 		}
 	}
 }

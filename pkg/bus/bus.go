@@ -22,6 +22,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/address"
+	"gancho/pkg/sleep"
 	"gancho/pkg/topology"
 )
 
@@ -599,13 +600,10 @@ type backoff struct{ next, high time.Duration }
 func newBackoff(low, high time.Duration) *backoff { return &backoff{low, high} }
 
 func (p *backoff) wait(ctx context.Context) error {
-	t := time.NewTimer(p.next)
-	defer t.Stop()
+	d := p.next
 	p.next = min(2*p.next, p.high)
-	select {
-	case <-ctx.Done():
+	if !sleep.For(ctx, d) {
 		return ctx.Err()
-	case <-t.C:
-		return nil
 	}
+	return nil
 }

@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"gancho/pkg/sleep"
 )
 
 // The limits of a call.
@@ -144,7 +146,7 @@ func (c *Client) send(ctx context.Context, call call) (envelope, error) {
 		if c.cfg.Waiting != nil {
 			c.cfg.Waiting(wait)
 		}
-		if !sleep(ctx, wait) {
+		if !sleep.For(ctx, wait) {
 			return e, err
 		}
 	}
@@ -256,16 +258,4 @@ func retryAfter(value string, now time.Time) time.Duration {
 		return max(at.Sub(now), 0)
 	}
 	return 0
-}
-
-// sleep reports whether d passed before ctx ended.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }

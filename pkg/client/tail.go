@@ -13,6 +13,8 @@ import (
 	"net/url"
 	"strconv"
 	"time"
+
+	"gancho/pkg/sleep"
 )
 
 // The times of a tail.
@@ -65,7 +67,7 @@ func (c *Client) Tail(ctx context.Context, w Watch, show func(Result[Attempt]) e
 			return stop.error
 		}
 		lost(err)
-		if !sleep(ctx, pause) {
+		if !sleep.For(ctx, pause) {
 			return nil
 		}
 		s.pause = min(2*s.pause, longestPause)

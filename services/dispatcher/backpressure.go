@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/share"
+	"gancho/pkg/sleep"
 	"gancho/pkg/topology"
 )
 
@@ -123,7 +124,7 @@ func (b *backpressure) holds(account string) bool {
 
 // wait returns when first attempts may be made, or ctx ended.
 func (b *backpressure) wait(ctx context.Context) {
-	for b.stops() && sleep(ctx, backpressurePause) == nil {
+	for b.stops() && sleep.For(ctx, backpressurePause) {
 	}
 }
 

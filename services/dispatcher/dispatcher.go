@@ -7,7 +7,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
@@ -200,18 +199,6 @@ func (d *Dispatcher) pull(ctx context.Context, puller *lane.Puller, part int, wa
 
 // mostBytes is the largest size of a message.
 func (d *Dispatcher) mostBytes() int { return topology.MaxMessage(d.cfg.Limits.EventMaxBytes) }
-
-// sleep waits for d, or returns the context's error.
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
-}
 
 // webhookChanged lets the drains look at once when something parked may move.
 func (d *Dispatcher) webhookChanged(before, after *webhook.Webhook) {

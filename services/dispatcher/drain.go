@@ -13,6 +13,7 @@ import (
 	"gancho/pkg/delivery"
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
+	"gancho/pkg/sleep"
 	"gancho/pkg/suspension"
 	"gancho/pkg/topology"
 )
@@ -295,7 +296,7 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, permits f
 		if none && webhook == "*" {
 			pause = x.d.limiter.pause(k.url())
 		}
-		if sleep(ctx, pause) != nil {
+		if !sleep.For(ctx, pause) {
 			return nil //nolint:nilerr // the lease or the process ended; another dispatcher goes on
 		}
 	}
@@ -344,7 +345,7 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 			_, err = d.suspensions.Write(work, flag.Flag, claimed.Revision)
 			return err
 		}
-		if sleep(ctx, 10*drainPause) != nil { // the one delivery allowed is still with a dispatcher that died
+		if !sleep.For(ctx, 10*drainPause) { // the one delivery allowed is still with a dispatcher that died
 			return nil //nolint:nilerr // the lease or the process ended; another dispatcher goes on
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
+	"gancho/pkg/sleep"
 )
 
 // sweepEvery is how often RETRIES is searched for messages that nobody will get again.
@@ -34,7 +35,7 @@ func (d *Dispatcher) repair(ctx context.Context, exhausted *lane.ExhaustedConsum
 		}
 		if err != nil && ctx.Err() == nil {
 			d.log.Debug("repair interrupted; trying again", zap.Error(err))
-			_ = sleep(ctx, time.Second)
+			sleep.For(ctx, time.Second)
 		}
 	}
 }

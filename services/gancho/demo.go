@@ -30,6 +30,7 @@ import (
 	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/service"
+	"gancho/pkg/sleep"
 )
 
 // demoSettings make the tour short: what takes minutes and hours by default takes seconds. One request at
@@ -207,8 +208,8 @@ func (d *demo) tour(ctx context.Context, health *service.Health, where addresses
 			if err := d.publish(ctx, name); err != nil {
 				return err
 			}
-			if err := pause(ctx, 20*time.Millisecond); err != nil {
-				return err
+			if !sleep.For(ctx, 20*time.Millisecond) {
+				return ctx.Err()
 			}
 		}
 		if round == demoFirst-1 {
@@ -262,21 +263,12 @@ func (d *demo) warmUp(ctx context.Context, health *service.Health) error {
 				return err
 			}
 		}
-		if err := pause(ctx, time.Second/every); err != nil || time.Since(began) > demoPatience {
+		if !sleep.For(ctx, time.Second/every) || time.Since(began) > demoPatience {
 			return fmt.Errorf("no event has reached the receivers %s after %v: %s", strings.Join(missing(), ", "),
 				time.Since(began).Round(time.Second), cmp.Or(strings.Join(health.State().Reasons, "; "), "the services say that they are ready"))
 		}
 	}
 	return nil
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
 }
 
 func (d *demo) waitReady(ctx context.Context, health *service.Health) error {
@@ -289,7 +281,7 @@ func (d *demo) waitReady(ctx context.Context, health *service.Health) error {
 				}
 			}
 		}
-		if err := pause(ctx, 20*time.Millisecond); err != nil {
+		if !sleep.For(ctx, 20*time.Millisecond) {
 			return fmt.Errorf("the services are not ready: %s", strings.Join(health.State().Reasons, "; "))
 		}
 	}
@@ -401,8 +393,8 @@ func (d *demo) progressUntil(ctx context.Context, is func() bool) error {
 		if is() {
 			return nil
 		}
-		if err := pause(ctx, 100*time.Millisecond); err != nil {
-			return fmt.Errorf("%w; %s", err, d.missing())
+		if !sleep.For(ctx, 100*time.Millisecond) {
+			return fmt.Errorf("%w; %s", ctx.Err(), d.missing())
 		}
 		if still := time.Since(d.moved); still > demoPatience {
 			return fmt.Errorf("nothing has happened for %v; %s", still.Round(time.Second), d.missing())

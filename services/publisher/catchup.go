@@ -12,6 +12,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
 	"gancho/pkg/share"
+	"gancho/pkg/sleep"
 	"gancho/pkg/suspension/status"
 	"gancho/pkg/tracing"
 	"gancho/pkg/webhook"
@@ -148,7 +149,7 @@ func (c *catchUp) batch(ctx context.Context) (int, error) {
 				if err := c.noteNow(ctx); err != nil {
 					return n, err
 				}
-				if pause(ctx, catchUpEvery); ctx.Err() != nil {
+				if !sleep.For(ctx, catchUpEvery) {
 					return n, nil
 				}
 			case first && len(j.webhooks) == 0: // one page: the next event can start at the same time
@@ -183,7 +184,7 @@ func (c *catchUp) job(ctx context.Context, e *eventstream.Event) (*job, error) {
 		return nil, nil
 	}
 	for p.registry.Newer(c.account) {
-		if pause(ctx, time.Second); ctx.Err() != nil {
+		if !sleep.For(ctx, time.Second) {
 			return nil, ctx.Err()
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/eventstream"
 	"gancho/pkg/share"
+	"gancho/pkg/sleep"
 	"gancho/pkg/topology"
 )
 
@@ -265,19 +266,10 @@ func (d *deferrals) keep(ctx context.Context) {
 		}
 		lease, err := leases.Acquire(ctx, leaseKey, uuid.NewString())
 		if err != nil {
-			pause(ctx, topology.LeaseTTL/4)
+			sleep.For(ctx, topology.LeaseTTL/4)
 			continue
 		}
 		d.hold(ctx, lease)
-	}
-}
-
-func pause(ctx context.Context, wait time.Duration) {
-	t := time.NewTimer(wait)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
 	}
 }
 
@@ -308,7 +300,7 @@ func (d *deferrals) hold(ctx context.Context, lease *bus.Lease) {
 					c := &catchUp{d: d, account: account, log: d.p.log.With(zap.String("account_id", account))}
 					if err := c.run(held); err != nil && held.Err() == nil {
 						c.log.Warn("catching up is interrupted; it goes on", zap.Error(err))
-						pause(held, time.Second)
+						sleep.For(held, time.Second)
 					}
 					mu.Lock()
 					delete(running, account)
@@ -316,7 +308,7 @@ func (d *deferrals) hold(ctx context.Context, lease *bus.Lease) {
 				})
 			}
 		}
-		pause(held, catchUpEvery)
+		sleep.For(held, catchUpEvery)
 	}
 	lost()
 	work.Wait()

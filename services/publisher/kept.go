@@ -10,6 +10,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/eventstream"
 	"gancho/pkg/share"
+	"gancho/pkg/sleep"
 	"gancho/pkg/topology"
 )
 
@@ -56,7 +57,7 @@ func (k *keptCounter) run(ctx context.Context) {
 		if err := k.count(ctx); err != nil && ctx.Err() == nil {
 			k.log.Debug("CRM_EVENTS cannot be counted; trying again", zap.Error(err))
 		}
-		pause(ctx, lookEvery)
+		sleep.For(ctx, lookEvery)
 	}
 }
 

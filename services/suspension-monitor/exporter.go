@@ -12,6 +12,7 @@ import (
 	"gancho/pkg/books"
 	"gancho/pkg/bus"
 	"gancho/pkg/notification"
+	"gancho/pkg/sleep"
 	"gancho/pkg/topology"
 )
 
@@ -161,7 +162,7 @@ func (x *exporter) run(ctx context.Context, bucket *bus.Bucket) {
 		}
 		x.lastFailed = err != nil
 		x.mu.Unlock()
-		pause(ctx, lookEvery)
+		sleep.For(ctx, lookEvery)
 	}
 }
 

@@ -34,6 +34,7 @@ import (
 	"gancho/pkg/notification"
 	"gancho/pkg/registry"
 	"gancho/pkg/service"
+	"gancho/pkg/sleep"
 	"gancho/pkg/suspension"
 	"gancho/pkg/suspension/command"
 	"gancho/pkg/suspension/mirror"
@@ -179,18 +180,9 @@ func (m *Monitor) insist(ctx context.Context, f func() error) bool {
 		if ctx.Err() == nil {
 			m.redis.failed(err, time.Now())
 		}
-		pause(ctx, redisPause)
+		sleep.For(ctx, redisPause)
 	}
 	return false
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
 }
 
 // readJournal folds the journal until ctx ends.

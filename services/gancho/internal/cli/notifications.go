@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"iter"
@@ -303,18 +302,6 @@ func (c notificationsResend) Run(a *app) error {
 	}
 	defer a.interruptible()()
 	return a.showNotification(a.client.Resend(a.ctx, c.ID))
-}
-
-// sleep reports whether d passed before ctx ended.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }
 
 // detail is the sentence with an attempt's cause, or "".

@@ -11,6 +11,7 @@ import (
 
 	"gancho/pkg/client"
 	"gancho/pkg/condition"
+	"gancho/pkg/sleep"
 )
 
 type webhooksCmd struct {
@@ -399,7 +400,7 @@ func (c webhooksTest) Run(a *app) error {
 		if time.Now().After(until) {
 			return fmt.Errorf("no attempt of notification %s was made within %v; see gancho notifications explain", r.Value.ID, testFor)
 		}
-		if !sleep(a.ctx, testEvery) {
+		if !sleep.For(a.ctx, testEvery) {
 			return a.ctx.Err()
 		}
 		if r, err = a.client.Notification(a.ctx, r.Value.ID); err != nil {

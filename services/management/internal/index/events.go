@@ -8,6 +8,7 @@ import (
 
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
+	"gancho/pkg/sleep"
 )
 
 // eventsRoom is how many bytes of events are read at once.
@@ -35,7 +36,7 @@ func (x *Index) liveEvents(ctx context.Context) error {
 			}
 		}
 		for x.writeEvents(ctx, p, seen) != nil {
-			if !pause(ctx, lookEvery) {
+			if !sleep.For(ctx, lookEvery) {
 				return nil
 			}
 		}

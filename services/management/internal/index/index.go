@@ -20,6 +20,7 @@ import (
 	"gancho/pkg/journal"
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
+	"gancho/pkg/sleep"
 	"gancho/pkg/topology"
 )
 
@@ -180,7 +181,7 @@ func (x *Index) live(ctx context.Context) error {
 		}
 		x.recent.add(w)
 		for x.write(ctx, w) != nil {
-			if !pause(ctx, lookEvery) {
+			if !sleep.For(ctx, lookEvery) {
 				return nil
 			}
 		}
@@ -205,7 +206,7 @@ func (x *Index) arrivals(ctx context.Context) error {
 			continue
 		}
 		newest := batch.Arrivals[len(batch.Arrivals)-1].StoredAt
-		if wait := settle - time.Since(newest); wait > 0 && !pause(ctx, min(wait, settle)) {
+		if wait := settle - time.Since(newest); wait > 0 && !sleep.For(ctx, min(wait, settle)) {
 			return nil
 		}
 		w := x.arriving()
@@ -215,7 +216,7 @@ func (x *Index) arrivals(ctx context.Context) error {
 			}
 		}
 		for x.write(ctx, w) != nil {
-			if !pause(ctx, lookEvery) {
+			if !sleep.For(ctx, lookEvery) {
 				return nil
 			}
 		}
@@ -548,18 +549,6 @@ func (r *recent) has(id uuid.UUID, send int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.new[id] >= send || r.old[id] >= send
-}
-
-// pause waits; false when ctx ended.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }
 
 func ended(ctx context.Context, err error) error {

@@ -15,6 +15,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
 	"gancho/pkg/journal"
+	"gancho/pkg/sleep"
 	"gancho/pkg/topology"
 )
 
@@ -86,7 +87,7 @@ func (s *source) watch(ctx context.Context) {
 			s.x.log.Warn("the index cannot be filled; trying again", zap.Error(err))
 		}
 		failing = err != nil
-		if !pause(ctx, lookEvery) {
+		if !sleep.For(ctx, lookEvery) {
 			return
 		}
 	}
@@ -276,7 +277,7 @@ func (x *Index) readEvents(ctx context.Context, from, to uint64) error {
 
 // sweeps keeps the index within its bounds until ctx ends.
 func (x *Index) sweeps(ctx context.Context) {
-	for pause(ctx, lookEvery) {
+	for sleep.For(ctx, lookEvery) {
 		if err := x.sweep(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrAway) {
 			x.log.Debug("the index cannot be swept; trying again", zap.Error(err))
 		}
