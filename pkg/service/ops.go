@@ -99,9 +99,10 @@ func (s *Shell) setLogLevel(w http.ResponseWriter, r *http.Request) {
 	s.showLogLevel(w, r)
 }
 
-// Healthcheck asks the /readyz of the process that listens on addr (OPS_ADDR) on this machine or in this
-// container. It returns an exit code and says on stderr what is wrong.
-func Healthcheck(addr string, stderr io.Writer) int {
+// Healthcheck asks the process that listens on addr (OPS_ADDR) on this machine or in this container whether it is
+// ready, and returns an exit code. It says on stderr what is wrong, also faults that leave the process ready; verbose
+// says when nothing is.
+func Healthcheck(addr string, verbose bool, stderr io.Writer) int {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		fmt.Fprintln(stderr, "OPS_ADDR:", err)
@@ -110,24 +111,40 @@ func Healthcheck(addr string, stderr io.Writer) int {
 	if host == "" || host == "0.0.0.0" || host == "::" {
 		host = "127.0.0.1"
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+"/readyz", nil)
-	if err != nil {
-		fmt.Fprintln(stderr, "OPS_ADDR:", err)
-		return ExitConfig
-	}
-	client := http.Client{Timeout: 3 * time.Second}
-	resp, err := client.Do(req)
-	if err != nil {
+	s, err := Ask(context.Background(), net.JoinHostPort(host, port))
+	switch {
+	case err != nil:
 		fmt.Fprintln(stderr, "not reachable:", err)
 		return ExitError
-	}
-	defer resp.Body.Close()
-	var s State
-	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil || !s.Ready {
+	case !s.Ready:
 		fmt.Fprintln(stderr, "not ready:", strings.Join(s.Reasons, "; "))
 		return ExitError
+	case len(s.Degraded) > 0:
+		fmt.Fprintln(stderr, "ready, degraded:", strings.Join(s.Degraded, "; "))
+	case verbose:
+		fmt.Fprintln(stderr, "ready")
 	}
 	return ExitOK
+}
+
+// askWithin bounds Ask, below the time that containers give a health check.
+const askWithin = 3 * time.Second
+
+// Ask returns what the process that listens on addr, host:port, answers at /readyz.
+func Ask(ctx context.Context, addr string) (s State, err error) {
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/readyz", nil)
+	if err != nil {
+		return s, err
+	}
+	resp, err := (&http.Client{}).Do(req)
+	if err != nil {
+		return s, err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&s); err != nil {
+		return s, fmt.Errorf("%s answers HTTP %d, and not as a service of Gancho: %w", addr, resp.StatusCode, err)
+	}
+	return s, nil
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -167,7 +168,7 @@ func (s *Shell) Process(name string) *Process {
 // as often as usual saves a tenth of the dispatcher's time. GOGC overrides it.
 const gcPercent = 300
 
-// Main runs one service as a program and returns its exit code. Arguments: none to run, healthcheck to ask
+// Main runs one service as a program and returns its exit code. Arguments: none to run, healthcheck [-v] to ask
 // a running one (for images without a shell), version. C is the service's Config struct; common points at
 // the part that every process has.
 func Main[C any](name string, common func(*C) *Config, run func(context.Context, C, *Process) error) int {
@@ -179,7 +180,7 @@ func Main[C any](name string, common func(*C) *Config, run func(context.Context,
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
 		case "healthcheck":
-			return Healthcheck(common(&cfg).OpsAddr, os.Stderr)
+			return Healthcheck(common(&cfg).OpsAddr, slices.Contains(os.Args[2:], "-v"), os.Stderr)
 		case "version":
 			fmt.Fprintln(os.Stdout, name, Version)
 			return ExitOK

@@ -127,11 +127,11 @@ func TestOpsServer(t *testing.T) {
 	if code, body := get("GET", "/debug/pprof/cmdline", ""); code != 200 || body == "" {
 		t.Errorf("/debug/pprof/cmdline: %d", code)
 	}
-	if code := Healthcheck(ops.Addr().String(), io.Discard); code != ExitOK {
+	if code := Healthcheck(ops.Addr().String(), false, io.Discard); code != ExitOK {
 		t.Errorf("healthcheck: %d", code)
 	}
 	s.Health.Stopping()
-	if code := Healthcheck(ops.Addr().String(), io.Discard); code != ExitError {
+	if code := Healthcheck(ops.Addr().String(), false, io.Discard); code != ExitError {
 		t.Errorf("healthcheck while stopping: %d", code)
 	}
 }

@@ -52,6 +52,7 @@ type grammar struct {
 	Demo        demoCmd        `cmd:"" group:"run" help:"Show everything at work in under a minute, check the books, and end."`
 	Setup       setupCmd       `cmd:"" group:"run" help:"Make an encryption key and a first operator token where they are missing."`
 	Tokens      tokensCmd      `cmd:"" group:"run" help:"Add, list and remove tokens of the API."`
+	Status      statusCmd      `cmd:"" group:"run" help:"Ask every process of an installation whether it is ready, and show what is wrong."`
 	Healthcheck healthcheckCmd `cmd:"" group:"run" help:"Ask the process at OPS_ADDR whether it is ready; the exit code says."`
 
 	Webhooks      webhooksCmd      `cmd:"" group:"api" help:"Register, show, change, test, suspend and resume webhooks."`
@@ -291,13 +292,15 @@ Example:
 // Run runs the command.
 func (c setupCmd) Run(a *app) error { return a.Setup(c.Dir, a.Stdout) }
 
-type healthcheckCmd struct{}
+type healthcheckCmd struct {
+	Verbose bool `short:"v" help:"Also say when nothing is wrong."`
+}
 
 // Run runs the command.
-func (healthcheckCmd) Run(a *app) error {
+func (c healthcheckCmd) Run(a *app) error {
 	var cfg struct{ Service service.Config }
 	service.Load(&cfg, a.Environ) // what else is wrong is for the process that is asked to say
-	a.code = service.Healthcheck(cfg.Service.OpsAddr, a.Stderr)
+	a.code = service.Healthcheck(cfg.Service.OpsAddr, c.Verbose, a.Stderr)
 	return nil
 }
 

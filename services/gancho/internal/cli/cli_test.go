@@ -407,15 +407,22 @@ func TestHealthcheck(t *testing.T) {
 		_, _ = io.WriteString(w, state)
 	}))
 	defer ops.Close()
-	check := func() (int, string) {
+	check := func(flags ...string) (int, string) {
 		var stderr strings.Builder
 		code := Run(Program{
-			Args: []string{"healthcheck"}, Environ: []string{"OPS_ADDR=" + ops.Listener.Addr().String()}, Stdout: io.Discard, Stderr: &stderr,
+			Args: append([]string{"healthcheck"}, flags...), Environ: []string{"OPS_ADDR=" + ops.Listener.Addr().String()}, Stdout: io.Discard, Stderr: &stderr,
 		})
 		return code, stderr.String()
 	}
-	if code, text := check(); code != 0 {
+	if code, text := check(); code != 0 || text != "" {
 		t.Errorf("exit %d: %s", code, text)
+	}
+	if code, text := check("-v"); code != 0 || text != "ready\n" {
+		t.Errorf("-v: exit %d: %s", code, text)
+	}
+	state = `{"ready":true,"degraded":["redis: away"]}`
+	if code, text := check(); code != 0 || !strings.Contains(text, "redis: away") {
+		t.Errorf("degraded: exit %d: %s", code, text)
 	}
 	state, status = `{"ready":false,"reasons":["nats: not connected"]}`, http.StatusServiceUnavailable
 	if code, text := check(); code != 1 || !strings.Contains(text, "not connected") {
@@ -549,5 +556,40 @@ at gancho events send x
 	out, err := exec.CommandContext(t.Context(), path, "-f", file).CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "--output\n") || !strings.HasSuffix(string(out), "files\n") || !strings.HasPrefix(string(out), "9\n") {
 		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestStatus asks three processes, of which one is not ready and one is gone.
+func TestStatus(t *testing.T) {
+	t.Parallel()
+	ops := func(status int, state string) string {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(status)
+			_, _ = io.WriteString(w, state)
+		}))
+		t.Cleanup(s.Close)
+		return s.Listener.Addr().String()
+	}
+	well := ops(http.StatusOK, `{"ready":true}`)
+	degraded := ops(http.StatusOK, `{"ready":true,"degraded":["redis: away"]}`)
+	waiting := ops(http.StatusServiceUnavailable, `{"ready":false,"reasons":["nats: login refused"]}`)
+	gone := httptest.NewServer(nil)
+	gone.Close()
+	run := func(addrs ...string) (int, string) {
+		var stdout, stderr strings.Builder
+		code := Run(Program{Args: []string{"status"}, Environ: []string{"GANCHO_OPS_ADDRS=" + strings.Join(addrs, ",")}, Stdout: &stdout, Stderr: &stderr})
+		return code, stdout.String() + stderr.String()
+	}
+	if code, text := run(well, degraded); code != exitOK || !strings.Contains(text, "redis: away") {
+		t.Errorf("ready: exit %d\n%s", code, text)
+	}
+	code, text := run(well, waiting, gone.Listener.Addr().String())
+	for _, want := range []string{well, "ready", "nats: login refused", "not reachable"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is missing", want)
+		}
+	}
+	if code != exitError {
+		t.Errorf("exit %d\n%s", code, text)
 	}
 }
