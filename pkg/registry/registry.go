@@ -23,6 +23,7 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"math"
 	"slices"
@@ -160,6 +161,19 @@ func (r *Registry) State() string {
 		return ""
 	}
 	return "the webhooks are still being read"
+}
+
+// Degraded says how many records are not used, and why; "" when all are.
+func (r *Registry) Degraded() string {
+	count := map[string]int{}
+	for _, cause := range r.Forged() {
+		count[cause.Error()]++
+	}
+	lines := make([]string, 0, len(count))
+	for _, cause := range slices.Sorted(maps.Keys(count)) {
+		lines = append(lines, fmt.Sprintf("the newest records of %d webhooks are not used: %s", count[cause], cause))
+	}
+	return strings.Join(lines, "; ")
 }
 
 // Forged returns the keys whose newest entry is not used, and why.

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -227,6 +228,16 @@ func syncDir(path string) error {
 	return nil
 }
 
+// Missing returns ErrUnknownKey for the first of the ids whose key is not in the ring, nil when all are.
+func (r *Keyring) Missing(ids []string) error {
+	for _, id := range ids {
+		if !slices.ContainsFunc(r.keys, func(k key) bool { return k.id == id }) {
+			return fmt.Errorf("%w: %q", ErrUnknownKey, id)
+		}
+	}
+	return nil
+}
+
 // Current is the id of the key that seals.
 func (r *Keyring) Current() string { return r.keys[0].id }
 
@@ -307,7 +318,7 @@ func (r *Keyring) Open(sealed string, context []byte) ([]byte, error) {
 		}
 		return plain, nil
 	}
-	return nil, fmt.Errorf("open sealed value: key %q is not in ENCRYPTION_KEY_FILE; add its line again", id)
+	return nil, fmt.Errorf("open sealed value: %w: %q", ErrUnknownKey, id)
 }
 
 // KeyID returns the id of the key a value is sealed under.

@@ -24,6 +24,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"gancho/pkg/address"
 	"gancho/pkg/tracing"
 )
 
@@ -148,7 +149,8 @@ func (s *Shell) Process(name string) *Process {
 		Metrics: prometheus.WrapRegistererWith(prometheus.Labels{"service": name}, s.Registry),
 	}
 	var err error
-	if p.Trace, err = tracing.Open(name, Version, func(err error) { s.Log.Warn("spans not sent", zap.Error(err)) }); err != nil {
+	lasting := Lasting(s.Log)
+	if p.Trace, err = tracing.Open(name, Version, func(err error) { spansNotSent(lasting, err) }); err != nil {
 		p.Log.Warn("no traces are recorded", zap.Error(err))
 	} else if p.Trace != nil {
 		s.mu.Lock()
@@ -162,6 +164,15 @@ func (s *Shell) Process(name string) *Process {
 		return "starting"
 	})
 	return p
+}
+
+// spansNotSent logs that the collector of traces cannot be used. The library's text for one cause differs from time to
+// time.
+func spansNotSent(log *zap.Logger, err error) {
+	if cause := address.Cause(err); cause != "" {
+		err = errors.New(cause)
+	}
+	log.Warn("spans not sent to OTEL_EXPORTER_OTLP_ENDPOINT", zap.Error(err))
 }
 
 // gcPercent trades memory for processor time: the services' live heaps are small, and collecting them half

@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/go-logr/logr"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -51,6 +52,7 @@ func Open(service, version string, failed func(error)) (*Tracer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
+	otel.SetLogger(logr.Discard()) // it would write plain lines to stderr
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(failed))
 	p := sdk.NewTracerProvider(sdk.WithBatcher(exporter), sdk.WithResource(about))
 	return &Tracer{p, p.Tracer("gancho")}, nil

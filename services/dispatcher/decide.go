@@ -106,7 +106,7 @@ const keysPause = time.Minute
 func (d *Dispatcher) attempt(ctx context.Context, m *lane.Delivery, w *webhook.Webhook, position notification.Position) (delivery.Outcome, error) {
 	credentials, err := d.credentials.of(w, d.keys)
 	if err != nil {
-		d.log.Error("credentials do not open; is ENCRYPTION_KEY_FILE the one management seals with?", append(fields(m), zap.Error(err))...)
+		d.lasting.Error("credentials do not open: their notifications wait", append(fields(m), zap.Error(err))...)
 		return delivery.Outcome{}, err
 	}
 	d.metrics.inFlight.Inc()

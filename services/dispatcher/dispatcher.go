@@ -50,6 +50,7 @@ type Dispatcher struct {
 	crowded      atomic.Bool // too many delayed NAKs on RETRIES
 	backpressure backpressure
 	fullness     fullness
+	lasting      *zap.Logger // of troubles that are met with every notification
 	trace        *tracing.Tracer
 }
 
@@ -92,6 +93,7 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 		return err
 	}
 	proc.Health.Require("webhooks", registered.State)
+	proc.Health.Want("webhooks", registered.Degraded)
 	suspensions := mirror.New(proc.Log)
 	if err := suspensions.Open(ctx, b); err != nil {
 		return err
@@ -102,13 +104,14 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 		Help: "Hosts of receivers that speak TLS 1.2 with RSA key exchange only, seen in the last day (at most 4,096 are remembered).",
 	}, func() float64 { return float64(sender.LegacyHosts()) }))
 	d := &Dispatcher{
-		cfg: cfg, name: host + "-" + uuid.NewString()[:8], log: proc.Log, bus: b, registry: registered, keys: keys, sender: sender,
+		cfg: cfg, name: host + "-" + uuid.NewString()[:8], log: proc.Log, lasting: service.Lasting(proc.Log), bus: b, registry: registered, keys: keys, sender: sender,
 		schedule: schedule{cfg.RetryDelays, cfg.RetryJitter, cfg.MaxRetryAfter}, limiter: newLimiter(cfg.MaxInFlightPerURL, amount{cfg.MaxInFlight, int(cfg.MaxInFlightBytes)}),
 		suspensions: suspensions, metrics: newMetrics(proc.Metrics), receivers: newCertificates(proc.Log, proc.Metrics), trace: proc.Trace,
 		fullness: fullness{log: proc.Log, bus: b},
 	}
 	proc.Health.Want("retries", d.backpressure.State)
 	proc.Health.Want("room", d.fullness.State)
+	proc.Health.Want("keys", d.credentials.State)
 	leases, err := b.Bucket(ctx, topology.BucketLeases)
 	if err != nil {
 		return err
@@ -203,7 +206,10 @@ func (d *Dispatcher) mostBytes() int { return topology.MaxMessage(d.cfg.Limits.E
 // webhookChanged lets the drains look at once when something parked may move.
 func (d *Dispatcher) webhookChanged(before, after *webhook.Webhook) {
 	if after == nil && before != nil {
-		d.credentials.forget(before.Key())
+		d.credentials.forget(before)
+	}
+	if after != nil {
+		_ = d.credentials.check(after, d.keys) // the state says it
 	}
 	if before != nil && (after == nil || before.URLKey != after.URLKey || before.Status != after.Status) {
 		d.drains.look()

@@ -181,7 +181,7 @@ func (x *drains) start(k laneKey, work func(context.Context, laneKey) error) {
 		}()
 		err := x.leased(ctx, k, work)
 		if err != nil && ctx.Err() == nil && !errors.Is(err, bus.ErrConflict) && !errors.Is(err, lane.ErrBusy) {
-			x.d.log.Warn("parked notifications cannot be released; trying again", zap.String("account_id", k.account), zap.Error(err))
+			x.d.lasting.Warn("parked notifications cannot be released; trying again", zap.String("account_id", k.account), zap.Error(err))
 		}
 	}()
 }

@@ -1,6 +1,7 @@
 package gancho
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -28,6 +29,9 @@ type manifest struct {
 	At      time.Time  `json:"at"`
 	Version string     `json:"version"` // of the program that made it
 	Streams []backedUp `json:"streams"`
+	// Keys counts the webhooks that are sealed under each encryption key, by the key's id. A restored installation
+	// needs all of them.
+	Keys map[string]int `json:"keys,omitempty"`
 }
 
 // backedUp is one stream of a backup.
@@ -48,7 +52,8 @@ func Backup(environ []string, dir string, stdout, stderr io.Writer) int {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return 0, fmt.Errorf("make the folder of the backup: %w", err)
 		}
-		if there, err := os.ReadDir(dir); err != nil || len(there) > 0 {
+		there, err := os.ReadDir(dir)
+		if err != nil || len(there) > 0 {
 			return 0, errors.Join(err, fmt.Errorf("%s is not empty; give a new folder for each backup", dir))
 		}
 		m := manifest{Format: 1, At: time.Now().UTC(), Version: service.Version}
@@ -67,6 +72,11 @@ func Backup(environ []string, dir string, stdout, stderr io.Writer) int {
 		if len(m.Streams) == 0 {
 			return 0, errors.New("the broker has no stream of Gancho; is NATS_URL the right one?")
 		}
+		if slices.ContainsFunc(m.Streams, func(s backedUp) bool { return s.Name == topology.BucketPrefix+topology.BucketWebhooks }) {
+			if m.Keys, err = keyUse(ctx, b); err != nil {
+				return 0, fmt.Errorf("list the encryption keys in use: %w", err)
+			}
+		}
 		body, err := json.MarshalIndent(m, "", "  ")
 		if err != nil {
 			return 0, err
@@ -74,7 +84,8 @@ func Backup(environ []string, dir string, stdout, stderr io.Writer) int {
 		if err := os.WriteFile(filepath.Join(dir, manifestFile), append(body, '\n'), 0o600); err != nil {
 			return 0, fmt.Errorf("write the backup: %w", err)
 		}
-		fmt.Fprintln(stdout, "Backed up. Keep the encryption key (ENCRYPTION_KEY_FILE) too, somewhere else.")
+		fmt.Fprintf(stdout, "Backed up. A restore also needs, kept somewhere else: the encryption keys in use (ENCRYPTION_KEY_FILE): %s; and the API tokens (API_TOKENS_FILE).\n",
+			cmp.Or(keysText(m.Keys), "none yet"))
 		return service.ExitOK, nil
 	})
 }
@@ -102,11 +113,15 @@ func backupStream(ctx context.Context, b *bus.Bus, dir, name string) (*backedUp,
 }
 
 // Restore makes streams and buckets from a backup. It refuses a broker that holds anything of Gancho, and
-// checks every file before it begins. Services must not run meanwhile.
-func Restore(environ []string, dir string, stdout, stderr io.Writer) int {
+// checks every file before it begins. Unless withoutKeys, it refuses a backup whose keys are not in
+// ENCRYPTION_KEY_FILE. Services must not run meanwhile.
+func Restore(environ []string, dir string, withoutKeys bool, stdout, stderr io.Writer) int {
 	return withBroker(environ, stderr, func(ctx context.Context, b *bus.Bus, cfg brokerConfig) (int, error) {
 		m, err := readManifest(dir)
 		if err != nil {
+			return 0, err
+		}
+		if err := m.checkKeys(cfg.EncryptionKeyFile); err != nil && !withoutKeys {
 			return 0, err
 		}
 		var full []string
@@ -136,6 +151,22 @@ func Restore(environ []string, dir string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stdout, "Restored as of %s. Start the services with the same encryption key, then run gancho doctor.\n", m.At.Format(time.RFC3339))
 		return service.ExitOK, nil
 	})
+}
+
+// checkKeys returns an error when the file lacks a key that the backup needs.
+func (m *manifest) checkKeys(file string) error {
+	if len(m.Keys) == 0 {
+		return nil
+	}
+	const advice = "set ENCRYPTION_KEY_FILE to the key file of that time, or restore with --without-keys: secrets sealed under a missing key never open again"
+	missing, err := missingKeys(file, m.Keys)
+	if err != nil {
+		return fmt.Errorf("the backup needs the encryption keys %s: %w; %s", keysText(m.Keys), err, advice)
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("the backup needs encryption keys that %s does not have: %s; %s", file, keysText(missing), advice)
+	}
+	return nil
 }
 
 // readManifest reads the backup's manifest and checks its files.

@@ -21,6 +21,9 @@ import (
 type brokerConfig struct {
 	Bus    bus.Config
 	Limits topology.Limits
+
+	// EncryptionKeyFile is compared with the keys that the webhooks are sealed under. It may be missing.
+	EncryptionKeyFile string `env:"ENCRYPTION_KEY_FILE"`
 }
 
 // brokerUser names the connection and its inbox. The rights that these commands need are the operator's.

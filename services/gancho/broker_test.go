@@ -16,6 +16,7 @@ import (
 	"gancho/pkg/journal"
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
+	"gancho/pkg/topology"
 )
 
 // command is one of the commands that talk to the broker, with what it printed.
@@ -43,7 +44,7 @@ func backup(s *bustest.Server, dir string) command {
 }
 
 func restore(s *bustest.Server, dir string, env ...string) command {
-	return runCommand(s, func(e []string, o, x *strings.Builder) int { return Restore(e, dir, o, x) }, env...)
+	return runCommand(s, func(e []string, o, x *strings.Builder) int { return Restore(e, dir, false, o, x) }, env...)
 }
 
 func (c command) want(t *testing.T, code int, patterns ...string) {
@@ -180,6 +181,34 @@ func TestBackupAndRestore(t *testing.T) {
 	doctor(to).want(t, 0, `matched +5`, `delivered +5`, `The books balance`)
 	restore(to, dir).want(t, 1, `holds messages already`)
 	restore(to, t.TempDir()).want(t, 1, `no complete backup`)
+}
+
+// TestBackupNamesItsKeys: without the keys of its time a restored installation sends nothing, so that is said before.
+func TestBackupNamesItsKeys(t *testing.T) {
+	t.Parallel()
+	from, to := bustest.Start(t), bustest.Start(t)
+	right, other := writeKeys(t, "old:"+strings.Repeat("A", 43)+"=\n"), writeKeys(t, "new:"+strings.Repeat("E", 43)+"=\n")
+	b := from.Topology(bustest.Limits())
+	bucket, err := b.Bucket(t.Context(), topology.BucketWebhooks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, bucket, loadKeys(t, right), sealedWebhook(loadKeys(t, right), 0))
+	inspect := func(s *bustest.Server, keys string) command {
+		return runCommand(s, func(e []string, o, x *strings.Builder) int { return Doctor(e, false, o, x) }, "ENCRYPTION_KEY_FILE="+keys)
+	}
+	inspect(from, "").want(t, 0, `note: the webhooks are sealed under the encryption keys old \(1 webhooks\)`)
+	inspect(from, right).want(t, 0, `The books balance`)
+	inspect(from, other).want(t, 1, `PROBLEM: webhooks are sealed under encryption keys that are not in ENCRYPTION_KEY_FILE: old \(1 webhooks\)`)
+
+	dir := filepath.Join(t.TempDir(), "backup")
+	backup(from, dir).want(t, 0, `A restore also needs.*: old \(1 webhooks\); and the API tokens`)
+	restore(to, dir).want(t, 1, `the backup needs the encryption keys old \(1 webhooks\): ENCRYPTION_KEY_FILE: not set`, `--without-keys`)
+	restore(to, dir, "ENCRYPTION_KEY_FILE="+other).want(t, 1, `needs encryption keys that \S+ does not have: old \(1 webhooks\)`)
+	doctor(to).want(t, 1, `missing on the broker`) // nothing was restored
+	restore(to, dir, "ENCRYPTION_KEY_FILE="+right).want(t, 0, `Restored as of`)
+	third := bustest.Start(t)
+	runCommand(third, func(e []string, o, x *strings.Builder) int { return Restore(e, dir, true, o, x) }).want(t, 0, `Restored as of`)
 }
 
 // TestDoctorOfAnOldBroker: a broker that drops schedules without a word is refused by every command.

@@ -45,7 +45,7 @@ type finding struct {
 // not balance.
 func Doctor(environ []string, asJSON bool, stdout, stderr io.Writer) int {
 	return withBroker(environ, stderr, func(ctx context.Context, b *bus.Bus, cfg brokerConfig) (int, error) {
-		d, err := examine(ctx, b, cfg.Limits)
+		d, err := examine(ctx, b, cfg)
 		if err != nil {
 			return 0, err
 		}
@@ -69,9 +69,9 @@ func Doctor(environ []string, asJSON bool, stdout, stderr io.Writer) int {
 const betweenAudits = time.Second
 
 // examine finds out how things are.
-func examine(ctx context.Context, b *bus.Bus, l topology.Limits) (*diagnosis, error) {
+func examine(ctx context.Context, b *bus.Bus, cfg brokerConfig) (*diagnosis, error) {
 	d := &diagnosis{}
-	parts, err := b.Topology(ctx, l)
+	parts, err := b.Topology(ctx, cfg.Limits)
 	if err != nil {
 		return nil, err
 	}
@@ -114,6 +114,9 @@ func examine(ctx context.Context, b *bus.Bus, l topology.Limits) (*diagnosis, er
 	}
 	d.Balanced = d.Report.Balanced()
 	d.judge(state)
+	if err := d.findKeys(ctx, b, cfg.EncryptionKeyFile); err != nil {
+		return nil, err
+	}
 	return d, d.findForgotten(ctx, b)
 }
 
@@ -139,7 +142,7 @@ func (d *diagnosis) judge(state map[string]bus.Part) {
 	}
 	if n := state[topology.ConsumerFirst].Messages; !r.OldestPending.IsZero() && age(r.OldestPending) > late {
 		d.find(false, fmt.Sprintf("the oldest notification without an attempt has waited for %v (%d wait)", age(r.OldestPending), n),
-			"Is a dispatcher running and ready? Is gancho_first_attempts_paused 1? Otherwise add dispatchers or raise MAX_IN_FLIGHT.")
+			"Is a dispatcher running and ready, and not degraded (gancho status)? Is gancho_first_attempts_paused 1? Otherwise add dispatchers or raise MAX_IN_FLIGHT.")
 	}
 	if !r.MostOverdue.IsZero() && age(r.MostOverdue) > late {
 		d.find(false, fmt.Sprintf("the most overdue retry is %v late", age(r.MostOverdue)), "Is a dispatcher running and ready?")
@@ -157,6 +160,25 @@ func (d *diagnosis) judge(state map[string]bus.Part) {
 	if n := state[topology.Quarantine].Messages; n > 0 {
 		d.find(false, fmt.Sprintf("%d messages are in QUARANTINE", n), "Their headers Gancho-Reason and Gancho-Detail say why; nats stream view QUARANTINE shows them.")
 	}
+}
+
+// findKeys finds encryption keys that webhooks are sealed under and the file does not have: nothing is sent for them.
+func (d *diagnosis) findKeys(ctx context.Context, b *bus.Bus, file string) error {
+	used, err := keyUse(ctx, b)
+	if err != nil || len(used) == 0 {
+		return err
+	}
+	missing, err := missingKeys(file, used)
+	switch {
+	case file == "":
+		d.find(false, "the webhooks are sealed under the encryption keys "+keysText(used), "Set ENCRYPTION_KEY_FILE to have the doctor look for them.")
+	case err != nil:
+		d.find(false, "the encryption keys in use were not looked for: "+err.Error(), "They are "+keysText(used)+".")
+	case len(missing) > 0:
+		d.find(true, "webhooks are sealed under encryption keys that are not in ENCRYPTION_KEY_FILE: "+keysText(missing),
+			"Their notifications wait. Put the lines of these keys back into the file and restart dispatchers and management.")
+	}
+	return nil
 }
 
 // findForgotten finds what is parked although its URL is active.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -155,6 +156,56 @@ func (r *resealer) list(ctx context.Context) (others []*webhook.Webhook, err err
 		fmt.Fprintf(r.stdout, "  key %s: %d%s\n", id, used[id], note)
 	}
 	return others, nil
+}
+
+// keyUse counts the webhooks that need each key, by its id. What nobody can read counts for none.
+func keyUse(ctx context.Context, b *bus.Bus) (map[string]int, error) {
+	bucket, err := b.Bucket(ctx, topology.BucketWebhooks)
+	if err != nil {
+		return nil, err
+	}
+	listing, done := context.WithTimeout(ctx, listWithin)
+	defer done()
+	needs, complete, now := map[string][]string{}, false, time.Now()
+	err = bucket.Watch(listing, func(e bus.Entry) {
+		delete(needs, e.Key)
+		if w, err := webhook.Decode(e.Value); err == nil {
+			needs[e.Key], _ = w.KeyIDs(now)
+		}
+	}, func() { complete = true; done() })
+	if err == nil && !complete {
+		err = errors.Join(errors.New("the webhooks could not be read"), context.Cause(listing))
+	}
+	if err != nil {
+		return nil, err
+	}
+	used := map[string]int{}
+	for _, ids := range needs {
+		for _, id := range ids {
+			used[id]++
+		}
+	}
+	return used, nil
+}
+
+// keysText lists keys for people.
+func keysText(used map[string]int) string {
+	var out []string
+	for _, id := range slices.Sorted(maps.Keys(used)) {
+		out = append(out, fmt.Sprintf("%s (%d webhooks)", id, used[id]))
+	}
+	return strings.Join(out, ", ")
+}
+
+// missingKeys returns those of the keys that the file does not have.
+func missingKeys(file string, used map[string]int) (map[string]int, error) {
+	ring, _, err := seal.Load(file)
+	if err != nil {
+		return nil, err
+	}
+	missing := maps.Clone(used)
+	maps.DeleteFunc(missing, func(id string, _ int) bool { return ring.Missing([]string{id}) == nil })
+	return missing, nil
 }
 
 // reseal seals the webhooks anew, one after the other, and puts the records of deletions under the first key.

@@ -37,9 +37,11 @@ func setupKey(path string, stdout io.Writer) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("make the folder of the encryption key: %w", err)
 	}
+	_, statErr := os.Stat(path)
 	err := makeKey(path)
 	switch {
 	case errors.Is(err, fs.ErrExist): // another setup was faster
+		statErr = nil
 	case err != nil:
 		return err
 	}
@@ -49,6 +51,10 @@ func setupKey(path string, stdout io.Writer) error {
 	}
 	for _, w := range warnings {
 		fmt.Fprintln(stdout, "warning:", w)
+	}
+	if errors.Is(statErr, fs.ErrNotExist) {
+		fmt.Fprintf(stdout, "Made a new encryption key %s in %s: it opens nothing that was sealed before. If the data come from a backup, put the key file of that time there instead, before the services start.\n",
+			ring.Current(), path)
 	}
 	fmt.Fprintf(stdout, "Encryption key %s in %s. Back this file up: nothing opens the webhooks' secrets without it.\n", ring.Current(), path)
 	return nil

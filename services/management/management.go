@@ -138,6 +138,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 			return ended(ctx, err)
 		}
 		proc.Health.Require("webhooks", registered.State)
+		proc.Health.Want("webhooks", registered.Degraded)
 		suspended := mirror.New(proc.Log)
 		proc.Health.Want("suspensions", suspended.State)
 		hooks := webhooks.New(webhooks.Options{

@@ -159,7 +159,7 @@ func (d *deferrals) cover(account string, l *line) {
 		cancel()
 		switch {
 		case err != nil:
-			d.p.log.Warn("events of a deferred account are not settled; they come again", zap.String("account_id", account), zap.Error(err))
+			d.p.lasting.Warn("events of a deferred account are not settled; they come again", zap.String("account_id", account), zap.Error(err))
 			for _, m := range batch {
 				m.Abandon()
 			}
@@ -297,7 +297,7 @@ func (d *deferrals) hold(ctx context.Context, lease *bus.Lease) {
 			mu.Unlock()
 			if start {
 				work.Go(func() {
-					c := &catchUp{d: d, account: account, log: d.p.log.With(zap.String("account_id", account))}
+					c := &catchUp{d: d, account: account, log: d.p.lasting.With(zap.String("account_id", account))}
 					if err := c.run(held); err != nil && held.Err() == nil {
 						c.log.Warn("catching up is interrupted; it goes on", zap.Error(err))
 						sleep.For(held, time.Second)

@@ -51,6 +51,7 @@ const (
 // Publisher matches events and fans them out. Its methods are safe for concurrent use.
 type Publisher struct {
 	log      *zap.Logger
+	lasting  *zap.Logger // of troubles that are met with every event
 	bus      *bus.Bus
 	registry *registry.Registry
 	metrics  metrics
@@ -127,7 +128,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		return err
 	}
 	p := &Publisher{
-		log: proc.Log, bus: b, registry: registered, metrics: newMetrics(proc.Metrics), trace: proc.Trace,
+		log: proc.Log, lasting: service.Lasting(proc.Log), bus: b, registry: registered, metrics: newMetrics(proc.Metrics), trace: proc.Trace,
 		meter:     share.New(cfg.Share, limits, registered.HasOthers),
 		mostBytes: topology.MaxMessage(cfg.Limits.EventMaxBytes), maxBodyBytes: cfg.Limits.EventMaxBytes,
 	}
@@ -139,7 +140,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	loaded, known := make(chan struct{}), make(chan struct{})
 	group.Go(func() error { return registered.Run(ctx, func() { close(loaded) }, nil) })
 	group.Go(func() error { return p.meter.Watch(ctx, b, p.log, func() { close(known) }) })
-	group.Go(func() error { trim(ctx, p.log, b, cfg.Limits.DuplicateWindow); return nil })
+	group.Go(func() error { trim(ctx, p.lasting, b, cfg.Limits.DuplicateWindow); return nil })
 	group.Go(func() error {
 		for _, ready := range []chan struct{}{loaded, known} { // matching before would miss webhooks, and deferred accounts
 			select {
@@ -314,7 +315,7 @@ func (p *Publisher) finish(ctx context.Context, m *eventstream.Delivery, j *job)
 		var err error
 		if j.webhooks, err = p.unnotified(ctx, j, m.StoredAt); err != nil {
 			j.span.End(0, err)
-			p.log.Warn("event not handled; it comes again", append(j.fields(m), zap.Error(err))...)
+			p.lasting.Warn("event not handled; it comes again", append(j.fields(m), zap.Error(err))...)
 			m.Abandon()
 			return
 		}
@@ -329,7 +330,7 @@ func (p *Publisher) finish(ctx context.Context, m *eventstream.Delivery, j *job)
 		result, total = resultMatched, total+len(j.started)
 		if err := j.wait(ctx); err != nil {
 			j.span.End(total, err)
-			p.log.Error("notification not stored; its event comes again", append(j.fields(m), zap.Error(err))...)
+			p.lasting.Error("notification not stored; its event comes again", append(j.fields(m), zap.Error(err))...)
 			m.Abandon()
 			return
 		}
@@ -404,7 +405,7 @@ func (p *Publisher) reject(ctx context.Context, m *eventstream.Delivery, why *ev
 	r.Header[topology.HeaderReason] = []string{string(why.Reason)}
 	r.Header[topology.HeaderSubject] = []string{m.Subject}
 	if _, err := p.bus.Publish(ctx, topology.Rejected, r); err != nil && !errors.Is(err, bus.ErrTooLarge) {
-		p.log.Error("rejected event not stored; it comes again", zap.Error(err))
+		p.lasting.Error("rejected event not stored; it comes again", zap.Error(err))
 		m.Abandon()
 		return
 	}

@@ -54,6 +54,7 @@ const (
 // Monitor decides suspensions. Its methods are safe for concurrent use.
 type Monitor struct {
 	log         *zap.Logger
+	lasting     *zap.Logger // of troubles that are met again and again
 	bus         *bus.Bus
 	registry    *registry.Registry
 	store       *suspension.Store
@@ -82,7 +83,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		return err
 	}
 	defer b.Close()
-	m := &Monitor{log: proc.Log, bus: b, store: store, metrics: newMetrics(proc.Metrics), suspensions: mirror.New(proc.Log)}
+	m := &Monitor{log: proc.Log, lasting: service.Lasting(proc.Log), bus: b, store: store, metrics: newMetrics(proc.Metrics), suspensions: mirror.New(proc.Log)}
 	store.Revision = m.suspensions.Revision
 	m.redis = outage{log: proc.Log, host: suspension.Hosts(cfg.RedisURL)}
 	m.exporter = newExporter(proc.Log, b, proc.Metrics)
@@ -224,7 +225,7 @@ func (m *Monitor) fold(ctx, stop context.Context, records []notification.Summary
 	}
 	for _, d := range decisions {
 		if err := m.carryOut(ctx, d); err != nil {
-			m.log.Error("a suspension's step is not stored; its records come again", zap.Stringer("key", d.Key), zap.Error(err))
+			m.lasting.Error("a suspension's step is not stored; its records come again", zap.Stringer("key", d.Key), zap.Error(err))
 			return false
 		}
 	}
@@ -298,7 +299,7 @@ func (m *Monitor) watchProbes(ctx context.Context, probes <-chan suspension.Flag
 			for _, t := range decision.Transitions {
 				m.metrics.transitions.WithLabelValues(string(t.Event)).Inc()
 				if err := m.publish(ctx, t); err != nil && ctx.Err() == nil {
-					m.log.Warn("probe status not published", zap.Error(err))
+					m.lasting.Warn("probe status not published", zap.Error(err))
 				}
 			}
 		}

@@ -80,7 +80,7 @@ func (m *Monitor) publishFailures(ctx context.Context, records []notification.Su
 	}
 	for k, s := range first {
 		if err := status.Publish(ctx, m.bus, *s, strconv.FormatInt(k.minute, 10)); err != nil {
-			m.log.Error("a permanent failure was not published; its records come again", zap.Error(err))
+			m.lasting.Error("a permanent failure was not published; its records come again", zap.Error(err))
 			return err
 		}
 	}

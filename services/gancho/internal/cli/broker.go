@@ -6,7 +6,7 @@ type doctorCmd struct {
 
 // Help has more about the command.
 func (doctorCmd) Help() string {
-	return `It connects to the broker at NATS_URL, audits the books itself, and names what is stuck and what to do. It changes nothing. Exit code 1 says that the books do not balance.
+	return `It connects to the broker at NATS_URL, audits the books itself, and names what is stuck and what to do. With ENCRYPTION_KEY_FILE it looks for missing keys. It changes nothing. Exit code 1 says that the books do not balance, or that something serious was found.
 
 Example:
 
@@ -45,7 +45,7 @@ type backupCmd struct {
 
 // Help has more about the command.
 func (backupCmd) Help() string {
-	return `It copies every stream and bucket of the broker at NATS_URL, with what consumers have settled. The services may run. The encryption key is not part of it: keep that elsewhere.
+	return `It copies every stream and bucket of the broker at NATS_URL, with what consumers have settled. The services may run. It names the encryption keys that a restore needs; they and the tokens are not part of it: keep those elsewhere.
 
 Example:
 
@@ -59,20 +59,21 @@ func (c backupCmd) Run(a *app) error {
 }
 
 type restoreCmd struct {
-	Dir string `arg:"" placeholder:"DIR" help:"Folder of a backup."`
+	Dir         string `arg:"" placeholder:"DIR" help:"Folder of a backup."`
+	WithoutKeys bool   `help:"Restore although ENCRYPTION_KEY_FILE lacks keys that the backup needs."`
 }
 
 // Help has more about the command.
 func (restoreCmd) Help() string {
-	return `It makes the streams and buckets of a backup on the broker at NATS_URL, which must hold none that has messages. Stop all services before.
+	return `It makes the streams and buckets of a backup on the broker at NATS_URL, which must hold none that has messages. Stop all services before. ENCRYPTION_KEY_FILE must have the keys that the backup names.
 
 Example:
 
-	gancho restore ./backup-2026-01-31`
+	ENCRYPTION_KEY_FILE=./keys gancho restore ./backup-2026-01-31`
 }
 
 // Run runs the command.
 func (c restoreCmd) Run(a *app) error {
-	a.code = a.Restore(a.Environ, c.Dir, a.Stdout, a.Stderr)
+	a.code = a.Restore(a.Environ, c.Dir, c.WithoutKeys, a.Stdout, a.Stderr)
 	return nil
 }

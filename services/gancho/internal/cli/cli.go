@@ -42,7 +42,7 @@ type Program struct {
 	Doctor         func(environ []string, asJSON bool, stdout, stderr io.Writer) int
 	Topology       func(environ []string, apply bool, stdout, stderr io.Writer) int
 	Backup         func(environ []string, dir string, stdout, stderr io.Writer) int
-	Restore        func(environ []string, dir string, stdout, stderr io.Writer) int
+	Restore        func(environ []string, dir string, withoutKeys bool, stdout, stderr io.Writer) int
 	Reseal         func(environ []string, dryRun bool, stdout, stderr io.Writer) int
 }
 
