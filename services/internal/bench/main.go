@@ -45,7 +45,7 @@ func main() {
 		receive()
 		return
 	}
-	only := flag.String("only", "", "run the scenarios whose name holds this; those of growth (scale) only if it begins so")
+	only := flag.String("only", "", "run the scenarios whose name holds this; those of growth (scale) and of stores (shares) only if it begins so")
 	syncs := flag.String("sync", "default,always", "sync_interval settings of the broker")
 	env := flag.String("env", "", "environment for the services, separated by spaces")
 	profile := flag.String("profile", "", "write a CPU profile of the dispatcher during throughput to this file")
@@ -71,6 +71,10 @@ func main() {
 	}
 	if strings.HasPrefix(*only, "scale") {
 		scale(f, programs, dir, *only, strings.Fields(*env), load)
+		return
+	}
+	if strings.HasPrefix(*only, "shares") {
+		shares(f, programs, dir, *only, strings.Fields(*env))
 		return
 	}
 	for sync := range strings.SplitSeq(*syncs, ",") {
