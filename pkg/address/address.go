@@ -196,3 +196,9 @@ func (a *Address) parameters(query string, known []string) error {
 	}
 	return nil
 }
+
+// Loopback reports whether a host is localhost or a loopback address: only this machine reaches it.
+func Loopback(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && a.IsLoopback()
+}

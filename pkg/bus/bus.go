@@ -22,6 +22,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/address"
+	"gancho/pkg/ca"
 	"gancho/pkg/sleep"
 	"gancho/pkg/topology"
 )
@@ -95,16 +96,9 @@ func (c Config) roots() (*x509.CertPool, error) {
 	if c.CAFile == "" {
 		return nil, nil
 	}
-	pem, err := os.ReadFile(c.CAFile)
+	roots, err := ca.Pool(c.CAFile)
 	if err != nil {
-		return nil, fmt.Errorf("NATS_CA_FILE: %w; give a readable PEM file", err)
-	}
-	roots, err := x509.SystemCertPool()
-	if err != nil {
-		roots = x509.NewCertPool()
-	}
-	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("NATS_CA_FILE: %s holds no certificate; give a PEM file with at least one", c.CAFile)
+		return nil, fmt.Errorf("NATS_CA_FILE: %w; give a readable PEM file with at least one certificate", err)
 	}
 	return roots, nil
 }

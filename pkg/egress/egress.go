@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"gancho/pkg/address"
+	"gancho/pkg/ca"
 )
 
 // Config is read from the environment by every process that sends to webhooks
@@ -141,7 +141,7 @@ func New(cfg Config) (*Policy, error) {
 	}
 
 	if cfg.CAFile != "" {
-		pool, err := rootsWith(cfg.CAFile)
+		pool, err := ca.Pool(cfg.CAFile)
 		if err != nil {
 			problem("EGRESS_CA_FILE: %w; give a readable PEM file with at least one certificate", err)
 		}
@@ -355,19 +355,4 @@ func parsePorts(s string) (portRange, bool) {
 		return portRange{}, false
 	}
 	return portRange{uint16(a), uint16(b)}, true
-}
-
-func rootsWith(path string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		return nil, fmt.Errorf("read the system's roots: %w", err)
-	}
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no certificate", path)
-	}
-	return pool, nil
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"gancho/pkg/address"
+	"gancho/pkg/ca"
 )
 
 // How long one exchange with Redis may take. A caller that has waited this
@@ -128,18 +128,14 @@ func Open(rawURL string) (redis.UniversalClient, error) {
 	}), nil
 }
 
-// rootsWith returns the system's authorities and those in a PEM file.
+// rootsWith returns the system's authorities and those in a PEM file, with errors that do not quote the address.
 func rootsWith(file string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(file)
-	if err != nil {
-		return nil, errors.New("ca_file names no file that can be read")
-	}
-	roots, err := x509.SystemCertPool()
-	if err != nil {
-		roots = x509.NewCertPool()
-	}
-	if !roots.AppendCertsFromPEM(pem) {
+	roots, err := ca.Pool(file)
+	switch {
+	case errors.Is(err, ca.ErrNone):
 		return nil, errors.New("ca_file names a file without a certificate in PEM")
+	case err != nil:
+		return nil, errors.New("ca_file names no file that can be read")
 	}
 	return roots, nil
 }

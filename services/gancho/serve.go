@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -21,6 +20,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"gancho/pkg/address"
 	"gancho/pkg/bus"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
@@ -78,7 +78,7 @@ func Serve(environ []string, stdout, stderr io.Writer) int {
 	if len(problems) > 0 {
 		return refuse(stderr, problems)
 	}
-	if host, _, err := net.SplitHostPort(cfg.NATSListen); err == nil && !loopback(host) {
+	if host, _, err := net.SplitHostPort(cfg.NATSListen); err == nil && !address.Loopback(host) {
 		shell.Log.Warn("the embedded broker has no passwords and can be reached from other machines: whoever connects may read and write everything; "+
 			"listen on a loopback address, or run a broker of its own", zap.String("nats_listen", cfg.NATSListen))
 	}
@@ -91,12 +91,6 @@ func Serve(environ []string, stdout, stderr io.Writer) int {
 		})
 	})
 	return shell.ExitCode("gancho", err, stderr)
-}
-
-// loopback reports whether only this machine reaches a host.
-func loopback(host string) bool {
-	a, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && a.IsLoopback()
 }
 
 func refuse(stderr io.Writer, problems []string) int {

@@ -8,7 +8,6 @@ import (
 	"math/big"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -20,6 +19,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
+	"gancho/pkg/address"
 	"gancho/pkg/event"
 )
 
@@ -61,16 +61,11 @@ func (c JWT) Check() error {
 	}
 	if jwksURL != "" {
 		u, err := url.Parse(jwksURL)
-		if err != nil || u.Host == "" || u.Scheme != "https" && !(u.Scheme == "http" && isLoopback(u.Hostname())) {
+		if err != nil || u.Host == "" || u.Scheme != "https" && !(u.Scheme == "http" && address.Loopback(u.Hostname())) {
 			errs = append(errs, errors.New("JWT_JWKS_URL: give an https:// address (http:// only for a loopback address)"))
 		}
 	}
 	return errors.Join(errs...)
-}
-
-func isLoopback(host string) bool {
-	a, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && a.IsLoopback()
 }
 
 // newVerifier returns nil when JWTs are not configured. Keys of a JWKS are fetched in the background and

@@ -5,13 +5,13 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strings"
 	"time"
 
 	"go.uber.org/zap"
 
+	"gancho/pkg/address"
 	"gancho/pkg/event"
 	"gancho/pkg/seal"
 	"gancho/services/management/internal/auth"
@@ -82,8 +82,7 @@ func (s *sessions) secure(r *http.Request) (secure, possible bool) {
 
 // plain reports whether a session over plain HTTP is accepted for a host.
 func (s *sessions) plain(host string) bool {
-	a, err := netip.ParseAddr(strings.Trim(host, "[]"))
-	return s.plainHTTP || host == "localhost" || err == nil && a.IsLoopback()
+	return s.plainHTTP || address.Loopback(strings.Trim(host, "[]"))
 }
 
 // get returns the session of a request, nil when there is none that is good.
