@@ -238,7 +238,7 @@ func TestRotation(t *testing.T) {
 	if got, err := after.Open(anew, context); err != nil || string(got) != "s" {
 		t.Errorf("after rotation: %q, %v", got, err)
 	}
-	if _, err := after.Open(sealed, context); err == nil || !strings.Contains(err.Error(), `key "old" is not in`) {
+	if _, err := after.Open(sealed, context); err == nil || !strings.Contains(err.Error(), `its key is not in ENCRYPTION_KEY_FILE; add the line again: "old"`) {
 		t.Errorf("value under the removed key: %v", err)
 	}
 }

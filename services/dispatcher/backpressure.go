@@ -150,11 +150,12 @@ func (b *backpressure) largest() []string {
 func (b *backpressure) State() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	switch over := fmt.Sprintf("RETRIES holds %d bytes, more than its limit of %d", b.bytes, b.limit); {
-	case b.all:
-		return over + ": no first attempts are made until it has shrunk"
-	case b.on:
-		return fmt.Sprintf("%s: first attempts of %d accounts wait, the largest %s", over, len(b.held), strings.Join(b.largest(), ", "))
+	if !b.on && !b.all { // limit may not be known yet
+		return ""
 	}
-	return ""
+	over := fmt.Sprintf("RETRIES holds %d bytes, more than its limit of %d", b.bytes, b.limit)
+	if b.all {
+		return over + ": no first attempts are made until it has shrunk"
+	}
+	return fmt.Sprintf("%s: first attempts of %d accounts wait, the largest %s", over, len(b.held), strings.Join(b.largest(), ", "))
 }
