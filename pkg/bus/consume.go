@@ -52,6 +52,7 @@ func (b *Bus) Consumer(ctx context.Context, stream string, cfg jetstream.Consume
 		return nil, err
 	}
 	cfg.AckPolicy = jetstream.AckExplicitPolicy
+	cfg.Description = topology.Description(cfg.Durable)
 	c := &Consumer{b: b, stream: stream, cfg: cfg}
 	return c, c.open(ctx)
 }
@@ -60,6 +61,7 @@ func (b *Bus) Consumer(ctx context.Context, stream string, cfg jetstream.Consume
 // it. It is for consumers that come and go.
 func (b *Bus) OpenConsumer(ctx context.Context, stream string, cfg jetstream.ConsumerConfig) (*Consumer, error) {
 	cfg.AckPolicy = jetstream.AckExplicitPolicy
+	cfg.Description = topology.Description(cfg.Durable)
 	c, err := b.js.CreateOrUpdateConsumer(ctx, stream, cfg)
 	if err == nil {
 		err = b.answer(ignored(cfg, c.CachedInfo().Config))

@@ -147,7 +147,7 @@ func ours(kind string, have, want jetstream.StreamConfig) []Change {
 			return !c.Loosens && (kind == KindStream || want.AllowRollup)
 		case "max_consumers", "allow_atomic", "allow_msg_schedules": // more does no harm
 			return !c.Loosens
-		case "replicas", "max_msg_size", "duplicate_window", "storage": // the last cannot be edited
+		case "description", "replicas", "max_msg_size", "duplicate_window", "storage": // the last cannot be edited
 			return true
 		}
 		return false

@@ -86,6 +86,21 @@ func (b *Bus) Topology(ctx context.Context, l topology.Limits) ([]Part, error) {
 	return parts, nil
 }
 
+// Replicas returns how many replicas the streams on the broker have, the largest number where they differ, 0 where there
+// are none.
+func (b *Bus) Replicas(ctx context.Context) (int, error) {
+	most := 0
+	for _, name := range topology.Streams() {
+		switch s, err := b.js.Stream(ctx, name); {
+		case err == nil:
+			most = max(most, s.CachedInfo().Config.Replicas)
+		case !errors.Is(err, jetstream.ErrStreamNotFound):
+			return 0, fmt.Errorf("look at %s: %w", name, err)
+		}
+	}
+	return most, nil
+}
+
 // Apply creates the streams and buckets that are missing and loosens those that are too tight. It changes
 // nothing else, and returns what it did, one line each.
 func (b *Bus) Apply(ctx context.Context, l topology.Limits) (done []string, err error) {
@@ -229,6 +244,9 @@ func compare(kind string, have, want jetstream.StreamConfig) []Change {
 			all = append(all, Change{f.name, strconv.FormatBool(f.have), strconv.FormatBool(f.want), f.want && strings.HasPrefix(f.name, "allow_")})
 		}
 	}
+	if have.Description != want.Description {
+		all = append(all, Change{"description", have.Description, want.Description, true})
+	}
 	for _, f := range []struct{ name, have, want string }{
 		{"retention", have.Retention.String(), want.Retention.String()},
 		{"storage", have.Storage.String(), want.Storage.String()},
@@ -269,6 +287,8 @@ func transform(c jetstream.StreamConfig) string {
 // set makes a field of cfg what it should be.
 func set(cfg *jetstream.StreamConfig, want jetstream.StreamConfig, field string) {
 	switch field {
+	case "description":
+		cfg.Description = want.Description
 	case "max_age":
 		cfg.MaxAge = want.MaxAge
 	case "replicas":

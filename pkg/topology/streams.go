@@ -41,7 +41,7 @@ func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 	window := min(l.DuplicateWindow, l.EventsMaxAge, l.LogMaxAge)
 	limits := func(name string, age time.Duration, subjects ...string) jetstream.StreamConfig {
 		return jetstream.StreamConfig{
-			Name: name, Subjects: subjects, Retention: jetstream.LimitsPolicy, Storage: jetstream.FileStorage,
+			Name: name, Description: Description(name), Subjects: subjects, Retention: jetstream.LimitsPolicy, Storage: jetstream.FileStorage,
 			MaxAge: age, MaxBytes: l.MaxBytes(name), Discard: jetstream.DiscardOld, Replicas: l.Replicas, AllowDirect: l.direct(),
 			Duplicates: min(window, cmp.Or(age, window)), AllowAtomicPublish: InBatches(name),
 		}

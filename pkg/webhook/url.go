@@ -196,7 +196,7 @@ func normalizeAuthority(scheme, authority string, p *egress.Policy) (string, *Pr
 		port = uint16(n)
 	}
 	if !p.PortAllowed(port) {
-		return "", urlProblem(CodeURLForbiddenPort, "url has the port %d, which is not open here; port 443 usually is", port)
+		return "", urlProblem(CodeURLForbiddenPort, "url has the port %d, which is not open here; the operator opens ports with EGRESS_ALLOW_PORTS", port)
 	}
 	if port != standard {
 		host += ":" + strconv.Itoa(int(port))

@@ -145,6 +145,9 @@ func Restore(environ []string, dir string, withoutKeys bool, stdout, stderr io.W
 		}
 		// What a backup leaves out, or did not have yet. The limits of what it brings are left as they were: those
 		// of another broker, or for more replicas, are for gancho topology --apply.
+		if there, err := b.Replicas(ctx); err == nil && cfg.Limits.Replicas == 1 {
+			cfg.Limits.Replicas = max(there, 1)
+		}
 		if err := b.Create(ctx, cfg.Limits); err != nil {
 			return 0, err
 		}

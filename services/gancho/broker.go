@@ -1,11 +1,14 @@
 package gancho
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -29,6 +32,10 @@ type brokerConfig struct {
 // brokerUser names the connection and its inbox. The rights that these commands need are the operator's.
 const brokerUser = "operator"
 
+// replicasVariable begins the setting of replicas. Without it these commands take over the number that the streams have:
+// the environment of a person at a cluster's broker is not that of its services.
+const replicasVariable = "STREAM_REPLICAS="
+
 // patience is how long a command waits for the broker.
 const patience = 10 * time.Second
 
@@ -38,7 +45,16 @@ func withBroker(environ []string, stderr io.Writer, f func(ctx context.Context, 
 	if problems := service.Load(&cfg, environ); len(problems) > 0 {
 		return refuse(stderr, problems)
 	}
-	return connected(cfg.Bus, brokerUser, stderr, func(ctx context.Context, b *bus.Bus) (int, error) { return f(ctx, b, cfg) })
+	return connected(cfg.Bus, brokerUser, stderr, func(ctx context.Context, b *bus.Bus) (int, error) {
+		if !slices.ContainsFunc(environ, func(e string) bool { return strings.HasPrefix(e, replicasVariable) && e != replicasVariable }) {
+			there, err := b.Replicas(ctx)
+			if err != nil {
+				return 0, err
+			}
+			cfg.Limits.Replicas = cmp.Or(there, cfg.Limits.Replicas)
+		}
+		return f(ctx, b, cfg)
+	})
 }
 
 // connected runs f with a connection that receives on user's inbox, and returns the exit code.

@@ -143,6 +143,20 @@ func TestTopologyCommand(t *testing.T) {
 	runTopology(s, true, "EVENTS_MAX_AGE=soon").want(t, 2, `EVENTS_MAX_AGE`)
 }
 
+// TestTopologyOfACluster: a person's environment does not name the replicas that the services asked for.
+func TestTopologyOfACluster(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
+	t.Parallel()
+	s := bustest.StartCluster(t, 30<<30)[0]
+	l := bustest.Limits()
+	l.Replicas = 3
+	s.Topology(l)
+	runTopology(s, false).want(t, 0, `NOTIFICATIONS +publisher .*ok`)
+	runTopology(s, false, "STREAM_REPLICAS=1").want(t, 1, `replicas 3 -> 1 \(not applied\)`)
+}
+
 func TestBackupAndRestore(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: it takes seconds")

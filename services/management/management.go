@@ -100,6 +100,9 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		return err
 	}
 	defer redis.Close()
+	if err := suspension.RefuseCluster(ctx, redis); err != nil {
+		return err
+	}
 	lists := index.New(index.Config{MaxEntries: cfg.IndexMaxEntries, MaxAge: cfg.Limits.LogMaxAge}, redis, b, proc.Log)
 	proc.Health.Want("redis", lists.State)
 

@@ -74,6 +74,9 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		return err
 	}
 	defer client.Close()
+	if err := suspension.RefuseCluster(ctx, client); err != nil {
+		return err
+	}
 	store, err := suspension.NewStore(client, cfg.Rules)
 	if err != nil {
 		return err
