@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
-	"time"
 
 	"github.com/google/uuid"
 	"go.uber.org/zap"
@@ -15,13 +13,8 @@ import (
 	"gancho/pkg/notification"
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/sse"
 	"gancho/services/management/internal/tail"
-)
-
-const (
-	heartbeat = 15 * time.Second
-	// writeWithin is how long one write to a tail's reader may take.
-	writeWithin = 10 * time.Second
 )
 
 // tail streams attempts as server-sent events, until the client goes or the process stops.
@@ -48,32 +41,24 @@ func (a *API) tail(c *call) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	select {
-	case <-t.Began:
-	case <-time.After(writeWithin):
-		return nil, problem.Broker(errTailLost)
-	case <-a.Stopping:
-		return nil, problem.Down("stopping", "the service is stopping; connect again", nil)
+	if err := t.Await(a.Stopping); err != nil {
+		return nil, err
 	}
 	if t.End() == tail.EndLost {
-		return nil, problem.Broker(errTailLost)
+		return nil, problem.Broker(tail.ErrLost)
 	}
-	stream := &eventStream{w: c.w, control: http.NewResponseController(c.w)}
-	c.w.Header().Set("Content-Type", "text/event-stream")
-	c.w.Header().Set("X-Accel-Buffering", "no") // a proxy must pass events on as they come
-	stream.send(": attempts follow as they happen\nretry: 2000\n\n")
-	beat := time.NewTicker(heartbeat)
-	defer beat.Stop()
+	stream := sse.Open(c.w, ": attempts follow as they happen\nretry: 2000")
+	defer stream.Close()
 	sent := 0
 	defer func() {
 		c.fields = append(c.fields, zap.Int("attempts_sent", sent), zap.String("end", string(t.End())))
 	}()
-	for stream.err == nil {
+	for stream.Err == nil {
 		select {
 		case <-a.Stopping:
 			return nil, nil
-		case <-beat.C:
-			stream.send(": still here\n\n")
+		case <-stream.Beat:
+			stream.StillHere()
 		case attempt, open := <-t.Attempts:
 			if !open {
 				why := string(t.End())
@@ -81,7 +66,7 @@ func (a *API) tail(c *call) (*answer, error) {
 					why = "token_ended"
 				}
 				if why != "" {
-					stream.send(fmt.Sprintf("event: end\ndata: {\"reason\":%q}\n\n", why))
+					stream.Event("end", 0, fmt.Sprintf(`{"reason":%q}`, why))
 				}
 				return nil, nil
 			}
@@ -89,30 +74,11 @@ func (a *API) tail(c *call) (*answer, error) {
 			if err != nil {
 				return nil, nil //nolint:nilerr // headers are sent; an attempt is always encoded
 			}
-			stream.send(fmt.Sprintf("event: attempt\nid: %d\ndata: %s\n\n", attempt.Sequence, body))
+			stream.Event("attempt", attempt.Sequence, string(body))
 			sent++
 		}
 	}
 	return nil, nil
 }
 
-var (
-	outcomes    = []string{notification.OutcomeDelivered, notification.OutcomeFailed}
-	errTailLost = errors.New("the journal cannot be followed")
-)
-
-// eventStream writes server-sent events, each at once. The first error ends it.
-type eventStream struct {
-	w       http.ResponseWriter
-	control *http.ResponseController
-	err     error
-}
-
-func (s *eventStream) send(text string) {
-	if s.err = s.control.SetWriteDeadline(time.Now().Add(writeWithin)); s.err != nil {
-		return
-	}
-	if _, s.err = s.w.Write([]byte(text)); s.err == nil {
-		s.err = s.control.Flush()
-	}
-}
+var outcomes = []string{notification.OutcomeDelivered, notification.OutcomeFailed}

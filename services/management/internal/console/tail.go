@@ -3,10 +3,8 @@ package console
 import (
 	"bytes"
 	"cmp"
-	"errors"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -14,14 +12,8 @@ import (
 
 	"gancho/pkg/notification"
 	"gancho/pkg/webhook"
-	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/sse"
 	"gancho/services/management/internal/tail"
-)
-
-const (
-	heartbeat = 15 * time.Second
-	// writeWithin is how long one write to a tail's reader may take.
-	writeWithin = 10 * time.Second
 )
 
 // hooksOffered is how many webhooks a page offers in a choice.
@@ -81,23 +73,15 @@ func (c *Console) tailStream(v *visit) error {
 	if err != nil {
 		return err
 	}
-	select {
-	case <-t.Began:
-	case <-time.After(writeWithin):
-		return problem.Broker(errTailLost)
-	case <-c.Stopping:
-		return problem.Down("stopping", "the service is stopping; connect again", nil)
+	if err := t.Await(c.Stopping); err != nil {
+		return err
 	}
-	h := v.w.Header()
-	h.Set("Content-Type", "text/event-stream")
-	h.Set("X-Accel-Buffering", "no") // a proxy must pass events on as they come
 	if v.r.Method == http.MethodHead {
+		sse.Header(v.w.Header())
 		return nil
 	}
-	stream := &eventStream{w: v.w, control: http.NewResponseController(v.w)}
-	stream.send("retry: 2000\nevent: open\ndata:\n\n")
-	beat := time.NewTicker(heartbeat)
-	defer beat.Stop()
+	stream := sse.Open(v.w, "retry: 2000\nevent: open\ndata:")
+	defer stream.Close()
 	ends := time.NewTimer(time.Until(v.session.Ends))
 	defer ends.Stop()
 	sent := 0
@@ -105,19 +89,19 @@ func (c *Console) tailStream(v *visit) error {
 		v.fields = append(v.fields, zap.Int("attempts_sent", sent), zap.String("end", string(t.End())))
 	}()
 	row := c.pages[v.lang]["tail"]
-	for stream.err == nil {
+	for stream.Err == nil {
 		select {
 		case <-c.Stopping:
 			return nil
 		case <-ends.C:
-			stream.send("event: signed_out\ndata:\n\n")
+			stream.Event("signed_out", 0, "")
 			return nil
-		case <-beat.C:
-			stream.send(": still here\n\n")
+		case <-stream.Beat:
+			stream.StillHere()
 		case attempt, open := <-t.Attempts:
 			if !open {
 				if ctx.Err() != nil && v.ctx.Err() == nil {
-					stream.send("event: signed_out\ndata:\n\n")
+					stream.Event("signed_out", 0, "")
 				}
 				return nil // the browser connects again
 			}
@@ -130,28 +114,9 @@ func (c *Console) tailStream(v *visit) error {
 				c.Log.Error("a row of the tail cannot be made", zap.Error(err))
 				return nil
 			}
-			stream.send("event: attempt\nid: " + strconv.FormatUint(attempt.Sequence, 10) + "\ndata: " +
-				strings.ReplaceAll(strings.TrimSpace(b.String()), "\n", "\ndata: ") + "\n\n")
+			stream.Event("attempt", attempt.Sequence, strings.TrimSpace(b.String()))
 			sent++
 		}
 	}
 	return nil
-}
-
-var errTailLost = errors.New("the journal cannot be followed")
-
-// eventStream writes server-sent events, each at once. The first error ends it.
-type eventStream struct {
-	w       http.ResponseWriter
-	control *http.ResponseController
-	err     error
-}
-
-func (s *eventStream) send(text string) {
-	if s.err = s.control.SetWriteDeadline(time.Now().Add(writeWithin)); s.err != nil {
-		return
-	}
-	if _, s.err = s.w.Write([]byte(text)); s.err == nil {
-		s.err = s.control.Flush()
-	}
 }

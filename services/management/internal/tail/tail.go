@@ -6,6 +6,7 @@ package tail
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -102,12 +103,32 @@ const (
 
 // Tail is a running tail.
 type Tail struct {
-	// Began is closed once attempts are seen, or the tail ended before that.
-	Began <-chan struct{}
 	// Attempts is closed when the tail ended.
 	Attempts <-chan Attempt
 
-	end atomic.Pointer[End]
+	began <-chan struct{} // closed once attempts are seen, or the tail ended before that
+	end   atomic.Pointer[End]
+}
+
+// ErrLost reports that the journal cannot be followed.
+var ErrLost = errors.New("the journal cannot be followed")
+
+// beginWithin is how long a tail may take until it sees attempts.
+const beginWithin = 10 * time.Second
+
+// Await returns once the tail sees attempts or has ended. It returns an error of 503 when that takes too long, or when
+// the process stops before.
+func (t *Tail) Await(stopping <-chan struct{}) error {
+	late := time.NewTimer(beginWithin)
+	defer late.Stop()
+	select {
+	case <-t.began:
+		return nil
+	case <-late.C:
+		return problem.Broker(ErrLost)
+	case <-stopping:
+		return problem.Down("stopping", "the service is stopping; connect again", nil)
+	}
 }
 
 // End returns why the tail ended, "" when ctx did it. It is known when Attempts is closed.
@@ -125,7 +146,7 @@ func (s *Service) Open(ctx context.Context, account string, f Filter) (*Tail, er
 		return nil, err
 	}
 	began, attempts := make(chan struct{}), make(chan Attempt, buffer)
-	t := &Tail{Began: began, Attempts: attempts}
+	t := &Tail{began: began, Attempts: attempts}
 	ctx, cut := context.WithCancel(ctx)
 	go func() {
 		defer s.leave(account)

@@ -2,6 +2,7 @@ package tail
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -39,8 +40,9 @@ func TestSlowReader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	<-slow.Began
-	<-fast.Began
+	if err := errors.Join(slow.Await(nil), fast.Await(nil)); err != nil {
+		t.Fatal(err)
+	}
 	const all = buffer + 100
 	got := make(chan int)
 	go func() {
