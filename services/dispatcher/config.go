@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -39,6 +40,8 @@ type Config struct {
 	ParkedMaxAge time.Duration `env:"PARKED_MAX_AGE" envDefault:"168h" range:"1s..8760h"`
 	// EncryptionKeyFile holds the keys that open auth keys and signing secrets, a line each: <key id>:<base64 of 32 bytes>. The first seals, all open.
 	EncryptionKeyFile string `env:"ENCRYPTION_KEY_FILE"`
+
+	ackMargin time.Duration // of ackWait; 0: 5 s
 }
 
 // Validate reports what does not fit together.
@@ -70,4 +73,6 @@ func (c *Config) Validate() error {
 
 // ackWait is how long the broker waits for a delivery to be settled before another dispatcher gets it:
 // twice an attempt and 5 s, so that a slow but living dispatcher keeps what it works on.
-func (c *Config) ackWait() time.Duration { return 2*c.Delivery.Timeout + 5*time.Second }
+func (c *Config) ackWait() time.Duration {
+	return 2*c.Delivery.Timeout + cmp.Or(c.ackMargin, 5*time.Second)
+}

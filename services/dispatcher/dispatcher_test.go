@@ -501,9 +501,16 @@ func TestDeletedDuringAnAttempt(t *testing.T) {
 			r.start()
 			id := r.notify(w, 1)
 			r.until("the attempt is under way", func() bool { return rc.total() == 1 })
-			if _, err := r.webhooks.Put(t.Context(), w.Key(), registry.SignDeletion(r.keys, w)); err != nil {
+			revision, err := r.webhooks.Put(t.Context(), w.Key(), registry.SignDeletion(r.keys, w))
+			if err != nil {
 				t.Fatal(err)
 			}
+			watching, end := context.WithCancel(t.Context())
+			_ = r.webhooks.Watch(watching, func(e bus.Entry) { // until the dispatcher should know, too
+				if e.Revision == revision {
+					end()
+				}
+			}, nil)
 			early := 0 // sent all the same, because the dispatcher did not know yet
 			for i, known := 2, false; !known; i++ {
 				later := r.notify(w, i)

@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"bytes"
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -119,25 +120,26 @@ func TestFullRetriesHoldBackOneAccount(t *testing.T) {
 		}
 	})
 	attacker, other := r.webhook(rc.URL, nil), r.webhookOf("other", newReceiver(t, ok).URL, nil)
-	r.start()
-	body := bytes.Repeat([]byte{'x'}, 1<<20)
-	var ids []string
-	for i := range 10 {
-		ids = append(ids, r.send(attacker, i, body))
-		r.state(ids[i], notification.Retrying)
-	}
 	shares, err := r.bus.Bucket(t.Context(), topology.BucketShares)
 	if err != nil {
 		t.Fatal(err)
 	}
-	count := func() { // the books
-		if err := share.WriteWork(t.Context(), shares, share.Work{At: time.Now(), Accounts: map[string]share.Open{
-			"acme": {Retrying: 10 << 20}, "other": {Retrying: 10 << 10},
-		}}); err != nil {
-			t.Fatal(err)
-		}
+	err = share.WriteWork(t.Context(), shares, share.Work{At: time.Now(), Accounts: map[string]share.Open{ // as the books will
+		"acme": {Retrying: 10 << 20}, "other": {Retrying: 10 << 10},
+	}})
+	if err != nil {
+		t.Fatal(err)
 	}
-	count()
+	r.start()
+	body := bytes.Repeat([]byte{'x'}, 1<<20)
+	var ids []string
+	for i := range 10 { // the last may be parked already
+		ids = append(ids, r.send(attacker, i, body))
+		r.until("it failed", func() bool {
+			last, err := journal.Last(t.Context(), r.bus, "acme", ids[i])
+			return err == nil && (last.State == notification.Retrying || last.State == notification.Parked)
+		})
+	}
 	r.degraded("first attempts of 1 accounts wait, the largest acme")
 	for i := range 5 {
 		ids = append(ids, r.notify(attacker, 10+i))
@@ -159,6 +161,9 @@ func TestFullRetriesHoldBackOneAccount(t *testing.T) {
 	mu.Unlock()
 	for _, id := range ids[:10] { // the hour passes
 		x, err := lane.Scheduled(t.Context(), r.bus, "acme", id)
+		if errors.Is(err, bus.ErrNotFound) {
+			continue // parked
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -243,5 +248,39 @@ func TestDisplacedOnlyOnce(t *testing.T) {
 	}
 	if _, err := lane.Scheduled(t.Context(), r.bus, "acme", id); err != nil {
 		t.Errorf("on RETRIES: %v", err)
+	}
+}
+
+// TestNoRoomAnywhere: a delivery that neither PARKED nor RETRIES takes stays with the broker, and its many deliveries
+// are not mistaken for crashes.
+func TestNoRoomAnywhere(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	w := r.webhook(newReceiver(t, ok).URL, nil)
+	d := &Dispatcher{log: zap.NewNop(), bus: r.bus, fullness: fullness{log: zap.NewNop(), bus: r.bus}}
+	first, err := lane.First(t.Context(), r.bus, r.cfg.ackWait())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.notify(w, 1)
+	var m *lane.Delivery
+	for m == nil {
+		if _, err := first.Pull(t.Context(), 1, bus.Unbounded, func(d *lane.Delivery) { m = d }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.NumDelivered = 100
+	if got := d.received(m).NumDelivered; got != 100 {
+		t.Errorf("with room: %d deliveries count", got)
+	}
+	d.retryDelivery(t.Context(), m, bus.ErrFull)
+	if got := d.received(m).NumDelivered; got != 1 {
+		t.Errorf("without room: %d deliveries count", got)
+	}
+	if state := d.fullness.State(); !strings.Contains(state, "RETRIES has no room") {
+		t.Errorf("state: %q", state)
+	}
+	if n, err := first.AckPending(t.Context()); err != nil || n != 1 {
+		t.Errorf("with the broker: %d, %v", n, err)
 	}
 }

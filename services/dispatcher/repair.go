@@ -11,15 +11,15 @@ import (
 	"gancho/pkg/sleep"
 )
 
-// sweepEvery is how often RETRIES is searched for messages that nobody will get again.
+// sweepEvery is how often RETRIES is searched for messages whose deliveries are used up.
 const sweepEvery = 30 * time.Second
 
-// repair looks after notifications that a crash left without a delivery: those whose last delivery was
-// burnt (the broker says so once, if a pull is open then) and those that nothing was said about. It also
-// watches how many retries wait, and how much they take. It returns when ctx ended.
+// repair looks after notifications whose deliveries are exhausted: reported by the broker's advisory, which comes once,
+// or found by the sweep because the advisory was lost. It also watches how many retries wait, and how much they take.
+// It returns when ctx has ended.
 func (d *Dispatcher) repair(ctx context.Context, exhausted *lane.ExhaustedConsumer, retries *lane.Puller) {
 	work := context.WithoutCancel(ctx)
-	nextSweep := time.Now().Add(sweepEvery)
+	nextSweep := time.Now() // a crash may be the reason for this start
 	for ctx.Err() == nil {
 		err := exhausted.Pull(ctx, func(x *lane.Retry) error { return d.revive(work, x, "exhausted") })
 		if err == nil {
@@ -29,7 +29,7 @@ func (d *Dispatcher) repair(ctx context.Context, exhausted *lane.ExhaustedConsum
 				err = d.backpressure.look(ctx, d)
 			}
 		}
-		if err == nil && time.Now().After(nextSweep) {
+		if err == nil && !time.Now().Before(nextSweep) {
 			nextSweep = time.Now().Add(sweepEvery)
 			err = d.sweep(ctx, retries)
 		}

@@ -26,7 +26,7 @@ func (d *Dispatcher) carryOut(ctx context.Context, m *lane.Delivery, next notifi
 		m.NakAfter(time.Until(next.At))
 		return
 	case notification.StepSetAside:
-		d.quarantine(ctx, m, "it was delivered many times and nothing came of it")
+		d.quarantine(ctx, m, next.Position, "it was delivered many times and nothing came of it")
 		return
 	case notification.StepSend, notification.StepSettle, notification.StepKeepFailed, notification.StepReschedule,
 		notification.StepFinishPark:
@@ -227,25 +227,28 @@ func (d *Dispatcher) isolate(ctx context.Context, m *lane.Delivery) {
 		m.NakAfter(time.Second)
 		return
 	}
-	d.quarantine(ctx, m, fmt.Sprint("panic: ", cause))
+	last, err := d.lastRecord(ctx, &m.Notification)
+	if err != nil {
+		d.retryDelivery(ctx, m, err)
+		return
+	}
+	next := notification.Resume(&m.Notification, d.received(m), last, time.Now())
+	if next.Step == notification.StepSettle || next.Step == notification.StepKeepFailed { // another dispatcher was faster
+		d.carryOut(ctx, m, next)
+		return
+	}
+	d.quarantine(ctx, m, next.Position, fmt.Sprint("panic: ", cause))
 }
 
 // panicsBeforeQuarantine: the first panics may have been bad luck.
 const panicsBeforeQuarantine = 3
 
-// quarantine ends a notification that cannot be handled.
-func (d *Dispatcher) quarantine(ctx context.Context, m *lane.Delivery, why string) {
+// quarantine ends a notification that cannot be handled, on top of its position.
+func (d *Dispatcher) quarantine(ctx context.Context, m *lane.Delivery, position notification.Position, why string) {
 	if err := m.SetAside(ctx, string(delivery.InternalError), why); err != nil {
 		d.retryDelivery(ctx, m, err)
 		return
 	}
-	last := m.Position()
-	if r, err := journal.Last(ctx, d.bus, m.Account, m.ID); err == nil {
-		last.Journal, last.Last = r.Sequence, r
-		if r.Send == m.Send {
-			last.AttemptsDone = r.AttemptsDone
-		}
-	}
 	d.metrics.quarantined.Inc()
-	d.end(ctx, m, last, notification.KindFailed, delivery.InternalError)
+	d.end(ctx, m, position, notification.KindFailed, delivery.InternalError)
 }
