@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/bytesize"
 	"gancho/pkg/service"
 	"gancho/pkg/topology"
 )
@@ -66,7 +67,7 @@ func Backup(environ []string, dir string, stdout, stderr io.Writer) int {
 			if err != nil {
 				return 0, err
 			}
-			fmt.Fprintf(stdout, "%-22s %d messages, %s\n", name, s.Messages, bytesText(uint64(s.Bytes))) //nolint:gosec // a size
+			fmt.Fprintf(stdout, "%-22s %d messages, %s\n", name, s.Messages, bytesize.Text(uint64(s.Bytes))) //nolint:gosec // a size
 			m.Streams = append(m.Streams, *s)
 		}
 		if len(m.Streams) == 0 {

@@ -80,16 +80,3 @@ func connected(cfg bus.Config, user string, stderr io.Writer, f func(ctx context
 	}
 	return code
 }
-
-// bytesText shows a size to people.
-func bytesText(n uint64) string {
-	const unit = 1024
-	if n < unit {
-		return fmt.Sprintf("%d B", n)
-	}
-	v, prefix := float64(n), -1
-	for v >= unit && prefix < 4 {
-		v, prefix = v/unit, prefix+1
-	}
-	return fmt.Sprintf("%.1f %ciB", v, "KMGTP"[prefix])
-}

@@ -7,6 +7,7 @@ import (
 	"text/tabwriter"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/bytesize"
 	"gancho/pkg/service"
 )
 
@@ -43,7 +44,7 @@ func showTopology(parts []bus.Part, stdout io.Writer) (int, error) {
 	fmt.Fprintln(w, "KIND\tNAME\tOWNER\tMESSAGES\tBYTES\tSTATE")
 	var left []string
 	for _, p := range parts {
-		state, owner, bytes := "ok", string(p.Owner), bytesText(p.Bytes)
+		state, owner, bytes := "ok", string(p.Owner), bytesize.Text(p.Bytes)
 		name := p.Name
 		if p.Kind == bus.KindConsumer {
 			name, bytes = p.Stream+" > "+p.Name, ""

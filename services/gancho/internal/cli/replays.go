@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"gancho/pkg/bytesize"
 	"gancho/pkg/client"
 )
 
@@ -67,7 +68,7 @@ func (a *app) showReplay(r client.Result[client.Replay], err error) error {
 	j := r.Value
 	events, rate, next := "", "", ""
 	if j.State == "preview" {
-		events = fmt.Sprintf("%d (%s), about %s", j.Events, size(j.Bytes), duration(j.EstimatedSeconds))
+		events = fmt.Sprintf("%d (%s), about %s", j.Events, bytesize.Text(j.Bytes), duration(j.EstimatedSeconds))
 		next = "gancho replays start " + j.ID
 	}
 	if j.Rate > 0 {
@@ -121,16 +122,6 @@ func (c replaysList) Run(a *app) error {
 		return a.allAsJSON(all)
 	}
 	return a.rows(rows)
-}
-
-func size(bytes uint64) string {
-	switch {
-	case bytes < 10<<10:
-		return fmt.Sprintf("%d bytes", bytes)
-	case bytes < 10<<20:
-		return fmt.Sprintf("%d KiB", bytes>>10)
-	}
-	return fmt.Sprintf("%d MiB", bytes>>20)
 }
 
 func duration(seconds float64) string {

@@ -19,6 +19,7 @@ import (
 	"time"
 	"unicode"
 
+	"gancho/pkg/bytesize"
 	"gancho/pkg/notification"
 	"gancho/services/management/internal/httpstatus"
 	"gancho/services/management/internal/portal"
@@ -268,24 +269,17 @@ func (l language) seconds(n uint64) string {
 }
 
 func (l language) size(n any) (string, error) {
-	var b float64
+	var b uint64
 	switch v := n.(type) {
 	case int:
-		b = float64(v)
+		b = uint64(max(v, 0))
 	case uint64:
-		b = float64(v)
+		b = v
 	default:
 		return "", fmt.Errorf("bytes: %T is no size", n)
 	}
-	switch {
-	case b < 1000:
-		return l.decimal(b) + " B", nil
-	case b < 1e6:
-		return l.decimal(b/1e3) + " KB", nil
-	case b < 1e9:
-		return l.decimal(b/1e6) + " MB", nil
-	}
-	return l.decimal(b/1e9) + " GB", nil
+	value, unit := bytesize.Of(b)
+	return l.decimal(value) + " " + unit, nil
 }
 
 // visible shows what a stranger wrote on one line: control characters, and those that change the direction
