@@ -245,12 +245,15 @@ func (b *Bus) Logger() *zap.Logger { return b.log }
 
 // Close ends the connection. What was acknowledged is flushed first. It does not wait for a broker that is away.
 func (b *Bus) Close() {
-	if !b.link.isUp() {
+	up := b.link.isUp()
+	if !up {
 		b.hangUp() // the client library holds its lock while it dials
 	}
 	b.end()
 	b.keepers.Wait()
-	_ = b.nc.FlushTimeout(2 * time.Second)
+	if up {
+		_ = b.nc.FlushTimeout(2 * time.Second)
+	}
 	b.nc.Close()
 	b.hangUp()
 }

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"strings"
 	"sync"
 	"time"
 
@@ -63,13 +64,13 @@ func (c *lastingCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.
 
 // Write is zapcore.Core's.
 func (c *lastingCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	line := e.Message
+	line := []string{e.Message}
 	for _, f := range fields {
 		if err, ok := f.Interface.(error); ok && f.Type == zapcore.ErrorType {
-			line += "\n" + err.Error()
+			line = append(line, err.Error())
 		}
 	}
-	if !c.written.due(line, e.Time) {
+	if !c.written.due(strings.Join(line, "\n"), e.Time) {
 		return nil
 	}
 	return c.Core.Write(e, fields)

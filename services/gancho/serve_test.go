@@ -114,7 +114,7 @@ func TestServeKeepsItsFirstToken(t *testing.T) {
 // TestStartCanBeInterrupted: a broker that reads its files for long does not hold up a stop.
 func TestStartCanBeInterrupted(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "gancho-start-")
+	dir, err := os.MkdirTemp("", "gancho-start-") //nolint:usetesting // its removal must wait for the broker
 	if err != nil {
 		t.Fatal(err)
 	}

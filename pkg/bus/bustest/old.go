@@ -24,7 +24,7 @@ func StartOld(t testing.TB) (url, version string) {
 		}
 		t.Fatal("install nats-server (make test does it)")
 	}
-	said, err := exec.CommandContext(t.Context(), program, "--version").Output()
+	said, err := exec.CommandContext(t.Context(), program, "--version").Output() //nolint:gosec // of the machine
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +33,7 @@ func StartOld(t testing.TB) (url, version string) {
 		t.Skipf("the installed nats-server is not an old one: %s", said)
 	}
 	dir := t.TempDir()
-	cmd := exec.Command(program, "-a", "127.0.0.1", "-p", "-1", "-js", "-sd", dir, "--ports_file_dir", dir, "-l", filepath.Join(dir, "log")) //nolint:noctx // it ends with the test
+	cmd := exec.Command(program, "-a", "127.0.0.1", "-p", "-1", "-js", "-sd", dir, "--ports_file_dir", dir, "-l", filepath.Join(dir, "log")) //nolint:noctx,gosec // it ends with the test; the program is the machine's
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
