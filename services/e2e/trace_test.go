@@ -63,6 +63,7 @@ func TestTraceFromEventToAttempts(t *testing.T) {
 		})
 	}(rc.Config.Handler)
 	s.register(dealCreated, rc.URL)
+	s.settle()
 	m := &nats.Msg{Subject: "crm.events." + account + "." + dealCreated, Header: nats.Header{}, Data: []byte(`{"transaction_uuid":"traced"}`)}
 	m.Header["traceparent"] = []string{"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
 	if _, err := s.js.PublishMsg(t.Context(), m); err != nil {

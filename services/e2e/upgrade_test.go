@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"gancho/pkg/event"
+	"gancho/pkg/seal"
 	"gancho/services/internal/lab"
 )
 
@@ -164,11 +166,18 @@ func (s *system) raiseSchema(account string, h hook) {
 	if err := json.Unmarshal(e.Value(), &w); err != nil {
 		s.t.Fatal(err)
 	}
-	w["schema"] = 3
-	value, err := json.Marshal(w)
+	delete(w, "mac")
+	w["schema"], w["version"] = 3, w["version"].(float64)+1
+	body, err := json.Marshal(w)
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	keys, _, err := seal.Load(filepath.Join(filepath.Dir(s.Broker.Args[2]), "encryption.key"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	body = body[:len(body)-1] // as management signs a record, see package registry
+	value := fmt.Appendf(nil, `%s,"mac":%q}`, body, keys.MAC("registry record", fmt.Appendf(nil, "%s\x00%s", e.Key(), body)))
 	if _, err := bucket.Put(s.t.Context(), e.Key(), value); err != nil {
 		s.t.Fatal(err)
 	}
