@@ -59,9 +59,10 @@ func deliverAt(m *nats.Msg, at time.Time, target string) {
 }
 
 // Park starts storing n on PARKED in a lane: the key of its URL, or notification.LaneDisabled. n.Moves counts as in
-// Schedule. Messages started in order are stored in order. Wait returns bus.ErrFull when PARKED has no room.
+// Schedule. Messages started in order are stored in order, but those that were attempted before are taken out first. Wait
+// returns bus.ErrFull when PARKED has no room.
 func Park(b *bus.Bus, n *notification.Notification, lane string) *bus.Started {
-	return b.Offer(topology.Parked, message(n, topology.SubjectParked(n.Account, lane, n.WebhookID), n.MoveID()))
+	return b.Offer(topology.Parked, message(n, subjectOf(n, lane), n.MoveID()))
 }
 
 // Fail stores the payload of a permanently failed notification, with a summary of its attempts as JSON. The same send

@@ -14,6 +14,24 @@ import (
 	"gancho/pkg/topology"
 )
 
+// A lane of PARKED has two parts: notifications that were attempted before, and those that were not. A notification is
+// attempted for the first time before it can wait for a retry, so those in the first part are older, although they are
+// parked later: when they fall due. A drain takes them out first.
+const retried = "-retried" // behind the lane's name in the subject of the first part
+
+// parts returns the subjects of a lane, in the order in which they are taken out.
+func parts(account, lane, webhook string) []string {
+	return []string{topology.SubjectParked(account, lane+retried, webhook), topology.SubjectParked(account, lane, webhook)}
+}
+
+// subjectOf returns where n is parked in a lane.
+func subjectOf(n *notification.Notification, lane string) string {
+	if n.AttemptsDone > 0 {
+		lane += retried
+	}
+	return topology.SubjectParked(n.Account, lane, n.WebhookID)
+}
+
 // Backlog is the messages on PARKED of one webhook in one lane.
 type Backlog struct {
 	Account, Lane, WebhookID string
@@ -32,9 +50,17 @@ func Backlogs(ctx context.Context, b *bus.Bus, account string) ([]Backlog, error
 	}
 	out := make([]Backlog, 0, len(subjects))
 	for subject, n := range subjects {
-		if t := strings.Split(subject, "."); len(t) == 5 {
-			out = append(out, Backlog{t[2], t[3], t[4], n})
+		t := strings.Split(subject, ".")
+		if len(t) != 5 {
+			continue
 		}
+		lane, isRetried := strings.CutSuffix(t[3], retried)
+		if main := topology.SubjectParked(t[2], lane, t[4]); isRetried && subjects[main] > 0 {
+			continue // counted with it
+		} else if !isRetried {
+			n += subjects[topology.SubjectParked(t[2], lane+retried, t[4])]
+		}
+		out = append(out, Backlog{t[2], lane, t[4], n})
 	}
 	return out, nil
 }
@@ -42,74 +68,118 @@ func Backlogs(ctx context.Context, b *bus.Bus, account string) ([]Backlog, error
 // OldestParked returns when the oldest message of the lane was parked, of one webhook or of all with "*";
 // bus.ErrNotFound when there is none.
 func OldestParked(ctx context.Context, b *bus.Bus, account, lane, webhook string) (time.Time, error) {
-	raw, err := b.Get(ctx, topology.Parked, topology.SubjectParked(account, lane, webhook), 1)
-	if err != nil {
-		return time.Time{}, err
+	var oldest time.Time
+	for _, subject := range parts(account, lane, webhook) {
+		raw, err := b.Get(ctx, topology.Parked, subject, 1)
+		if errors.Is(err, bus.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return time.Time{}, err
+		}
+		if oldest.IsZero() || raw.Time.Before(oldest) {
+			oldest = raw.Time
+		}
 	}
-	return raw.Time, nil
+	if oldest.IsZero() {
+		return time.Time{}, bus.ErrNotFound
+	}
+	return oldest, nil
 }
 
-// Drain is a consumer that exists while the backlog of one lane is taken out, oldest first. Two drains of the same
-// messages cannot exist at once.
+// Drain is a pair of consumers that exist while the backlog of one lane is taken out, oldest first. Two drains of the
+// same messages cannot exist at once.
 type Drain struct {
-	consumer *bus.Consumer
-	bus      *bus.Bus
+	consumers []*bus.Consumer // of the lane's parts, in their order
+	bus       *bus.Bus
+	skipped   int // parts that are left alone
 }
 
 // ErrBusy reports that another drain covers the same messages.
 var ErrBusy = errors.New("another drain covers these messages")
 
 // OpenDrain opens the drain of a lane, for one webhook or for all with "*". All dispatchers together hold at most atMost
-// of its deliveries.
+// deliveries of each part of the lane.
 func OpenDrain(ctx context.Context, b *bus.Bus, account, lane, webhook string, atMost int, ackWait time.Duration) (*Drain, error) {
-	name := "drain-" + account + "-" + lane
-	if webhook != "*" {
-		name += "-" + webhook
-	}
-	c, err := b.OpenConsumer(ctx, topology.Parked, jetstream.ConsumerConfig{
-		Durable: name, AckWait: ackWait, MaxAckPending: atMost, MaxDeliver: -1,
-		FilterSubject: topology.SubjectParked(account, lane, webhook), InactiveThreshold: 5 * time.Minute,
-	})
-	var api *jetstream.APIError
-	if errors.As(err, &api) && (api.ErrorCode == 10100 || api.ErrorCode == 10099) { // filters overlap on a work queue
-		return nil, ErrBusy
-	}
-	if err != nil {
+	d := &Drain{bus: b}
+	for i, subject := range parts(account, lane, webhook) {
+		name := "drain-" + account + "-" + lane
+		if i == 0 {
+			if _, err := b.Get(ctx, topology.Parked, subject, 1); errors.Is(err, bus.ErrNotFound) {
+				continue // most often nothing was attempted before
+			}
+			name += retried
+		}
+		if webhook != "*" {
+			name += "-" + webhook
+		}
+		c, err := b.OpenConsumer(ctx, topology.Parked, jetstream.ConsumerConfig{
+			Durable: name, AckWait: ackWait, MaxAckPending: atMost, MaxDeliver: -1,
+			FilterSubject: subject, InactiveThreshold: 5 * time.Minute,
+		})
+		if err == nil {
+			d.consumers = append(d.consumers, c)
+			continue
+		}
+		_ = d.Close(ctx) // one that stays is removed by the broker when it has been idle
+		var api *jetstream.APIError
+		if errors.As(err, &api) && (api.ErrorCode == 10100 || api.ErrorCode == 10099) { // filters overlap on a work queue
+			return nil, ErrBusy
+		}
 		return nil, fmt.Errorf("open the drain of a lane: %w", err)
 	}
-	return &Drain{c, b}, nil
+	return d, nil
 }
 
-// Take hands at most n messages that are there now to handle, without waiting for more.
+// Skip leaves the rest of the part that Take is at to stay parked. It reports whether there is another part.
+func (d *Drain) Skip() bool {
+	d.skipped = min(d.skipped+1, len(d.consumers))
+	return d.skipped < len(d.consumers)
+}
+
+// Take hands at most n messages of one part that are there now to handle, without waiting for more.
 func (d *Drain) Take(ctx context.Context, n int, handle func(*Delivery)) (int, error) {
-	taken := 0
-	_, err := d.consumer.Take(n, func(m jetstream.Msg) {
-		// A drain's consumer comes and goes, and a message leaves the lane when it is handled.
-		again := func(meta *jetstream.MsgMetadata) bool { return meta.NumDelivered != 1 }
-		if x := delivery(ctx, d.bus, notification.LaneParked, m, again); x != nil {
-			taken++
-			handle(x)
+	for _, c := range d.consumers[d.skipped:] {
+		taken := 0
+		_, err := c.Take(n, func(m jetstream.Msg) {
+			// A drain's consumer comes and goes, and a message leaves the lane when it is handled.
+			again := func(meta *jetstream.MsgMetadata) bool { return meta.NumDelivered != 1 }
+			if x := delivery(ctx, d.bus, notification.LaneParked, m, again); x != nil {
+				taken++
+				handle(x)
+			}
+		})
+		switch {
+		case taken > 0:
+			return taken, nil
+		case err != nil:
+			return 0, fmt.Errorf("take from a lane: %w", err)
 		}
-	})
-	if err != nil && taken == 0 {
-		return 0, fmt.Errorf("take from a lane: %w", err)
 	}
-	return taken, nil
+	return 0, nil
 }
 
 // Empty reports whether nothing is left, neither waiting nor in flight.
 func (d *Drain) Empty(ctx context.Context) (bool, error) {
-	info, err := d.consumer.Info(ctx)
-	if err != nil {
-		return false, fmt.Errorf("look at the drain of a lane: %w", err)
+	for _, c := range d.consumers {
+		info, err := c.Info(ctx)
+		if err != nil {
+			return false, fmt.Errorf("look at the drain of a lane: %w", err)
+		}
+		if info.NumPending > 0 || info.NumAckPending > 0 {
+			return false, nil
+		}
 	}
-	return info.NumPending == 0 && info.NumAckPending == 0, nil
+	return true, nil
 }
 
-// Close removes the consumer once nothing of it is in flight; the rest stays parked.
+// Close removes the consumers once nothing of them is in flight; the rest stays parked.
 func (d *Drain) Close(ctx context.Context) error {
-	if err := d.consumer.Delete(ctx); err != nil {
-		return fmt.Errorf("close the drain of a lane: %w", err)
+	var errs []error
+	for _, c := range d.consumers {
+		if err := c.Delete(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("close the drain of a lane: %w", err))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }

@@ -835,3 +835,67 @@ func TestJournalDecides(t *testing.T) {
 		})
 	}
 }
+
+// TestReleasesInOrderOfEvents: notifications that were attempted before the suspension are parked when they fall due,
+// after those that came during it, and are released before them.
+func TestReleasesInOrderOfEvents(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(c *Config) {
+		c.MaxInFlightPerURL = 1 // order is kept up to what is in flight
+		c.RetryDelays = slices.Repeat([]time.Duration{time.Hour}, 5)
+	})
+	rc := newReceiver(t, func(attempt string, w http.ResponseWriter) {
+		if attempt == "1" {
+			fails(attempt, w)
+		}
+	})
+	w := r.webhook(rc.URL, nil)
+	r.start()
+	var older []string
+	for i := range 5 {
+		older = append(older, r.notify(w, i))
+		r.state(older[i], notification.Retrying)
+	}
+	f := r.flag(w, time.Time{})
+	r.until("the dispatcher knows", func() bool {
+		id := r.notify(w, 100+rc.total())
+		parked := false
+		r.until("it is parked or failed", func() bool {
+			last, err := journal.Last(t.Context(), r.bus, "acme", id)
+			parked = err == nil && last.State == notification.Parked
+			return parked || err == nil && last.State == notification.Retrying
+		})
+		return parked
+	})
+	before := rc.total()
+	for i, id := range older { // the hour passes
+		x, err := lane.Scheduled(t.Context(), r.bus, "acme", id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		due := x.Notification
+		due.Moves++
+		if err := lane.Schedule(t.Context(), r.bus, &due, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		r.state(older[i], notification.Parked)
+	}
+	backlogs, err := lane.Backlogs(t.Context(), r.bus, "acme")
+	if err != nil || len(backlogs) != 1 || backlogs[0].Lane != w.URLKey || backlogs[0].Messages < 6 {
+		t.Fatalf("backlogs: %+v, %v", backlogs, err)
+	}
+	if err := r.flags.Delete(t.Context(), f.Key().String(), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range older {
+		r.state(id, notification.Delivered)
+	}
+	r.until("the others are sent", func() bool { return rc.total() > before+5 })
+	rc.mu.Lock()
+	defer rc.mu.Unlock()
+	for i := range 5 {
+		if want := fmt.Sprintf(`{"i": %d }`, i); rc.bodies[before+i] != want {
+			t.Errorf("request %d after the release: got %s, want %s", i, rc.bodies[before+i], want)
+		}
+	}
+}

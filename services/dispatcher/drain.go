@@ -381,7 +381,8 @@ func (x *drains) expire(ctx context.Context, k laneKey) error {
 	}
 	defer x.close(ctx, drain)
 	work := context.WithoutCancel(ctx)
-	for young := false; !young; {
+	for {
+		young := false
 		took, err := drain.Take(ctx, 64, func(m *lane.Delivery) {
 			if time.Since(m.StoredAt) <= x.d.cfg.ParkedMaxAge {
 				young = true
@@ -393,9 +394,11 @@ func (x *drains) expire(ctx context.Context, k laneKey) error {
 			}
 			x.d.end(work, m, last, notification.KindExpired, delivery.ExpiredWhileSuspended)
 		})
-		if err != nil || took == 0 {
+		if err != nil {
 			return err
 		}
+		if (young || took == 0) && !drain.Skip() {
+			return nil
+		}
 	}
-	return nil
 }
