@@ -15,6 +15,7 @@ const (
 	MaxDeliveries = "MAX_DELIVERIES"
 	WebhookStatus = "WEBHOOK_STATUS"
 	Commands      = "SUSPENSION_COMMANDS"
+	Audit         = "AUDIT"
 )
 
 // Buckets.
@@ -44,6 +45,12 @@ const (
 	RecordsKey           = "gancho.records"
 	RecordsAuthenticated = "authenticated"
 )
+
+// AuditMaxAge is how long the records of changes are kept.
+const AuditMaxAge = 400 * 24 * time.Hour
+
+// AuditPerAccount is how many of them an account keeps: its own push out its own.
+const AuditPerAccount = 200_000
 
 // EndedSessionsMaxAge is how long the end of a session is kept: longer than any session lasts.
 const EndedSessionsMaxAge = 25 * time.Hour
@@ -92,6 +99,9 @@ func SubjectRetryDue(account, webhook, id string) string {
 
 // SubjectAttempts returns the subject of a notification's journal records in ATTEMPTS.
 func SubjectAttempts(account, id string) string { return "gancho.attempts." + account + "." + id }
+
+// SubjectAudit returns the subject of the records of an account's changes in AUDIT; "*" stands for all accounts.
+func SubjectAudit(account string) string { return "gancho.audit." + account }
 
 // SubjectFailed returns the subject of a permanently failed notification in FAILED.
 func SubjectFailed(account, webhook, id string) string {

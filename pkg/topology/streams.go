@@ -81,7 +81,9 @@ func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 			limits(Commands, 24*time.Hour, "gancho.suspensions.*.*"),
 		}
 	case Management:
-		return nil
+		audit := limits(Audit, AuditMaxAge, SubjectAudit("*"))
+		audit.MaxMsgsPerSubject = AuditPerAccount
+		return []jetstream.StreamConfig{audit}
 	}
 	return nil
 }
@@ -165,7 +167,7 @@ func Durables() []Durable {
 func Backup() []string {
 	all := []string{
 		BucketPrefix + BucketBooks, Events, Notifications, Parked, Retries, Attempts, Failed, Rejected, Quarantine,
-		MaxDeliveries, WebhookStatus, Commands,
+		MaxDeliveries, WebhookStatus, Commands, Audit,
 	}
 	for _, o := range Owners() {
 		for _, kv := range o.Buckets(Limits{}) {

@@ -394,10 +394,10 @@ func rights() map[string]right {
 
 	management := right{
 		publish: []string{
-			"crm.events.acme.crm_deal_created", "gancho.notifications.acme.id", "gancho.attempts.acme.id", "gancho.suspensions.acme.lane",
+			"crm.events.acme.crm_deal_created", "gancho.notifications.acme.id", "gancho.attempts.acme.id", "gancho.suspensions.acme.lane", "gancho.audit.acme",
 			"$KV.WEBHOOKS.key", "$KV.WEBHOOK_CLAIMS.key", "$KV.REPLAYS.key", "$KV.ENDED_SESSIONS.key", "$KV.ACCOUNTS.acme",
 		},
-		create: []string{"KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_ACCOUNTS"},
+		create: []string{topology.Audit, "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_ACCOUNTS"},
 		info: []string{
 			topology.Events, topology.Rejected, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.Quarantine, topology.WebhookStatus,
 			topology.Commands, "KV_SUSPENSIONS", "KV_SHARES",
@@ -405,6 +405,7 @@ func rights() map[string]right {
 		get:     slices.Concat([]string{topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.WebhookStatus, "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS"}, watches, shares),
 		consume: anyConsumer(slices.Concat([]string{topology.Failed, topology.WebhookStatus, topology.Events, "KV_REPLAYS", "KV_ENDED_SESSIONS"}, watches, shares)...),
 	}
+	management.consume[topology.Audit] = []string{"*"}
 	management.consume[topology.Attempts] = []string{"*", topology.ConsumerIndex}
 	management.consume[topology.Notifications] = []string{"*", topology.ConsumerIndexPending}
 

@@ -184,6 +184,8 @@ func (x *exhibits) pages() map[string][2]string {
 		"/failures":                                   {"Permanent failures", "Falhas permanentes"},
 		"/failures?webhook_id=" + x.hook:              {"Send all again (1)", "Reenviar todas (1)"},
 		"/replays/" + x.replay:                        {"Nothing has been sent yet", "Nada foi enviado ainda"},
+		"/audit":                                      {"Who changed what", "Quem alterou o quê"},
+		"/audit?object=" + x.hook:                     {"createWebhook", "createWebhook"},
 		"/tail":                                       {"Attempts as they happen", "Tentativas no momento em que acontecem"},
 		"/tail?outcome=failed&webhook_id=" + x.hook:   {"Live tail", "Ao vivo"},
 		"/tail?outcome=nonsense&webhook_id=%3Cscript": {"Live tail", "Ao vivo"},

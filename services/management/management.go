@@ -30,6 +30,7 @@ import (
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/accounts"
 	"gancho/services/management/internal/api"
+	"gancho/services/management/internal/audit"
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/console"
@@ -179,17 +180,18 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		links := portal.New(keys, revoked, hooks, light, dark)
 		jobs := replays.New(b, replayBucket, hooks, sends, proc.Log)
 		tails := tail.New(b)
+		changes := audit.New(b, proc.Log, proc.Metrics)
 		dry := dryrun.New(b, hooks, cfg.Limits.EventMaxBytes)
 		handler, err := api.New(api.Options{
 			Gate: gate, Webhooks: hooks, Notifications: sends, Ingest: ingest.New(b, meter, cfg.Limits.EventMaxBytes), Tail: tails, Replays: jobs, Stopping: ctx.Done(),
 			Accounts: accounts.New(b, settings, cfg.Limits.LogMaxAge), Idempotency: idempotency.New(answers, keys, proc.Log), Catalogue: types, DryRun: dry, PublicURL: cfg.PublicURL, EgressAddresses: cfg.EgressPublished,
-			Portal: links, EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
+			Portal: links, Audit: changes, EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {
 			return err
 		}
 		pages, err := console.New(console.Options{
-			Gate: gate, Webhooks: hooks, Notifications: sends, Replays: jobs, Tail: tails, Catalogue: types, DryRun: dry, Keys: keys, Ended: revoked, Portal: links, FrameAncestors: cfg.ConsoleFrameAncestors,
+			Gate: gate, Webhooks: hooks, Notifications: sends, Replays: jobs, Tail: tails, Catalogue: types, DryRun: dry, Keys: keys, Ended: revoked, Portal: links, Audit: changes, FrameAncestors: cfg.ConsoleFrameAncestors,
 			PlainHTTP: cfg.ConsolePlainHTTP, Stopping: ctx.Done(), Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {

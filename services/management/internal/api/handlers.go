@@ -45,6 +45,7 @@ func (a *API) createWebhook(c *call) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.object = v.ID
 	c.fields = append(c.fields, zap.String("webhook_id", v.ID), zap.String("url_host", webhook.URLHost(v.URL)))
 	v.SigningSecret = secret
 	c.w.Header().Set("Location", Prefix+"/webhooks/"+v.ID)
@@ -267,6 +268,7 @@ func (a *API) createPortalLink(c *call) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.object, c.after = link.ID, portalMade{link.Write, link.Webhook, link.Ends}
 	c.w.Header().Set("Cache-Control", "no-store")
 	return data(http.StatusCreated, portalLink{c.base + "/portal?link=" + url.QueryEscape(sealed), link.Ends}), nil
 }
@@ -280,6 +282,7 @@ func (a *API) createReplay(c *call) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.object = v.ID
 	c.w.Header().Set("Location", Prefix+"/replays/"+v.ID)
 	return data(http.StatusCreated, v), nil
 }

@@ -95,6 +95,7 @@ func document(routes []route, types []catalogue.Type) ([]byte, error) {
 			{Name: "replays", Description: "past events sent to a webhook again"},
 			{Name: "events", Description: "publishing an event without NATS, and which events there are"},
 			{Name: "receivers", Description: "the requests that receivers get"},
+			{Name: "audit", Description: "who changed what"},
 			{Name: "console", Description: "the console, for people without a token"},
 			{Name: "accounts", Description: "operators' calls about one account"},
 			{Name: "meta", Description: "this document"},

@@ -14,6 +14,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
 	"gancho/services/management/internal/accounts"
+	"gancho/services/management/internal/audit"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/dryrun"
 	"gancho/services/management/internal/ingest"
@@ -258,6 +259,19 @@ func (a *API) routes() []route {
 			body:  accountUpdate{}, results: []result{{http.StatusOK, "changed", accounts.View{}, false, "", false}}, handle: a.updateAccount,
 		},
 		{
+			method: http.MethodGet, path: "/audit", id: "listAudit", tag: "audit", anyAccount: true, summary: "List who changed what, newest first",
+			about: "Of the account; of an operator without X-Account-Id those of all accounts. Changes are kept for 400 days. " +
+				"A page that looked through very many can be short, or empty, although has_more is true.",
+			query: slices.Concat([]parameter{
+				{name: "from", kind: "string", format: "date-time", about: "changed at this time or later"},
+				{name: "to", kind: "string", format: "date-time", about: "changed before this time"},
+				{name: "action", kind: "string", about: "the operationId of the call, such as updateWebhook"},
+				{name: "actor", kind: "string", about: "the subject of a JWT or the public name of a token"},
+				{name: "object", kind: "string", about: "the id of what was changed"},
+			}, cursor),
+			results: []result{{http.StatusOK, "one page", audit.Record{}, true, "", false}}, fails: []int{422}, handle: a.listAudit,
+		},
+		{
 			method: http.MethodGet, path: "/egress", id: "getEgress", tag: "meta", public: true, summary: "Show the addresses that requests to receivers come from",
 			results: []result{{http.StatusOK, "the addresses that the operator publishes", egressAddresses{}, false, "", false}},
 			handle:  func(*call) (*answer, error) { return data(http.StatusOK, egressAddresses{a.EgressAddresses}), nil },
@@ -288,6 +302,13 @@ type portalCreate struct {
 	WebhookID  string        `json:"webhook_id,omitempty" format:"uuid" doc:"the session sees only this webhook"`
 	Language   string        `json:"language,omitempty" enum:"en,pt-BR" doc:"as the browser asks if left out"`
 	Theme      *portal.Theme `json:"theme,omitempty"`
+}
+
+// portalMade is what the record of a link says of it: not its address, which is a secret.
+type portalMade struct {
+	Write     bool      `json:"write"`
+	WebhookID string    `json:"webhook_id,omitempty"`
+	Ends      time.Time `json:"expires_at"`
 }
 
 // portalLink is the answer to a portalCreate.

@@ -28,10 +28,10 @@ func (a *API) older() []route {
 	token := parameter{name: "token", kind: "string"}
 	all := []route{
 		{method: http.MethodGet, path: olderPrefix, query: []parameter{token, {name: "page"}, {name: "limit"}}, handle: a.olderList},
-		{method: http.MethodPost, path: olderPrefix, write: true, idempotent: true, handle: a.olderCreate},
+		{method: http.MethodPost, path: olderPrefix, id: "createWebhook", tag: "webhooks", write: true, idempotent: true, handle: a.olderCreate},
 		{method: http.MethodGet, path: olderPrefix + "/{id}", handle: a.olderGet},
-		{method: http.MethodPut, path: olderPrefix + "/{id}", write: true, handle: a.olderUpdate},
-		{method: http.MethodDelete, path: olderPrefix + "/{id}", write: true, handle: a.olderDelete},
+		{method: http.MethodPut, path: olderPrefix + "/{id}", id: "updateWebhook", tag: "webhooks", write: true, handle: a.olderUpdate},
+		{method: http.MethodDelete, path: olderPrefix + "/{id}", id: "deleteWebhook", tag: "webhooks", write: true, handle: a.olderDelete},
 	}
 	for i := range all {
 		all[i].older = true
@@ -158,6 +158,7 @@ func (a *API) olderCreate(c *call) (*answer, error) {
 	if err != nil {
 		return nil, inOlderWords(err)
 	}
+	c.object = v.ID
 	c.fields = append(c.fields, zap.String("webhook_id", v.ID), zap.String("url_host", webhook.URLHost(v.URL)))
 	v.SigningSecret = secret
 	return &answer{status: http.StatusOK, body: inOlderForm(v)}, nil

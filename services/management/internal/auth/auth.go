@@ -148,6 +148,19 @@ func (g *Gate) CheckOperator(r *http.Request, write bool) (Caller, error) {
 	return c, g.mayWrite(c, write)
 }
 
+// CheckAny returns who makes a request that is about one account, or for an operator without X-Account-Id about all:
+// Account is "" then.
+func (g *Gate) CheckAny(r *http.Request, write bool) (Caller, error) {
+	if r.Header.Get("X-Account-Id") != "" {
+		return g.Check(r, write)
+	}
+	c, err := g.enter(r)
+	if err != nil {
+		return c, err
+	}
+	return c, g.mayWrite(c, write)
+}
+
 // enter identifies the caller and counts the request against its limit.
 func (g *Gate) enter(r *http.Request) (Caller, error) {
 	c, err := g.Identify(Token(r), r.RemoteAddr)

@@ -17,6 +17,7 @@ import (
 
 	"gancho/pkg/seal"
 	"gancho/services/management/internal/accesslog"
+	"gancho/services/management/internal/audit"
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/dryrun"
@@ -48,6 +49,7 @@ type Options struct {
 	Keys          *seal.Keyring
 	Ended         *revocation.List
 	Portal        *portal.Service
+	Audit         *audit.Log
 	// FrameAncestors are the origins whose pages may show the console in a frame, see CheckAncestors.
 	FrameAncestors []string
 	// PlainHTTP accepts sessions over plain HTTP on every host, not only on a loopback address.
@@ -106,7 +108,7 @@ func New(o Options) (*Console, error) {
 func Serves(p string) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(p, "/"), "/")
 	switch first {
-	case "", "sign-in", "sign-out", "portal", "theme.css", "account", "language", "webhooks", "notifications", "failures", "replays", "tail", "static":
+	case "", "sign-in", "sign-out", "portal", "theme.css", "account", "language", "webhooks", "notifications", "failures", "replays", "audit", "tail", "static":
 		return path.Clean(p) == p
 	}
 	return false
@@ -161,10 +163,12 @@ func (c *Console) routes() []route {
 		{pattern: "POST /failures/resend", bound: limitsItself, write: true, handle: c.postResendMany},
 
 		{pattern: "GET /replays/{id}", bound: ofReplay, handle: c.replayPage},
-		{pattern: "POST /replays/{id}/start", bound: ofReplay, write: true, handle: c.moveReplay((*replays.Service).Start)},
-		{pattern: "POST /replays/{id}/pause", bound: ofReplay, write: true, handle: c.moveReplay((*replays.Service).Pause)},
-		{pattern: "POST /replays/{id}/resume", bound: ofReplay, write: true, handle: c.moveReplay((*replays.Service).Resume)},
-		{pattern: "POST /replays/{id}/cancel", bound: ofReplay, write: true, handle: c.moveReplay((*replays.Service).Cancel)},
+		{pattern: "POST /replays/{id}/start", bound: ofReplay, write: true, handle: c.moveReplay("startReplay", (*replays.Service).Start)},
+		{pattern: "POST /replays/{id}/pause", bound: ofReplay, write: true, handle: c.moveReplay("pauseReplay", (*replays.Service).Pause)},
+		{pattern: "POST /replays/{id}/resume", bound: ofReplay, write: true, handle: c.moveReplay("resumeReplay", (*replays.Service).Resume)},
+		{pattern: "POST /replays/{id}/cancel", bound: ofReplay, write: true, handle: c.moveReplay("cancelReplay", (*replays.Service).Cancel)},
+
+		{pattern: "GET /audit", handle: c.auditPage},
 
 		{pattern: "GET /tail", bound: limitsItself, handle: c.tailPage},
 		{pattern: "GET /tail/stream", bound: limitsItself, stream: true, handle: c.tailStream},

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/webhook"
+	"gancho/services/management/internal/audit"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
 )
@@ -117,9 +118,10 @@ func (c *Console) postResendMany(v *visit) error {
 		return err
 	}
 	sent := 0
-	for _, p := range refused {
+	for i, p := range refused {
 		if p == nil {
 			sent++
+			c.Audit.Write(v.ctx, v.caller, audit.Change{Action: "resendNotification", Kind: "notification", ID: ids[i]})
 		}
 	}
 	v.fields = append(v.fields, zap.Int("resent", sent))

@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"gancho/services/management/internal/audit"
 	"gancho/services/management/internal/httpstatus"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
@@ -62,6 +63,7 @@ func (c *Console) postReplay(v *visit) error {
 		}
 		return c.showWebhook(v, httpstatus.Of(e), form)
 	}
+	c.Audit.Write(v.ctx, v.caller, audit.Change{Action: "createReplay", Kind: "replay", ID: r.ID, After: r})
 	v.fields = append(v.fields, zap.String("replay_id", r.ID))
 	v.redirect("/replays/" + r.ID)
 	return nil
@@ -103,12 +105,17 @@ func (c *Console) replayPage(v *visit) error {
 }
 
 // moveReplay is an action that changes a replay's state.
-func (c *Console) moveReplay(move func(*replays.Service, context.Context, string, string) (replays.View, error)) func(*visit) error {
+func (c *Console) moveReplay(action string, move func(*replays.Service, context.Context, string, string) (replays.View, error)) func(*visit) error {
 	return func(v *visit) error {
+		before, err := c.Replays.Get(v.ctx, v.caller.Account, v.id())
+		if err != nil {
+			return err
+		}
 		r, err := move(c.Replays, v.ctx, v.caller.Account, v.id())
 		if err != nil {
 			return err
 		}
+		c.Audit.Write(v.ctx, v.caller, audit.Change{Action: action, Kind: "replay", ID: r.ID, Before: before, After: r})
 		v.redirect("/replays/" + r.ID)
 		return nil
 	}

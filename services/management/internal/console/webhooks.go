@@ -384,6 +384,7 @@ func (c *Console) postWebhook(v *visit) error {
 		}
 		return c.showForm(v, httpstatus.Of(e), c.newForm().filled(v, e))
 	}
+	c.changed(v, "createWebhook", w.ID, nil)
 	v.fields = append(v.fields, zap.String("webhook_id", w.ID), zap.String("url_host", webhook.URLHost(w.URL)))
 	return c.done(v, "/webhooks/"+w.ID, flash{Key: "done.created", Secret: secret})
 }
@@ -450,6 +451,7 @@ func (c *Console) postWebhookChange(v *visit) error {
 	if revision, err := strconv.ParseUint(value("revision"), 10, 64); err == nil {
 		match = func(r uint64) bool { return r == revision }
 	}
+	before := c.webhook(v, v.id())
 	w, settled, err := c.Webhooks.Update(v.ctx, v.caller.Account, v.id(), in, match, v.caller.Name)
 	if err != nil {
 		e := problem.Of(err)
@@ -462,6 +464,7 @@ func (c *Console) postWebhookChange(v *visit) error {
 		}
 		return c.showForm(v, httpstatus.Of(e), f.filled(v, e))
 	}
+	c.changed(v, "updateWebhook", v.id(), before)
 	n := flash{Key: "done.changed", Secret: w.SigningSecret}
 	if !settled {
 		n.Key = "done.changed_soon"
@@ -470,12 +473,20 @@ func (c *Console) postWebhookChange(v *visit) error {
 }
 
 func (c *Console) postSuspend(v *visit) error {
+	before := c.webhook(v, v.id())
 	_, settled, err := c.Webhooks.Suspend(v.ctx, v.caller.Account, v.id(), v.caller.Name)
+	if err == nil {
+		c.changed(v, "suspendWebhook", v.id(), before)
+	}
 	return c.doneByHand(v, "done.suspended", settled, err)
 }
 
 func (c *Console) postResume(v *visit) error {
+	before := c.webhook(v, v.id())
 	_, settled, err := c.Webhooks.Resume(v.ctx, v.caller.Account, v.id(), v.caller.Name)
+	if err == nil {
+		c.changed(v, "resumeWebhook", v.id(), before)
+	}
 	return c.doneByHand(v, "done.resumed", settled, err)
 }
 
@@ -494,15 +505,18 @@ func (c *Console) postTest(v *visit) error {
 	if err != nil {
 		return err
 	}
+	c.changed(v, "testWebhook", v.id(), nil)
 	v.fields = append(v.fields, zap.String("notification_id", n.ID))
 	return c.done(v, "/notifications/"+n.ID, flash{Key: "done.test"})
 }
 
 func (c *Console) postRotate(v *visit) error {
+	before := c.webhook(v, v.id())
 	w, secret, err := c.Webhooks.RotateSecret(v.ctx, v.caller.Account, v.id(), false)
 	if err != nil {
 		return err
 	}
+	c.changed(v, "rotateSecret", v.id(), before)
 	n := flash{Key: "done.rotated", Secret: secret}
 	if w.PublicKey != "" {
 		n.Key = "done.rotated_key"
@@ -518,6 +532,7 @@ func (c *Console) postDelete(v *visit) error {
 	if err := c.Webhooks.Delete(v.ctx, v.caller.Account, v.id(), nil, v.caller.Name); err != nil {
 		return err
 	}
+	c.changed(v, "deleteWebhook", v.id(), w)
 	return c.done(v, "/webhooks", flash{Key: "done.deleted", Args: map[string]string{"name": w.Name}})
 }
 

@@ -1,0 +1,79 @@
+package console
+
+import (
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"gancho/services/management/internal/audit"
+)
+
+const auditPerPage = 50
+
+// auditData is the page of changes.
+type auditData struct {
+	Records               []audit.Record
+	Action, Actor, Object string // filters
+	Actions               []string
+	First                 bool
+	Next                  string
+}
+
+// auditActions are those that a page of the console or a client makes, for the filter.
+func auditActions() []string {
+	return []string{
+		"createWebhook", "updateWebhook", "deleteWebhook", "suspendWebhook", "resumeWebhook", "rotateSecret", "testWebhook", "resendNotification",
+		"createReplay", "startReplay", "pauseReplay", "resumeReplay", "cancelReplay", "createPortalLink", "updateAccount",
+	}
+}
+
+func (c *Console) auditPage(v *visit) error {
+	query := v.r.URL.Query()
+	data := auditData{Action: query.Get("action"), Actor: query.Get("actor"), Object: query.Get("object"), Actions: auditActions(), First: true}
+	f := audit.Filter{Account: v.caller.Account, Action: data.Action, Actor: data.Actor, Object: data.Object, Limit: auditPerPage}
+	if before, err := strconv.ParseUint(query.Get("after"), 10, 64); err == nil && before > 0 {
+		f.Before, data.First = before, false
+	}
+	found, err := c.Audit.List(v.ctx, f)
+	if err != nil {
+		return err
+	}
+	data.Records = found.Records
+	if found.Next > 0 {
+		q := url.Values{"after": {strconv.FormatUint(found.Next, 10)}}
+		for name, value := range map[string]string{"action": data.Action, "actor": data.Actor, "object": data.Object} {
+			if value != "" {
+				q.Set(name, value)
+			}
+		}
+		data.Next = "/audit?" + q.Encode()
+	}
+	return c.show(v, http.StatusOK, "audit", page{Title: "audit.title", Tab: "audit", Data: data})
+}
+
+// webhook is the account's webhook as it is shown; nil when there is none.
+func (c *Console) webhook(v *visit, id string) any {
+	w, err := c.Webhooks.Show(v.ctx, v.caller.Account, id)
+	if err != nil {
+		return nil
+	}
+	return w
+}
+
+// changed records a change of a webhook, before it is acknowledged.
+func (c *Console) changed(v *visit, action, id string, before any) {
+	change := audit.Change{Action: action, Kind: "webhook", ID: id, Before: before}
+	if action != "deleteWebhook" {
+		change.After = c.webhook(v, id)
+	}
+	c.Audit.Write(v.ctx, v.caller, change)
+}
+
+// objectLink is the page of what was changed, "" where there is none.
+func objectLink(o audit.Object) string {
+	switch o.Kind {
+	case "webhook", "notification", "replay":
+		return "/" + o.Kind + "s/" + o.ID
+	}
+	return ""
+}
