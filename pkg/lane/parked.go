@@ -98,8 +98,8 @@ type Drain struct {
 // ErrBusy reports that another drain covers the same messages.
 var ErrBusy = errors.New("another drain covers these messages")
 
-// OpenDrain opens the drain of a lane, for one webhook or for all with "*". All dispatchers together hold at most atMost
-// deliveries of each part of the lane.
+// OpenDrain opens the drain of a lane, for one webhook or for all with "*". All dispatchers together hold at most
+// atMost deliveries of each part of the lane.
 func OpenDrain(ctx context.Context, b *bus.Bus, account, lane, webhook string, atMost int, ackWait time.Duration) (*Drain, error) {
 	d := &Drain{bus: b}
 	for i, subject := range parts(account, lane, webhook) {

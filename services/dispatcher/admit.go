@@ -26,8 +26,8 @@ type admission struct {
 }
 
 // admit is the one gate before an attempt. It decides from the webhook, nil when it was deleted, from the URL's
-// suspension, from the limits of URL and account, and from the backpressure of RETRIES. p is the permit that the notification comes with; a slot that is of
-// no use is released. It never waits.
+// suspension, from the limits of URL and account, and from the backpressure of RETRIES. p is the permit that the
+// notification comes with; a slot that is of no use is released. It never waits.
 func (d *Dispatcher) admit(m *lane.Delivery, w *webhook.Webhook, p permit) admission {
 	a := admission{permit: p, webhook: w}
 	if w == nil {

@@ -66,7 +66,7 @@ func (b *backpressure) count(d *Dispatcher, w share.Work) {
 	b.update(d, func() { b.sizes = sizes })
 }
 
-// update decides anew whom to hold back: above the limit, until RETRIES is a tenth below it.
+// update decides which accounts to hold back: above the limit, until RETRIES is a tenth below it.
 func (b *backpressure) update(d *Dispatcher, change func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -146,7 +146,7 @@ func (b *backpressure) largest() []string {
 	return accounts[:min(len(accounts), mostListed)]
 }
 
-// State says for /readyz whose first attempts are held back, "" when nobody's are.
+// State says for /readyz which first attempts are held back, "" when none are.
 func (b *backpressure) State() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()

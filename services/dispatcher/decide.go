@@ -53,7 +53,7 @@ func (d *Dispatcher) handle(ctx context.Context, m *lane.Delivery, p permit) (at
 //
 // The order of the writes keeps a crash from losing a notification or ending it twice: first the request, then its
 // record on top of the record before it, then what follows (a schedule, PARKED, FAILED), and the ack last. The next
-// delivery repeats from the journal whatever was cut off.
+// delivery repeats from the journal every write that was cut off.
 func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position notification.Position, a admission) bool {
 	defer d.isolate(ctx, m)
 	defer func() { a.slot.release() }()
@@ -62,7 +62,7 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position not
 			a.slot, a.reason = nil, notification.Saturated
 			break
 		}
-		w, err := d.webhook(ctx, m) // it may have changed meanwhile, and so may the suspension
+		w, err := d.webhook(ctx, m) // it may have changed during the wait, and so may the suspension
 		if err != nil {
 			d.retryDelivery(ctx, m, err)
 			return false
@@ -92,8 +92,8 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position not
 	return true
 }
 
-// waitedTooLong reports whether a notification that PARKED has refused ever since waits for its suspended URL longer than
-// it may.
+// waitedTooLong reports whether a notification that PARKED has refused ever since waits for its suspended URL longer
+// than it may.
 func (d *Dispatcher) waitedTooLong(m *lane.Delivery) bool {
 	return m.NumDelivered == 1 && !m.RefusedAt.IsZero() && time.Since(m.RefusedAt) > d.cfg.ParkedMaxAge
 }

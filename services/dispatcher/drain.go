@@ -242,8 +242,8 @@ func (x *drains) release(ctx context.Context, k laneKey) error {
 	return err
 }
 
-// drainPause is how long a drain waits for a free place, or for the last deliveries to settle; longestDrainPause how long
-// when a place will not be free before.
+// drainPause is how long a drain waits for a free place, or for the last deliveries to settle; longestDrainPause how
+// long when a place will not be free before.
 const drainPause, longestDrainPause = 5 * time.Millisecond, 100 * time.Millisecond
 
 // empty takes messages out of a lane, of one webhook or of all with "*", until none is left. permits returns those for
@@ -341,7 +341,7 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 		if took > 0 {
 			continue
 		}
-		if none, err := drain.Empty(ctx); err != nil || none { // somebody emptied the lane: the claim is given back
+		if none, err := drain.Empty(ctx); err != nil || none { // the lane was emptied: the claim is given back
 			_, err = d.suspensions.Write(work, flag.Flag, claimed.Revision)
 			return err
 		}

@@ -175,9 +175,9 @@ var lives = map[string]life{
 	"record of the end":   {write: published("gancho.attempts."), begin: (*rig).deleted, want: notification.Cancelled},
 }
 
-// TestFaults breaks every write of the dispatcher in every way: it is not done or its answer is lost, and the dispatcher
-// connects again, or is frozen and wakes up after another one went on; the broker restarts; another record comes first.
-// Each time the notification ends once, no attempt is skipped, and nothing is left over.
+// TestFaults breaks every write of the dispatcher in every way: it is not done or its answer is lost, and the
+// dispatcher connects again, or is frozen and wakes up after another one went on; the broker restarts; another record
+// comes first. Each time the notification ends once, no attempt is skipped, and nothing is left over.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	faults := map[string]func(r *rig) bustest.Break{

@@ -48,7 +48,7 @@ func (r *rig) settled() {
 }
 
 // TestFullParkedHoldsNoPlace: an account fills PARKED with notifications for a suspended URL and goes on. Those that
-// find no room come back over RETRIES and use up nothing; the first attempts of another account go on meanwhile, and
+// find no room come back over RETRIES and use up nothing; the first attempts of another account go on, and
 // all notifications are delivered when the URL is resumed.
 func TestFullParkedHoldsNoPlace(t *testing.T) {
 	t.Parallel()
@@ -101,8 +101,8 @@ func TestRefusedExpires(t *testing.T) {
 	}
 }
 
-// TestFullRetriesHoldBackOneAccount: an account's large failing events put RETRIES over its limit. First attempts of that
-// account wait, those of another go on, and everything is delivered in the end.
+// TestFullRetriesHoldBackOneAccount: an account's large failing events put RETRIES over its limit. First attempts of
+// that account wait, those of another go on, and everything is delivered in the end.
 func TestFullRetriesHoldBackOneAccount(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(c *Config) {

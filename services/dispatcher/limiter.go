@@ -17,14 +17,14 @@ func (k urlKey) suspension() suspension.Key { return suspension.Key{Account: k.a
 const (
 	// startLimit is the concurrency limit of a URL without history.
 	startLimit = 8
-	// maxWait is the longest time that a notification may expect to wait in memory for a slot of its URL. It is far below
-	// the ack wait and below the cost of a detour over PARKED.
+	// maxWait is the longest time that a notification may expect to wait in memory for a slot of its URL. It is far
+	// below the ack wait and below the cost of a detour over PARKED.
 	maxWait = 250 * time.Millisecond
 	// forgetAfter is how long the limit of an idle URL is remembered.
 	forgetAfter = 15 * time.Minute
 	// aloneAfter is how long no other account has had traffic when one account may take every slot.
 	aloneAfter = time.Minute
-	// slowAfter is the duration from which an attempt is slow, whatever its outcome.
+	// slowAfter is the duration from which an attempt is slow, successful or not.
 	slowAfter = time.Second
 )
 
@@ -169,8 +169,8 @@ func (s *slot) finish(delivered bool, took time.Duration) {
 	}
 }
 
-// newLimiter returns a limiter of at most mostPerURL slots per URL and, per account, a quarter of most, which is half of
-// the amount for first attempts.
+// newLimiter returns a limiter of at most mostPerURL slots per URL and, per account, a quarter of most, which is half
+// of the amount for first attempts.
 func newLimiter(mostPerURL int, most amount) *limiter {
 	return &limiter{
 		mostPerURL: mostPerURL, mostPerAccount: most.part(1, 4), first: most.part(1, 2),

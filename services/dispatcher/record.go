@@ -56,7 +56,7 @@ const keptHeaderBytes = 8 << 10
 const cutHeader = "(truncated)"
 
 // flat joins the values of each header and keeps the first keptHeaderBytes, in alphabetical order. What is
-// left out is told by cutHeader.
+// left out is marked by cutHeader.
 func flat(h http.Header) map[string]string {
 	if len(h) == 0 {
 		return nil

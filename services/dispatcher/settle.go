@@ -189,9 +189,9 @@ func (d *Dispatcher) end(ctx context.Context, m *lane.Delivery, last notificatio
 	d.carryOut(ctx, m, notification.Conclude(&m.Notification, d.received(m), r, false))
 }
 
-// retryDelivery leaves a delivery that could not be settled unacknowledged, so that it comes again. Its place is free at
-// once. A conflict means
-// that another dispatcher, or an earlier delivery of this message, was faster; the next delivery finds its record.
+// retryDelivery leaves a delivery that could not be settled unacknowledged, so that it comes again. Its place is free
+// at once. A conflict means that another dispatcher, or an earlier delivery of this message, was faster; the next
+// delivery finds its record.
 func (d *Dispatcher) retryDelivery(ctx context.Context, m *lane.Delivery, err error) {
 	switch {
 	case errors.Is(err, schema.ErrNewer): // of its webhook or its journal

@@ -42,7 +42,7 @@ type Break struct {
 	Done   chan struct{} // closed after the fault; made by Proxy.Break
 }
 
-// Proxy starts a proxy on a free port that ends with the test. The server may be restarted meanwhile.
+// Proxy starts a proxy on a free port that ends with the test. The server may be restarted.
 func (s *Server) Proxy() *Proxy {
 	s.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
