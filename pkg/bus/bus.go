@@ -331,10 +331,10 @@ func (b *Bus) ShouldLog(what string) bool {
 	return true
 }
 
-// trouble logs an error that lasts and is met again and again, once in tellEvery. A broker that is away is told
+// trouble logs an error that lasts and is met again and again, when its cause changes and once in tellEvery. A broker that is away is told
 // by the connection.
 func (b *Bus) trouble(what string, err error) {
-	if b.link.isUp() && b.ShouldLog(what) {
+	if b.link.isUp() && b.ShouldLog(what+": "+err.Error()) {
 		b.log.Warn("trouble with the broker; trying again", zap.String("with", what), zap.Error(err))
 	}
 }

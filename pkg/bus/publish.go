@@ -117,6 +117,7 @@ func (b *Bus) silent(stream string, err error) {
 		return
 	}
 	what := "publish to " + stream
+	b.trouble(what, err)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.problems[what] = what + ": " + err.Error()

@@ -105,7 +105,12 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		return err
 	}
 	lists := index.New(index.Config{MaxEntries: cfg.IndexMaxEntries, MaxAge: cfg.Limits.LogMaxAge}, redis, b, proc.Log)
-	proc.Health.Want("redis", lists.State)
+	proc.Health.Want("redis", func() string {
+		if why := lists.State(); why != "" {
+			return suspension.Hosts(cfg.RedisURL) + ": " + why
+		}
+		return ""
+	})
 
 	// The address answers from the start, so that a client learns that the service still waits for the broker.
 	front := &startup{state: proc.Health.State}

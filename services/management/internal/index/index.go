@@ -20,7 +20,9 @@ import (
 	"gancho/pkg/journal"
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
+	"gancho/pkg/service"
 	"gancho/pkg/sleep"
+	"gancho/pkg/suspension"
 	"gancho/pkg/topology"
 )
 
@@ -83,13 +85,15 @@ type Config struct {
 
 // Index is this process's hand on the index. It is safe for concurrent use.
 type Index struct {
-	cfg  Config
-	rdb  redis.UniversalClient
-	bus  *bus.Bus
-	log  *zap.Logger
-	name string // of this process, in locks
+	cfg Config
+	rdb redis.UniversalClient
+	bus *bus.Bus
+	log *zap.Logger
+	// lasting is for troubles that come and go while Redis or the broker is in trouble.
+	lasting *zap.Logger
+	name    string // of this process, in locks
 
-	trouble atomic.Pointer[string]
+	trouble atomic.Pointer[trouble]
 	recent  recent
 	journal *source
 	events  *source
@@ -99,7 +103,7 @@ type Index struct {
 
 // New returns an index on rdb, which it does not close.
 func New(cfg Config, rdb redis.UniversalClient, b *bus.Bus, log *zap.Logger) *Index {
-	x := &Index{cfg: cfg, rdb: rdb, bus: b, log: log.Named("index"), name: uuid.NewString()}
+	x := &Index{cfg: cfg, rdb: rdb, bus: b, log: log.Named("index"), lasting: service.Lasting(log.Named("index")), name: uuid.NewString()}
 	x.journal = &source{
 		x: x, name: topology.Attempts, floorKey: keyFloor, targetKey: keyTarget, seenKey: keySeen, lockKey: keyLock, most: rebuildRecords, chunk: chunk,
 		durable:  topology.Durable{Stream: topology.Attempts, Name: topology.ConsumerIndex},
@@ -115,36 +119,45 @@ func New(cfg Config, rdb redis.UniversalClient, b *bus.Bus, log *zap.Logger) *In
 		},
 		read: x.readEvents,
 	}
-	x.failed("not looked at yet")
+	x.failed("not looked at yet", time.Time{})
 	return x
 }
 
+// trouble is why Redis cannot be used, and when it showed last.
+type trouble struct {
+	why string
+	at  time.Time
+}
+
+// calmFor is how long nothing may fail before Redis counts as usable again: one that refuses writes answers reads in
+// between.
+const calmFor = 3 * time.Second
+
 // State says what keeps the index from being read, "" if nothing does.
 func (x *Index) State() string {
-	if p := x.trouble.Load(); p != nil {
-		return *p
+	if t := x.trouble.Load(); t != nil {
+		return t.why
 	}
 	return ""
 }
 
-func (x *Index) failed(why string) { x.trouble.Store(&why) }
+func (x *Index) failed(why string, at time.Time) { x.trouble.Store(&trouble{why, at}) }
 
 // check notes whether Redis answers.
 func (x *Index) check(err error) error {
 	old := x.trouble.Load()
 	switch {
 	case err == nil || errors.Is(err, redis.Nil):
-		if old != nil && x.trouble.CompareAndSwap(old, nil) {
-			x.log.Info("the index in Redis is there")
+		if old != nil && time.Since(old.at) > calmFor && x.trouble.CompareAndSwap(old, nil) {
+			x.lasting.Info("the index in Redis is there")
 		}
 		return nil
 	case errors.Is(err, context.Canceled):
 		return err
 	}
-	if old == nil {
-		x.log.Warn("Redis cannot be used; lists of notifications are away until it can", zap.Error(err))
-	}
-	x.failed("Redis does not answer, or refuses")
+	why := suspension.Cause(err)
+	x.lasting.Warn("Redis cannot be used; lists of notifications are away until it can", zap.Error(errors.New(why)))
+	x.failed(why, time.Now())
 	return fmt.Errorf("%w: %w", ErrAway, err)
 }
 

@@ -84,7 +84,7 @@ func (s *source) watch(ctx context.Context) {
 	for failing := false; ; {
 		err := s.look(ctx)
 		if err != nil && !failing && ctx.Err() == nil && !errors.Is(err, ErrAway) {
-			s.x.log.Warn("the index cannot be filled; trying again", zap.Error(err))
+			s.x.lasting.Warn("the index cannot be filled; trying again", zap.Error(err))
 		}
 		failing = err != nil
 		if !sleep.For(ctx, lookEvery) {
