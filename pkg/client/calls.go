@@ -98,6 +98,16 @@ func (c *Client) UpdateWebhook(ctx context.Context, id string, change Change) (R
 	return post[Webhook](ctx, c, http.MethodPut, webhookPath(id), change.data())
 }
 
+// CreateWebhookFrom registers a webhook with the API's members as they are.
+func (c *Client) CreateWebhookFrom(ctx context.Context, members map[string]json.RawMessage) (Result[Webhook], error) {
+	return post[Webhook](ctx, c, http.MethodPost, "/webhooks", members)
+}
+
+// UpdateWebhookFrom changes those of the API's members that are given.
+func (c *Client) UpdateWebhookFrom(ctx context.Context, id string, members map[string]json.RawMessage) (Result[Webhook], error) {
+	return post[Webhook](ctx, c, http.MethodPut, webhookPath(id), members)
+}
+
 // DeleteWebhook deletes a webhook; its waiting notifications are cancelled.
 func (c *Client) DeleteWebhook(ctx context.Context, id string) error {
 	_, err := c.send(ctx, call{method: http.MethodDelete, path: webhookPath(id)})

@@ -25,8 +25,8 @@ const (
 	// firstPause and longestPause bound the wait before a new connection; it doubles, and starts again once
 	// something came.
 	firstPause, longestPause = time.Second, 30 * time.Second
-	// maxEvent limits one event of a stream, in bytes.
-	maxEvent = 1 << 20
+	// maxEvent limits one message of a stream of attempts, and maxBody one of a stream of events, in bytes.
+	maxEvent, maxBody = 1 << 20, 96 << 20
 )
 
 // Watch selects attempts for a tail. Empty members select all.
@@ -46,9 +46,47 @@ func (c *Client) Tail(ctx context.Context, w Watch, show func(Result[Attempt]) e
 	if w.Outcome != "" {
 		query.Set("outcome", w.Outcome)
 	}
-	s := &stream{
-		client: c, call: call{method: http.MethodGet, path: "/tail", query: query}, show: show, first: firstPause, pause: firstPause,
+	s := &stream{client: c, call: call{method: http.MethodGet, path: "/tail", query: query}, most: maxEvent}
+	s.show = func(kind string, raw []byte) error {
+		r := Result[Attempt]{Raw: raw}
+		if kind != "" && kind != "message" && kind != "attempt" || json.Unmarshal(raw, &r.Value) != nil || r.Value.Outcome == "" {
+			return nil
+		}
+		return show(r)
 	}
+	return s.run(ctx, lost)
+}
+
+// StoredEvent is an event as it was stored.
+type StoredEvent struct {
+	ID        string    `json:"id"`
+	EventName string    `json:"event_name"`
+	StoredAt  time.Time `json:"stored_at"`
+	Body      []byte    `json:"body"` // byte for byte
+}
+
+// TailEvents hands each event that pattern matches to show as it is stored, in order, until ctx ends (it then returns nil),
+// show returns an error, or the API refuses (its *Error). A connection that is lost is made again, and lost is called
+// with the reason; it goes on behind the last event that was shown.
+func (c *Client) TailEvents(ctx context.Context, pattern string, show func(StoredEvent) error, lost func(error)) error {
+	query := url.Values{}
+	if pattern != "" {
+		query.Set("event_name", pattern)
+	}
+	s := &stream{client: c, call: call{method: http.MethodGet, path: "/tail/events", query: query}, most: maxBody}
+	s.show = func(kind string, raw []byte) error {
+		var e StoredEvent
+		if kind != "event" || json.Unmarshal(raw, &e) != nil {
+			return nil
+		}
+		return show(e)
+	}
+	return s.run(ctx, lost)
+}
+
+// run reads one connection after the other.
+func (s *stream) run(ctx context.Context, lost func(error)) error {
+	s.first, s.pause = firstPause, firstPause
 	for {
 		err := s.follow(ctx)
 		if ctx.Err() != nil {
@@ -74,14 +112,15 @@ func (c *Client) Tail(ctx context.Context, w Watch, show func(Result[Attempt]) e
 	}
 }
 
-// stopped is an error of the function that shows attempts.
+// stopped is an error of the function that is shown what comes.
 type stopped struct{ error }
 
 // stream is a server-sent stream of events (WHATWG HTML, section 9.2) over its connections.
 type stream struct {
 	client *Client
 	call   call
-	show   func(Result[Attempt]) error
+	show   func(kind string, data []byte) error
+	most   int // bytes of one message
 	lastID string
 	first  time.Duration // the server's wish, if it has one
 	pause  time.Duration // before the next connection
@@ -112,7 +151,7 @@ func (s *stream) follow(ctx context.Context) error {
 		}
 	}
 	if kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); kind != "text/event-stream" {
-		return &Error{Call: s.client.name(s.call), Status: resp.StatusCode, Problems: []Problem{{Detail: "something else than a stream of attempts answered"}}}
+		return &Error{Call: s.client.name(s.call), Status: resp.StatusCode, Problems: []Problem{{Detail: "something else than a stream answered"}}}
 	}
 	err = s.read(resp.Body, func() { silence.Reset(silentFor) })
 	if _, ok := errors.AsType[*stopped](err); ok {
@@ -126,7 +165,7 @@ func (s *stream) follow(ctx context.Context) error {
 
 var errSilent = errors.New("nothing came for a minute")
 
-var errTooLong = errors.New("an event is longer than 1 MiB")
+var errTooLong = errors.New("a message of the stream is longer than any should be")
 
 // read reads events until the body ends. alive is called for every line.
 func (s *stream) read(body io.Reader, alive func()) error {
@@ -135,7 +174,7 @@ func (s *stream) read(body io.Reader, alive func()) error {
 	var kind string
 	id := s.lastID
 	for {
-		line, err := readLine(lines)
+		line, err := readLine(lines, s.most)
 		if err != nil {
 			return err
 		}
@@ -158,7 +197,7 @@ func (s *stream) read(body io.Reader, alive func()) error {
 			if data != nil {
 				data = append(data, '\n')
 			}
-			if data = append(data, value...); len(data) > maxEvent {
+			if data = append(data, value...); len(data) > s.most {
 				return errTooLong
 			}
 		case "event":
@@ -176,34 +215,26 @@ func (s *stream) read(body io.Reader, alive func()) error {
 
 // dispatch shows one event. Events of other kinds are passed over: a newer server may send them.
 func (s *stream) dispatch(kind string, data []byte) error {
-	switch kind {
-	case "", "message", "attempt":
-	case "end": // the server says why it ends the stream
+	if kind == "end" { // the server says why it ends the stream
 		var end struct {
 			Reason string `json:"reason"`
 		}
 		_ = json.Unmarshal(data, &end) // without a reason it ends as well
 		return fmt.Errorf("the server ended the stream: %s", end.Reason)
-	default:
-		return nil
 	}
-	r := Result[Attempt]{Raw: bytes.Clone(data)}
-	if json.Unmarshal(data, &r.Value) != nil || r.Value.Outcome == "" {
-		return nil
-	}
-	if err := s.show(r); err != nil {
+	if err := s.show(kind, bytes.Clone(data)); err != nil {
 		return &stopped{err}
 	}
 	return nil
 }
 
-func readLine(r *bufio.Reader) ([]byte, error) {
+func readLine(r *bufio.Reader, most int) ([]byte, error) {
 	var line []byte
 	for {
 		part, err := r.ReadSlice('\n')
 		line = append(line, part...)
 		switch {
-		case len(line) > maxEvent:
+		case len(line) > most:
 			return nil, errTooLong
 		case errors.Is(err, bufio.ErrBufferFull):
 			continue

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"io"
 	"net/http"
@@ -124,10 +125,45 @@ func TestTailRefusesEndlessLines(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := &stream{show: func(Result[Attempt]) error { t.Error("shown"); return nil }}
+			s := &stream{most: maxEvent, show: func(string, []byte) error { t.Error("shown"); return nil }}
 			if err := s.read(strings.NewReader(text), func() {}); !errors.Is(err, errTooLong) {
 				t.Errorf("got %v", err)
 			}
 		})
 	}
+}
+
+// TestTailEvents reads events with all their bytes, and goes on behind the last one.
+func TestTailEvents(t *testing.T) {
+	t.Parallel()
+	large := strings.Repeat("x", 2<<20)
+	event := func(id, body string) string {
+		return "event: event\nid: " + id + "\ndata: {\"id\":\"e" + id + "\",\"event_name\":\"crm_deal_created\",\"body\":\"" + base64.StdEncoding.EncodeToString([]byte(body)) + "\"}\n\n"
+	}
+	synctest.Test(t, func(t *testing.T) {
+		var asked, got []string
+		c := newClient(t, func(r *http.Request) (*http.Response, error) {
+			asked = append(asked, r.URL.Path+"?"+r.URL.RawQuery+" "+r.Header.Get("Last-Event-ID"))
+			if len(asked) == 1 {
+				return streamOf(": welcome\n\n" + event("7", "{\n}") + event("9", large) + "event: attempt\ndata: {}\n\n"), nil
+			}
+			return streamOf(event("12", "{}")), nil
+		})
+		stop := errors.New("enough")
+		err := c.TailEvents(t.Context(), "crm_deal_*", func(e StoredEvent) error {
+			if got = append(got, e.ID+" "+string(e.Body)); len(got) == 3 {
+				return stop
+			}
+			return nil
+		}, func(error) {})
+		if !errors.Is(err, stop) {
+			t.Errorf("it ended with %v", err)
+		}
+		if diff := cmp.Diff(asked, []string{"/base/crm/v2/tail/events?event_name=crm_deal_%2A ", "/base/crm/v2/tail/events?event_name=crm_deal_%2A 9"}); diff != "" {
+			t.Error(diff)
+		}
+		if diff := cmp.Diff(got, []string{"e7 {\n}", "e9 " + large, "e12 {}"}); diff != "" {
+			t.Errorf("%.500s", diff)
+		}
+	})
 }

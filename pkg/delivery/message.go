@@ -76,7 +76,7 @@ func (s *Sender) compose(r *Request, now time.Time) (*message, error) {
 	m.set("Gancho-Event", r.EventName)
 	m.set("Gancho-Attempt", strconv.Itoa(r.Attempt))
 	if !r.EventTime.IsZero() {
-		m.set("Gancho-Event-Time", r.EventTime.UTC().Format(eventTimeFormat))
+		m.set("Gancho-Event-Time", r.EventTime.UTC().Format(EventTimeFormat))
 	}
 	if r.Replay != "" {
 		m.set("Gancho-Replay", r.Replay)
@@ -94,8 +94,8 @@ func (s *Sender) compose(r *Request, now time.Time) (*message, error) {
 	return m, nil
 }
 
-// eventTimeFormat is RFC 3339 with all nine digits, so that values sort as text.
-const eventTimeFormat = "2006-01-02T15:04:05.000000000Z07:00"
+// EventTimeFormat is that of the header Gancho-Event-Time: RFC 3339 with all nine digits, so that values sort as text.
+const EventTimeFormat = "2006-01-02T15:04:05.000000000Z07:00"
 
 func fits(value string) bool { return value != "" && httpguts.ValidHeaderFieldValue(value) }
 

@@ -5,6 +5,9 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"gancho/pkg/redistest"
+	"gancho/services/management"
 )
 
 func TestConditions(t *testing.T) {
@@ -66,7 +69,8 @@ func TestConditions(t *testing.T) {
 // TestConditionsTest holds conditions against bodies and against stored events, which no webhook need have got.
 func TestConditionsTest(t *testing.T) {
 	t.Parallel()
-	s := start(t, nil)
+	redis := redistest.Start(t)
+	s := start(t, func(c *management.Config) { c.RedisURL = redis.URL() })
 	id := s.do(acme, "POST", "/crm/v2/webhooks", `{"data":{"event_name":"crm_deal_updated","url":"https://hooks.example.com/a","conditions":`+
 		`[{"path":"document.amount","op":"gt","value":1e3},{"path":"$changed","op":"contains","value":"deal_stage"}]}}`).want(http.StatusCreated).id()
 	path := "/crm/v2/webhooks/" + id + "/conditions/test"

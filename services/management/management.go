@@ -186,7 +186,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		jobs := replays.New(b, replayBucket, hooks, sends, proc.Log)
 		tails := tail.New(b)
 		changes := audit.New(b, proc.Log, proc.Metrics)
-		dry := dryrun.New(b, hooks, cfg.Limits.EventMaxBytes)
+		dry := dryrun.New(b, hooks, sends, cfg.Limits.EventMaxBytes)
 		handler, err := api.New(api.Options{
 			Gate: gate, Webhooks: hooks, Notifications: sends, Ingest: ingest.New(b, meter, cfg.Limits.EventMaxBytes), Tail: tails, Replays: jobs, Stopping: ctx.Done(),
 			Accounts: accounts.New(b, settings, cfg.Limits.LogMaxAge), Idempotency: idempotency.New(answers, keys, proc.Log), Catalogue: types, DryRun: dry, PublicURL: cfg.PublicURL, EgressAddresses: cfg.EgressPublished,

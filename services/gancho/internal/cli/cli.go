@@ -56,10 +56,12 @@ type grammar struct {
 	Healthcheck healthcheckCmd `cmd:"" group:"run" help:"Ask the process at OPS_ADDR whether it is ready; the exit code says."`
 
 	Webhooks      webhooksCmd      `cmd:"" group:"api" help:"Register, show, change, test, suspend and resume webhooks."`
+	Apply         applyCmd         `cmd:"" group:"api" help:"Make the account's webhooks what a file says."`
 	Notifications notificationsCmd `cmd:"" group:"api" help:"See what became of notifications, and why; send one again."`
 	Replays       replaysCmd       `cmd:"" group:"api" help:"Send a range of past events to a webhook again."`
 	Events        eventsCmd        `cmd:"" group:"api" help:"Publish an event."`
 	Tail          tailCmd          `cmd:"" group:"api" help:"Watch attempts as they are made."`
+	Listen        listenCmd        `cmd:"" group:"api" help:"Forward events to a local address as they come, to develop a receiver."`
 	PortalLink    portalLinkCmd    `cmd:"" group:"api" help:"Make a link into the console for somebody without a token."`
 
 	Doctor   doctorCmd   `cmd:"" group:"broker" help:"Check the books: has every notification ended, or is it on its way? Say what is stuck."`

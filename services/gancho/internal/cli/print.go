@@ -87,3 +87,8 @@ func stampOf(t *time.Time) string {
 	}
 	return stamp(*t)
 }
+
+// line prints one value as JSON on one line.
+func (a *app) line(v any) error {
+	return json.NewEncoder(a.Stdout).Encode(v)
+}

@@ -49,6 +49,8 @@ func schemaName(t reflect.Type, hint string) string {
 		return "Replay"
 	case reflect.TypeFor[tail.Attempt]():
 		return "TailAttempt"
+	case reflect.TypeFor[tail.Event]():
+		return "TailEvent"
 	case reflect.TypeFor[accounts.View]():
 		return "Account"
 	case reflect.TypeFor[catalogue.Type]():

@@ -106,7 +106,7 @@ func (a *API) routes() []route {
 		{
 			method: http.MethodPost, path: "/webhooks/{id}/conditions/test", id: "testConditions", tag: "webhooks",
 			summary: "Hold the webhook's conditions, or others, against an event",
-			about:   "Nothing is sent or changed. The event is one of the account's newest 2,000, by its id, or a body.",
+			about:   "Nothing is sent or changed. The event is one of the account's, by its id, or a body.",
 			body:    conditionsTest{}, results: []result{{http.StatusOK, "how each condition fared", dryrun.Result{}, false, "", false}}, fails: []int{404}, handle: a.testConditions,
 		},
 		{
@@ -229,6 +229,14 @@ func (a *API) routes() []route {
 				{name: "outcome", kind: "string", enum: outcomes},
 			},
 			results: []result{{http.StatusOK, "a stream", tail.Attempt{}, false, "text/event-stream", false}}, fails: []int{404, 422}, handle: a.tail,
+		},
+		{
+			method: http.MethodGet, path: "/tail/events", id: "tailEvents", tag: "events", stream: true,
+			summary: "Watch events as they are stored",
+			about: "Server-sent events named event, in order, with the bytes of each in base64; gancho listen forwards them to a local address. A comment comes every 15 s. " +
+				"With Last-Event-ID, which browsers and clients send when they connect again, it goes on behind that event.",
+			query:   []parameter{{name: "event_name", kind: "string", about: "an event or a pattern such as crm_deal_*; * if left out"}},
+			results: []result{{http.StatusOK, "a stream", tail.Event{}, false, "text/event-stream", false}}, fails: []int{422}, handle: a.tailEvents,
 		},
 		{
 			method: http.MethodGet, path: "/openapi.json", id: "getOpenAPI", tag: "meta", public: true, summary: "This document",

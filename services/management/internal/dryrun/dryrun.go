@@ -16,23 +16,27 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
 	"gancho/pkg/webhook"
+	"gancho/services/management/internal/language"
+	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/webhooks"
 )
 
-// searched is how many of an account's newest events are looked through for an id.
-const searched = 2000
+// searched is how many of an account's newest events are looked through for an id before the index is asked, which may
+// be away or not have them yet.
+const searched = 200
 
 // Service is safe for concurrent use.
 type Service struct {
 	bus      *bus.Bus
 	webhooks *webhooks.Service
+	sends    *notifications.Service
 	maxBytes int // of an event
 }
 
 // New returns a service. maxBytes is the largest event in bytes.
-func New(b *bus.Bus, hooks *webhooks.Service, maxBytes int) *Service {
-	return &Service{bus: b, webhooks: hooks, maxBytes: maxBytes}
+func New(b *bus.Bus, hooks *webhooks.Service, sends *notifications.Service, maxBytes int) *Service {
+	return &Service{bus: b, webhooks: hooks, sends: sends, maxBytes: maxBytes}
 }
 
 // Input is an event, by its id or as a body with the values of the CRM's headers.
@@ -98,7 +102,7 @@ func (s *Service) Check(ctx context.Context, account, webhookID string, in Input
 	if err != nil {
 		return Result{}, err
 	}
-	return check(conditions, set, webhook.ConditionEvent(ev)), nil
+	return check(conditions, set, ev), nil
 }
 
 func check(conditions []condition.Condition, set condition.Set, against *condition.Event) Result {
@@ -111,21 +115,30 @@ func check(conditions []condition.Condition, set condition.Set, against *conditi
 	return r
 }
 
-func (s *Service) find(ctx context.Context, account, id string) (*event.Event, error) {
-	var found *event.Event
+// find returns the account's event with that id: one of the newest, for which the stream is enough, or any that the
+// index and the stream still have.
+func (s *Service) find(ctx context.Context, account, id string) (*condition.Event, error) {
+	var found *condition.Event
 	err := s.newest(ctx, account, func(string) bool { return true }, searched, func(e stored) {
 		if e.Is(id) {
-			found = &e.Event
+			found = webhook.ConditionEvent(&e.Event)
 		}
 	})
+	if err != nil || found != nil {
+		return found, err
+	}
+	e, err := s.sends.Event(ctx, account, id, language.English)
 	if err != nil {
+		if problem.Of(err).Kind == problem.Missing {
+			return nil, problem.At(problem.Invalid, "/data/event_id", "no_such_event", "this account has no event with this id any more; give its body instead")
+		}
 		return nil, err
 	}
-	if found == nil {
-		return nil, problem.At(problem.Invalid, "/data/event_id", "no_such_event",
-			fmt.Sprintf("no event with this id is among the account's newest %d; give its body instead", searched))
+	origin := ""
+	if e.Origin != nil {
+		origin = *e.Origin
 	}
-	return found, nil
+	return condition.NewEvent(e.Body(), e.Changed, origin), nil
 }
 
 // Trial is how a past event fared.

@@ -9,7 +9,8 @@ import (
 )
 
 const (
-	heartbeat = 15 * time.Second
+	// Heartbeat is how often a quiet stream gets a StillHere.
+	Heartbeat = 15 * time.Second
 	// writeWithin is how long one write to a reader may take.
 	writeWithin = 10 * time.Second
 )
@@ -35,7 +36,7 @@ func Header(h http.Header) {
 // Open begins the response with the lines of first. The caller closes the stream.
 func Open(w http.ResponseWriter, first string) *Stream {
 	Header(w.Header())
-	beat := time.NewTicker(heartbeat)
+	beat := time.NewTicker(Heartbeat)
 	s := &Stream{Beat: beat.C, w: w, control: http.NewResponseController(w), beat: beat}
 	s.send(first + "\n\n")
 	return s

@@ -92,6 +92,11 @@ func (s *Service) Changed(before, after *webhook.Webhook) {
 	s.changes.Post()
 }
 
+// CheckEvents reports what is wrong with a name or pattern of events, nil if nothing is.
+func (s *Service) CheckEvents(p webhook.Pattern) *webhook.Problem {
+	return webhook.CheckPattern(p, s.names)
+}
+
 // Names returns the event names that a webhook may name exactly, in alphabetical order.
 func (s *Service) Names() []string { return s.names.All() }
 
