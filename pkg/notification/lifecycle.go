@@ -171,7 +171,7 @@ func First(e *event.Event, storedAt time.Time, webhookID uuid.UUID) Notification
 func (n *Notification) Resend(last *Record, replay string) Notification {
 	again := *n
 	again.Send, again.Journal, again.Replay = n.Send+1, 0, replay
-	again.AttemptsDone, again.Moves = 0, 0
+	again.AttemptsDone, again.Moves, again.RefusedAt = 0, 0, time.Time{}
 	if last != nil {
 		again.Send, again.Journal = last.Send+1, last.Sequence
 	}

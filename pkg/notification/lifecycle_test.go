@@ -406,3 +406,31 @@ func (w *world) check() {
 		w.t.Fatalf("%d requests for %d recorded attempts and %d interruptions", requests, recorded, w.cut)
 	}
 }
+
+// TestDisplaced: a notification that PARKED refuses comes back after a quarter of its wait, and waits from the start
+// when it was attempted, parked or sent again.
+func TestDisplaced(t *testing.T) {
+	t.Parallel()
+	n := notifications().Example(1)
+	n.RefusedAt = time.Time{}
+	p := Position{AttemptsDone: 2, Journal: 7}
+	now, moves := noon, n.Moves
+	for _, want := range []time.Duration{time.Second, time.Second, time.Second, time.Second, time.Second, 1250 * time.Millisecond} {
+		next, at := n.Displaced(p, now)
+		if at.Sub(now) != want {
+			t.Errorf("after %v: it comes back after %v, want %v", now.Sub(noon), at.Sub(now), want)
+		}
+		if moves++; next.Moves != moves || next.AttemptsDone != 2 || next.Journal != 7 || !next.RefusedAt.Equal(noon) {
+			t.Errorf("got %+v", next)
+		}
+		n, now = next, at
+	}
+	if _, at := n.Displaced(p, noon.Add(24*time.Hour)); at.Sub(noon) != 24*time.Hour+10*time.Minute {
+		t.Errorf("after a day it comes back after %v", at.Sub(noon)-24*time.Hour)
+	}
+	for name, next := range map[string]Notification{"retried": n.Retry(p), "parked": n.Parked(p), "sent again": n.Resend(nil, "")} {
+		if !next.RefusedAt.IsZero() {
+			t.Errorf("%s: it was refused at %v", name, next.RefusedAt)
+		}
+	}
+}

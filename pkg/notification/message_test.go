@@ -27,6 +27,7 @@ func notifications() *rapid.Generator[Notification] {
 			Moves:         rapid.IntRange(0, 1<<20).Draw(t, "hop"),
 			Journal:       rapid.Uint64Max(1<<62).Draw(t, "journal"),
 			Replay:        rapid.SampledFrom([]string{"", uuid.NewString()}).Draw(t, "replay"),
+			RefusedAt:     rapid.SampledFrom([]time.Time{{}, time.UnixMilli(1_800_000_000_123)}).Draw(t, "refused"),
 			Body:          []byte(rapid.String().Draw(t, "body")),
 		}
 	})
