@@ -183,9 +183,23 @@ func (w *world) publish(lane Lane, id string, n Notification, at time.Time) {
 	w.messages = append(w.messages, &stored{n: n, lane: lane, notBefore: at})
 }
 
+// displace moves n to RETRIES because PARKED refused it.
+func (w *world) displace(n *Notification, p Position) {
+	next, at := n.Displaced(p, w.now)
+	w.publish(LaneRetry, next.MoveID(), next, at)
+}
+
+// onRetries reports whether RETRIES holds n or a message that follows from it.
+func (w *world) onRetries(n Notification) bool {
+	return slices.ContainsFunc(w.open(), func(m *stored) bool {
+		return m.lane == LaneRetry && m.n.Send == n.Send && m.n.Moves >= n.Moves
+	})
+}
+
 // choices are what chance decides about a delivery.
 type choices struct {
 	park, delivered, crowded, moveFirst bool
+	full                                bool // PARKED refuses it
 }
 
 // handle does what a dispatcher does with a delivery; it yields before each write.
@@ -207,7 +221,13 @@ func (w *world) handle(m *stored, r Receipt, c choices) iter.Seq[struct{}] {
 			case StepReschedule:
 				done = write(func() { w.publish(LaneRetry, d.Next.MoveID(), d.Next, d.At) })
 			case StepFinishPark:
-				done = write(func() { w.publish(LaneParked, d.Next.MoveID(), d.Next, w.now) })
+				switch {
+				case w.onRetries(d.Next): // PARKED refused it before
+				case c.full:
+					done = write(func() { w.displace(&m.n, d.Position) })
+				default:
+					done = write(func() { w.publish(LaneParked, d.Next.MoveID(), d.Next, w.now) })
+				}
 			case StepPostpone:
 				write(func() { m.notBefore = d.At })
 				return
@@ -236,7 +256,11 @@ func (w *world) handle(m *stored, r Receipt, c choices) iter.Seq[struct{}] {
 			recorded := false
 			writes := []func(){
 				func() { recorded = w.record(record) },
-				func() { n := m.n.Parked(d.Position); w.publish(LaneParked, n.MoveID(), n, w.now) },
+				func() {
+					if n := m.n.Parked(d.Position); !c.full {
+						w.publish(LaneParked, n.MoveID(), n, w.now)
+					}
+				},
 			}
 			if c.moveFirst {
 				slices.Reverse(writes)
@@ -245,6 +269,10 @@ func (w *world) handle(m *stored, r Receipt, c choices) iter.Seq[struct{}] {
 				if !write(do) {
 					return
 				}
+			}
+			if recorded && c.full {
+				p := Position{AttemptsDone: d.Position.AttemptsDone, Journal: record.Sequence}
+				recorded = write(func() { w.displace(&m.n, p) })
 			}
 			if recorded {
 				write(ack)
@@ -330,7 +358,7 @@ func TestEveryInterruption(t *testing.T) {
 		chance := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0)) // rapid's own numbers are mostly small
 		oneIn := func(n int) bool { return chance.IntN(n) == 0 }
 		draw := func() choices {
-			return choices{park: oneIn(4), delivered: oneIn(8), crowded: oneIn(3), moveFirst: oneIn(2)}
+			return choices{park: oneIn(4), delivered: oneIn(8), crowded: oneIn(3), moveFirst: oneIn(2), full: oneIn(3)}
 		}
 		for range 150 {
 			open := w.open()
