@@ -177,3 +177,32 @@ func anchors(t *testing.T, page string) []string {
 	}
 	return out
 }
+
+// TestMapOfTheCode: the map of the code has every package that services share, and what it names is there.
+func TestMapOfTheCode(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile(filepath.Join(root, "deploy/docs/development.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := map[string]bool{}
+	for _, m := range regexp.MustCompile("`((?:pkg|services|deploy|\\.ci)/[A-Za-z0-9_./-]+)`").FindAllStringSubmatch(string(text), -1) {
+		named[strings.TrimSuffix(m[1], "/")] = true
+		if _, err := os.Stat(filepath.Join(root, m[1])); err != nil {
+			t.Errorf("development.md names %s, which is not there", m[1])
+		}
+	}
+	err = filepath.WalkDir(filepath.Join(root, "pkg"), func(path string, entry os.DirEntry, err error) error {
+		if err != nil || !entry.IsDir() {
+			return err
+		}
+		files, err := filepath.Glob(filepath.Join(path, "*.go"))
+		if name := strings.TrimPrefix(path, root+"/"); len(files) > 0 && !named[name] {
+			t.Errorf("development.md has no line for %s", name)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
