@@ -22,6 +22,7 @@ var purposes = map[string]string{
 	topology.MaxDeliveries: "the broker's notes on used-up deliveries",
 	topology.WebhookStatus: "status events for the CRM",
 	topology.Commands:      "suspend and resume by hand",
+	topology.Audit:         "who changed what: one record for each change over the API and the console",
 }
 
 // streams returns the table of streams with the defaults of their settings.
