@@ -29,7 +29,7 @@ import (
 
 // Config says where the broker is.
 type Config struct {
-	// URL of the NATS servers, separated by commas: nats://user:password@host:4222 or tls://...
+	// URL of the NATS servers (2.12 or newer), separated by commas: nats://user:password@host:4222 or tls://...
 	URL string `env:"NATS_URL" envDefault:"nats://127.0.0.1:4222" secret:"true"`
 	// CredsFile is a NATS credentials file (JWT and seed), for brokers that use them.
 	CredsFile string `env:"NATS_CREDS_FILE"`
