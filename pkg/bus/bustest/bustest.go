@@ -133,6 +133,6 @@ func Example(i int) *notification.Notification {
 	eventID := event.ID("acme", "crm_deal_created", fmt.Sprint(i))
 	return &notification.Notification{
 		Account: "acme", ID: event.NotificationID(eventID, hook), WebhookID: hook.String(), EventID: eventID, EventName: "crm_deal_created",
-		EventSequence: uint64(i), EventTime: time.UnixMilli(1_700_000_000_000), Send: 1, Body: []byte(`{"a": 1}`),
+		EventSequence: uint64(i), EventTime: time.UnixMilli(1_700_000_000_000), Send: 1, Body: []byte(`{"a": 1}`), //nolint:gosec // a count
 	}
 }
