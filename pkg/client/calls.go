@@ -221,6 +221,24 @@ func (c *Client) CreateReplay(ctx context.Context, webhookID string, r Range, ra
 	return post[Replay](ctx, c, http.MethodPost, webhookPath(webhookID)+"/replays", data)
 }
 
+// ChangeFilter selects changes. Empty members select all.
+type ChangeFilter struct {
+	From, To              time.Time // To is not included
+	Action, Actor, Object string    // Actor is a name, Object an id
+}
+
+// Changes lists changes, newest first: of the account, of an operator without one of all. atOnce is that of
+// Notifications.
+func (c *Client) Changes(ctx context.Context, f ChangeFilter, atOnce int) iter.Seq2[Result[AuditRecord], error] {
+	query := Find{Range: Range{From: f.From, To: f.To}}.query(atOnce)
+	for name, value := range map[string]string{"action": f.Action, "actor": f.Actor, "object": f.Object} {
+		if value != "" {
+			query.Set(name, value)
+		}
+	}
+	return list[AuditRecord](ctx, c, "/audit", query, nil)
+}
+
 // Replays lists those of a webhook, newest first.
 func (c *Client) Replays(ctx context.Context, webhookID string) iter.Seq2[Result[Replay], error] {
 	return list[Replay](ctx, c, webhookPath(webhookID)+"/replays", nil, nil)

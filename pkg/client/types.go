@@ -189,6 +189,31 @@ type Replay struct {
 	Total            uint64    `json:"total"`
 }
 
+// AuditRecord is one change: who made it, and what the object was before and after, as the API shows it.
+type AuditRecord struct {
+	ID      string          `json:"id"`
+	At      time.Time       `json:"at"`
+	Account string          `json:"account_id"`
+	Actor   AuditActor      `json:"actor"`
+	Action  string          `json:"action"` // the operationId of the call
+	Object  AuditObject     `json:"object"`
+	Before  json.RawMessage `json:"before"` // null for what was made
+	After   json.RawMessage `json:"after"`  // null for what was deleted
+}
+
+// AuditActor is who made a change.
+type AuditActor struct {
+	Kind    string `json:"kind"` // token, jwt, console or operator
+	Name    string `json:"name"` // the subject of a JWT, or tok_<8 hex>
+	Address string `json:"address"`
+}
+
+// AuditObject is what was changed.
+type AuditObject struct {
+	Kind string `json:"kind"` // webhook, notification, replay, account or portal_link
+	ID   string `json:"id"`
+}
+
 // Accepted is where an event was stored.
 type Accepted struct {
 	EventID   string `json:"event_id"`

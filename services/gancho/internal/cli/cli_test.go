@@ -151,6 +151,9 @@ const (
 		`"explain":{"reason":"delivered","text":"Attempt 1 was answered with 204 after 3 ms.","next":"Nothing more is sent. It can be sent again."}}`
 	preview = `{"id":"` + replayID + `","webhook_id":"` + webhookID + `","state":"preview","from":"2026-01-20T00:00:00Z","to":"2026-01-21T00:00:00Z",` +
 		`"events":5400,"bytes":27000000,"estimated_seconds":270,"rate":20,"sent":0,"total":5400}`
+	changed = `{"id":"2f1c5a3e-6f4d-4b7e-9a1c-0d8e7f6a5b4c","at":"2026-01-21T10:00:00Z","account_id":"acme",` +
+		`"actor":{"kind":"token","name":"tok_00c0ffee","address":"192.0.2.7"},"action":"updateWebhook",` +
+		`"object":{"kind":"webhook","id":"` + webhookID + `"},"before":{"name":"one"},"after":{"name":"two"}}`
 	running = `{"id":"` + replayID + `","webhook_id":"` + webhookID + `","state":"running","from":"2026-01-20T00:00:00Z","to":"2026-01-21T00:00:00Z",` +
 		`"notification_state":"permanently_failed","problem":null,"events":5400,"bytes":27000000,"estimated_seconds":270,"rate":20,"sent":1200,"skipped":3,"total":5400}`
 )
@@ -279,11 +282,15 @@ func TestCommands(t *testing.T) {
 		}},
 		"replays_create_backwards": {"replays create " + webhookID + " --from 2026-01-21 --to 2026-01-20", "", nil},
 		"replays_list":             {"replays list " + webhookID, "", map[string][]answer{"GET " + hook + "/replays": page("", running, preview)}},
-		"replays_get":              {"replays get " + replayID, "", map[string][]answer{"GET " + replay: data(running)}},
-		"replays_start":            {"replays start " + replayID, "", map[string][]answer{"POST " + replay + "/start": data(running)}},
-		"replays_pause":            {"replays pause " + replayID + " -o json", "", map[string][]answer{"POST " + replay + "/pause": data(running)}},
-		"replays_resume":           {"replays resume " + replayID, "", map[string][]answer{"POST " + replay + "/resume": data(running)}},
-		"replays_cancel":           {"replays cancel " + replayID, "", map[string][]answer{"DELETE " + replay: {{status: 204}}}},
+		"audit": {"audit --from 2026-01-20 --action updateWebhook --actor tok_00c0ffee --limit 10", "", map[string][]answer{
+			"GET /crm/v2/audit": page("", changed),
+		}},
+		"audit_json":     {"audit -o json", "", map[string][]answer{"GET /crm/v2/audit": page("", changed)}},
+		"replays_get":    {"replays get " + replayID, "", map[string][]answer{"GET " + replay: data(running)}},
+		"replays_start":  {"replays start " + replayID, "", map[string][]answer{"POST " + replay + "/start": data(running)}},
+		"replays_pause":  {"replays pause " + replayID + " -o json", "", map[string][]answer{"POST " + replay + "/pause": data(running)}},
+		"replays_resume": {"replays resume " + replayID, "", map[string][]answer{"POST " + replay + "/resume": data(running)}},
+		"replays_cancel": {"replays cancel " + replayID, "", map[string][]answer{"DELETE " + replay: {{status: 204}}}},
 		"events_send": {"events send " + event, "", map[string][]answer{
 			"POST /crm/v2/events/crm_deal_created": {{status: 202, body: `{"data":{"event_id":"b2fe9543-c69a-5925-9070-c42230f71727","stream":"CRM_EVENTS","sequence":17,"duplicate":false}}`}},
 		}},
