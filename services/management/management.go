@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"gancho/pkg/audit"
 	"gancho/pkg/bus"
 	"gancho/pkg/egress"
 	"gancho/pkg/registry"
@@ -30,7 +31,6 @@ import (
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/accounts"
 	"gancho/services/management/internal/api"
-	"gancho/services/management/internal/audit"
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/console"

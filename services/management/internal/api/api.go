@@ -26,10 +26,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"gancho/pkg/audit"
 	"gancho/pkg/event"
 	"gancho/services/management/internal/accesslog"
 	"gancho/services/management/internal/accounts"
-	"gancho/services/management/internal/audit"
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/dryrun"

@@ -4,7 +4,7 @@ import (
 	"net/http"
 	"strconv"
 
-	"gancho/services/management/internal/audit"
+	"gancho/pkg/audit"
 	"gancho/services/management/internal/problem"
 )
 
@@ -33,7 +33,7 @@ func (a *API) audited(rt *route) func(*call) (*answer, error) {
 		if change.After == nil && c.r.Method != http.MethodDelete {
 			change.After = a.state(c, kind, change.ID)
 		}
-		a.Audit.Write(c.ctx, c.caller, change)
+		a.Audit.Write(c.ctx, c.caller.Account, c.caller.Actor(), change)
 		return ans, nil
 	}
 }
@@ -77,7 +77,7 @@ func (a *API) listAudit(c *call) (*answer, error) {
 	}
 	found, err := a.Audit.List(c.ctx, f)
 	if err != nil {
-		return nil, err
+		return nil, problem.Broker(err)
 	}
 	after := ""
 	if found.Next > 0 {

@@ -10,11 +10,11 @@ import (
 
 	"github.com/google/uuid"
 
+	"gancho/pkg/audit"
 	"gancho/pkg/condition"
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
 	"gancho/services/management/internal/accounts"
-	"gancho/services/management/internal/audit"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/dryrun"
 	"gancho/services/management/internal/ingest"

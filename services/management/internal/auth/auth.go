@@ -24,6 +24,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
+	"gancho/pkg/audit"
 	"gancho/pkg/event"
 	"gancho/services/management/internal/problem"
 )
@@ -97,6 +98,11 @@ type Caller struct {
 	guest  bool   // whom a portal link let in
 	issuer string // of the link: the public name of a configured token, "" for none
 	limit  string // under which key its requests count
+}
+
+// Actor is the caller in the record of a change.
+func (c Caller) Actor() audit.Actor {
+	return audit.Actor{Kind: string(c.Kind), Name: c.Name, Address: c.Address}
 }
 
 // Token returns the Bearer token of the request, "" when there is none.

@@ -5,7 +5,8 @@ import (
 	"net/url"
 	"strconv"
 
-	"gancho/services/management/internal/audit"
+	"gancho/pkg/audit"
+	"gancho/services/management/internal/problem"
 )
 
 const auditPerPage = 50
@@ -36,7 +37,7 @@ func (c *Console) auditPage(v *visit) error {
 	}
 	found, err := c.Audit.List(v.ctx, f)
 	if err != nil {
-		return err
+		return problem.Broker(err)
 	}
 	data.Records = found.Records
 	if found.Next > 0 {
@@ -66,7 +67,7 @@ func (c *Console) changed(v *visit, action, id string, before any) {
 	if action != "deleteWebhook" {
 		change.After = c.webhook(v, id)
 	}
-	c.Audit.Write(v.ctx, v.caller, change)
+	c.Audit.Write(v.ctx, v.caller.Account, v.caller.Actor(), change)
 }
 
 // objectLink is the page of what was changed, "" where there is none.

@@ -15,9 +15,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"gancho/pkg/audit"
 	"gancho/pkg/seal"
 	"gancho/services/management/internal/accesslog"
-	"gancho/services/management/internal/audit"
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/dryrun"

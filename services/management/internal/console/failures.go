@@ -11,8 +11,8 @@ import (
 	"github.com/google/uuid"
 	"go.uber.org/zap"
 
+	"gancho/pkg/audit"
 	"gancho/pkg/webhook"
-	"gancho/services/management/internal/audit"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
 )
@@ -121,7 +121,7 @@ func (c *Console) postResendMany(v *visit) error {
 	for i, p := range refused {
 		if p == nil {
 			sent++
-			c.Audit.Write(v.ctx, v.caller, audit.Change{Action: "resendNotification", Kind: "notification", ID: ids[i]})
+			c.Audit.Write(v.ctx, v.caller.Account, v.caller.Actor(), audit.Change{Action: "resendNotification", Kind: "notification", ID: ids[i]})
 		}
 	}
 	v.fields = append(v.fields, zap.Int("resent", sent))

@@ -12,7 +12,7 @@ import (
 
 	"go.uber.org/zap"
 
-	"gancho/services/management/internal/audit"
+	"gancho/pkg/audit"
 	"gancho/services/management/internal/explain"
 	lang "gancho/services/management/internal/language"
 	"gancho/services/management/internal/notifications"
@@ -200,7 +200,7 @@ func (c *Console) postResend(v *visit) error {
 	if err != nil {
 		return err
 	}
-	c.Audit.Write(v.ctx, v.caller, audit.Change{Action: "resendNotification", Kind: "notification", ID: n.ID})
+	c.Audit.Write(v.ctx, v.caller.Account, v.caller.Actor(), audit.Change{Action: "resendNotification", Kind: "notification", ID: n.ID})
 	v.fields = append(v.fields, zap.String("notification_id", n.ID))
 	return c.done(v, "/notifications/"+n.ID, flash{Key: "done.resent"})
 }

@@ -8,7 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
-	"gancho/services/management/internal/audit"
+	"gancho/pkg/audit"
 	"gancho/services/management/internal/httpstatus"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
@@ -63,7 +63,7 @@ func (c *Console) postReplay(v *visit) error {
 		}
 		return c.showWebhook(v, httpstatus.Of(e), form)
 	}
-	c.Audit.Write(v.ctx, v.caller, audit.Change{Action: "createReplay", Kind: "replay", ID: r.ID, After: r})
+	c.Audit.Write(v.ctx, v.caller.Account, v.caller.Actor(), audit.Change{Action: "createReplay", Kind: "replay", ID: r.ID, After: r})
 	v.fields = append(v.fields, zap.String("replay_id", r.ID))
 	v.redirect("/replays/" + r.ID)
 	return nil
@@ -115,7 +115,7 @@ func (c *Console) moveReplay(action string, move func(*replays.Service, context.
 		if err != nil {
 			return err
 		}
-		c.Audit.Write(v.ctx, v.caller, audit.Change{Action: action, Kind: "replay", ID: r.ID, Before: before, After: r})
+		c.Audit.Write(v.ctx, v.caller.Account, v.caller.Actor(), audit.Change{Action: action, Kind: "replay", ID: r.ID, Before: before, After: r})
 		v.redirect("/replays/" + r.ID)
 		return nil
 	}

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,8 +21,6 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/topology"
-	"gancho/services/management/internal/auth"
-	"gancho/services/management/internal/problem"
 )
 
 // Actor is who made a change.
@@ -75,11 +74,12 @@ func New(b *bus.Bus, log *zap.Logger, metrics prometheus.Registerer) *Log {
 	return l
 }
 
-// Write records a change that was made, also when the client has gone. It is called before the change is acknowledged.
-func (l *Log) Write(ctx context.Context, by auth.Caller, c Change) {
+// Write records a change of the account's that was made, also when the client has gone. It is called before the change is
+// acknowledged.
+func (l *Log) Write(ctx context.Context, account string, by Actor, c Change) {
 	r := Record{
-		ID: uuid.NewString(), At: time.Now().UTC().Truncate(time.Millisecond), Account: by.Account, Action: c.Action,
-		Actor: Actor{string(by.Kind), by.Name, by.Address}, Object: Object{c.Kind, c.ID}, Before: shown(c.Before), After: shown(c.After),
+		ID: uuid.NewString(), At: time.Now().UTC().Truncate(time.Millisecond), Account: account, Action: c.Action,
+		Actor: by, Object: Object{c.Kind, c.ID}, Before: shown(c.Before), After: shown(c.After),
 	}
 	fields := []zap.Field{
 		zap.String("audit_id", r.ID), zap.String("account_id", r.Account), zap.String("action", r.Action), zap.String("object", r.Object.Kind),
@@ -180,7 +180,7 @@ const (
 func (l *Log) List(ctx context.Context, f Filter) (Page, error) {
 	state, err := l.bus.StreamState(ctx, topology.Audit)
 	if err != nil {
-		return Page{}, problem.Broker(err)
+		return Page{}, fmt.Errorf("look at AUDIT: %w", err)
 	}
 	page := Page{Records: []Record{}}
 	subject := topology.SubjectAudit("*")
@@ -211,14 +211,14 @@ func (l *Log) List(ctx context.Context, f Filter) (Page, error) {
 			return true
 		})
 		if err != nil {
-			return Page{}, problem.Broker(fmt.Errorf("read AUDIT: %w", err))
+			return Page{}, fmt.Errorf("read AUDIT: %w", err)
 		}
-		for i := len(found) - 1; i >= 0; i-- {
+		for _, r := range slices.Backward(found) {
 			if len(page.Records) == f.Limit {
-				page.Next = found[i].at + 1
+				page.Next = r.at + 1
 				return page, nil
 			}
-			page.Records = append(page.Records, found[i].Record)
+			page.Records = append(page.Records, r.Record)
 		}
 		end = begin
 	}
