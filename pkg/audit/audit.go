@@ -45,8 +45,8 @@ type Record struct {
 	Actor   Actor           `json:"actor"`
 	Action  string          `json:"action" doc:"the operationId of the call, such as updateWebhook, also of a change by the console or the older API"`
 	Object  Object          `json:"object"`
-	Before  json.RawMessage `json:"before" nullable:"true"`
-	After   json.RawMessage `json:"after" nullable:"true"`
+	Before  json.RawMessage `json:"before"`
+	After   json.RawMessage `json:"after"`
 }
 
 // Change is what Write records of a change by a caller.
