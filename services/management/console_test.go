@@ -600,6 +600,26 @@ func TestConsoleConditions(t *testing.T) {
 	}
 }
 
+// TestConsoleEventTypes shows the catalogue and sends a sample to a webhook that is for it.
+func TestConsoleEventTypes(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	id := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x", "event_name", "crm_deal_*", "name", evilName)).want(201).id()
+	b := s.signedIn(acme, "en")
+	b.get("/event_types").want(200).safe("en").has("crm_deal_created", "receiver.py", "receiver.go", "ed25519.mjs", "webhook-signature")
+	s.signedIn(acme, "pt-BR").get("/event_types/crm_deal_updated").want(200).safe("pt-BR").has("Exemplo", "deal_stage", "JSON Schema")
+	b.get("/event_types/crm_deal_created").want(200).safe("en").has(id, "Send sample")
+	b.get("/event_types/crm_task_created").want(200).safe("en").has("No webhook is for this event.").lacks(id)
+	b.get("/event_types/crm_nope_at_all").want(404)
+	note := b.post("/event_types/crm_deal_deleted/send", "webhook_id", id).leads("/notifications/")
+	b.get(note).want(200).has("crm_deal_deleted", "A sample event is on its way.")
+	b.post("/event_types/crm_task_created/send", "webhook_id", id).want(422).safe("en")
+	s.signedIn(other, "en").post("/event_types/crm_deal_created/send", "webhook_id", id).want(404)
+	read := s.signedIn(acmeRead, "en")
+	read.get("/event_types/crm_deal_created").want(200).lacks("Send sample")
+	read.post("/event_types/crm_deal_created/send", "webhook_id", id).want(403)
+}
+
 func TestConsoleFailures(t *testing.T) {
 	t.Parallel()
 	x := exhibit(t)

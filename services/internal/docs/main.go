@@ -63,6 +63,11 @@ func render(root string) ([]page, error) {
 		return nil, err
 	}
 	pages := []page{{"deploy/docs/reasons.md", []byte(reasons())}, {"deploy/docs/metrics.md", []byte(measured)}}
+	copies, err := consoleReceivers(root)
+	if err != nil {
+		return nil, err
+	}
+	pages = append(pages, copies...)
 	for path, parts := range map[string]map[string]string{
 		"README.md":                   {"configuration": variables},
 		"deploy/docs/architecture.md": {"streams": streams()},
@@ -78,6 +83,26 @@ func render(root string) ([]page, error) {
 			}
 		}
 		pages = append(pages, page{path, text})
+	}
+	return pages, nil
+}
+
+// consoleReceivers are the copies of the receivers that the console shows: its binary can hold only files below it.
+func consoleReceivers(root string) (pages []page, err error) {
+	files, err := filepath.Glob(filepath.Join(root, "deploy/docs/receivers/*.*"))
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			return nil, err
+		}
+		name := filepath.Base(f)
+		if filepath.Ext(name) == ".go" { // it would be a package there
+			name += ".txt"
+		}
+		pages = append(pages, page{"services/management/internal/console/receivers/" + name, text})
 	}
 	return pages, nil
 }

@@ -108,7 +108,7 @@ func New(o Options) (*Console, error) {
 func Serves(p string) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(p, "/"), "/")
 	switch first {
-	case "", "sign-in", "sign-out", "portal", "theme.css", "account", "language", "webhooks", "notifications", "failures", "replays", "audit", "tail", "static":
+	case "", "sign-in", "sign-out", "portal", "theme.css", "account", "language", "webhooks", "notifications", "failures", "replays", "audit", "tail", "event_types", "static":
 		return path.Clean(p) == p
 	}
 	return false
@@ -172,6 +172,10 @@ func (c *Console) routes() []route {
 
 		{pattern: "GET /tail", bound: limitsItself, handle: c.tailPage},
 		{pattern: "GET /tail/stream", bound: limitsItself, stream: true, handle: c.tailStream},
+
+		{pattern: "GET /event_types", handle: c.eventTypesPage},
+		{pattern: "GET /event_types/{name}", handle: c.eventTypePage},
+		{pattern: "POST /event_types/{name}/send", write: true, handle: c.postSample},
 
 		{pattern: "/", public: true, handle: func(*visit) error {
 			return problem.New(problem.Missing, "no_such_page", "there is no such page")

@@ -288,7 +288,23 @@ func (s *Service) Test(ctx context.Context, account, webhookID string) (*Notific
 	if err != nil {
 		return nil, err
 	}
-	name := sampleName(w.EventName, s.webhooks.Names())
+	return s.test(ctx, w, sampleName(w.EventName, s.webhooks.Names()))
+}
+
+// TestOf is Test with a sample of that event, which must be one that the webhook is for.
+func (s *Service) TestOf(ctx context.Context, account, webhookID, name string) (*Notification, error) {
+	w, err := s.webhooks.Get(ctx, account, webhookID)
+	if err != nil {
+		return nil, err
+	}
+	if !w.EventName.Matches(name) {
+		return nil, problem.New(problem.Invalid, "other_name", "the webhook is for events of other names")
+	}
+	return s.test(ctx, w, name)
+}
+
+func (s *Service) test(ctx context.Context, w *webhook.Webhook, name string) (*Notification, error) {
+	account := w.Account
 	now, transaction := time.Now().UTC(), uuid.NewString()
 	eventID := event.ID(account, name, transaction)
 	id, err := uuid.Parse(w.ID)

@@ -97,6 +97,16 @@ func (s *Service) CheckEvents(p webhook.Pattern) *webhook.Problem {
 	return webhook.CheckPattern(p, s.names)
 }
 
+// Named returns the account's webhooks for events of that name, oldest first and at most n.
+func (s *Service) Named(account, eventName string, n int) (found []*webhook.Webhook) {
+	for _, w := range s.registry.Account(account) {
+		if len(found) < n && w.EventName.Matches(eventName) {
+			found = append(found, w)
+		}
+	}
+	return found
+}
+
 // Names returns the event names that a webhook may name exactly, in alphabetical order.
 func (s *Service) Names() []string { return s.names.All() }
 

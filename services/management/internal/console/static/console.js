@@ -123,8 +123,9 @@ window.addEventListener("pageshow", () => { for (const f of document.forms) dele
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", async () => {
     const field = $(button.dataset.copy);
-    field.select();
-    try { await navigator.clipboard.writeText(field.value); } catch { document.execCommand("copy"); }
+    if (field.select) field.select();
+    else document.getSelection().selectAllChildren(field);
+    try { await navigator.clipboard.writeText(field.value ?? field.textContent); } catch { document.execCommand("copy"); }
     button.textContent = button.dataset.copied;
     $("announce").textContent = button.dataset.copied;
   });
