@@ -61,8 +61,8 @@ func (k *Bucket) handle() jetstream.KeyValue {
 
 func (k *Bucket) what() string { return "bucket " + k.name }
 
-// Refill makes Watch call f when somebody deleted the bucket while the process ran and it was created anew,
-// empty: f writes back what the process knows, by Create. It is called before Watch begins.
+// Refill has Watch call f after the bucket was deleted and created again, empty, while the process ran. f writes back
+// the keys that the process knows, with Create. Refill must be called before Watch.
 func (k *Bucket) Refill(f func(context.Context) error) { k.refill = f }
 
 // WithHistory makes Watch begin with every entry that the bucket still has of each key, oldest first, instead of the
@@ -98,15 +98,14 @@ func (k *Bucket) Reconfigure(ctx context.Context, change func(*jetstream.StreamC
 	return err
 }
 
-// refillWithin is how long keys of a bucket that was created anew are believed although they are not in it:
-// its owner is writing them back.
+// refillWithin is how long Watch keeps the keys of a bucket that was created again although they are missing: the owner
+// is writing them back.
 const refillWithin = time.Minute
 
-// Watch calls apply with every entry, first those that exist, then each change in order, until ctx ends.
-// loaded is called once when every key that existed at the start has been applied, whatever is written
-// meanwhile. After a loss of the broker it carries on; when the watch itself is lost it starts anew, so an
-// entry can come twice. Keys that went with a deleted bucket and were not written back come as deleted, with
-// the highest revision there is.
+// Watch calls apply with every entry, first those that exist, then each change in order, until ctx ends. It calls
+// loaded once, when it has applied every key that existed at the start, even while others are written. Watch survives
+// the loss of the broker; when the watch itself is lost it begins again, so an entry can come twice. Keys that went
+// with a deleted bucket and were not written back come as deleted, with the highest revision there is.
 func (k *Bucket) Watch(ctx context.Context, apply func(Entry), loaded func()) error {
 	w := &watch{Bucket: k, apply: apply, loaded: loaded, known: map[string]struct{}{}}
 	pause := newBackoff(200*time.Millisecond, 2*time.Second)
@@ -135,18 +134,18 @@ type watch struct {
 	known   map[string]struct{} // keys that exist
 	missing map[string]uint64   // keys that exist, and how many of their entries have not come yet
 	stale   map[string]struct{} // keys that went with the bucket
-	until   time.Time           // when what is stale is given up
+	until   time.Time           // when stale keys are given up
 
 	seen    atomic.Uint64 // highest revision that came, or was there when it began
 	settled atomic.Bool   // nothing is missing
 }
 
 // lookForSilence is how often a watch is compared with its bucket. When the server that feeds it dies and the
-// connection is to another one, nothing but silence tells.
+// connection is to another one, silence is the only sign.
 const lookForSilence = time.Second
 
-// lookForReconnect is how soon after a reconnection a watch begins anew. Left alone it notices by missing
-// heartbeats, which took 8.5 s: that long a new webhook would not be known.
+// lookForReconnect is how soon after a reconnection a watch begins again. By missing heartbeats alone it would notice
+// after 8.5 s, and not know a new webhook until then.
 const lookForReconnect = 250 * time.Millisecond
 
 // quietFor is when keys that should exist and do not come are taken for deleted.
@@ -214,7 +213,7 @@ func (w *watch) run(ctx context.Context) error {
 			if !open {
 				return nil
 			}
-			if e == nil { // the client's mark comes too soon when entries are changed meanwhile
+			if e == nil { // the client's mark comes too soon when entries change during the load
 				continue
 			}
 			last = time.Now()
@@ -255,7 +254,7 @@ func (w *watch) complete() {
 	}
 }
 
-// giveUp tells that stale keys are gone.
+// giveUp applies the deletion of stale keys.
 func (w *watch) giveUp() {
 	if len(w.stale) == 0 || time.Now().Before(w.until) {
 		return
@@ -267,8 +266,8 @@ func (w *watch) giveUp() {
 	clear(w.stale)
 }
 
-// look returns when the bucket is another one than the one being watched, when the watch is silent although
-// something was written, or when ctx ends. Meanwhile the service is not ready while there is no bucket.
+// look returns when the bucket is another one than the one being watched, when the watch is silent although something
+// was written, or when ctx ends. While there is no bucket the service is not ready.
 func (w *watch) look(ctx context.Context) {
 	tick := time.NewTicker(lookForSilence)
 	defer tick.Stop()
@@ -284,7 +283,7 @@ func (w *watch) look(ctx context.Context) {
 		switch {
 		case errors.Is(err, jetstream.ErrStreamNotFound):
 			w.b.setProblem(w.what(), "deleted by somebody; its owner creates it anew")
-		case err != nil: // the next look tells
+		case err != nil: // the next look finds out
 		case !info.Created.Equal(w.created):
 			return
 		case w.settled.Load() && written > w.seen.Load() && seen == w.seen.Load():
@@ -395,7 +394,7 @@ func (k *Bucket) Create(ctx context.Context, key string, value []byte) (uint64, 
 	return rev, k.wrap("create", err)
 }
 
-// Put stores a key whatever it held and returns its revision.
+// Put stores a key, existing or not, and returns its revision.
 func (k *Bucket) Put(ctx context.Context, key string, value []byte) (uint64, error) {
 	rev, err := k.handle().Put(ctx, key, value)
 	return rev, k.wrap("write", err)

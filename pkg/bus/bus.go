@@ -35,7 +35,7 @@ type Config struct {
 	CredsFile string `env:"NATS_CREDS_FILE"`
 	// CAFile adds the authority that signed the broker's certificate, for tls:// addresses.
 	CAFile string `env:"NATS_CA_FILE"`
-	// SyncInterval is the broker's sync_interval: always (each message is on disk before it is acknowledged; what waits for that is then sent in batches) or a duration up to 10m. It changes speed only.
+	// SyncInterval is the broker's sync_interval: always (each message is on disk before it is acknowledged; waiting messages are then sent in batches) or a duration up to 10m. It changes speed only.
 	SyncInterval string `env:"NATS_SYNC_INTERVAL" envDefault:"2m"`
 }
 
@@ -113,10 +113,10 @@ type Bus struct {
 	metrics metrics
 
 	mu       sync.Mutex
-	told     map[string]time.Time // when trouble was logged last, by what it is about
+	logged   map[string]time.Time // when trouble was logged last, by its subject
 	streams  map[string]jetstream.Stream
-	problems map[string]string // what is wrong besides the connection, by what it is about
-	degraded map[string]string // what is wrong and can be done without, as problems
+	problems map[string]string // reasons of not being ready besides the connection, by their subject
+	degraded map[string]string // problems that the service can work with, by their subject
 
 	synced    bool // the broker syncs each message before it acknowledges it
 	writersMu sync.RWMutex
@@ -126,7 +126,7 @@ type Bus struct {
 	keepers   sync.WaitGroup
 	closing   context.Context //nolint:containedctx // of the keepers, which end with Close
 	end       context.CancelFunc
-	hangUp    context.CancelFunc // ends what is being dialled, and the connection
+	hangUp    context.CancelFunc // ends the dialling and the connection
 }
 
 type metrics struct {
@@ -147,7 +147,7 @@ func Connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 }
 
 func connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer, dial dialFunc) (*Bus, error) {
-	b := &Bus{log: log.Named("bus"), told: map[string]time.Time{}, streams: map[string]jetstream.Stream{}, problems: map[string]string{}, degraded: map[string]string{}, lookEvery: lookEvery, writers: map[string]*writer{}, synced: cfg.SyncInterval == "always", metrics: metrics{
+	b := &Bus{log: log.Named("bus"), logged: map[string]time.Time{}, streams: map[string]jetstream.Stream{}, problems: map[string]string{}, degraded: map[string]string{}, lookEvery: lookEvery, writers: map[string]*writer{}, synced: cfg.SyncInterval == "always", metrics: metrics{
 		publish: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "gancho_jetstream_publish_seconds", Help: "Time from publishing a message to the broker's acknowledgement.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
@@ -195,7 +195,7 @@ func connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 		nats.ReconnectJitter(250*time.Millisecond, time.Second),
 		nats.PingInterval(5 * time.Second),
 		nats.MaxPingsOutstanding(2),
-		nats.ReconnectBufSize(-1), // publishing fails at once while the broker is away; we repeat it ourselves
+		nats.ReconnectBufSize(-1), // publishing fails at once without a connection; we repeat it ourselves
 		nats.ConnectHandler(b.connected),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			b.link.set(false, "")
@@ -243,7 +243,7 @@ func connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 // Logger returns the logger of the bus, for the packages that read and write its streams.
 func (b *Bus) Logger() *zap.Logger { return b.log }
 
-// Close ends the connection. What was acknowledged is flushed first. It does not wait for a broker that is away.
+// Close ends the connection after flushing acknowledgements. It does not wait for a broker without a connection.
 func (b *Bus) Close() {
 	up := b.link.isUp()
 	if !up {
@@ -258,7 +258,7 @@ func (b *Bus) Close() {
 	b.hangUp()
 }
 
-// State says what keeps the bus from working, "" if nothing does.
+// State returns why the bus does not work, "" when it does.
 func (b *Bus) State() string {
 	if why := b.link.unfit(); why != "" {
 		return why
@@ -268,7 +268,7 @@ func (b *Bus) State() string {
 	return strings.Join(slices.Sorted(maps.Values(b.problems)), "; ")
 }
 
-// Degraded says what is wrong and can be done without, "" if nothing is.
+// Degraded returns the problems with which the bus works all the same, "" when there are none.
 func (b *Bus) Degraded() string {
 	var all []string
 	if rights := b.link.denied(); len(rights) > 0 {
@@ -296,7 +296,7 @@ func (b *Bus) reported(sub *nats.Subscription, err error) {
 	b.log.Warn("broker reports an error", fields...)
 }
 
-// setProblem says what is wrong with something, "" that nothing is. It is logged when it changes.
+// setProblem sets the problem of a subject, "" for none. A problem is logged when it changes.
 func (b *Bus) setProblem(what, problem string) { b.noteProblem(b.problems, what, problem) }
 
 func (b *Bus) noteProblem(problems map[string]string, what, problem string) {
@@ -314,25 +314,24 @@ func (b *Bus) noteProblem(problems map[string]string, what, problem string) {
 	}
 }
 
-// tellEvery is how often the same trouble is logged while it lasts.
-const tellEvery = time.Minute
+// repeatAfter is how often the same trouble is logged while it lasts.
+const repeatAfter = time.Minute
 
 // ShouldLog reports whether trouble with something should be logged now, as if it then were.
 func (b *Bus) ShouldLog(what string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if time.Since(b.told[what]) < tellEvery {
+	if time.Since(b.logged[what]) < repeatAfter {
 		return false
 	}
-	if len(b.told) > 1000 { // texts that are never the same
-		clear(b.told)
+	if len(b.logged) > 1000 { // texts that are never the same
+		clear(b.logged)
 	}
-	b.told[what] = time.Now()
+	b.logged[what] = time.Now()
 	return true
 }
 
-// trouble logs an error that lasts and is met again and again, when its cause changes and once in tellEvery. A broker that is away is told
-// by the connection.
+// trouble logs an error that lasts, when its cause changes and once in repeatAfter. The connection reports its own loss.
 func (b *Bus) trouble(what string, err error) {
 	if b.link.isUp() && b.ShouldLog(what+": "+err.Error()) {
 		b.log.Warn("trouble with the broker; trying again", zap.String("with", what), zap.Error(err))
@@ -347,10 +346,9 @@ func (b *Bus) Newer(stream string) {
 	}
 }
 
-// Own creates the owner's streams and buckets that are missing, waiting for the broker as long as it
-// takes. It leaves those that exist alone. Until Close it then watches them: one that somebody deleted makes
-// the service unready and is created anew, empty; one that somebody edited so that it would lose or refuse
-// what is ours makes it unready and is set back.
+// Own creates the owner's streams and buckets that are missing, waiting for the broker as long as it takes; it does not
+// change existing ones. Until Close it watches them. While one is missing, or edited so that it would lose or refuse
+// our messages, the service is not ready; Own creates it again, empty, or restores its settings.
 func (b *Bus) Own(ctx context.Context, o topology.Owner, l topology.Limits) error {
 	err := b.Insist(ctx, "disk of the account", func(ctx context.Context) (err error) {
 		l, err = b.granted(ctx, l)
@@ -385,12 +383,12 @@ type kept struct {
 	kind, name string
 	want       jetstream.StreamConfig
 	created    bool                  // by this process, at its start
-	last       *jetstream.StreamInfo // what the owner saw last
-	left       map[string]bool       // settings that differed when the owner began: they are left alone
+	last       *jetstream.StreamInfo // as the owner saw it last
+	left       map[string]bool       // settings that differed when the owner began: they stay
 }
 
-// ensure creates a stream or bucket if it is missing, and has the first look at it. It waits while the broker does not
-// do what is asked of it.
+// ensure creates a stream or bucket that is missing, and has the first look at it. It waits while the broker does not
+// do its part.
 func (b *Bus) ensure(ctx context.Context, k *kept) error {
 	return b.Insist(ctx, k.kind+" "+k.name, func(ctx context.Context) error {
 		s, err := b.js.Stream(ctx, k.want.Name)
@@ -436,11 +434,11 @@ func (b *Bus) answer(differ []Change) error {
 	return fmt.Errorf("nats-server %s does not do what is asked of it: %s; %s or newer is needed", b.link.serverVersion(), strings.Join(all, ", "), oldest)
 }
 
-// lookEvery is how often an owner looks at its streams and buckets, and whoever pulls a consumer at that.
+// lookEvery is how often an owner looks at its streams and buckets, and a consumer's user at the consumer.
 const lookEvery = 5 * time.Second
 
-// revisionGap is how far above the last known revision those of a bucket begin that is created anew: a copy of
-// the old one takes no new entry for an old one, and no condition on an old revision holds by chance.
+// revisionGap is added to the last known revision when a bucket is created again: no copy takes a new entry for an old
+// one, and no condition on an old revision holds by chance.
 const revisionGap = 1 << 20
 
 // keep looks after streams and buckets until Close.
@@ -459,7 +457,7 @@ func (b *Bus) keep(all []*kept) {
 	}
 }
 
-// keepOne creates the stream or bucket anew when it is not there, and sets it back when it was edited.
+// keepOne creates a stream or bucket again that is missing, and restores one that was edited.
 func (b *Bus) keepOne(k *kept) {
 	if b.link.unfit() != "" {
 		return
@@ -477,7 +475,7 @@ func (b *Bus) keepOne(k *kept) {
 		b.metrics.recreated.WithLabelValues(k.kind).Inc()
 		b.log.Error("a "+k.kind+" was deleted by somebody; it is created anew, empty", zap.String(k.kind, k.name))
 		b.setProblem(what, "deleted by somebody")
-		again := k.anew()
+		again := k.again()
 		s, err = b.js.CreateStream(ctx, again)
 		if err == nil {
 			err = b.answer(compare(k.kind, s.CachedInfo().Config, again))
@@ -488,10 +486,10 @@ func (b *Bus) keepOne(k *kept) {
 	}
 }
 
-// anew returns what a stream or bucket that was deleted is created with.
-func (k *kept) anew() jetstream.StreamConfig {
+// again returns the configuration with which a deleted stream or bucket is created.
+func (k *kept) again() jetstream.StreamConfig {
 	cfg := k.want
-	if k.kind == KindBucket { // as it was, but for what was edited last
+	if k.kind == KindBucket { // as it was before it was edited
 		cfg = k.last.Config
 		for _, c := range k.edits() {
 			set(&cfg, k.want, c.Field)
@@ -522,8 +520,8 @@ func (b *Bus) RequirePayload(ctx context.Context, n int64) error {
 	})
 }
 
-// Insist repeats f until it succeeds or ctx ends, with the reason in State meanwhile. A reason is logged
-// when it changes, not each time.
+// Insist repeats f until it succeeds or ctx ends. State returns the reason until then. A reason is logged when it
+// changes, not each time.
 func (b *Bus) Insist(ctx context.Context, what string, f func(context.Context) error) error {
 	pause := newBackoff(100*time.Millisecond, 2*time.Second)
 	for {

@@ -20,12 +20,12 @@ import (
 // still come on it, so that none is counted as delivered without having been handled.
 const fetchWait = time.Second
 
-// Consumer pulls one durable consumer. It recreates the consumer when somebody deleted it, and sets it back when
-// somebody edited it.
+// Consumer pulls one durable consumer. It creates the consumer again after a deletion, and restores its settings after
+// an edit.
 //
-// A consumer that is created anew has forgotten what was acknowledged. It therefore begins after the last
-// acknowledged sequence that this process has seen (at most lookEvery old), and what it hands out is known
-// to be doubtful: see again. It is used by one goroutine; others may ask for its info.
+// A consumer that was created again has forgotten the acknowledgements. It therefore begins behind the last
+// acknowledged sequence that this process has seen (at most lookEvery old), and its deliveries are doubtful: see Again.
+// One goroutine uses it; others may ask for its info.
 type Consumer struct {
 	b      *Bus
 	stream string
@@ -109,7 +109,7 @@ func (c *Consumer) create(ctx context.Context) error {
 	return nil
 }
 
-// note takes over what the broker says of the consumer. The caller holds mu.
+// note takes over the consumer's state. The caller holds mu.
 func (c *Consumer) note(info *jetstream.ConsumerInfo) {
 	c.born, c.looked = info.Created, time.Now()
 	c.floor = max(c.floor, info.AckFloor.Stream)
@@ -123,7 +123,7 @@ func (c *Consumer) look(ctx context.Context) {
 	asking, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	info, err := c.c.Info(asking)
-	if err != nil { // the next look tells
+	if err != nil { // the next look finds out
 		return
 	}
 	c.mu.Lock()
@@ -232,7 +232,7 @@ func (c *Consumer) Gather(ctx context.Context, n int, linger time.Duration, add 
 	}
 	rest, err := c.c.Fetch(n-1, jetstream.FetchMaxWait(max(linger, 10*time.Millisecond)))
 	if err != nil {
-		return nil //nolint:nilerr // what came first is worth handling; the next call meets the error again
+		return nil //nolint:nilerr // the first message is worth handling; the next call meets the error again
 	}
 	for m := range rest.Messages() {
 		add(m)

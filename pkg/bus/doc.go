@@ -1,21 +1,18 @@
-// Package bus is how the services talk: all names of streams, subjects, consumers and buckets, publishing
-// that waits for the broker's acknowledgement, and consuming that never holds more than was asked for. It
-// is the only package that knows NATS.
+// Package bus is the engine on NATS JetStream that all services share: the connection, publishing that waits for the
+// broker's acknowledgement, consumers that never hold more than they asked for, buckets, leases, reading, backups, and the
+// watch over streams and settings. It knows nothing of webhooks: the packages journal, lane, eventstream, registry and
+// suspension/... give its messages their meaning, and topology their names.
 //
-// What it guarantees:
+// Guarantees:
 //
-//   - A publish returns nil only after the broker stored the message. While the broker is away it is tried
-//     again until the context ends; the message id (or the expected sequence) makes the repetition harmless.
-//   - A message is acknowledged only by its handler. A process that dies leaves it to be delivered again
-//     after the consumer's ack wait.
-//   - Streams and consumers are created by their owner when they are missing and never changed in a way
-//     that loses data. Everyone else waits for them, so services start in any order.
-//   - A connection is never given up: the client reconnects for ever.
+//   - A publish returns nil only after the broker stored the message. Without a connection it repeats until the context
+//     ends; the message id (or the expected sequence) makes the repetition harmless.
+//   - A message is acknowledged only by its handler. When a process dies, the broker delivers its messages again after
+//     the consumer's ack wait.
+//   - Streams and consumers are created by their owner when they are missing, and never changed in a way that loses data.
+//     All others wait for them, so services start in any order.
+//   - The client reconnects for ever.
 //
-// Messages go to the broker at once and alone, and in atomic batches where it syncs each to disk and they would
-// wait for that: see writer.
-//
-// One notification has one subject in NOTIFICATIONS, ATTEMPTS and FAILED, so its last record is one direct
-// read and writing on top of it is one compare-and-set. That costs the broker about 0.28 KB of memory for
-// each notification kept (measured with 300,000) and no speed.
+// A message goes to the broker at once and alone; messages that have to wait for a broker that syncs each to disk go in
+// atomic batches: see writer.
 package bus

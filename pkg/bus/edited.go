@@ -14,12 +14,12 @@ import (
 	"gancho/pkg/topology"
 )
 
-// settingsKey is where a consumer's metadata say how a service set it last. Whoever sees other settings than
-// these knows that they were edited, although its own may differ: replicas of a service may be configured
-// differently while a change is rolled out.
+// settingsKey is where a consumer's metadata hold the settings that a service gave it last. A consumer with other
+// settings was edited, although this service may want others again: replicas of a service may be configured differently
+// during a rollout.
 const settingsKey = "gancho.settings"
 
-// settings returns what of a consumer can be edited and changes what it hands out, and when.
+// settings returns the settings of a consumer that can be edited and change its deliveries.
 func settings(c jetstream.ConsumerConfig) []string {
 	filters := slices.Sorted(slices.Values(c.FilterSubjects))
 	if c.FilterSubject != "" {
@@ -40,8 +40,8 @@ func settings(c jetstream.ConsumerConfig) []string {
 	}
 }
 
-// stamped creates or updates the consumer and has it say how it is set. What the broker sets where we set
-// nothing, as its own limits have it, counts as set by us. What it sets otherwise than we do is an error.
+// stamped creates or updates the consumer and stores its settings in its metadata. Settings that the broker adds where
+// we set none, as its own limits have it, count as ours. Settings that the broker changed are an error.
 func (b *Bus) stamped(ctx context.Context, s jetstream.Stream, cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
 	asked := cfg
 	for stamp := stampOf(cfg); ; {
@@ -65,7 +65,7 @@ func (b *Bus) stamped(ctx context.Context, s jetstream.Stream, cfg jetstream.Con
 	}
 }
 
-// ignored returns what the broker did not take over of a consumer's settings.
+// ignored returns the settings of a consumer that the broker did not take over.
 func ignored(asked, have jetstream.ConsumerConfig) (differ []Change) {
 	is, unset := settings(have), settings(jetstream.ConsumerConfig{})
 	for i, s := range settings(asked) {
@@ -80,8 +80,7 @@ func ignored(asked, have jetstream.ConsumerConfig) (differ []Change) {
 
 func stampOf(c jetstream.ConsumerConfig) string { return strings.Join(settings(c), " ") }
 
-// edits returns how the consumer differs from what the service that set it last made of it. One that does not
-// say is compared with what this one would make.
+// edits returns the differences between the consumer and its metadata, or our own settings where it has no metadata.
 func (c *Consumer) edits(have jetstream.ConsumerConfig) []Change {
 	is := map[string]string{}
 	for _, s := range settings(have) {
@@ -98,7 +97,7 @@ func (c *Consumer) edits(have jetstream.ConsumerConfig) []Change {
 	return edits
 }
 
-// setBack undoes what somebody changed of the consumer.
+// setBack undoes edits of the consumer.
 func (c *Consumer) setBack(ctx context.Context, have jetstream.ConsumerConfig) {
 	c.b.setBack(KindConsumer, c.cfg.Durable, c.edits(have), func() error {
 		ctx, cancel := context.WithTimeout(ctx, lookEvery)
@@ -107,7 +106,7 @@ func (c *Consumer) setBack(ctx context.Context, have jetstream.ConsumerConfig) {
 	})
 }
 
-// begin has the first look at a stream or bucket: what differs now is left alone.
+// begin has the first look at a stream or bucket: differences that exist now stay.
 func (k *kept) begin(info *jetstream.StreamInfo) {
 	k.last, k.left = info, map[string]bool{}
 	for _, c := range ours(k.kind, info.Config, k.want) {
@@ -115,7 +114,7 @@ func (k *kept) begin(info *jetstream.StreamInfo) {
 	}
 }
 
-// edits returns what somebody changed since the owner began.
+// edits returns the edits since the owner began.
 func (k *kept) edits() []Change {
 	differ := ours(k.kind, k.last.Config, k.want)
 	for field := range k.left {
@@ -126,12 +125,11 @@ func (k *kept) edits() []Change {
 	return slices.DeleteFunc(differ, func(c Change) bool { return k.left[c.Field] })
 }
 
-// ours returns the differences that nobody may make: the stream or bucket would drop, refuse or misplace what
-// it must keep. Ages, sizes, replicas and the duplicate window are for operators to choose, except a limit
-// where there must be none.
+// ours returns the differences that lose, refuse or misplace messages. Ages, sizes, replicas and the duplicate window
+// are for operators to choose, except a limit where there must be none.
 func ours(kind string, have, want jetstream.StreamConfig) []Change {
 	if have.Sealed {
-		return []Change{{Field: "sealed", Have: "true", Want: "false"}} // and what comes with it
+		return []Change{{Field: "sealed", Have: "true", Want: "false"}} // and all that comes with it
 	}
 	return slices.DeleteFunc(compare(kind, have, want), func(c Change) bool {
 		switch c.Field {
@@ -143,7 +141,7 @@ func ours(kind string, have, want jetstream.StreamConfig) []Change {
 			return !have.AllowDirect || have.Replicas <= 1
 		case "subjects": // others may be a newer version's
 			return len(without(want.Subjects, have.Subjects)) == 0
-		case "allow_rollup_hdrs": // lets one write take a key's history away, which some buckets need
+		case "allow_rollup_hdrs": // one write may remove a key's history, which some buckets need
 			return !c.Loosens && (kind == KindStream || want.AllowRollup)
 		case "max_consumers", "allow_atomic", "allow_msg_schedules": // more does no harm
 			return !c.Loosens
@@ -154,7 +152,7 @@ func ours(kind string, have, want jetstream.StreamConfig) []Change {
 	})
 }
 
-// setBackStream undoes what somebody changed of the stream or bucket.
+// setBackStream undoes edits of the stream or bucket.
 func (b *Bus) setBackStream(ctx context.Context, k *kept) {
 	edits := k.edits()
 	b.setBack(k.kind, k.name, edits, func() error {
@@ -183,8 +181,8 @@ func (b *Bus) setBackStream(ctx context.Context, k *kept) {
 	})
 }
 
-// setBack tells of the edits and has undo set them back. While that does not succeed the service is not ready, and
-// the next look tries again.
+// setBack reports the edits and has undo restore the settings. Until that succeeds the service is not ready, and each
+// look tries again.
 func (b *Bus) setBack(kind, name string, edits []Change, undo func() error) {
 	what := "settings of " + kind + " " + name
 	if len(edits) == 0 {

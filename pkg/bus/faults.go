@@ -74,8 +74,8 @@ func intercepted(p *Started) bool {
 	return false
 }
 
-// handedOut returns the message as a consumer of the stream gets it: acknowledged already, or such that its ack is left
-// out.
+// handedOut returns the message as a consumer of the stream gets it: acknowledged already, or with an acknowledgement
+// that does nothing.
 func handedOut(stream string, m jetstream.Msg) jetstream.Msg {
 	f := seeded()
 	switch {

@@ -5,9 +5,8 @@ import (
 	"errors"
 )
 
-// Lease is held by at most one process at a time, as long as that process renews it in time. A process
-// that was frozen may believe a little longer that it holds one, so what is done under a lease must be
-// harmless when done twice.
+// Lease is held by at most one process at a time, as long as that process renews it in time. A frozen process may
+// believe a little longer that it holds the lease, so work under a lease must be harmless when done twice.
 type Lease struct {
 	bucket   *Bucket
 	key      string
@@ -33,7 +32,7 @@ func (l *Lease) Renew(ctx context.Context) error {
 	return err
 }
 
-// Release gives the lease back. Losing it meanwhile is no error.
+// Release gives the lease back. A lease that was lost is no error.
 func (l *Lease) Release(ctx context.Context) error {
 	err := l.bucket.Delete(ctx, l.key, l.revision)
 	if errors.Is(err, ErrConflict) || errors.Is(err, ErrNotFound) {

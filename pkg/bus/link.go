@@ -243,7 +243,7 @@ func (c *boundConn) Close() error {
 }
 
 // watchLink finds out, while there is no connection, why each server cannot be used, and logs it when it changes and
-// at most once in tellEvery, until Close.
+// at most once in repeatAfter, until Close.
 func (b *Bus) watchLink(servers []string) {
 	next := time.NewTimer(diagnoseFirst)
 	defer next.Stop()

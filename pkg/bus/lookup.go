@@ -27,7 +27,7 @@ func (c *Consumer) GatherBytes(ctx context.Context, room int, linger time.Durati
 	}
 	rest, err := c.c.FetchBytes(room, jetstream.FetchMaxWait(max(linger, 10*time.Millisecond)))
 	if err != nil {
-		return nil //nolint:nilerr // what came first is worth handling; the next call meets the error again
+		return nil //nolint:nilerr // the first message is worth handling; the next call meets the error again
 	}
 	for m := range rest.Messages() {
 		add(m)

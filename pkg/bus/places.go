@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// Places bounds what a process has pulled and not finished: a number of messages, and their bytes, because a
-// thousand messages may be a megabyte or a gigabyte. It is safe for concurrent use.
+// Places bounds the messages that a process has pulled and not finished, by number and by bytes, because a thousand
+// messages may be a megabyte or a gigabyte. It is safe for concurrent use.
 type Places struct {
 	mu   sync.Mutex
 	free int
 	all  int
 	room int // free bytes
-	most int // what one message may take
+	most int // of one message
 	wake chan struct{}
 }
 

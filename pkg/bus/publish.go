@@ -41,9 +41,8 @@ func ExpectLast(m *nats.Msg, sequence uint64) {
 	m.Header["Nats-Expected-Last-Subject-Sequence"] = []string{strconv.FormatUint(sequence, 10)}
 }
 
-// Start puts m on its way and returns without waiting; messages started one after another are stored in
-// that order. What is started must be waited for, several by one goroutine in the order in which they were started:
-// what stands in the queue goes out as those before it are waited for.
+// Start puts m on its way and returns without waiting. Messages are stored in the order in which they are started. One
+// goroutine must wait for the messages it started, in that order: waiting for one sends those queued behind it.
 func (b *Bus) Start(stream string, m *nats.Msg) *Started { return b.begin(stream, m, false) }
 
 // Offer is Start for a message that the stream may refuse: where it has no room, Wait and Receipt return ErrFull
@@ -82,8 +81,8 @@ func (p *Started) Wait(ctx context.Context) error {
 	return err
 }
 
-// Receipt returns the broker's answer. What is not answered is sent again until ctx ends; the message id or
-// the expected sequence keeps the repetition from being stored twice.
+// Receipt returns the broker's answer. It sends an unanswered message again until ctx ends; the message id or the
+// expected sequence keeps the repetition from being stored twice.
 func (p *Started) Receipt(ctx context.Context) (*jetstream.PubAck, error) {
 	b, stream := p.w.b, p.w.stream
 	defer b.answered(stream)
@@ -110,8 +109,8 @@ func (p *Started) Receipt(ctx context.Context) (*jetstream.PubAck, error) {
 	}
 }
 
-// silent says that a stream does not take messages: the service is not ready until one is taken. A broker
-// that is away is told by the connection.
+// silent notes that a stream takes no messages: the service is not ready until it takes one. The connection reports its
+// own loss.
 func (b *Bus) silent(stream string, err error) {
 	if !b.link.isUp() || errors.Is(err, nats.ErrDisconnected) || errors.Is(err, nats.ErrReconnectBufExceeded) {
 		return
@@ -123,7 +122,7 @@ func (b *Bus) silent(stream string, err error) {
 	b.problems[what] = what + ": " + err.Error()
 }
 
-// answered says that a stream takes messages, or that nobody waits for it any more.
+// answered notes that a stream takes messages, or that no one waits for it any more.
 func (b *Bus) answered(stream string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

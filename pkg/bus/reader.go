@@ -11,8 +11,8 @@ import (
 	"gancho/pkg/topology"
 )
 
-// Position is how far somebody has read a stream. Created tells one life of the stream from the next: one
-// that was deleted and made anew counts its messages from 1 again.
+// Position is how far a stream has been read. Created identifies one life of the stream: a stream that was deleted and
+// created again counts its messages from 1.
 type Position struct {
 	Sequence uint64    `json:"sequence"` // everything up to here has been read
 	Created  time.Time `json:"created"`
@@ -84,7 +84,7 @@ func (r *Reader) ReadTo(ctx context.Context, last uint64, handle func(m jetstrea
 			r.c = nil
 			return fmt.Errorf("read %s: %w", r.stream, err)
 		}
-		if !left { // what is missing up to last has been removed
+		if !left { // the rest up to last has been removed
 			r.at.Sequence = max(r.at.Sequence, last)
 		}
 	}
@@ -118,9 +118,9 @@ func (r *Reader) open(ctx context.Context) (err error) {
 // errGap says that a delivery was lost on its way.
 var errGap = errors.New("a delivery was lost")
 
-// fetch hands on what comes at once and reports whether more is left.
+// fetch hands on the messages that come at once and reports whether more are left.
 func (r *Reader) fetch(ctx context.Context, handle func(jetstream.Msg, *jetstream.MsgMetadata)) (left bool, err error) {
-	batch, err := r.c.FetchNoWait(5000) // a request that stays open would take what is read for nobody
+	batch, err := r.c.FetchNoWait(5000) // a request that stays open would take messages that no one reads
 	if err != nil {
 		return false, err
 	}
@@ -154,8 +154,8 @@ func (r *Reader) Close(ctx context.Context) {
 	r.c = nil
 }
 
-// Read hands the messages of a stream to handle in order, until handle returns false, an error, nothing is
-// left, or ctx ends. pending is how many the broker says follow.
+// Read hands the messages of a stream to handle in order, until handle returns false or an error, no message remains,
+// or ctx ends. pending is how many the broker says follow.
 func (b *Bus) Read(ctx context.Context, stream string, cfg jetstream.OrderedConsumerConfig, handle func(m jetstream.Msg, sequence, pending uint64) (bool, error)) error {
 	s, err := b.Stream(ctx, stream)
 	if err != nil {
@@ -187,7 +187,7 @@ func (b *Bus) Read(ctx context.Context, stream string, cfg jetstream.OrderedCons
 		m, err := messages.Next(jetstream.NextContext(wait))
 		cancel()
 		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-			// Nothing came although something was there: it may have aged out meanwhile.
+			// Nothing came although something was there: it may have aged out since.
 			if info, infoErr := c.Info(ctx); infoErr == nil && info.NumPending == 0 {
 				return nil
 			}

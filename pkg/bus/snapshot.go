@@ -19,7 +19,7 @@ const (
 	snapshotPatience = 30 * time.Second
 )
 
-// Snapshot is what the broker tells of a stream that it copies out. It is handed back as it is to restore it.
+// Snapshot describes a stream that the broker copied out. Restore needs it unchanged.
 type Snapshot struct {
 	Config json.RawMessage `json:"config"`
 	State  json.RawMessage `json:"state"`
@@ -193,7 +193,7 @@ func (b *Bus) deliver(ctx context.Context, subject string, body []byte, out any)
 	}
 }
 
-// ask makes one request of the broker's API. An empty answer leaves out alone.
+// ask makes one request of the broker's API. An empty answer does not change out.
 func (b *Bus) ask(ctx context.Context, subject string, body []byte, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, snapshotPatience)
 	defer cancel()

@@ -33,8 +33,8 @@ type Part struct {
 	Changes    []Change
 }
 
-// Change is a difference between what is and what should be. Loosening ones can be applied while everything
-// runs and lose nothing; the others are left to people.
+// Change is a difference between a part and its owner's configuration. Loosening ones can be applied while everything
+// runs and lose nothing; people decide about the others.
 type Change struct {
 	Field, Have, Want string
 	Loosens           bool
@@ -107,7 +107,7 @@ func (b *Bus) Apply(ctx context.Context, l topology.Limits) (done []string, err 
 	return b.each(ctx, l, b.apply)
 }
 
-// Create creates the streams and buckets that are missing, and leaves those that are there as they are.
+// Create creates the streams and buckets that are missing; it does not change existing ones.
 func (b *Bus) Create(ctx context.Context, l topology.Limits) error {
 	_, err := b.each(ctx, l, func(ctx context.Context, kind, name string, want jetstream.StreamConfig) ([]string, error) {
 		switch _, err := b.js.Stream(ctx, want.Name); {
@@ -211,7 +211,7 @@ func compare(kind string, have, want jetstream.StreamConfig) []Change {
 	if have.Replicas != want.Replicas {
 		all = append(all, Change{"replicas", count(have.Replicas), count(want.Replicas), want.Replicas > have.Replicas})
 	}
-	if have.AllowDirect != want.AllowDirect { // who answers reads; nobody loses by it
+	if have.AllowDirect != want.AllowDirect { // who answers reads: no message depends on it
 		all = append(all, Change{"allow_direct", strconv.FormatBool(have.AllowDirect), strconv.FormatBool(want.AllowDirect), true})
 	}
 	all = append(all, limit("max_bytes", have.MaxBytes, want.MaxBytes, count)...)
@@ -262,7 +262,7 @@ func compare(kind string, have, want jetstream.StreamConfig) []Change {
 }
 
 // lacking returns the abilities that a stream or bucket needs and does not have. Without them messages are lost,
-// whoever chose so.
+// whether an operator or a broker chose so.
 func lacking(kind string, have, want jetstream.StreamConfig) []Change {
 	return slices.DeleteFunc(compare(kind, have, want), func(c Change) bool { return !c.Loosens || !able(c.Field) })
 }
@@ -272,7 +272,7 @@ func able(field string) bool {
 	return field == "allow_atomic" || field == "allow_msg_schedules" || field == "allow_rollup_hdrs"
 }
 
-// without returns what is in all and not in some.
+// without returns the elements of all that some does not have.
 func without(all, some []string) []string {
 	return slices.DeleteFunc(slices.Clone(all), func(s string) bool { return slices.Contains(some, s) })
 }
@@ -284,7 +284,7 @@ func transform(c jetstream.StreamConfig) string {
 	return c.SubjectTransform.Source + " to " + c.SubjectTransform.Destination
 }
 
-// set makes a field of cfg what it should be.
+// set sets a field of cfg to the value of want.
 func set(cfg *jetstream.StreamConfig, want jetstream.StreamConfig, field string) {
 	switch field {
 	case "description":
