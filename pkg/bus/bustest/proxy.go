@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"testing"
 )
 
 // Fault is what becomes of one message of a client.
@@ -23,9 +22,8 @@ const (
 
 // Proxy stands between clients and a server and can break one message. It is safe for concurrent use.
 type Proxy struct {
-	t testing.TB
-	s *Server
-	l net.Listener
+	server string // its address, which a restart keeps
+	l      net.Listener
 
 	mu     sync.Mutex
 	at     *Break
@@ -49,7 +47,7 @@ func (s *Server) Proxy() *Proxy {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	p := &Proxy{t: s.t, s: s, l: l, conns: map[net.Conn]bool{}}
+	p := &Proxy{server: strings.TrimPrefix(s.URL(), "nats://"), l: l, conns: map[net.Conn]bool{}}
 	var running sync.WaitGroup
 	running.Go(func() {
 		for {
@@ -126,7 +124,7 @@ func (p *Proxy) serve(client net.Conn) {
 		return
 	}
 	defer p.forget(client)
-	server, err := new(net.Dialer).DialContext(context.Background(), "tcp", strings.TrimPrefix(p.s.URL(), "nats://"))
+	server, err := new(net.Dialer).DialContext(context.Background(), "tcp", p.server)
 	if err != nil {
 		return
 	}
