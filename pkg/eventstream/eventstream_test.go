@@ -2,13 +2,14 @@ package eventstream_test
 
 import (
 	"bytes"
-	"gancho/pkg/bus/bustest"
-	"gancho/pkg/event"
 	"strings"
 	"testing"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"gancho/pkg/bus/bustest"
+	"gancho/pkg/event"
 )
 
 // TestEventSize: the largest event passes with all headers the CRM may set, a larger one is refused by the broker.

@@ -1,10 +1,8 @@
 package gancho
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +22,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/client"
 	"gancho/pkg/event"
 	"gancho/pkg/event/samples"
 	"gancho/pkg/eventstream"
@@ -91,7 +90,7 @@ type demo struct {
 	dir      string
 	terminal bool
 	api      string
-	token    string
+	client   *client.Client
 	bus      *bus.Bus
 
 	receivers []*demoReceiver
@@ -143,7 +142,9 @@ func (d *demo) run(environ []string) error {
 	if len(problems) > 0 {
 		return errors.New(strings.Join(problems, "\n"))
 	}
-	d.token = all.firstToken
+	if d.client, err = client.New(client.Config{URL: d.api, Token: all.firstToken}); err != nil {
+		return err
+	}
 
 	ctx, stopSignals := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stopSignals()
@@ -273,13 +274,8 @@ func (d *demo) warmUp(ctx context.Context, health *service.Health) error {
 
 func (d *demo) waitReady(ctx context.Context, health *service.Health) error {
 	for {
-		if health.State().Ready {
-			if resp, err := d.request(ctx, http.MethodGet, "/crm/v2/webhooks", nil); err == nil {
-				_ = resp.Body.Close()
-				if resp.StatusCode == http.StatusOK {
-					return nil
-				}
-			}
+		if health.State().Ready && d.answers(ctx) {
+			return nil
 		}
 		if !sleep.For(ctx, 20*time.Millisecond) {
 			return fmt.Errorf("the services are not ready: %s", strings.Join(health.State().Reasons, "; "))
@@ -287,42 +283,23 @@ func (d *demo) waitReady(ctx context.Context, health *service.Health) error {
 	}
 }
 
-func (d *demo) request(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, d.api+path, bytes.NewReader(body))
-	if err != nil {
-		return nil, err
+// answers reports whether the API serves calls.
+func (d *demo) answers(ctx context.Context) bool {
+	for _, err := range d.client.Webhooks(ctx) {
+		return err == nil
 	}
-	req.Header.Set("Authorization", "Bearer "+d.token)
-	req.Header.Set("Content-Type", "application/json")
-	client := http.Client{Timeout: 10 * time.Second}
-	return client.Do(req)
+	return true // there is no webhook yet
 }
 
 // register creates the receiver's webhook through the API.
 func (d *demo) register(ctx context.Context, r *demoReceiver) error {
-	body, err := json.Marshal(map[string]any{"data": map[string]string{
-		"name": "demo " + r.name, "event_name": "*", "http_method": "POST", "url": r.url(),
-	}})
+	name, every, method, url := "demo "+r.name, "*", http.MethodPost, r.url()
+	created, err := d.client.CreateWebhook(ctx, client.Change{Name: &name, EventName: &every, Method: &method, URL: &url})
 	if err != nil {
-		return err
+		return fmt.Errorf("register a webhook: %w", err)
 	}
-	resp, err := d.request(ctx, http.MethodPost, "/crm/v2/webhooks", body)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return err
-	}
-	var created struct {
-		Data struct{ ID uuid.UUID }
-	}
-	if err := json.Unmarshal(answer, &created); err != nil || resp.StatusCode != http.StatusCreated {
-		return fmt.Errorf("register a webhook: %s: %s", resp.Status, answer)
-	}
-	r.webhook = created.Data.ID
-	return nil
+	r.webhook, err = uuid.Parse(created.Value.ID)
+	return err
 }
 
 // sample returns a new event of a name, and its body.

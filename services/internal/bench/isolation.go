@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -12,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"gancho/pkg/client"
 	"gancho/services/internal/lab"
 )
 
@@ -197,29 +196,21 @@ func (b *bench) idleEvents() {
 	}
 }
 
-// register creates a webhook and returns its id.
-func (b *bench) register(eventName, url string) string {
-	answer := b.post("/crm/v2/webhooks", map[string]any{"name": "bench", "event_name": eventName, "http_method": "POST", "url": url})
-	var created struct{ Data struct{ ID string } }
-	if err := json.Unmarshal(answer, &created); err != nil {
-		b.f.Fatalf("register: %v", err)
+func (b *bench) must(err error) {
+	if err != nil {
+		b.f.Fatalf("%v", err)
 	}
-	return created.Data.ID
 }
 
-func (b *bench) remove(id string) {
-	req, err := http.NewRequestWithContext(context.Background(), http.MethodDelete, b.system.APIURL+"/crm/v2/webhooks/"+id, nil)
-	if err != nil {
-		b.f.Fatalf("%v", err)
-	}
-	req.Header.Set("Authorization", "Bearer "+lab.Token)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		b.f.Fatalf("%v", err)
-	}
-	_, _ = io.Copy(io.Discard, resp.Body)
-	_ = resp.Body.Close()
+// register creates a webhook and returns its id.
+func (b *bench) register(eventName, url string) string {
+	name, method := "bench", http.MethodPost
+	created, err := b.client.CreateWebhook(context.Background(), client.Change{Name: &name, EventName: &eventName, Method: &method, URL: &url})
+	b.must(err)
+	return created.Value.ID
 }
+
+func (b *bench) remove(id string) { b.must(b.client.DeleteWebhook(context.Background(), id)) }
 
 // publishAt publishes events at a rate (0: as fast as the broker takes them) and returns when they are stored.
 func (b *bench) publishAt(eventName string, events, rate int) {

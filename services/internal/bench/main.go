@@ -8,7 +8,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -26,6 +25,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"gancho/pkg/client"
 	"gancho/services/internal/lab"
 )
 
@@ -124,6 +124,7 @@ type bench struct {
 	system   *lab.System
 	redis    *lab.Process
 	receiver *lab.Process
+	client   *client.Client
 	target   string // host:port of the receiver
 	dir      string // of the broker's store and the key file
 	redisURL string
@@ -171,6 +172,9 @@ func newBench(f *fatal, bin, dir, sync string, env []string) *bench {
 		options.Sync = sync
 	}
 	b.system = lab.New(f, options)
+	if b.client, err = client.New(client.Config{URL: b.system.APIURL, Token: lab.Token}); err != nil {
+		f.Fatalf("%v", err)
+	}
 	if b.nc, err = nats.Connect(b.system.NATSURL); err != nil {
 		f.Fatalf("%v", err)
 	}
@@ -221,33 +225,6 @@ func (b *bench) run(only string) {
 // memory is what docker-compose.yml grants each service, in MiB: GOMEMLIMIT and mem_limit. GOGC is set as there too.
 var memory = map[string]struct{ soft, hard int64 }{
 	"publisher": {430, 512}, "dispatcher": {850, 1024}, "suspension-monitor": {215, 256}, "management": {650, 768},
-}
-
-// post is one API call, without a body when data is nil; it returns the body of the answer.
-func (b *bench) post(path string, data any) []byte {
-	var body []byte
-	if data != nil {
-		var err error
-		if body, err = json.Marshal(map[string]any{"data": data}); err != nil {
-			b.f.Fatalf("%v", err)
-		}
-	}
-	req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, b.system.APIURL+path, bytes.NewReader(body))
-	if err != nil {
-		b.f.Fatalf("%v", err)
-	}
-	req.Header.Set("Authorization", "Bearer "+lab.Token)
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		b.f.Fatalf("%v", err)
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode >= 300 {
-		b.f.Fatalf("POST %s: %s %s", path, resp.Status, answer)
-	}
-	return answer
 }
 
 // scenario publishes events of one name, at a rate or as fast as the broker takes them, to so many

@@ -145,7 +145,8 @@ func (b *bench) parked() {
 	const healthy, waiting, runs = "crm_deal_created", "crm_task_created", 5
 	b.register(healthy, fmt.Sprintf("http://%s/ok/%s/0", b.target, healthy))
 	id := b.register(waiting, fmt.Sprintf("http://%s/back/%s/0", b.target, waiting))
-	b.post("/crm/v2/webhooks/"+id+"/suspend", nil)
+	_, err := b.client.SuspendWebhook(context.Background(), id)
+	b.must(err)
 	b.publishAt(healthy, 1000, 200) // warm, and the flag is known everywhere
 	b.settle()
 	measure := func(what string) {
@@ -177,7 +178,8 @@ func (b *bench) parked() {
 		fmt.Printf(" %s %d", p.Name, p.PeakMemory()>>20)
 	}
 	fmt.Println()
-	b.post("/crm/v2/webhooks/"+id+"/resume", nil)
+	_, err = b.client.ResumeWebhook(context.Background(), id)
+	b.must(err)
 	began = time.Now()
 	b.reset()
 	b.publishAt(healthy, 2000, 200)

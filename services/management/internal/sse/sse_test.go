@@ -20,7 +20,7 @@ func TestStream(t *testing.T) {
 		}
 	}))
 	defer server.Close()
-	resp, err := server.Client().Get(server.URL) //nolint:noctx // ends with the server
+	resp, err := server.Client().Get(server.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
