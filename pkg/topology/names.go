@@ -33,6 +33,8 @@ const (
 	BucketClaims = "WEBHOOK_CLAIMS"
 	// BucketEndedSessions holds the sessions of the console that were ended before their time.
 	BucketEndedSessions = "ENDED_SESSIONS"
+	// BucketNotices holds what owners were told about their webhooks' troubles, and what they are still to be told.
+	BucketNotices = "NOTICES"
 )
 
 // WebhooksHistory is how many entries the bucket WEBHOOKS keeps of each key: a process that starts finds the last good
@@ -69,6 +71,7 @@ const (
 	ConsumerIndex         = "management-index"     // on ATTEMPTS
 	ConsumerIndexPending  = "management-pending"   // on NOTIFICATIONS
 	ConsumerIndexEvents   = "management-events"    // on CRM_EVENTS
+	ConsumerNotices       = "management-notices"   // on WEBHOOK_STATUS
 )
 
 // Headers of messages that are set aside: the reason, and the subject they had.

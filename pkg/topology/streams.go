@@ -123,6 +123,7 @@ func (o Owner) Buckets(l Limits) []jetstream.StreamConfig {
 			kv(BucketClaims, "which webhook has an account's event name and URL"),
 			kv(BucketReplays, "replay jobs"),
 			kv(BucketAccounts, "what operators set for accounts"),
+			kv(BucketNotices, "notices to owners about their webhooks' troubles"),
 		}
 	case Publisher:
 		return []jetstream.StreamConfig{kv(BucketShares, "what accounts hold of the stores, and whose events are deferred")}
@@ -156,6 +157,7 @@ func Durables() []Durable {
 		{Attempts, ConsumerMonitor},
 		{Attempts, ConsumerIndex},
 		{Commands, ConsumerCommands},
+		{WebhookStatus, ConsumerNotices},
 	}
 }
 

@@ -51,6 +51,7 @@ func (p Pattern) Matches(name string) bool {
 type Index struct {
 	mu       sync.RWMutex
 	webhooks map[string]*Webhook // by key
+	notices  map[string]*Webhook // what carries the notices of webhooks, by key
 	accounts map[string]*accountIndex
 	urls     map[string]int // webhooks per <account>.<url_key>
 }
@@ -65,7 +66,7 @@ type accountIndex struct {
 
 // NewIndex returns an empty index.
 func NewIndex() *Index {
-	return &Index{webhooks: map[string]*Webhook{}, accounts: map[string]*accountIndex{}, urls: map[string]int{}}
+	return &Index{webhooks: map[string]*Webhook{}, notices: map[string]*Webhook{}, accounts: map[string]*accountIndex{}, urls: map[string]int{}}
 }
 
 // Put adds w or replaces the one with its key.
@@ -74,6 +75,12 @@ func (x *Index) Put(w *Webhook) {
 	defer x.mu.Unlock()
 	x.remove(w.Key())
 	x.webhooks[w.Key()] = w
+	if n := w.Notice(); n != nil {
+		x.notices[n.Key()] = n
+	}
+	if w.Kind != "" {
+		return
+	}
 	x.urls[w.Account+"."+w.URLKey]++
 	a := x.accounts[w.Account]
 	if a == nil {
@@ -114,6 +121,12 @@ func (x *Index) remove(key string) {
 		return
 	}
 	delete(x.webhooks, key)
+	if n := w.Notice(); n != nil {
+		delete(x.notices, n.Key())
+	}
+	if w.Kind != "" {
+		return
+	}
 	if u := w.Account + "." + w.URLKey; x.urls[u] > 1 {
 		x.urls[u]--
 	} else {
@@ -141,11 +154,14 @@ func without(ws []*Webhook, is func(*Webhook) bool) []*Webhook {
 	return slices.DeleteFunc(slices.Clone(ws), is)
 }
 
-// Get returns the account's webhook, nil when there is none.
+// Get returns the account's webhook, or what carries its notices, nil when there is none.
 func (x *Index) Get(account, id string) *Webhook {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return x.webhooks[account+"."+id]
+	if w := x.webhooks[account+"."+id]; w != nil {
+		return w
+	}
+	return x.notices[account+"."+id]
 }
 
 // ByKey returns the webhook with that key, nil when there is none.

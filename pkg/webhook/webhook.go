@@ -54,6 +54,8 @@ type Webhook struct {
 	Signature  Signature `json:"signature,omitempty"` // of the first secret
 	Secrets    []Secret  `json:"secrets"`             // newest first; the first always signs
 	Status     Status    `json:"status"`
+	Notify     *Notify   `json:"notify,omitempty"`
+	Kind       string    `json:"kind,omitempty"` // "" or KindNotice
 	CreatedAt  time.Time `json:"created_at"`
 	UpdatedAt  time.Time `json:"updated_at"`
 	// Conditions must all hold for an event to be matched.
@@ -102,7 +104,7 @@ func Decode(b []byte) (*Webhook, error) {
 	if err != nil {
 		return nil, fmt.Errorf("decode webhook %q: its id is not a UUID", w.ID)
 	}
-	if w.Account == "" || w.URL == "" {
+	if w.Account == "" || w.URL == "" && w.Kind == "" {
 		return nil, fmt.Errorf("decode webhook %s: it has no account or no URL", w.ID)
 	}
 	conditions, problems := condition.Compile(w.Conditions)
@@ -240,7 +242,11 @@ func (w *Webhook) KeyIDs(now time.Time) ([]string, error) {
 			return nil, err
 		}
 	}
-	for _, s := range w.Secrets {
+	secrets := w.Secrets
+	if w.Notify != nil && w.Notify.URL != "" {
+		secrets = append(slices.Clone(secrets), w.Notify.Secret)
+	}
+	for _, s := range secrets {
 		if s.expired(now) {
 			continue
 		}
@@ -262,6 +268,9 @@ func (w *Webhook) Reseal(keys *seal.Keyring, now time.Time) (*Webhook, error) {
 	out.Version++
 	if w.AuthKey != "" {
 		out.AuthKey = keys.Seal([]byte(open.AuthKey), out.SealContext("auth_key"))
+	}
+	if out.Notify, err = w.Notify.reseal(w, keys); err != nil {
+		return nil, fmt.Errorf("open the secret for notices of webhook %s: %w", w.ID, err)
 	}
 	return &out, out.Rebind(w, keys, now)
 }

@@ -382,7 +382,7 @@ func rights() map[string]right {
 		create: []string{topology.WebhookStatus, topology.Commands, "KV_SUSPENSIONS", "KV_BOOKS"},
 		purge:  []string{"KV_SUSPENSIONS"},
 		remove: []string{topology.Retries},
-		info:   append(topology.Streams(), "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_LEASES", "KV_SHARES", "KV_ACCOUNTS"),
+		info:   append(topology.Streams(), "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_LEASES", "KV_SHARES", "KV_ACCOUNTS", "KV_NOTICES"),
 		get: append([]string{
 			topology.WebhookStatus, topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, "KV_BOOKS", "KV_LEASES",
 		}, watches...),
@@ -395,15 +395,15 @@ func rights() map[string]right {
 	management := right{
 		publish: []string{
 			"crm.events.acme.crm_deal_created", "gancho.notifications.acme.id", "gancho.attempts.acme.id", "gancho.suspensions.acme.lane", "gancho.audit.acme",
-			"$KV.WEBHOOKS.key", "$KV.WEBHOOK_CLAIMS.key", "$KV.REPLAYS.key", "$KV.ENDED_SESSIONS.key", "$KV.ACCOUNTS.acme",
+			"$KV.WEBHOOKS.key", "$KV.WEBHOOK_CLAIMS.key", "$KV.REPLAYS.key", "$KV.ENDED_SESSIONS.key", "$KV.ACCOUNTS.acme", "$KV.NOTICES.key",
 		},
-		create: []string{topology.Audit, "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_ACCOUNTS"},
+		create: []string{topology.Audit, "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_ACCOUNTS", "KV_NOTICES"},
 		info: []string{
 			topology.Events, topology.Rejected, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.Quarantine, topology.WebhookStatus,
 			topology.Commands, "KV_SUSPENSIONS", "KV_SHARES",
 		},
-		get:     slices.Concat([]string{topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.WebhookStatus, "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS"}, watches, shares),
-		consume: anyConsumer(slices.Concat([]string{topology.Failed, topology.WebhookStatus, topology.Events, "KV_REPLAYS", "KV_ENDED_SESSIONS"}, watches, shares)...),
+		get:     slices.Concat([]string{topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.WebhookStatus, "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_NOTICES"}, watches, shares),
+		consume: anyConsumer(slices.Concat([]string{topology.Failed, topology.WebhookStatus, topology.Events, "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_NOTICES"}, watches, shares)...),
 	}
 	management.consume[topology.Audit] = []string{"*"}
 	management.consume[topology.Attempts] = []string{"*", topology.ConsumerIndex}

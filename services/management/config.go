@@ -18,6 +18,7 @@ import (
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/console"
+	"gancho/services/management/internal/notices"
 	"gancho/services/management/internal/proxy"
 )
 
@@ -65,6 +66,8 @@ type Config struct {
 	EventTypesDir string `env:"EVENT_TYPES_DIR"`
 	// PublicURL is the address of the API and the console as clients see it, such as https://gancho.example.com. Links in answers begin with it. Empty: scheme and host of the request.
 	PublicURL string `env:"PUBLIC_URL"`
+	// SMTPURL is the mail server for notices to owners: smtp://user:password@host:587?from=gancho@example.com (STARTTLS, which may be missing on a loopback address only) or smtps://. Without it notices go to URLs and stand in the console. It needs PUBLIC_URL.
+	SMTPURL string `env:"SMTP_URL" secret:"true"`
 	// EgressPublished are the addresses and CIDRs that requests to receivers come from, separated by commas. GET /crm/v2/egress answers them, for the receivers' allow lists.
 	EgressPublished []string `env:"EGRESS_PUBLISHED" envSeparator:","`
 	// EncryptionKeyFile holds the keys that seal auth keys and signing secrets, a line each: <key id>:<base64 of 32 bytes>. The first seals, all open.
@@ -99,6 +102,14 @@ func (c *Config) Validate() error {
 	if u, err := url.Parse(c.PublicURL); err != nil || c.PublicURL != "" && (u.Scheme != "https" && u.Scheme != "http" ||
 		u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "") {
 		errs = append(errs, fmt.Errorf("PUBLIC_URL: %q is not of the form https://host[:port]", c.PublicURL))
+	}
+	if c.SMTPURL != "" {
+		if _, err := notices.ParseServer(c.SMTPURL); err != nil {
+			errs = append(errs, err)
+		}
+		if c.PublicURL == "" {
+			errs = append(errs, errors.New("SMTP_URL: e-mails link to the console; set PUBLIC_URL too"))
+		}
 	}
 	for i, text := range c.EgressPublished {
 		c.EgressPublished[i] = strings.TrimSpace(text)

@@ -38,6 +38,7 @@ import (
 	"gancho/services/management/internal/idempotency"
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/ingest"
+	"gancho/services/management/internal/notices"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/portal"
 	"gancho/services/management/internal/problem"
@@ -189,14 +190,28 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		dry := dryrun.New(b, hooks, sends, cfg.Limits.EventMaxBytes)
 		handler, err := api.New(api.Options{
 			Gate: gate, Webhooks: hooks, Notifications: sends, Ingest: ingest.New(b, meter, cfg.Limits.EventMaxBytes), Tail: tails, Replays: jobs, Stopping: ctx.Done(),
-			Accounts: accounts.New(b, settings, cfg.Limits.LogMaxAge), Idempotency: idempotency.New(answers, keys, proc.Log), Catalogue: types, DryRun: dry, PublicURL: cfg.PublicURL, EgressAddresses: cfg.EgressPublished,
+			Accounts: accounts.New(b, settings, hooks, cfg.Limits.LogMaxAge), Idempotency: idempotency.New(answers, keys, proc.Log), Catalogue: types, DryRun: dry, PublicURL: cfg.PublicURL, EgressAddresses: cfg.EgressPublished,
 			Portal: links, Audit: changes, EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {
 			return err
 		}
+		noticeBucket, err := b.Bucket(ctx, topology.BucketNotices)
+		if err != nil {
+			return ended(ctx, err)
+		}
+		var mailServer *notices.Server
+		if cfg.SMTPURL != "" {
+			if mailServer, err = notices.ParseServer(cfg.SMTPURL); err != nil {
+				return err
+			}
+		}
+		told := notices.New(notices.Options{
+			Bus: b, Bucket: noticeBucket, Webhooks: hooks, Meter: meter, Keys: keys, Server: mailServer, PublicURL: strings.TrimSuffix(cfg.PublicURL, "/"), Log: proc.Log, Metrics: proc.Metrics,
+		})
+		group.Go(func() error { return ended(ctx, told.Run(ctx)) })
 		pages, err := console.New(console.Options{
-			Gate: gate, Webhooks: hooks, Notifications: sends, Replays: jobs, Tail: tails, Catalogue: types, DryRun: dry, Keys: keys, Ended: revoked, Portal: links, Audit: changes, FrameAncestors: cfg.ConsoleFrameAncestors,
+			Gate: gate, Webhooks: hooks, Notifications: sends, Replays: jobs, Tail: tails, Catalogue: types, DryRun: dry, Keys: keys, Ended: revoked, Portal: links, Notices: told, Audit: changes, FrameAncestors: cfg.ConsoleFrameAncestors,
 			PlainHTTP: cfg.ConsolePlainHTTP, Stopping: ctx.Done(), Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"gancho/pkg/bus"
 	"gancho/pkg/topology"
 )
@@ -64,4 +66,28 @@ func Published(ctx context.Context, b *bus.Bus, c Change, step string) (bool, er
 		return false, err
 	}
 	return raw.Header.Get(headerStep) == step, nil
+}
+
+// followWait is when a change that handle could not take is delivered again.
+const followWait = 30 * time.Second
+
+// Follow hands the changes of webhooks to handle, each at least once over all that follow under the same durable name,
+// until ctx ends. It begins with those that are published after the durable was made. sequence grows from change to
+// change; one that is not higher came before. After an error of handle the change comes again.
+func Follow(ctx context.Context, b *bus.Bus, durable string, handle func(change []byte, sequence uint64) error) error {
+	c, err := b.Consumer(ctx, topology.WebhookStatus, jetstream.ConsumerConfig{
+		Durable: durable, FilterSubject: "gancho.webhooks.*.*.*", AckWait: followWait, MaxDeliver: -1, MaxAckPending: 1000, DeliverPolicy: jetstream.DeliverNewPolicy,
+	})
+	if err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		_, _ = c.Fetch(ctx, 100, bus.Unbounded, func(m jetstream.Msg) { // it logs what is wrong, and waits
+			meta, err := m.Metadata()
+			if err == nil && handle(m.Data(), meta.Sequence.Stream) == nil {
+				_ = m.Ack()
+			}
+		})
+	}
+	return nil
 }

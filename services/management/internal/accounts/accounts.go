@@ -31,6 +31,9 @@ type View struct {
 	Webhooks   *int      `json:"webhooks" nullable:"true" doc:"how many webhooks it may have; null: WEBHOOKS_PER_ACCOUNT"`
 	IngestRate *float64  `json:"ingest_rate" nullable:"true" doc:"events a second over HTTP; null: no limit of its own"`
 	Retention  Retention `json:"retention"`
+
+	Notify       *webhooks.Notify `json:"notify" doc:"who is told about the troubles of webhooks that name nobody themselves"`
+	NotifySecret string           `json:"notify_secret,omitempty" doc:"whsec_..., signs the requests to notify.url; only in the answer that made it"`
 }
 
 // Retention is how long an account's history is kept, in seconds; null: LOG_MAX_AGE.
@@ -41,10 +44,11 @@ type Retention struct {
 
 // Input is what an operator may set. A member that is absent stays as it is; null takes the setting away.
 type Input struct {
-	Share      webhooks.Field[float64]   `json:"share"`
-	Webhooks   webhooks.Field[int]       `json:"webhooks"`
-	IngestRate webhooks.Field[float64]   `json:"ingest_rate"`
-	Retention  webhooks.Field[Retaining] `json:"retention"`
+	Share      webhooks.Field[float64]              `json:"share"`
+	Webhooks   webhooks.Field[int]                  `json:"webhooks"`
+	IngestRate webhooks.Field[float64]              `json:"ingest_rate"`
+	Retention  webhooks.Field[Retaining]            `json:"retention"`
+	Notify     webhooks.Field[webhooks.NotifyInput] `json:"notify"`
 
 	// The members that only the service sets. They may be given as they are.
 	ID     webhooks.Field[string] `json:"id"`
@@ -68,12 +72,13 @@ const (
 type Service struct {
 	bus       *bus.Bus
 	bucket    *bus.Bucket
+	hooks     *webhooks.Service
 	logMaxAge time.Duration
 }
 
 // New returns a service on the bucket ACCOUNTS. logMaxAge is LOG_MAX_AGE, the longest retention.
-func New(b *bus.Bus, bucket *bus.Bucket, logMaxAge time.Duration) *Service {
-	return &Service{b, bucket, logMaxAge}
+func New(b *bus.Bus, bucket *bus.Bucket, hooks *webhooks.Service, logMaxAge time.Duration) *Service {
+	return &Service{b, bucket, hooks, logMaxAge}
 }
 
 // Get returns the account. An account that nobody set anything for has the defaults.
@@ -87,6 +92,19 @@ func (s *Service) Get(ctx context.Context, account string) (View, error) {
 
 // Set changes the account's settings. Changes at the same time are merged.
 func (s *Service) Set(ctx context.Context, account string, in Input) (View, error) {
+	v, err := s.set(ctx, account, in)
+	if err != nil || !in.Notify.Present {
+		return v, err
+	}
+	secret, err := s.hooks.SetAccountNotify(ctx, account, in.Notify)
+	if err != nil {
+		return View{}, err
+	}
+	v.Notify, v.NotifySecret = s.hooks.AccountNotify(account), secret
+	return v, nil
+}
+
+func (s *Service) set(ctx context.Context, account string, in Input) (View, error) {
 	for {
 		settings, revision, err := s.fetch(ctx, account)
 		if err != nil {
@@ -167,6 +185,7 @@ func (s *Service) view(ctx context.Context, account string, settings share.Setti
 	return View{
 		ID: account, Status: s.status(ctx, account), Share: given(settings.Share), Webhooks: given(settings.Webhooks), IngestRate: given(settings.IngestRate),
 		Retention: Retention{given(settings.LogMaxAge), given(settings.FailedMaxAge)},
+		Notify:    s.hooks.AccountNotify(account),
 	}
 }
 

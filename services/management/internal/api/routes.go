@@ -345,6 +345,14 @@ type webhookCreate struct {
 	Signature  string `json:"signature,omitempty" enum:"hmac,ed25519" doc:"hmac if left out; with ed25519 receivers verify with public_key, and there is no signing_secret"`
 
 	Conditions []condition.Condition `json:"conditions,omitempty" maxItems:"25" nullable:"false" doc:"all must hold for an event to be sent; none if left out"`
+	Notify     *notifyInput          `json:"notify,omitempty" doc:"who is told about its troubles; the answer to a new url carries notify_secret"`
+}
+
+// notifyInput describes webhooks.NotifyInput in the OpenAPI document.
+type notifyInput struct {
+	Emails   []string `json:"emails,omitempty" nullable:"false" maxItems:"10"`
+	URL      *string  `json:"url,omitempty" format:"uri" nullable:"true" maxLength:"2048" doc:"another one than the webhook's own; gets a signed request for each notice"`
+	Language string   `json:"language,omitempty" enum:"en,pt-BR" doc:"en if left out"`
 }
 
 type webhookUpdate struct {
@@ -364,6 +372,7 @@ type webhookUpdate struct {
 	UpdatedAt  *time.Time           `json:"updated_at,omitempty" doc:"as it is"`
 	Suspension *webhooks.Suspension `json:"suspension,omitempty" doc:"as it is"`
 	PublicKey  string               `json:"public_key,omitempty" doc:"as it is"`
+	Notify     *notifyInput         `json:"notify,omitempty" doc:"replaces whom notices go to; null: whom the account says"`
 }
 
 // conditionsTest describes dryrun.Input in the OpenAPI document.
@@ -588,6 +597,7 @@ type accountUpdate struct {
 	Webhooks   *int                `json:"webhooks,omitempty" nullable:"true" minimum:"1" maximum:"1000000"`
 	IngestRate *float64            `json:"ingest_rate,omitempty" nullable:"true" exclusiveMinimum:"0" maximum:"1000000"`
 	Retention  *accounts.Retention `json:"retention,omitempty"`
+	Notify     *notifyInput        `json:"notify,omitempty" doc:"who is told about the troubles of webhooks that name nobody; null takes it away"`
 }
 
 func (a *API) getAccount(c *call) (*answer, error) {

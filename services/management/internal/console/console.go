@@ -21,6 +21,7 @@ import (
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/dryrun"
+	"gancho/services/management/internal/notices"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/portal"
 	"gancho/services/management/internal/problem"
@@ -50,6 +51,7 @@ type Options struct {
 	Ended         *revocation.List
 	Portal        *portal.Service
 	Audit         *audit.Log
+	Notices       *notices.Service
 	// FrameAncestors are the origins whose pages may show the console in a frame, see CheckAncestors.
 	FrameAncestors []string
 	// PlainHTTP accepts sessions over plain HTTP on every host, not only on a loopback address.
@@ -108,7 +110,7 @@ func New(o Options) (*Console, error) {
 func Serves(p string) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(p, "/"), "/")
 	switch first {
-	case "", "sign-in", "sign-out", "portal", "theme.css", "account", "language", "webhooks", "notifications", "failures", "replays", "audit", "tail", "event_types", "static":
+	case "", "sign-in", "sign-out", "portal", "unsubscribe", "theme.css", "account", "language", "webhooks", "notifications", "failures", "replays", "audit", "tail", "event_types", "static":
 		return path.Clean(p) == p
 	}
 	return false
@@ -135,6 +137,8 @@ func (c *Console) routes() []route {
 		{pattern: "POST /sign-out", public: true, handle: c.postSignOut},
 		{pattern: "GET /portal", public: true, handle: c.portalPage},
 		{pattern: "POST /portal", public: true, handle: c.postPortal},
+		{pattern: "GET /unsubscribe", public: true, handle: c.unsubscribePage},
+		{pattern: "POST /unsubscribe", public: true, handle: c.postUnsubscribe},
 		{pattern: "GET /theme.css", public: true, handle: themeSheet},
 		{pattern: "POST /language", public: true, handle: c.postLanguage},
 		{pattern: "GET /account", accountless: true, handle: c.accountPage},

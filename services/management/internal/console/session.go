@@ -187,6 +187,7 @@ type flash struct {
 	Args   map[string]string `json:"a,omitempty"`
 	Link   string            `json:"l,omitempty"`
 	Secret string            `json:"s,omitempty"`
+	Notify string            `json:"n,omitempty"` // secret of the requests to the URL for notices
 	Ends   time.Time         `json:"e"`
 }
 

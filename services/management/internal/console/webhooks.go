@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"go.uber.org/zap"
 
@@ -18,6 +19,7 @@ import (
 	"gancho/services/management/internal/explain"
 	"gancho/services/management/internal/httpstatus"
 	"gancho/services/management/internal/index"
+	"gancho/services/management/internal/notices"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
@@ -157,6 +159,7 @@ type hookPage struct {
 	LastDelivered time.Time
 	Trouble       string
 	LastFailed    *failedAttempt // of a suspended webhook
+	Recent        []notices.Recent
 	Away          bool
 	Partial       bool
 
@@ -224,6 +227,11 @@ func (c *Console) showWebhook(v *visit, status int, form replayForm) error {
 			data.Next = "/webhooks/" + w.ID + "?" + q.Encode() + "#notifications"
 		}
 	}
+	if known := c.Webhooks.Known(v.caller.Account, w.ID); known != nil && !data.Away {
+		if data.Recent, err = c.Notices.Recent(v.ctx, known, string(v.lang)); err != nil {
+			return err
+		}
+	}
 	if data.Replays, err = c.Replays.List(v.ctx, v.caller.Account, w.ID); err != nil {
 		return err
 	}
@@ -287,7 +295,7 @@ type fieldProblem struct {
 
 // formFields are those of the form, in the API's names.
 func formFields() []string {
-	return []string{"name", "event_name", "http_method", "url", "auth_header", "auth_key", "status", "signature"}
+	return []string{"name", "event_name", "http_method", "url", "auth_header", "auth_key", "status", "signature", "notify_emails", "notify_url", "notify_language"}
 }
 
 func (c *Console) newForm() hookForm {
@@ -324,6 +332,10 @@ func (f hookForm) filled(v *visit, e *problem.Error) hookForm {
 		field := strings.TrimPrefix(p.Pointer, "/data/")
 		if at := conditionPointer.FindStringSubmatch(field); at != nil {
 			field = at[1]
+		}
+		if rest, found := strings.CutPrefix(field, "notify/"); found {
+			part, _, _ := strings.Cut(rest, "/")
+			field = "notify_" + part
 		}
 		if p.Pointer == "" {
 			f.General = append(f.General, fp)
@@ -367,6 +379,7 @@ func (c *Console) postWebhook(v *visit) error {
 	if rows := conditionRows(v); rows != nil {
 		in.Conditions = conditions(rows)
 	}
+	in.Notify = v.notify()
 	if h, k := value("auth_header"), value("auth_key"); h != "" || k != "" {
 		in.AuthHeader, in.AuthKey = present(h), present(k)
 		if h == "" {
@@ -386,7 +399,17 @@ func (c *Console) postWebhook(v *visit) error {
 	}
 	c.changed(v, "createWebhook", w.ID, nil)
 	v.fields = append(v.fields, zap.String("webhook_id", w.ID), zap.String("url_host", webhook.URLHost(w.URL)))
-	return c.done(v, "/webhooks/"+w.ID, flash{Key: "done.created", Secret: secret})
+	return c.done(v, "/webhooks/"+w.ID, flash{Key: "done.created", Secret: secret, Notify: w.NotifySecret})
+}
+
+// notify is whom the form wants told; absent when the form does not ask.
+func (v *visit) notify() webhooks.Field[webhooks.NotifyInput] {
+	if !v.r.PostForm.Has("notify_emails") {
+		return webhooks.Field[webhooks.NotifyInput]{}
+	}
+	in := webhooks.NotifyInput{URL: given(strings.TrimSpace(v.r.PostFormValue("notify_url"))), Language: given(v.r.PostFormValue("notify_language"))}
+	in.Emails = strings.FieldsFunc(v.r.PostFormValue("notify_emails"), func(r rune) bool { return r == ',' || r == ';' || unicode.IsSpace(r) })
+	return webhooks.Set(in)
 }
 
 func present(s string) webhooks.Field[string] { return webhooks.Set(s) }
@@ -413,6 +436,12 @@ func (c *Console) editForm(v *visit) (hookForm, error) {
 		status = string(webhook.Disabled)
 	}
 	f.Values = map[string]string{"name": w.Name, "event_name": w.EventName, "http_method": w.Method, "url": w.URL, "status": status, "signature": w.Signature}
+	if n := w.Notify; n != nil {
+		f.Values["notify_emails"], f.Values["notify_language"] = strings.Join(n.Emails, ", "), n.Language
+		if n.URL != nil {
+			f.Values["notify_url"] = *n.URL
+		}
+	}
 	if w.AuthHeader != nil {
 		f.Values["auth_header"] = *w.AuthHeader
 	}
@@ -434,7 +463,7 @@ func (c *Console) postWebhookChange(v *visit) error {
 	value := v.r.PostFormValue
 	in := webhooks.Input{
 		Name: present(value("name")), EventName: present(strings.TrimSpace(value("event_name"))), URL: present(strings.TrimSpace(value("url"))),
-		Method: given(value("http_method")), Status: given(value("status")), Signature: given(value("signature")),
+		Method: given(value("http_method")), Status: given(value("status")), Signature: given(value("signature")), Notify: v.notify(),
 	}
 	switch h, k := value("auth_header"), value("auth_key"); {
 	case h == "" && k == "":
@@ -465,7 +494,7 @@ func (c *Console) postWebhookChange(v *visit) error {
 		return c.showForm(v, httpstatus.Of(e), f.filled(v, e))
 	}
 	c.changed(v, "updateWebhook", v.id(), before)
-	n := flash{Key: "done.changed", Secret: w.SigningSecret}
+	n := flash{Key: "done.changed", Secret: w.SigningSecret, Notify: w.NotifySecret}
 	if !settled {
 		n.Key = "done.changed_soon"
 	}

@@ -28,11 +28,15 @@ type View struct {
 	Conditions []condition.Condition `json:"conditions" nullable:"false" doc:"all must hold for an event to be sent"`
 	Signature  string                `json:"signature" enum:"hmac,ed25519"`
 	PublicKey  string                `json:"public_key,omitempty" doc:"whpk_...; verifies the signatures, where signature is ed25519"`
+	Notify     *Notify               `json:"notify" doc:"who is told about its troubles; null: whom the account says"`
 	Suspension *Suspension           `json:"suspension" doc:"why its URL is set aside; null when it is not"`
 	CreatedAt  time.Time             `json:"created_at"`
 	UpdatedAt  time.Time             `json:"updated_at"`
 	// SigningSecret is set only in the answer that made it.
 	SigningSecret string `json:"signing_secret,omitempty" doc:"whsec_...; only in the answer that made it"`
+
+	// NotifySecret is set only in the answer that made it.
+	NotifySecret string `json:"notify_secret,omitempty" doc:"whsec_..., signs the requests to notify.url; only in the answer that made it"`
 
 	// Revision is the webhook's ETag.
 	Revision uint64 `json:"-"`
@@ -119,6 +123,7 @@ func (s *Service) views(ctx context.Context, account string, page []*webhook.Web
 		if w.AuthHeader != "" {
 			v.AuthHeader = &w.AuthHeader
 		}
+		v.Notify = notifyView(w.Notify)
 		if key := w.PublicKey(); key != nil {
 			v.PublicKey = delivery.PublicKey(key)
 		}

@@ -88,7 +88,15 @@ func New(o Options) *Service {
 
 // Changed is called after each change of the registry.
 func (s *Service) Changed(before, after *webhook.Webhook) {
-	s.byName.changed(before, after)
+	shown := func(w *webhook.Webhook) *webhook.Webhook {
+		if w != nil && w.Kind != "" {
+			return nil
+		}
+		return w
+	}
+	if before, after := shown(before), shown(after); before != nil || after != nil {
+		s.byName.changed(before, after)
+	}
 	s.changes.Post()
 }
 
@@ -112,14 +120,15 @@ func (s *Service) Names() []string { return s.names.All() }
 
 // Input is what an owner may set. A member that is absent stays as it is.
 type Input struct {
-	Name       Field[string] `json:"name"`
-	EventName  Field[string] `json:"event_name"`
-	Method     Field[string] `json:"http_method"`
-	URL        Field[string] `json:"url"`
-	AuthHeader Field[string] `json:"auth_header"`
-	AuthKey    Field[string] `json:"auth_key"`
-	Status     Field[string] `json:"status"`
-	Signature  Field[string] `json:"signature"`
+	Name       Field[string]      `json:"name"`
+	EventName  Field[string]      `json:"event_name"`
+	Method     Field[string]      `json:"http_method"`
+	URL        Field[string]      `json:"url"`
+	AuthHeader Field[string]      `json:"auth_header"`
+	AuthKey    Field[string]      `json:"auth_key"`
+	Status     Field[string]      `json:"status"`
+	Signature  Field[string]      `json:"signature"`
+	Notify     Field[NotifyInput] `json:"notify"`
 	// Conditions replace those the webhook has; null removes them.
 	Conditions Field[[]condition.Condition] `json:"conditions"`
 
@@ -169,6 +178,7 @@ func (s *Service) Create(ctx context.Context, account string, in Input) (View, s
 			fmt.Sprintf("this account has %d webhooks, as many as it may; delete some, or ask the operator for more", s.most))
 	}
 	shown := s.rotate(w, now, false)
+	notifySecret := s.notifySecret(nil, w)
 	if err := s.take(ctx, w); err != nil {
 		return View{}, "", err
 	}
@@ -186,7 +196,9 @@ func (s *Service) Create(ctx context.Context, account string, in Input) (View, s
 		return View{}, "", taken("it was registered at the same time")
 	}
 	s.seen(ctx, w)
-	return s.view(ctx, w), shown, nil
+	v := s.view(ctx, w)
+	v.NotifySecret = notifySecret
+	return v, shown, nil
 }
 
 // apply checks in and sets what is present in w; problems are those found before.
@@ -247,6 +259,7 @@ func (s *Service) apply(w *webhook.Webhook, in Input, problems problem.List) err
 		}
 	}
 	s.applyAuth(w, in, found)
+	s.applyNotify(w, in.Notify, &problems)
 	return problems.Err()
 }
 
@@ -315,15 +328,16 @@ func (m Match) check(w *webhook.Webhook) error {
 // it at the same time. A change lifts the suspension of the URL it had; settled is false when that has been
 // asked for but had no effect yet. Another signature is a rotation: v carries the new secret.
 func (s *Service) Update(ctx context.Context, account, id string, in Input, match Match, by string) (v View, settled bool, err error) {
-	var shown string
+	var shown, notifySecret string
 	before, after, err := s.update(ctx, account, id, match, func(w *webhook.Webhook) error {
-		signature := w.Signs()
+		signature, was := w.Signs(), w.Notify
 		if err := s.apply(w, in, s.changedReadOnly(ctx, w, in)); err != nil {
 			return err
 		}
 		if shown = ""; w.Signs() != signature {
 			shown = s.rotate(w, time.Now(), false)
 		}
+		notifySecret = s.notifySecret(was, w)
 		return nil
 	})
 	if err != nil {
@@ -340,7 +354,7 @@ func (s *Service) Update(ctx context.Context, account, id string, in Input, matc
 		}
 	}
 	v = s.view(ctx, after)
-	v.SigningSecret = shown
+	v.SigningSecret, v.NotifySecret = shown, notifySecret
 	return v, settled, nil
 }
 
@@ -393,7 +407,7 @@ func (s *Service) update(ctx context.Context, account, id string, match Match, c
 
 func equal(a, b *webhook.Webhook) bool {
 	return a.Name == b.Name && a.EventName == b.EventName && a.Method == b.Method && a.URL == b.URL && a.URLGiven == b.URLGiven && a.Status == b.Status &&
-		a.AuthHeader == b.AuthHeader && a.AuthKey == b.AuthKey && a.Signs() == b.Signs() && slices.Equal(a.Secrets, b.Secrets) &&
+		a.AuthHeader == b.AuthHeader && a.AuthKey == b.AuthKey && a.Signs() == b.Signs() && webhook.SameNotify(a, b) && slices.Equal(a.Secrets, b.Secrets) &&
 		slices.EqualFunc(a.Conditions, b.Conditions, condition.Condition.Equal)
 }
 
@@ -521,19 +535,27 @@ func (s *Service) fetch(ctx context.Context, account, id string) (*webhook.Webho
 	if err != nil {
 		return nil, problem.Broker(err)
 	}
+	if w.Kind != "" {
+		return nil, problem.NotFound("webhook")
+	}
 	return w, nil
 }
 
 // Get returns the account's webhook as registered.
 func (s *Service) Get(ctx context.Context, account, id string) (*webhook.Webhook, error) {
-	if w := s.registry.Get(account, id); w != nil {
+	if w := s.Known(account, id); w != nil {
 		return w, nil
 	}
 	return s.fetch(ctx, account, id) // another replica may have created it a moment ago
 }
 
 // Known returns the account's webhook when this process knows it, else nil.
-func (s *Service) Known(account, id string) *webhook.Webhook { return s.registry.Get(account, id) }
+func (s *Service) Known(account, id string) *webhook.Webhook {
+	if w := s.registry.Get(account, id); w != nil && w.Kind == "" {
+		return w
+	}
+	return nil
+}
 
 // seen waits until this process's copy of the registry has the change, so that the next request does.
 func (s *Service) seen(ctx context.Context, w *webhook.Webhook) {
