@@ -115,8 +115,8 @@ func (n *entry) open() {
 		return
 	}
 	n.byName = make(map[string]int, len(n.entries))
-	for i := len(n.entries) - 1; i >= 0; i-- { // the first of a name counts
-		n.byName[n.entries[i].name] = i
+	for i, e := range slices.Backward(n.entries) { // the first of a name counts
+		n.byName[e.name] = i
 	}
 }
 

@@ -90,14 +90,14 @@ func (f *forwarder) forward(e client.StoredEvent) error {
 	} {
 		req.Header.Set(name, value)
 	}
-	answer, failure := "", ""
+	answer, failure := "none", ""
 	resp, err := f.http.Do(req)
 	if err == nil {
 		answer = fmt.Sprint(resp.StatusCode)
 		_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10)) // for the connection's next use
 		resp.Body.Close()
 	} else {
-		answer, failure = "none", err.Error()
+		failure = err.Error()
 	}
 	took := float64(time.Since(began).Microseconds()) / 1000
 	if f.a.output == "json" {
