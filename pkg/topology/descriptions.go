@@ -12,6 +12,7 @@ var descriptions = map[string]string{
 	Quarantine:    "messages that could not be handled, with the reason",
 	MaxDeliveries: "the broker's reports of notifications that it delivers no more; a dispatcher puts them right",
 	WebhookStatus: "what happened to webhooks and accounts, for the CRM",
+	Audit:         "who changed what: a record of each change by API, console or operator",
 	Commands:      "suspensions and resumptions by hand, for the suspension-monitor",
 
 	ConsumerPublisher:     "the publishers: turns events into notifications",
