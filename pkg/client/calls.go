@@ -198,6 +198,39 @@ func (c *Client) Event(ctx context.Context, id string) (Result[Event], error) {
 	return get[Event](ctx, c, "/events/"+url.PathEscape(id))
 }
 
+// Period is a time in steps of 1m, 1h or 1d. Zero values leave the choice to the API: the last 24 hours, by hours.
+type Period struct {
+	From, To time.Time
+	Step     string
+}
+
+func (p Period) query() url.Values {
+	query := url.Values{}
+	if p.Step != "" {
+		query.Set("step", p.Step)
+	}
+	for name, at := range map[string]time.Time{"from": p.From, "to": p.To} {
+		if !at.IsZero() {
+			query.Set(name, at.UTC().Format(time.RFC3339Nano))
+		}
+	}
+	return query
+}
+
+// Stats lists the numbers of a webhook, oldest step first.
+func (c *Client) Stats(ctx context.Context, webhookID string, p Period) iter.Seq2[Result[Stats], error] {
+	return list[Stats](ctx, c, webhookPath(webhookID)+"/stats", p.query(), nil)
+}
+
+// Usage lists what an account used, or each with "", oldest step first. It is for operators.
+func (c *Client) Usage(ctx context.Context, account string, p Period) iter.Seq2[Result[Usage], error] {
+	query := p.query()
+	if account != "" {
+		query.Set("account_id", account)
+	}
+	return list[Usage](ctx, c, "/usage", query, nil)
+}
+
 // Notification returns one with its attempts.
 func (c *Client) Notification(ctx context.Context, id string) (Result[Notification], error) {
 	return get[Notification](ctx, c, notificationPath(id))

@@ -142,6 +142,37 @@ type Unmatched struct {
 	Found     json.RawMessage `json:"found"`     // the value that the condition found
 }
 
+// Usage is what an account used in some time.
+type Usage struct {
+	AccountID     string    `json:"account_id"`
+	From          time.Time `json:"from"`
+	To            time.Time `json:"to"`
+	Events        uint64    `json:"events"`
+	EventBytes    uint64    `json:"event_bytes"`
+	Notifications uint64    `json:"notifications"`
+	Attempts      uint64    `json:"attempts"`
+	Delivered     uint64    `json:"delivered"` // attempts
+	Failed        uint64    `json:"failed"`    // attempts
+}
+
+// Stats are the numbers of a webhook in one step.
+type Stats struct {
+	From     time.Time `json:"from"`
+	To       time.Time `json:"to"`
+	Attempts struct {
+		Delivered uint64 `json:"delivered"`
+		Failed    uint64 `json:"failed"`
+	} `json:"attempts"`
+	Reasons      map[string]uint64 `json:"reasons"`
+	SuccessShare *float64          `json:"success_share"` // nil without attempts
+	Duration     struct {
+		P50 *float64 `json:"p50"`
+		P95 *float64 `json:"p95"`
+		P99 *float64 `json:"p99"`
+	} `json:"duration_ms"`
+	Notifications map[string]uint64 `json:"notifications"`
+}
+
 // Explanation says why a notification is in its state and what happens when.
 type Explanation struct {
 	Reason string `json:"reason"`

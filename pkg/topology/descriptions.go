@@ -13,6 +13,8 @@ var descriptions = map[string]string{
 	MaxDeliveries: "the broker's reports of notifications that it delivers no more; a dispatcher puts them right",
 	WebhookStatus: "what happened to webhooks and accounts, for the CRM",
 	Audit:         "who changed what: a record of each change by API, console or operator",
+	Numbers:       "counts of events, notifications and attempts, slice by slice",
+	Usage:         "hours of these counts, by account",
 	Commands:      "suspensions and resumptions by hand, for the suspension-monitor",
 
 	ConsumerPublisher:     "the publishers: turns events into notifications",

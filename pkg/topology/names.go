@@ -16,6 +16,8 @@ const (
 	WebhookStatus = "WEBHOOK_STATUS"
 	Commands      = "SUSPENSION_COMMANDS"
 	Audit         = "AUDIT"
+	Numbers       = "NUMBERS"
+	Usage         = "USAGE"
 )
 
 // Buckets.
@@ -83,6 +85,8 @@ const (
 // Subjects of all messages of a kind.
 const (
 	SubjectsEvents     = "crm.events.>"
+	SubjectNumbers     = "gancho.numbers.slices"
+	SubjectUsageMark   = "gancho.usage.mark"
 	SubjectsParked     = "gancho.parked.>"
 	SubjectsRetriesDue = "gancho.retries.due.>"
 )
@@ -99,6 +103,9 @@ func SubjectRetryAt(account, id string) string { return "gancho.retries.at." + a
 func SubjectRetryDue(account, webhook, id string) string {
 	return "gancho.retries.due." + account + "." + webhook + "." + id
 }
+
+// SubjectUsage returns the subject of an account's hours in USAGE.
+func SubjectUsage(account string) string { return "gancho.usage.hours." + account }
 
 // SubjectAttempts returns the subject of a notification's journal records in ATTEMPTS.
 func SubjectAttempts(account, id string) string { return "gancho.attempts." + account + "." + id }

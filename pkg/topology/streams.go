@@ -83,7 +83,11 @@ func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 	case Management:
 		audit := limits(Audit, AuditMaxAge, SubjectAudit("*"))
 		audit.MaxMsgsPerSubject = AuditPerAccount
-		return []jetstream.StreamConfig{audit}
+		return []jetstream.StreamConfig{
+			audit,
+			limits(Numbers, 48*time.Hour, SubjectNumbers),
+			limits(Usage, 400*24*time.Hour, SubjectUsageMark, SubjectUsage("*")),
+		}
 	}
 	return nil
 }
@@ -169,7 +173,7 @@ func Durables() []Durable {
 func Backup() []string {
 	all := []string{
 		BucketPrefix + BucketBooks, Events, Notifications, Parked, Retries, Attempts, Failed, Rejected, Quarantine,
-		MaxDeliveries, WebhookStatus, Commands, Audit,
+		MaxDeliveries, WebhookStatus, Commands, Audit, Numbers, Usage,
 	}
 	for _, o := range Owners() {
 		for _, kv := range o.Buckets(Limits{}) {

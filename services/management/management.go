@@ -20,6 +20,7 @@ import (
 	"gancho/pkg/audit"
 	"gancho/pkg/bus"
 	"gancho/pkg/egress"
+	"gancho/pkg/numbers"
 	"gancho/pkg/registry"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
@@ -184,6 +185,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 			return err
 		}
 		links := portal.New(keys, revoked, hooks, light, dark)
+		counted := numbers.New(b, proc.Log)
 		jobs := replays.New(b, replayBucket, hooks, sends, proc.Log)
 		tails := tail.New(b)
 		changes := audit.New(b, proc.Log, proc.Metrics)
@@ -191,7 +193,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		handler, err := api.New(api.Options{
 			Gate: gate, Webhooks: hooks, Notifications: sends, Ingest: ingest.New(b, meter, cfg.Limits.EventMaxBytes), Tail: tails, Replays: jobs, Stopping: ctx.Done(),
 			Accounts: accounts.New(b, settings, hooks, cfg.Limits.LogMaxAge), Idempotency: idempotency.New(answers, keys, proc.Log), Catalogue: types, DryRun: dry, PublicURL: cfg.PublicURL, EgressAddresses: cfg.EgressPublished,
-			Portal: links, Audit: changes, EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
+			Portal: links, Audit: changes, Numbers: counted, EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {
 			return err
@@ -224,6 +226,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 			return suspended.Run(watch, mirror.Options{})
 		})
 		group.Go(func() error { return lists.Run(ctx) })
+		group.Go(func() error { return counted.Run(ctx) })
 		group.Go(func() error { return jobs.Run(ctx) })
 		select { // no page is shown before it is known which sessions have ended
 		case <-revoked.Loaded():

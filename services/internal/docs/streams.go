@@ -23,6 +23,8 @@ var purposes = map[string]string{
 	topology.WebhookStatus: "status events for the CRM",
 	topology.Commands:      "suspend and resume by hand",
 	topology.Audit:         "who changed what: one record for each change over the API and the console",
+	topology.Numbers:       "what was counted, slice by slice",
+	topology.Usage:         "hours of that, by account",
 }
 
 // streams returns the table of streams with the defaults of their settings.

@@ -59,7 +59,8 @@ type grammar struct {
 	Apply         applyCmd         `cmd:"" group:"api" help:"Make the account's webhooks what a file says."`
 	Notifications notificationsCmd `cmd:"" group:"api" help:"See what became of notifications, and why; send one again."`
 	Replays       replaysCmd       `cmd:"" group:"api" help:"Send a range of past events to a webhook again."`
-	Events        eventsCmd        `cmd:"" group:"api" help:"Publish an event."`
+	Events        eventsCmd        `cmd:"" group:"api" help:"Publish an event, or say what became of one."`
+	Usage         usageCmd         `cmd:"" group:"api" help:"Count what accounts used; for operators."`
 	Tail          tailCmd          `cmd:"" group:"api" help:"Watch attempts as they are made."`
 	Listen        listenCmd        `cmd:"" group:"api" help:"Forward events to a local address as they come, to develop a receiver."`
 	Audit         auditCmd         `cmd:"" group:"api" help:"See who changed what."`

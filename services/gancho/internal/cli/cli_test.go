@@ -262,9 +262,11 @@ func TestCommands(t *testing.T) {
 		"notifications_list_account": {"notifications list --document d/1 --transaction t-1 --event crm_deal_created --event-id " + notificationID, "", map[string][]answer{
 			"GET /crm/v2/notifications": page("c1"), "GET /crm/v2/notifications?c1": page("", retrying), // a page can be empty
 		}},
-		"events_get":              {"events get " + notificationID, "", map[string][]answer{"GET /crm/v2/events/" + notificationID: data(became)}},
-		"events_get_json":         {"events get -o json " + notificationID, "", map[string][]answer{"GET /crm/v2/events/" + notificationID: data(became)}},
-		"events_find":             {"events find --document d-1 --from 2026-01-20 --limit 10", "", map[string][]answer{"GET /crm/v2/events": page("", became)}},
+		"events_get":      {"events get " + notificationID, "", map[string][]answer{"GET /crm/v2/events/" + notificationID: data(became)}},
+		"events_get_json": {"events get -o json " + notificationID, "", map[string][]answer{"GET /crm/v2/events/" + notificationID: data(became)}},
+		"events_find":     {"events find --document d-1 --from 2026-01-20 --limit 10", "", map[string][]answer{"GET /crm/v2/events": page("", became)}},
+		"usage": {"usage acme --from 2026-01-20", "", map[string][]answer{"GET /crm/v2/usage": page("",
+			`{"account_id":"acme","from":"2026-01-20T00:00:00Z","to":"2026-01-21T00:00:00Z","events":12,"event_bytes":34567,"notifications":24,"attempts":30,"delivered":23,"failed":7}`)}},
 		"events_find_time":        {"events find --to tomorrow", "", nil},
 		"notifications_list_time": {"notifications list " + webhookID + " --from yesterday", "", nil},
 		"notifications_get":       {"notifications get " + notificationID, "", map[string][]answer{"GET " + notifications: data(retrying)}},

@@ -205,6 +205,52 @@ func (c eventsSend) Run(a *app) error {
 	)
 }
 
+type usageCmd struct {
+	Account string `arg:"" optional:"" help:"Id of the account; all if not given."`
+	From    when   `placeholder:"TIME" help:"From this time on: a time, a day, or how long ago (2h, 3d); 24 hours ago by default."`
+	To      when   `placeholder:"TIME" help:"Before this time; now by default."`
+	Step    string `enum:"1m,1h,1d" default:"1d" help:"How long each row is: 1m, 1h or 1d."`
+	apiFlags
+}
+
+// Help has more about the command.
+func (usageCmd) Help() string {
+	return `It needs an operator's token. Examples:
+
+	gancho usage --from 30d
+	gancho usage acme --step 1h -o json`
+}
+
+// Run runs the command.
+func (c usageCmd) Run(a *app) error {
+	selected, err := rangeFlags{From: c.From, To: c.To}.selected(a.now)
+	if err != nil {
+		return err
+	}
+	if err := c.connect(a); err != nil {
+		return err
+	}
+	defer a.interruptible()()
+	rows := [][]string{{"FROM", "ACCOUNT", "EVENTS", "BYTES", "NOTIFICATIONS", "ATTEMPTS", "DELIVERED", "FAILED"}}
+	var all []json.RawMessage
+	for r, err := range a.client.Usage(a.ctx, c.Account, client.Period{From: selected.From, To: selected.To, Step: c.Step}) {
+		if err != nil {
+			return err
+		}
+		u := r.Value
+		all = append(all, r.Raw)
+		row := []string{stamp(u.From), u.AccountID}
+		for _, n := range []uint64{u.Events, u.EventBytes, u.Notifications, u.Attempts, u.Delivered, u.Failed} {
+			row = append(row, strconv.FormatUint(n, 10))
+		}
+		rows = append(rows, row)
+	}
+	if a.output == "json" {
+		return a.allAsJSON(all)
+	}
+	return a.rows(rows)
+}
+
 type tailCmd struct {
 	Webhook string `placeholder:"ID" help:"Only attempts of this webhook."`
 	Outcome string `enum:"delivered,failed,all" default:"all" help:"Only attempts with this outcome: delivered, failed or all."`

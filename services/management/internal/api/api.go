@@ -28,6 +28,7 @@ import (
 
 	"gancho/pkg/audit"
 	"gancho/pkg/event"
+	"gancho/pkg/numbers"
 	"gancho/services/management/internal/accesslog"
 	"gancho/services/management/internal/accounts"
 	"gancho/services/management/internal/auth"
@@ -64,6 +65,7 @@ type Options struct {
 	DryRun        *dryrun.Service
 	Portal        *portal.Service
 	Audit         *audit.Log
+	Numbers       *numbers.Keeper
 	// PublicURL begins the links in answers, such as https://gancho.example.com; empty: the request's scheme and host.
 	PublicURL string
 	// EgressAddresses are the addresses that requests to receivers come from, as the operator publishes them.
@@ -189,6 +191,7 @@ type route struct {
 	idempotent   bool     // obeys Idempotency-Key
 	anyAccount   bool     // of an operator without X-Account-Id about all accounts
 	operator     bool     // an operator's call about the account in the path
+	allAccounts  bool     // an operator's call, of one account or all
 	results      []result // on success
 	fails        []int    // statuses besides those every route may have
 	older        bool     // of RD Station's older API: the token may be in the query or the body
@@ -297,10 +300,12 @@ func (a *API) answer(c *call, rt *route) error {
 
 // check lets the request in. The account of an operator's call is the one in its path.
 func (a *API) check(c *call, rt *route) (auth.Caller, error) {
-	if rt.anyAccount {
+	switch {
+	case rt.anyAccount:
 		return a.Gate.CheckAny(c.r, rt.write)
-	}
-	if !rt.operator {
+	case rt.allAccounts:
+		return a.Gate.CheckOperator(c.r, rt.write)
+	case !rt.operator:
 		return a.Gate.Check(c.r, rt.write)
 	}
 	id := c.r.PathValue("id")

@@ -14,6 +14,7 @@ import (
 	"gancho/pkg/condition"
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
+	"gancho/pkg/numbers"
 	"gancho/services/management/internal/accounts"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/dryrun"
@@ -49,6 +50,12 @@ var cursor = []parameter{
 var inTime = []parameter{
 	{name: "from", kind: "string", format: "date-time", about: "created at this time or later"},
 	{name: "to", kind: "string", format: "date-time", about: "created before this time"},
+}
+
+var spanOfSteps = []parameter{
+	{name: "from", kind: "string", format: "date-time"},
+	{name: "to", kind: "string", format: "date-time", about: "now if left out"},
+	{name: "step", kind: "string", enum: numbers.StepNames()},
 }
 
 var lookUps = []parameter{
@@ -131,6 +138,20 @@ func (a *API) routes() []route {
 			about:   cursorPages,
 			query:   slices.Concat(lookUps[:1], inTime, cursor),
 			results: []result{{http.StatusOK, "one page", notifications.Listed{}, true, "", false}}, fails: []int{404, 422}, handle: a.listNotifications,
+		},
+		{
+			method: http.MethodGet, path: "/webhooks/{id}/stats", id: "getStats", tag: "webhooks",
+			summary: "Count what a webhook got, step by step",
+			about: "The last 24 hours by hours if left out. Times are rounded to steps, down and up. Numbers are complete up to a few seconds ago; minutes are kept for 48 hours, hours and days for 400 days. " +
+				"A message counts in the step in which the broker stored it.",
+			query:   spanOfSteps,
+			results: []result{{http.StatusOK, "one entry for each step", Stats{}, true, "", false}}, fails: []int{404, 422}, handle: a.getStats,
+		},
+		{
+			method: http.MethodGet, path: "/usage", id: "getUsage", tag: "accounts", summary: "Count what accounts used, step by step",
+			about: "Of all accounts, or of account_id. Steps without any are left out; else as the stats of a webhook.",
+			query: append([]parameter{{name: "account_id", kind: "string", about: "only this account"}}, spanOfSteps...), allAccounts: true,
+			results: []result{{http.StatusOK, "one entry for each step and account", Usage{}, true, "", false}}, fails: []int{422}, handle: a.getUsage,
 		},
 		{
 			method: http.MethodGet, path: "/notifications", id: "findNotifications", tag: "notifications",

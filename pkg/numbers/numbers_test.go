@@ -1,0 +1,195 @@
+package numbers
+
+import (
+	"fmt"
+	"math"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+	"go.uber.org/zap/zaptest"
+
+	"gancho/pkg/bus"
+	"gancho/pkg/bus/bustest"
+	"gancho/pkg/delivery"
+	"gancho/pkg/event"
+	"gancho/pkg/eventstream"
+	"gancho/pkg/journal"
+	"gancho/pkg/lane"
+	"gancho/pkg/notification"
+)
+
+func keeper(t *testing.T, b *bus.Bus) *Keeper {
+	k := New(b, zaptest.NewLogger(t))
+	k.every = -1 // a slice is always due
+	return k
+}
+
+const hooks = 5
+
+func hookID(i int) string { return fmt.Sprintf("00000000-0000-4000-8000-%012d", i%hooks) }
+
+// happen stores n events with a notification and an attempt each; every third attempt fails.
+func happen(t *testing.T, b *bus.Bus, account string, n int) {
+	t.Helper()
+	for i := range n {
+		if _, err := eventstream.Publish(t.Context(), b, event.Subject(account, "crm_deal_created"), "", nil, []byte(`{"n":1}`)); err != nil {
+			t.Fatal(err)
+		}
+		m := bustest.Example(i)
+		m.Account, m.ID, m.WebhookID = account, uuid.NewString(), hookID(i)
+		if err := lane.Notify(b, m).Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r := &notification.Record{
+			Kind: notification.KindAttempt, At: time.Now(), Account: account, NotificationID: m.ID, WebhookID: m.WebhookID, EventID: m.EventID,
+			EventName: m.EventName, Send: 1, AttemptsDone: 1, State: notification.Delivered,
+			Attempt: &notification.Attempt{Number: 1, Send: 1, StartedAt: time.Now(), Outcome: notification.OutcomeDelivered, DurationMS: 100},
+		}
+		if i%3 == 0 {
+			r.State, r.Attempt.Outcome, r.Attempt.Reason = notification.Retrying, notification.OutcomeFailed, delivery.Timeout
+			r.Attempt.DurationMS = 5000
+		}
+		if _, err := journal.Write(t.Context(), b, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestSums asks while several processes count, after they did, and after hours were added up: the sums are always those
+// of what happened.
+func TestSums(t *testing.T) {
+	t.Parallel()
+	b := bustest.Start(t).Topology(bustest.Limits())
+	from := time.Now().UTC().Truncate(24 * time.Hour)
+	to := from.Add(48 * time.Hour)
+	check := func(when string, n int) {
+		t.Helper()
+		k := keeper(t, b)
+		for name, step := range steps {
+			all, err := k.Accounts(t.Context(), "", from, to, step)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sums := map[string]*Counts{}
+			for _, a := range all {
+				if sums[a.Account] == nil {
+					sums[a.Account] = &Counts{}
+				}
+				sums[a.Account].Add(&a.Counts)
+			}
+			failed := uint64((n + 2) / 3)
+			want := &Counts{
+				Delivered: uint64(n) - failed, Failed: failed, Reasons: map[string]uint64{"timeout": failed},
+				Took:   map[int]uint64{bucket(100): uint64(n) - failed, bucket(5000): failed},
+				States: map[notification.State]uint64{notification.Pending: uint64(n), notification.Delivered: uint64(n) - failed, notification.Retrying: failed},
+				Events: uint64(n), EventBytes: 7 * uint64(n),
+			}
+			if diff := cmp.Diff(map[string]*Counts{"acme": want, "globex": want}, sums); diff != "" {
+				t.Errorf("%s, by %s:\n%s", when, name, diff)
+			}
+			total := &Counts{}
+			for i := range hooks {
+				of, err := k.Webhook(t.Context(), "acme", hookID(i), from, to, step)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(of) != int(to.Sub(from)/step) {
+					t.Errorf("%s: %d steps of %s", when, len(of), name)
+				}
+				for _, n := range of {
+					total.Add(&n.Counts)
+				}
+			}
+			want.Events, want.EventBytes = 0, 0 // of the account only
+			if diff := cmp.Diff(want, total); diff != "" {
+				t.Errorf("%s, webhooks by %s:\n%s", when, name, diff)
+			}
+		}
+	}
+	happen(t, b, "acme", 30)
+	happen(t, b, "globex", 30)
+	check("nothing was counted", 30)
+	together := func() {
+		t.Helper()
+		var group sync.WaitGroup
+		for range 4 {
+			group.Go(func() {
+				for more := true; more; {
+					var err error
+					if more, err = keeper(t, b).step(t.Context()); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		group.Wait()
+	}
+	together()
+	check("all was counted", 30)
+	happen(t, b, "acme", 15)
+	happen(t, b, "globex", 15)
+	check("some was counted", 45)
+	together()
+
+	// The hour ends; twice, as after a crash before that was noted.
+	end := time.Now().UTC().Add(time.Hour).Truncate(time.Hour)
+	for range 2 {
+		if err := keeper(t, b).addUp(t.Context(), end); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, _, err := keeper(t, b).mark(t.Context())
+	if err != nil || !m.Until.Equal(end) {
+		t.Errorf("hours are added up until %v, want %v; %v", m.Until, end, err)
+	}
+	check("the hour was added up", 45)
+}
+
+// A slice that is full is followed by another.
+func TestFullSlices(t *testing.T) {
+	t.Parallel()
+	b := bustest.Start(t).Topology(bustest.Limits())
+	happen(t, b, "acme", 20)
+	at, total := map[string]uint64(nil), &Counts{}
+	for rounds := 0; ; rounds++ {
+		next, counts, whole, err := keeper(t, b).count(t.Context(), at, "", 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range counts {
+			total.Add(n)
+		}
+		if at = next.At; whole {
+			if rounds == 0 {
+				t.Error("one slice took it all")
+			}
+			break
+		}
+		if rounds > 100 {
+			t.Fatal("it does not end")
+		}
+	}
+	if total.Events != 20 || total.Attempts() != 20 || total.States[notification.Pending] != 20 {
+		t.Errorf("counted %+v", total)
+	}
+}
+
+func TestQuantile(t *testing.T) {
+	t.Parallel()
+	var c Counts
+	if got := c.Quantile(0.5); got != 0 {
+		t.Errorf("of nothing: %v", got)
+	}
+	for ms := 1; ms <= 1000; ms++ {
+		c.Took = sum(c.Took, map[int]uint64{bucket(float64(ms)): 1})
+	}
+	for q, want := range map[float64]float64{0.5: 500, 0.95: 950, 0.99: 990} {
+		if got := c.Quantile(q); math.Abs(got-want)/want > 0.1 {
+			t.Errorf("p%v is %v ms, want %v within a tenth", q*100, got, want)
+		}
+	}
+}
