@@ -5,6 +5,9 @@ import (
 	"strings"
 	"testing"
 
+	"gancho/pkg/bus/bustest"
+	"gancho/pkg/event"
+
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
