@@ -43,7 +43,8 @@ func ExampleSign_verify() {
 func ExampleSignEd25519_verify() {
 	seed := sha256.Sum256([]byte("the key pair of a webhook"))
 	private := ed25519.NewKeyFromSeed(seed[:])
-	whpk := delivery.PublicKey(private.Public().(ed25519.PublicKey))
+	public, _ := private.Public().(ed25519.PublicKey)
+	whpk := delivery.PublicKey(public)
 
 	id, at, body := "msg_p5jXN8AQM9LWM0D4loKWxJek", time.Unix(1614265330, 0), []byte(`{"test": 2432232314}`)
 	header := "v1,AAAA " + delivery.SignEd25519(id, at, body, []ed25519.PrivateKey{private})

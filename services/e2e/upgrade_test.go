@@ -167,7 +167,8 @@ func (s *system) raiseSchema(account string, h hook) {
 		s.t.Fatal(err)
 	}
 	delete(w, "mac")
-	w["schema"], w["version"] = 3, w["version"].(float64)+1
+	version, _ := w["version"].(float64)
+	w["schema"], w["version"] = 3, version+1
 	body, err := json.Marshal(w)
 	if err != nil {
 		s.t.Fatal(err)
