@@ -5,9 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	"gancho/pkg/bus/bustest"
-	"gancho/pkg/event"
-
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
