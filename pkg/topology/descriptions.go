@@ -25,6 +25,7 @@ var descriptions = map[string]string{
 	ConsumerCommands:      "the suspension-monitor: suspends and resumes by hand",
 	ConsumerIndex:         "management: lists notifications by what became of them",
 	ConsumerIndexPending:  "management: lists notifications before their first attempt",
+	ConsumerNotices:       "management: tells owners what happened to their webhooks",
 	ConsumerIndexEvents:   "management: finds events by transaction and document",
 }
 
