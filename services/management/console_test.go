@@ -138,7 +138,7 @@ const (
 type exhibits struct {
 	*site
 
-	hook, failed, delivered, retrying, replay string
+	hook, failed, delivered, retrying, replay, event string
 }
 
 // exhibit starts management with Redis and puts one of everything there.
@@ -160,6 +160,7 @@ func exhibit(t *testing.T) *exhibits {
 	}
 	five := slices.Repeat([]delivery.Reason{delivery.Status5xx}, 6)
 	x.failed, x.delivered, x.retrying = send(1, five...), send(2, ""), send(3, delivery.Timeout)
+	x.event = text(s.do(acme, "GET", "/crm/v2/notifications/"+x.delivered, nil).want(200).data(), "event_id")
 	x.replay = s.do(acme, "POST", "/crm/v2/webhooks/"+x.hook+"/replays", map[string]any{"from": time.Now().Add(-time.Hour).Format(time.RFC3339)}).want(201).id()
 	s.until("all are listed", func() bool {
 		ids, partial := s.ids("/crm/v2/webhooks/" + x.hook + "/notifications")
@@ -184,6 +185,11 @@ func (x *exhibits) pages() map[string][2]string {
 		"/failures":                                   {"Permanent failures", "Falhas permanentes"},
 		"/failures?webhook_id=" + x.hook:              {"Send all again (1)", "Reenviar todas (1)"},
 		"/replays/" + x.replay:                        {"Nothing has been sent yet", "Nada foi enviado ainda"},
+		"/search":                                     {"Name, URL or id", "Nome, URL ou id"},
+		"/search?q=t-1":                               {"Received", "Recebido"},
+		"/search?q=hooks.example.com":                 {"crm_deal", "crm_deal"},
+		"/search?q=" + url.QueryEscape(evilBody):      {"Nothing matches", "Nada corresponde"},
+		"/events/" + x.event:                          {"Notifications", "Notificações"},
 		"/audit":                                      {"Who changed what", "Quem alterou o quê"},
 		"/audit?object=" + x.hook:                     {"createWebhook", "createWebhook"},
 		"/tail":                                       {"Attempts as they happen", "Tentativas no momento em que acontecem"},

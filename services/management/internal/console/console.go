@@ -110,7 +110,7 @@ func New(o Options) (*Console, error) {
 func Serves(p string) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(p, "/"), "/")
 	switch first {
-	case "", "sign-in", "sign-out", "portal", "unsubscribe", "theme.css", "account", "language", "webhooks", "notifications", "failures", "replays", "audit", "tail", "event_types", "static":
+	case "", "sign-in", "sign-out", "portal", "unsubscribe", "theme.css", "account", "language", "webhooks", "notifications", "failures", "replays", "audit", "tail", "search", "events", "event_types", "static":
 		return path.Clean(p) == p
 	}
 	return false
@@ -171,6 +171,9 @@ func (c *Console) routes() []route {
 		{pattern: "POST /replays/{id}/pause", bound: ofReplay, write: true, handle: c.moveReplay("pauseReplay", (*replays.Service).Pause)},
 		{pattern: "POST /replays/{id}/resume", bound: ofReplay, write: true, handle: c.moveReplay("resumeReplay", (*replays.Service).Resume)},
 		{pattern: "POST /replays/{id}/cancel", bound: ofReplay, write: true, handle: c.moveReplay("cancelReplay", (*replays.Service).Cancel)},
+
+		{pattern: "GET /search", handle: c.searchPage},
+		{pattern: "GET /events/{id}", handle: c.eventPage},
 
 		{pattern: "GET /audit", handle: c.auditPage},
 

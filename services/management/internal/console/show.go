@@ -161,7 +161,7 @@ func (l language) funcs(assets map[string]string) template.FuncMap {
 	return template.FuncMap{
 		"t": l.html, "ts": l.text, "count": l.count,
 		"time": when, "ms": l.milliseconds, "bytes": l.size, "number": l.number,
-		"plain": visible, "body": visibleBody, "link": objectLink,
+		"plain": visible, "body": visibleBody, "link": objectLink, "search": searchLink,
 		"asset":     func(name string) string { return "/static/" + assets[name] },
 		"languages": languages,
 		"rfc3339":   func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
