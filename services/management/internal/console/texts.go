@@ -75,6 +75,11 @@ var texts = map[string]text{
 	"nav.language":       {"Language", "Idioma"},
 	"nav.sign_out":       {"Sign out", "Sair"},
 
+	"filter.event": {"Event name", "Nome do evento"},
+	"filter.since": {"From", "De"},
+	"filter.until": {"to", "até"},
+	"filter.none":  {"No notification matches the filter.", "Nenhuma notificação corresponde ao filtro."},
+
 	"search.title":  {"Search", "Buscar"},
 	"search.about":  {"A webhook's name or URL, or the id of a notification, event, transaction or document.", "O nome ou a URL de um webhook, ou o id de uma notificação, evento, transação ou documento."},
 	"search.label":  {"Name, URL or id", "Nome, URL ou id"},

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/condition"
+	"gancho/pkg/event"
 	"gancho/pkg/notification"
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/explain"
@@ -164,6 +165,8 @@ type hookPage struct {
 	Partial       bool
 
 	State         notification.State // of the filter, "" for all
+	Event         string             // of the filter: a name, "" for all
+	Since, Until  string             // of the filter: days in UTC, both included
 	Notifications []notifications.Listed
 	First         bool   // the newest are shown
 	Next          string // address of the next page, "" for none
@@ -172,13 +175,49 @@ type hookPage struct {
 	Replay  replayForm
 }
 
-// StateLink returns the address of this page with another filter.
+// StateLink returns the address of this page with another state in its filter.
 func (p hookPage) StateLink(state any) string {
 	s, _ := state.(notification.State)
-	if s == "" {
+	return p.link(s, "")
+}
+
+// link returns the address of this page with that state, behind that cursor.
+func (p hookPage) link(state notification.State, after string) string {
+	q := url.Values{}
+	for name, value := range map[string]string{
+		"state": string(state), "event_name": p.Event, "since": p.Since, "until": p.Until, "after": after,
+	} {
+		if value != "" {
+			q.Set(name, value)
+		}
+	}
+	if len(q) == 0 {
 		return "/webhooks/" + p.ID + "#notifications"
 	}
-	return "/webhooks/" + p.ID + "?state=" + string(s) + "#notifications"
+	return "/webhooks/" + p.ID + "?" + q.Encode() + "#notifications"
+}
+
+// filter reads the filter of the list of notifications. Values that make no sense do not limit.
+func (p *hookPage) filter(query url.Values) notifications.Filter {
+	f := notifications.Filter{Limit: notificationsPerPage}
+	for _, s := range notification.States() {
+		if query.Get("state") == string(s) {
+			f.State, p.State = s, s
+		}
+	}
+	if name := query.Get("event_name"); event.ValidName(name) {
+		f.EventName, p.Event = name, name
+	}
+	if day, err := time.Parse(time.DateOnly, query.Get("since")); err == nil {
+		f.From, p.Since = day, query.Get("since")
+	}
+	if day, err := time.Parse(time.DateOnly, query.Get("until")); err == nil {
+		f.To, p.Until = day.AddDate(0, 0, 1), query.Get("until")
+	}
+	if after, ok := notifications.ParseCursor(query.Get("after")); ok {
+		f.After, p.First = after, false
+	}
+	return f
 }
 
 func (c *Console) webhookPage(v *visit) error { return c.showWebhook(v, http.StatusOK, replayForm{}) }
@@ -200,16 +239,7 @@ func (c *Console) showWebhook(v *visit, status int, form replayForm) error {
 	} else {
 		data.Chart = v.lang.draw(health[0], now, 22, 8, 96)
 		data.LastDelivered, data.Trouble = health[0].Delivered, trouble(w, health[0])
-		filter := notifications.Filter{Limit: notificationsPerPage}
-		for _, s := range notification.States() {
-			if query.Get("state") == string(s) {
-				filter.State, data.State = s, s
-			}
-		}
-		if after, ok := notifications.ParseCursor(query.Get("after")); ok {
-			filter.After, data.First = after, false
-		}
-		found, err := c.Notifications.List(v.ctx, v.caller.Account, w.ID, filter)
+		found, err := c.Notifications.List(v.ctx, v.caller.Account, w.ID, data.filter(query))
 		if err != nil {
 			return err
 		}
@@ -220,11 +250,7 @@ func (c *Console) showWebhook(v *visit, status int, form replayForm) error {
 			}
 		}
 		if !found.Next.IsZero() {
-			q := url.Values{"after": {found.Next.String()}}
-			if data.State != "" {
-				q.Set("state", string(data.State))
-			}
-			data.Next = "/webhooks/" + w.ID + "?" + q.Encode() + "#notifications"
+			data.Next = data.link(data.State, found.Next.String())
 		}
 	}
 	if known := c.Webhooks.Known(v.caller.Account, w.ID); known != nil && !data.Away {
