@@ -24,14 +24,14 @@ type applyCmd struct {
 
 // Help has more about the command.
 func (applyCmd) Help() string {
-	return `The file has a list, webhooks, of objects with the members of the API; the name of a webhook is its identity. A member that is left out gets its default. $${NAME} in a text is the environment variable of that name, for secrets. A condition may be written as on the command line. Example:
+	return `The file has a list, webhooks, of objects with the members of the API; the name of a webhook is its identity. A member that is left out gets its default. ${NAME} in a text is the environment variable of that name, for secrets. A condition may be written as on the command line. Example:
 
 	webhooks:
 	  - name: Won deals
 	    event_name: crm_deal_updated
 	    url: https://erp.example.com/won
 	    auth_header: Authorization
-	    auth_key: Bearer $${ERP_TOKEN}
+	    auth_key: Bearer ${ERP_TOKEN}
 	    conditions: ["$changed contains deal_stage", "document.amount_total gt 1000"]
 
 	gancho apply -f webhooks.yaml --dry-run
