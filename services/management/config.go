@@ -34,7 +34,7 @@ type Config struct {
 	HTTPAddr string `env:"HTTP_ADDR" envDefault:":8080"`
 	// RedisURL is the Redis that holds the index of recent notifications: redis://user:password@host:6379/0, rediss://..., or Sentinels with ?master_name=. Without it everything but lists of notifications works.
 	RedisURL string `env:"REDIS_URL" envDefault:"redis://127.0.0.1:6379/0" secret:"true"`
-	// IndexMaxEntries bounds the index in Redis: how many notifications it has over all webhooks, at about 280 bytes each, 400 for those not delivered (of one webhook the newest 1,000), and in the account-wide lists three times as many records at 60 bytes each and as many events at 44. What it has no room for is read from the streams, slower.
+	// IndexMaxEntries bounds the index in Redis: how many notifications it has over all webhooks, at about 280 bytes each, 400 for those not delivered (of one webhook the newest 1,000), and in the account-wide lists three times as many records at 60 bytes each and as many events at 44. Anything beyond that is read from the streams, which is slower.
 	IndexMaxEntries int `env:"INDEX_MAX_ENTRIES" envDefault:"500000" range:"1000..100000000"`
 	// APITokens are <account_id>:<token> (or <account_id>:<token>:read, or *:<token> for an operator), separated by commas.
 	APITokens string `env:"API_TOKENS"`
@@ -50,9 +50,9 @@ type Config struct {
 	JWTJWKSURL string `env:"JWT_JWKS_URL"`
 	// JWTHMACSecret verifies JWTs signed with HS256 instead; at least 32 bytes.
 	JWTHMACSecret string `env:"JWT_HMAC_SECRET" secret:"true"`
-	// JWTIssuer is what the claim iss must be; any without it.
+	// JWTIssuer is the required value of the claim iss; empty accepts any.
 	JWTIssuer string `env:"JWT_ISSUER"`
-	// JWTAudience is what must be in the claim aud; anything without it. Set it when the issuer's tokens are for other services too.
+	// JWTAudience is a value that the claim aud must contain; empty accepts any. Set it when the issuer's tokens are for other services too.
 	JWTAudience string `env:"JWT_AUDIENCE"`
 	// WebhooksPerAccount is how many webhooks one account may have.
 	WebhooksPerAccount int `env:"WEBHOOKS_PER_ACCOUNT" envDefault:"20000" range:"1..1000000"`
@@ -60,7 +60,7 @@ type Config struct {
 	ConsolePlainHTTP bool `env:"CONSOLE_PLAIN_HTTP" envDefault:"false"`
 	// ConsoleFrameAncestors are the origins whose pages may show the console in a frame, in sessions of portal links, separated by commas: https://crm.example.com or https://*.example.com.
 	ConsoleFrameAncestors []string `env:"CONSOLE_FRAME_ANCESTORS" envSeparator:","`
-	// EventNames are event names that webhooks may name beside RD Station's, separated by commas.
+	// EventNames are event names that webhooks may use in addition to RD Station's, separated by commas.
 	EventNames []string `env:"EVENT_NAMES" envSeparator:","`
 	// EventTypesDir is a folder with samples of further events: files <event_name>.json, each a body or {"description": {"en", "pt-BR"}, "sample"}. Webhooks may name these events too.
 	EventTypesDir string `env:"EVENT_TYPES_DIR"`
@@ -77,7 +77,7 @@ type Config struct {
 	Listener net.Listener
 }
 
-// Validate reports what cannot be used. Files are looked at here, so that a wrong one stops the process
+// Validate reports unusable settings. Files are looked at here, so that a wrong one stops the process
 // before anything starts.
 func (c *Config) Validate() error {
 	var errs []error

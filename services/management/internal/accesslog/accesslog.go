@@ -95,7 +95,7 @@ func (l Line) Log(log *zap.Logger) {
 	log.Log(level, "request", fields...)
 }
 
-// Method bounds what a client can put into labels and logs.
+// Method bounds how much of a client's text gets into labels and logs.
 func Method(method string) string {
 	switch method {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch, http.MethodOptions:

@@ -226,12 +226,12 @@ type call struct {
 	// idempotencyKey is the client's, "" when it sent none.
 	idempotencyKey string
 	fields         []zap.Field // more for the log line
-	// What a change's record has: the id of what was made, and how it is now where the API does not show it.
+	// The members of a change's record: the id of the new object, and its state now where the API does not show it.
 	object string
 	after  any
 }
 
-// answer is what a handler answers. Body is encoded as JSON when it is not nil.
+// answer is a handler's answer. Body is encoded as JSON when it is not nil.
 type answer struct {
 	status int
 	body   any
@@ -267,7 +267,7 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, rt *route) {
 	}.Log(a.Log)
 }
 
-// answer runs the gates and the handler, and writes what it answers.
+// answer runs the gates and the handler, and writes the handler's answer.
 func (a *API) answer(c *call, rt *route) error {
 	if !rt.public {
 		var err error

@@ -8,12 +8,12 @@ import (
 	"gancho/services/management/internal/problem"
 )
 
-// kinds are what the routes of a tag change.
+// kinds are the objects that the routes of a tag change.
 var kinds = map[string]string{
 	"webhooks": "webhook", "replays": "replay", "notifications": "notification", "accounts": "account", "console": "portal_link",
 }
 
-// audited wraps a route's handler: what it changed is recorded before it is acknowledged.
+// audited wraps a route's handler: its change is recorded before it is acknowledged.
 func (a *API) audited(rt *route) func(*call) (*answer, error) {
 	handle := rt.handle
 	kind := kinds[rt.tag]
@@ -38,7 +38,7 @@ func (a *API) audited(rt *route) func(*call) (*answer, error) {
 	}
 }
 
-// state is what the API shows of an object now; nil where there is none, and for what has no settings.
+// state is how the API shows an object now; nil where there is none, and for objects without settings.
 func (a *API) state(c *call, kind, id string) any {
 	if id == "" {
 		return nil

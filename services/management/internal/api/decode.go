@@ -105,7 +105,7 @@ func badJSON(err error) error {
 	return problem.At(problem.Malformed, pointer, code, detail)
 }
 
-// maxPointerBytes bounds what of a client's own names an answer repeats.
+// maxPointerBytes bounds how much of a client's own names an answer repeats.
 const maxPointerBytes = 128
 
 // bounded returns the pointer, or the innermost of its parents that is short enough.

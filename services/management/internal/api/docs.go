@@ -44,7 +44,7 @@ type docTag struct {
 
 type docSchema struct{ Name, Text string }
 
-// openAPI is what the page shows of the document.
+// openAPI is the part of the document that the page shows.
 type openAPI struct {
 	Info struct{ Title, Version, Description string }
 	Tags []struct{ Name, Description string }

@@ -28,7 +28,7 @@ type Stats struct {
 	HeldBack      *uint64           `json:"held_back" nullable:"true" doc:"events that its conditions held back; null: not counted"`
 }
 
-// Usage is what an account used in one step.
+// Usage is an account's usage in one step.
 type Usage struct {
 	AccountID     string    `json:"account_id"`
 	From          time.Time `json:"from"`

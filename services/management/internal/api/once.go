@@ -26,7 +26,7 @@ func (a *API) once(c *call, rt *route) error {
 		}}}
 	}
 	rest := c.r.Body
-	c.r.Body = struct { // with what is too large for any handler, so that it refuses the body
+	c.r.Body = struct { // with a body too large for any handler, so that it is refused
 		io.Reader
 		io.Closer
 	}{io.MultiReader(bytes.NewReader(body), rest), rest}

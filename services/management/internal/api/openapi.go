@@ -139,7 +139,7 @@ func document(routes []route, types []catalogue.Type) ([]byte, error) {
 	return append(out, '\n'), nil
 }
 
-// finish says of the schemas what the generator leaves out: objects that may be null, and that answers may
+// finish adds to the schemas the facts that the generator omits: objects that may be null, and that answers may
 // get more members in later versions, while requests may have no others.
 func finish(registry huma.Registry, routes []route) {
 	requests := map[reflect.Type]bool{}

@@ -333,7 +333,7 @@ type portalCreate struct {
 	Theme      *portal.Theme `json:"theme,omitempty"`
 }
 
-// portalMade is what the record of a link says of it: not its address, which is a secret.
+// portalMade is how the record of a link describes it: without its address, which is a secret.
 type portalMade struct {
 	Write     bool      `json:"write"`
 	WebhookID string    `json:"webhook_id,omitempty"`

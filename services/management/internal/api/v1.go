@@ -57,7 +57,7 @@ func tokenOfOlder(c *call) error {
 		var said struct {
 			Token string `json:"token"`
 		}
-		_ = json.Unmarshal(body, &said) // the handler says what is wrong with the body
+		_ = json.Unmarshal(body, &said) // the handler reports any error in the body
 		token = said.Token
 	}
 	if token != "" {

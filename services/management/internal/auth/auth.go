@@ -8,7 +8,7 @@
 //	400  an operator's account-scoped request without X-Account-Id
 //	429  more requests than the token may make, or the client's address tried too many bad tokens
 //
-// Guessing: a good token is always let in, whatever else comes from its address. Bad ones are answered 401, at most
+// Guessing: a good token is let in, regardless of other requests from its address. Bad ones are answered 401, at most
 // Config.BadPerMinute a minute from one address (IPv6: one /64), and 429 beyond that.
 package auth
 
@@ -253,7 +253,7 @@ func (g *Gate) Visit(token, account, remoteAddr string, write bool) (Caller, err
 	return c, g.mayWrite(c, write)
 }
 
-// Guest is somebody without a token whom a portal link let in.
+// Guest is a person without a token whom a portal link let in.
 type Guest struct {
 	Account, Session string
 	Issuer           string // the public name of the configured token that made the link, "" for a JWT

@@ -42,7 +42,7 @@ type verifier struct {
 // neither there are none. Issuer and Audience, where they are set, must be the token's iss and among its aud.
 type JWT struct{ JWKSURL, HMACSecret, Issuer, Audience string }
 
-// Check reports what is wrong with the settings, each line beginning with the variable's name.
+// Check reports the problems of the settings, one a line, each beginning with the variable's name.
 func (c JWT) Check() error {
 	jwksURL, hmacSecret := c.JWKSURL, c.HMACSecret
 	var errs []error
@@ -214,5 +214,5 @@ func cause(err error) error {
 	return errors.New("the token " + strings.Join(texts, " and "))
 }
 
-// looksLikeJWT tells a JWT from an opaque token.
+// looksLikeJWT distinguishes a JWT from an opaque token.
 func looksLikeJWT(token string) bool { return strings.Count(token, ".") == 2 }

@@ -57,7 +57,7 @@ type held struct {
 
 // OpenTokens reads the tokens in the texts of API_TOKENS and of the file at path, which is API_TOKENS_FILE; both may
 // be "". names is a secret key: under the same one a token has the same name in the logs of every process, and
-// nobody without it can try tokens against a name.
+// a reader of the logs without it cannot try tokens against a name.
 func OpenTokens(names []byte, inline, path string) (*Tokens, error) {
 	t := &Tokens{names: names, inline: inline, path: path, next: make(chan struct{}), used: map[string]time.Time{}}
 	_, _ = rand.Read(t.key[:]) // never fails: the program ends when the system has no randomness
@@ -193,7 +193,7 @@ func (t *Tokens) Reload() (changed bool, err error) {
 	return true, nil
 }
 
-// State says "" while the file can be used, else what is wrong.
+// State returns "" while the file can be used, else the problem.
 func (t *Tokens) State() string {
 	if text := t.trouble.Load(); text != nil {
 		return *text

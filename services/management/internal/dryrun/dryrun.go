@@ -55,7 +55,7 @@ type Result struct {
 	Conditions []Checked `json:"conditions" nullable:"false"`
 }
 
-// Checked is one condition and what it found.
+// Checked is one condition and its result.
 type Checked struct {
 	Path  string          `json:"path"`
 	Op    string          `json:"op"`

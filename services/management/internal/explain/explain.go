@@ -15,7 +15,7 @@ import (
 	"gancho/services/management/internal/language"
 )
 
-// Facts are what an explanation is made of.
+// Facts are the input of an explanation.
 type Facts struct {
 	State         notification.State
 	Reason        string
@@ -31,7 +31,7 @@ type Facts struct {
 	Newer string
 }
 
-// Explanation says why, and what comes next.
+// Explanation says why, and names the next step.
 type Explanation struct {
 	Reason string // a code of Reasons
 	Why    Sentence

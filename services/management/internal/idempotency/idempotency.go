@@ -45,11 +45,11 @@ type Answer struct {
 // Request is one that a client may repeat.
 type Request struct {
 	Account, Key string
-	// Fingerprint tells requests apart: a hash of all that decides what the request does.
+	// Fingerprint distinguishes requests: a hash of everything that decides the effect of a request.
 	Fingerprint [sha256.Size]byte
 }
 
-// record is what is stored of a request.
+// record is the stored form of a request.
 type record struct {
 	Fingerprint string    `json:"fingerprint"`
 	At          time.Time `json:"at"`

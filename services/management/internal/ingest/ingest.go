@@ -108,7 +108,7 @@ func (s *Service) Accept(ctx context.Context, e Event) (Accepted, error) {
 	case err != nil:
 		return Accepted{}, problem.Down("broker_unavailable", "the message broker did not acknowledge the event; send it again (with a transaction_uuid it is delivered once)", err)
 	}
-	id := parsed.ID // what the publisher will call it
+	id := parsed.ID // the publisher will give it the same id
 	switch {
 	case msgID != "":
 	case key != "":

@@ -46,7 +46,7 @@ func (f *EventFilter) wants(e *storedEvent) bool {
 		(f.TransactionUUID == "" || e.Transaction == f.TransactionUUID) && !e.StoredAt.Before(f.From) && (f.To.IsZero() || e.StoredAt.Before(f.To))
 }
 
-// Event is an event, and what became of it.
+// Event is an event and its notifications.
 type Event struct {
 	ID              string    `json:"id" format:"uuid"`
 	EventName       string    `json:"event_name"`
@@ -76,7 +76,7 @@ type Unmatched struct {
 // EventPage is one page of events, newest first.
 type EventPage struct {
 	Events []*Event
-	// Next is what follows, as EventFilter.Before has it; 0 on the last page.
+	// Next is where the next page begins, as EventFilter.Before has it; 0 on the last page.
 	Next    uint64
 	Partial bool // some may be missing, because an index is being filled
 }
@@ -84,8 +84,8 @@ type EventPage struct {
 // Body returns the event's bytes.
 func (e *Event) Body() []byte { return e.body }
 
-// FindEvents returns events of the account, newest first, and what became of them. What the index in Redis holds comes
-// first, about 0.1 s behind the stream; then what CRM_EVENTS still has of older ones. A page of those takes about two
+// FindEvents returns events of the account and their notifications, newest first. Those in the Redis index come
+// first, about 0.1 s behind the stream; then older ones still in CRM_EVENTS. A page of those takes about two
 // seconds at most, so it can be short, or empty, although more follow.
 func (s *Service) FindEvents(ctx context.Context, account string, f EventFilter, l language.Language) (EventPage, error) {
 	events, page, err := s.events(ctx, account, f)
@@ -111,7 +111,7 @@ func (s *Service) FindEvents(ctx context.Context, account string, f EventFilter,
 // eventReaders is how many events of a page are looked at once.
 const eventReaders = 4
 
-// Event returns the account's event with that id, and what became of it.
+// Event returns the account's event with that id, and its notifications.
 func (s *Service) Event(ctx context.Context, account, id string, l language.Language) (*Event, error) {
 	parsed, err := uuid.Parse(id)
 	if err != nil || len(id) != 36 {
@@ -149,7 +149,7 @@ func (s *Service) Event(ctx context.Context, account, id string, l language.Lang
 // findWithin is how long an event is looked for by its id alone.
 const findWithin = 10 * time.Second
 
-// events returns events that are wanted, without what became of them.
+// events returns events that are wanted, without their notifications.
 func (s *Service) events(ctx context.Context, account string, f EventFilter) (found []*storedEvent, page EventPage, err error) {
 	state, err := s.bus.StreamState(ctx, topology.Events)
 	if err != nil {
@@ -261,7 +261,7 @@ func (s *Service) addOld(ctx context.Context, e *storedEvent, h *hits) error {
 	return nil
 }
 
-// became finds out what became of an event, of which the index has these hits.
+// became finds the notifications of an event, of which the index has these hits.
 func (s *Service) became(ctx context.Context, e *storedEvent, known *hits, l language.Language) (*Event, error) {
 	v := &Event{
 		ID: e.ID, EventName: e.Name, StoredAt: e.StoredAt.UTC().Truncate(time.Microsecond), Bytes: len(e.Body), TransactionUUID: optional(e.Transaction),
@@ -289,7 +289,7 @@ func (s *Service) became(ctx context.Context, e *storedEvent, known *hits, l lan
 	if len(open) > mostShown {
 		open, v.Partial = open[:mostShown], true
 	}
-	// The index is behind a little, and does not reach back to the oldest: what it does not have is looked for.
+	// The index is behind a little, and does not reach back to the oldest: the missing ones are looked for.
 	more, err := s.lookFor(ctx, e, open)
 	if err != nil {
 		return nil, err
@@ -311,7 +311,7 @@ func (s *Service) became(ctx context.Context, e *storedEvent, known *hits, l lan
 	return v, nil
 }
 
-// unmatched returns why webhooks of the account have no notification of the event, the telling reasons first, and those
+// unmatched returns why webhooks of the account have no notification of the event, specific reasons first, and those
 // for which the event is although they are not in has.
 func (s *Service) unmatched(e *storedEvent, has map[string]bool) (all []Unmatched, open []*webhook.Webhook) {
 	against := webhook.ConditionEvent(&e.Event)
@@ -324,7 +324,7 @@ func (s *Service) unmatched(e *storedEvent, has map[string]bool) (all []Unmatche
 			open = append(open, w)
 			continue
 		}
-		if !w.CreatedAt.After(e.StoredAt) && w.UpdatedAt.After(e.StoredAt) { // the event may have been for what it was then
+		if !w.CreatedAt.After(e.StoredAt) && w.UpdatedAt.After(e.StoredAt) { // the event may have matched it then
 			open = append(open, w)
 		}
 		all = append(all, Unmatched{w.ID, string(u.Why), u.Condition, u.Found})

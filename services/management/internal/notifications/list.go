@@ -26,11 +26,11 @@ type Page struct {
 
 // Cursor is a place between two notifications of a list. New ones do not move it.
 type Cursor struct {
-	created int64 // unix ms; negative: what follows has its newest record below that sequence of the journal
+	created int64 // unix ms; negative: the rest has its newest record below that sequence of the journal
 	id      uuid.UUID
 }
 
-// below returns the place of what has its newest record below a sequence of the journal.
+// below returns the place of a notification whose newest record is below a sequence of the journal.
 func below(sequence uint64) Cursor { return Cursor{created: -int64(sequence)} } //nolint:gosec // sequences stay far below 2^63
 
 // IsZero reports whether c is no place.
@@ -59,8 +59,8 @@ func ParseCursor(s string) (Cursor, bool) {
 // readers is how many notifications of a page are read at once.
 const readers = 16
 
-// listed shows the notifications at these places. What the index does not know all of is read from the
-// journal; what is not there any more is left out.
+// listed shows the notifications at these places. Those that the index does not know completely are read from the
+// journal; those that are no longer there are left out.
 func (s *Service) listed(ctx context.Context, account string, places []index.Place) ([]Listed, error) {
 	found, err := s.index.Find(ctx, places)
 	if err != nil {
@@ -131,7 +131,7 @@ func listed(n *Notification) Listed {
 	return v
 }
 
-// listedRow is listed for what the index knows.
+// listedRow is listed for rows of the index.
 func listedRow(f index.Found, webhookID string) Listed {
 	r := f.Row
 	v := Listed{

@@ -1,4 +1,4 @@
-// Package notifications shows what became of notifications, and sends one again: a resend of one that ended,
+// Package notifications shows the fate of notifications, and sends one again: a resend of one that ended,
 // or a test.
 //
 // The journal decides (see gancho/pkg/notification): the newest record of a notification holds its state, the
@@ -36,7 +36,7 @@ import (
 // maxRecords bounds how far back the history of one notification is read.
 const maxRecords = 200
 
-// readWithin is how long a read of the journal may take: the bus repeats it while the broker is away.
+// readWithin is how long a read of the journal may take: the bus repeats it while the broker is down.
 const readWithin = 5 * time.Second
 
 // Service is safe for concurrent use.
@@ -51,7 +51,7 @@ type Service struct {
 	retriesLimit  int64
 }
 
-// New returns a service. eventMaxBytes is how large an event may be: what is larger is not replayed. Above
+// New returns a service. Events larger than eventMaxBytes are not replayed. Above
 // retriesLimit bytes on RETRIES (0: no limit) dispatchers make no first attempts. Tests send samples of the catalogue.
 func New(
 	b *bus.Bus, w *webhooks.Service, x *index.Index, c *catalogue.Catalogue, m *share.Meter, eventMaxBytes int, retriesLimit int64,
@@ -59,7 +59,7 @@ func New(
 	return &Service{bus: b, webhooks: w, index: x, catalogue: c, meter: m, eventMaxBytes: eventMaxBytes, retriesLimit: retriesLimit}
 }
 
-// Notification is what is known of one.
+// Notification is the known state of one.
 type Notification struct {
 	Account, ID, WebhookID string
 	EventID, EventName     string
@@ -71,7 +71,7 @@ type Notification struct {
 	NextAttemptAt          time.Time
 	CreatedAt, UpdatedAt   time.Time // the first and the last thing known of it
 	Replay                 string
-	// History is what the journal tells, oldest first.
+	// History is the journal's account of it, oldest first.
 	History []*notification.Record
 	// Truncated says that older records are not shown: they have aged out, or there are very many.
 	Truncated bool
@@ -111,7 +111,7 @@ func (s *Service) look(ctx context.Context, account, id string) (*Notification, 
 	group, readCtx := errgroup.WithContext(limited)
 	group.Go(func() (err error) {
 		if last, err = journal.Last(readCtx, s.bus, account, id); errors.Is(err, bus.ErrNotFound) || errors.Is(err, schema.ErrNewer) {
-			err = nil // of a newer version: what this one knows of it is shown
+			err = nil // of a newer version: the parts known to this one are shown
 		}
 		return err
 	})
@@ -253,7 +253,7 @@ func (s *Service) message(ctx context.Context, n *Notification) (*notification.N
 		return nil, problem.Broker(err)
 	}
 	ev, rejected := event.Parse(e.Message)
-	if rejected != nil || !ev.Is(n.EventID) { // the stream was made anew
+	if rejected != nil || !ev.Is(n.EventID) { // the stream was created again
 		return nil, errExpired
 	}
 	webhookID, err := uuid.Parse(n.WebhookID)

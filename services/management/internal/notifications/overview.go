@@ -96,7 +96,7 @@ func (s *Service) Failures(ctx context.Context, account, webhookID string, after
 }
 
 // ResendMany sends notifications again as Resend does and returns, in the order of ids, why one was not: nil
-// for those that were. It ends early only when the broker is away.
+// for those that were. It ends early only when the broker is down.
 func (s *Service) ResendMany(ctx context.Context, account string, ids []string) ([]*problem.Error, error) {
 	out := make([]*problem.Error, len(ids))
 	group, ctx := errgroup.WithContext(ctx)

@@ -56,7 +56,7 @@ func (s *Service) of(ctx context.Context, w *webhook.Webhook, e *eventstream.Eve
 // Resumption is how far Replay came.
 type Resumption struct {
 	Handled       int    // events, from the first on
-	Sent, Skipped uint64 // of these; what this replay sent before an interruption counts as sent
+	Sent, Skipped uint64 // of these; those this replay sent before an interruption count as sent
 }
 
 // Replay sends events to the webhook again, in their order and at the limiter's rate: a new send of each notification

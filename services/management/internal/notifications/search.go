@@ -29,7 +29,7 @@ type Filter struct {
 	Limit                         int       // at least 1
 }
 
-// What a request reads of the streams at most.
+// Bounds of how much one request reads of the streams.
 const (
 	scanWithin = 2 * time.Second
 	firstChunk = 1000
@@ -45,8 +45,8 @@ func (s *Service) List(ctx context.Context, account, webhookID string, f Filter)
 	return s.Search(ctx, account, f)
 }
 
-// Search returns notifications of the account, newest first. What the index in Redis holds comes first, about 0.1 s
-// behind the journal; then what the journal still has of older ones, in the order of their last change. A page of those
+// Search returns notifications of the account, newest first. Those in the Redis index come first, about 0.1 s
+// behind the journal; then older ones still in the journal, in the order of their last change. A page of those
 // takes about two seconds at most, so it can be short, or empty, although more follow.
 func (s *Service) Search(ctx context.Context, account string, f Filter) (Page, error) {
 	var halves []uint64
@@ -95,7 +95,7 @@ func (s *Service) Search(ctx context.Context, account string, f Filter) (Page, e
 	return page, nil
 }
 
-// wants reports whether what is now known of a notification still is what was looked for.
+// wants reports whether the current state of a notification still matches the search.
 func (f *Filter) wants(l *Listed) bool {
 	return (f.State == "" || l.State == string(f.State)) && (f.EventID == "" || l.EventID == f.EventID)
 }
@@ -125,7 +125,7 @@ func (s *Service) halves(ctx context.Context, account string, f Filter) (halves 
 	return halves, found.Partial || found.More || at > state.First, err
 }
 
-// searchJournal reads the journal backwards. It leaves out what the index knows, which was shown before.
+// searchJournal reads the journal backwards. It leaves out notifications in the index, which were shown before.
 func (s *Service) searchJournal(ctx context.Context, account string, f Filter, halves []uint64) (Page, error) {
 	var events map[uint64]bool
 	if halves != nil {
@@ -174,7 +174,7 @@ func (s *Service) searchJournal(ctx context.Context, account string, f Filter, h
 		if len(found) == 0 {
 			at = from
 		}
-		if !newest.IsZero() && newest.Before(f.From) { // what comes is older still
+		if !newest.IsZero() && newest.Before(f.From) { // the remaining ones are older still
 			return page, nil
 		}
 	}
@@ -225,7 +225,7 @@ type storedEvent struct {
 }
 
 // scanEvents reads the account's events below a sequence backwards, down to first, and hands them to handle, newest
-// first, until it returns false or two seconds have passed. at is where it came to: what is below was not read.
+// first, until it returns false or two seconds have passed. at is where it stopped: nothing below was read.
 func (s *Service) scanEvents(ctx context.Context, account string, below, first uint64, handle func(*storedEvent) bool) (at uint64, err error) {
 	deadline := time.Now().Add(scanWithin)
 	first = max(first, 1)

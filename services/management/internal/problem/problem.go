@@ -49,7 +49,7 @@ func (k Kind) Ours() bool { return k == Internal || k == Unavailable }
 type Problem struct {
 	// Code is stable, for programs.
 	Code string `json:"code"`
-	// Detail says what is wrong, where, and what to do. It holds no secrets.
+	// Detail names the problem, the place, and the remedy. It holds no secrets.
 	Detail string `json:"detail"`
 	// Pointer is the place in the request's body (RFC 6901) or, with a leading ?, the query parameter.
 	Pointer string `json:"pointer,omitempty"`

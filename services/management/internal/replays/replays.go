@@ -1,13 +1,13 @@
 // Package replays sends a range of past events to a webhook again.
 //
 // A replay is a job in the bucket REPLAYS. Whoever has the job (field Runner) reads the events in their order,
-// opens a new send of each notification that has ended, or its first one when the webhook was never told,
+// opens a new send of each notification that has ended, or its first one when the webhook never had one,
 // and notes its progress every second. Notifications that are still on their way are skipped.
 //
 // # What survives
 //
 // A job whose runner died or stopped is taken up by another replica within takeOverAfter, from its last
-// noted progress. What was sent since then is recognised by its replay id and not sent again. Every write is
+// noted progress. Notifications sent since then are recognised by their replay id and not sent again. Every write is
 // a compare-and-set on the job's revision, so a job has one runner. The runner watches the job's record: a pause or a
 // cancellation takes effect before the next notification is sent.
 package replays
@@ -148,7 +148,7 @@ func New(b *bus.Bus, bucket *bus.Bucket, w *webhooks.Service, n *notifications.S
 	}
 }
 
-// Input is what an owner says of a new replay.
+// Input is an owner's request for a new replay.
 type Input struct {
 	From  webhooks.Field[string] `json:"from"`
 	To    webhooks.Field[string] `json:"to"`
@@ -175,7 +175,7 @@ func (in Input) parse(now time.Time) (from, to time.Time, only notification.Stat
 	}
 	from, to, rate = at("from", in.From, time.Time{}), at("to", in.To, now), DefaultRate
 	if to.After(now) {
-		to = now // what comes later is sent anyway
+		to = now // later events are sent anyway
 	}
 	if !from.IsZero() && !from.Before(to) {
 		problems.Add("/data/from", "bad_range", "from must be in the past and before to")
@@ -197,7 +197,7 @@ func (in Input) parse(now time.Time) (from, to time.Time, only notification.Stat
 // Create makes a replay in state preview: nothing is sent before Start.
 func (s *Service) Create(ctx context.Context, account, webhookID string, in Input, by string) (View, error) {
 	now := time.Now().UTC()
-	from, to, only, rate, err := in.parse(now) // what was stored a moment ago is part of it
+	from, to, only, rate, err := in.parse(now) // events stored a moment ago are part of it
 	if err != nil {
 		return View{}, err
 	}
@@ -228,13 +228,13 @@ func (s *Service) Create(ctx context.Context, account, webhookID string, in Inpu
 	return j.view(), nil
 }
 
-// What a preview looks at itself; above that it estimates.
+// Bounds of how much a preview counts itself; above that it estimates.
 const (
 	measureBytes  = 1000
 	measureStates = 10_000
 )
 
-// measure counts what a replay is about.
+// measure counts the events and notifications of a replay.
 func (s *Service) measure(ctx context.Context, j *job, w *webhook.Webhook) error {
 	span, err := s.events(ctx, j, w)
 	if err != nil || len(span.Subjects) == 0 {
@@ -361,7 +361,7 @@ func (s *Service) Resume(ctx context.Context, account, id string) (View, error) 
 	return s.move(ctx, account, id, Running, Paused)
 }
 
-// Cancel ends a replay. What it sent stays sent.
+// Cancel ends a replay. It recalls nothing that was sent.
 func (s *Service) Cancel(ctx context.Context, account, id string) (View, error) {
 	return s.move(ctx, account, id, Cancelled, Preview, Running, Paused)
 }
@@ -419,7 +419,7 @@ func decode(e bus.Entry) (*job, error) {
 	return j, nil
 }
 
-// store writes j on top of the revision it was read with; bus.ErrConflict when somebody was faster.
+// store writes j on top of the revision it was read with; bus.ErrConflict when another writer was faster.
 func (s *Service) store(ctx context.Context, j *job) error {
 	j.UpdatedAt = time.Now().UTC().Truncate(time.Millisecond)
 	value, err := json.Marshal(j)

@@ -25,7 +25,7 @@ const (
 	forgetAfter = 30 * 24 * time.Hour
 )
 
-// Run runs the jobs that nobody else does until ctx ends; their progress is then noted.
+// Run runs the jobs that no other process runs until ctx ends; their progress is then noted.
 func (s *Service) Run(ctx context.Context) error {
 	var jobs sync.WaitGroup
 	defer jobs.Wait()
@@ -69,7 +69,7 @@ func (s *Service) stop(key string) {
 	}
 }
 
-// ready are the jobs that should run and that nobody runs.
+// ready are the jobs that should run and have no runner.
 func (s *Service) ready() []*job {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,7 +119,7 @@ func (s *Service) try(ctx context.Context, seen *job) {
 	if err != nil && ctx.Err() == nil && !errors.Is(err, errTaken) {
 		log.Warn("replay interrupted; it goes on", zap.Error(err))
 	}
-	// What was done is noted even when the process stops.
+	// Progress is noted even when the process stops.
 	last, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer done()
 	r.job.Runner = ""
@@ -202,7 +202,7 @@ func (r *run) run(ctx, stop context.Context) error {
 	return err
 }
 
-// note stores the progress. When the owner paused or cancelled the job meanwhile, that stands.
+// note stores the progress. A pause or cancellation by the owner since the last note stands.
 func (r *run) note(ctx context.Context) error {
 	r.noted = time.Now()
 	r.job.BeatAt = r.noted.UTC()

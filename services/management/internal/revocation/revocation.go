@@ -2,7 +2,7 @@
 // management and kept over restarts.
 //
 // A session is a sealed cookie that says how long it lasts; the list names those that do not count any more. It lies
-// in the bucket ENDED_SESSIONS, whose entries outlast every session. An entry ends its session whatever it holds: a
+// in the bucket ENDED_SESSIONS, whose entries outlast every session. An entry ends its session, with any content: a
 // broker's user who writes or deletes one can end a session, not revive it.
 package revocation
 
@@ -101,7 +101,7 @@ func (l *List) changed() <-chan struct{} {
 	return l.next
 }
 
-// Take ends what has that id for whoever comes first, and reports whether that was by. A reply of the broker that was
+// Take ends that id for the first caller only, and reports whether by was the first. A reply of the broker that was
 // lost does not matter: the entry says who was first. After an error it is not known.
 func (l *List) Take(ctx context.Context, id, by string) (first bool, err error) {
 	k := key(id)

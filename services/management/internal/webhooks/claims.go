@@ -58,7 +58,7 @@ func (s *Service) take(ctx context.Context, w *webhook.Webhook) error {
 	_, err = s.claims.Create(ctx, key, value)
 	for errors.Is(err, bus.ErrConflict) {
 		var e bus.Entry
-		if e, err = s.claims.Get(ctx, key); errors.Is(err, bus.ErrNotFound) { // given back meanwhile
+		if e, err = s.claims.Get(ctx, key); errors.Is(err, bus.ErrNotFound) { // given back since
 			_, err = s.claims.Create(ctx, key, value)
 			continue
 		}
@@ -101,7 +101,7 @@ func (s *Service) holds(ctx context.Context, w *webhook.Webhook) (bool, error) {
 	return c.WebhookID == w.ID, nil
 }
 
-// releaseClaim removes w's claim, if it is w's. What fails here leaves a stale claim, which harms nobody.
+// releaseClaim removes w's claim, if it is w's. A failure leaves a stale claim, which is harmless.
 func (s *Service) releaseClaim(ctx context.Context, w *webhook.Webhook) {
 	e, err := s.claims.Get(ctx, claimKey(w))
 	if err != nil {

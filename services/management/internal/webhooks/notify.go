@@ -18,7 +18,7 @@ import (
 	"gancho/services/management/internal/problem"
 )
 
-// NotifyInput is whom an owner wants told. It replaces what was set before.
+// NotifyInput is who should get notices, as an owner sets it. It replaces the previous setting.
 type NotifyInput struct {
 	Emails   []string      `json:"emails"`
 	URL      Field[string] `json:"url"`
@@ -113,7 +113,7 @@ func (s *Service) notifySecret(before *webhook.Notify, w *webhook.Webhook) strin
 	return shown
 }
 
-// AccountNotify returns whom the account tells where a webhook says nothing, nil for nobody.
+// AccountNotify returns who gets the account's notices where a webhook says nothing, nil if there are none.
 func (s *Service) AccountNotify(account string) *Notify {
 	if w := s.registry.Get(account, webhook.AccountNotices(account)); w != nil {
 		return notifyView(w.Notify)
@@ -121,7 +121,7 @@ func (s *Service) AccountNotify(account string) *Notify {
 	return nil
 }
 
-// SetAccountNotify sets whom the account tells where a webhook says nothing. secret is that of a new URL, shown this
+// SetAccountNotify sets who gets the account's notices where a webhook says nothing. secret is a new URL's, shown this
 // once.
 func (s *Service) SetAccountNotify(ctx context.Context, account string, f Field[NotifyInput]) (secret string, err error) {
 	id := webhook.AccountNotices(account)
@@ -164,7 +164,7 @@ func (s *Service) SetAccountNotify(ctx context.Context, account string, f Field[
 }
 
 // Recipients returns whom notices about a webhook go to, and what carries those for their URL (nil without one). Both
-// are nil when nobody is told.
+// are nil when there are no recipients.
 func (s *Service) Recipients(w *webhook.Webhook) (*webhook.Notify, *webhook.Webhook) {
 	if w.Notify != nil {
 		return w.Notify, w.Notice()

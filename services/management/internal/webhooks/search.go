@@ -73,7 +73,7 @@ type roster struct {
 	accounts map[string][]named
 }
 
-// named is a webhook with what it is ordered and found by, so that looking through very many touches nothing else.
+// named is a webhook with its keys for order and search, so that looking through very many touches nothing else.
 type named struct {
 	lower    string // the name, in lower case
 	text     string // name, URL and event name, in lower case, a line each
@@ -111,7 +111,7 @@ func (r *roster) of(account string, load func(account string) []*webhook.Webhook
 	return list
 }
 
-// changed puts a webhook where it belongs now. What is loaded meanwhile may hold the change already.
+// changed puts a webhook where it belongs now. A load that runs at the same time may hold the change already.
 func (r *roster) changed(before, after *webhook.Webhook) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

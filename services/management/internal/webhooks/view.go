@@ -60,7 +60,7 @@ type Suspension struct {
 	OldestParkedAt *time.Time `json:"oldest_parked_at"`
 }
 
-// Evidence is what a suspension was decided on. One by hand has none.
+// Evidence is the basis of a suspension's decision. One by hand has none.
 type Evidence struct {
 	Failures int        `json:"failures" doc:"within the window when it was suspended, and one more for each failed probe since"`
 	FirstAt  *time.Time `json:"first_at"`
@@ -144,7 +144,7 @@ func (s *Service) views(ctx context.Context, account string, page []*webhook.Web
 	return views
 }
 
-// addParked counts what waits for the suspended ones. A broker that is slow costs the numbers, not the answer.
+// addParked counts the notifications that wait for the suspended ones. A slow broker costs the numbers, not the answer.
 func (s *Service) addParked(ctx context.Context, account string, page []*webhook.Webhook, views []View) {
 	ctx, cancel := context.WithTimeout(ctx, effectWithin)
 	defer cancel()

@@ -78,7 +78,7 @@ type Service struct {
 	byName      roster
 }
 
-// New returns a service. Changed must be told of every change of the registry.
+// New returns a service. The caller must pass every change of the registry to Changed.
 func New(o Options) *Service {
 	return &Service{
 		bus: o.Bus, registry: o.Registry, claims: o.Claims, suspensions: o.Suspensions, keys: o.Keys, policy: o.Policy, names: o.Names, most: o.PerAccount,
@@ -100,7 +100,7 @@ func (s *Service) Changed(before, after *webhook.Webhook) {
 	s.changes.Post()
 }
 
-// CheckEvents reports what is wrong with a name or pattern of events, nil if nothing is.
+// CheckEvents reports the problem of a name or pattern of events, nil if there is none.
 func (s *Service) CheckEvents(p webhook.Pattern) *webhook.Problem {
 	return webhook.CheckPattern(p, s.names)
 }
@@ -118,7 +118,7 @@ func (s *Service) Named(account, eventName string, n int) (found []*webhook.Webh
 // Names returns the event names that a webhook may name exactly, in alphabetical order.
 func (s *Service) Names() []string { return s.names.All() }
 
-// Input is what an owner may set. A member that is absent stays as it is.
+// Input holds the settings that an owner may change. A member that is absent stays as it is.
 type Input struct {
 	Name       Field[string]      `json:"name"`
 	EventName  Field[string]      `json:"event_name"`
@@ -201,7 +201,7 @@ func (s *Service) Create(ctx context.Context, account string, in Input) (View, s
 	return v, shown, nil
 }
 
-// apply checks in and sets what is present in w; problems are those found before.
+// apply checks in and sets the present members in w; problems are those found before.
 func (s *Service) apply(w *webhook.Webhook, in Input, problems problem.List) error {
 	use := func(field string, f Field[string], set func(string)) {
 		switch {
@@ -411,8 +411,8 @@ func equal(a, b *webhook.Webhook) bool {
 		slices.EqualFunc(a.Conditions, b.Conditions, condition.Condition.Equal)
 }
 
-// Delete removes a webhook. What waits for it is cancelled by the dispatchers; an attempt in flight ends. With
-// the last webhook of a URL its suspension ends too, or it would hold for whoever registers the URL next.
+// Delete removes a webhook. The dispatchers cancel its waiting notifications; an attempt in flight ends. With
+// the last webhook of a URL its suspension ends too, or it would hold for the next owner of the URL.
 func (s *Service) Delete(ctx context.Context, account, id string, match Match, by string) error {
 	for {
 		w, err := s.fetch(ctx, account, id)
@@ -523,7 +523,7 @@ func (s *Service) command(ctx context.Context, w *webhook.Webhook, verb, by stri
 	}), nil
 }
 
-// fetch reads the webhook from its bucket: the newest state, whatever this process has seen.
+// fetch reads the webhook from its bucket: the newest state, even if this process has seen only an older one.
 func (s *Service) fetch(ctx context.Context, account, id string) (*webhook.Webhook, error) {
 	if uuid.Validate(id) != nil || len(id) != 36 || !event.ValidAccount(account) {
 		return nil, problem.NotFound("webhook")
