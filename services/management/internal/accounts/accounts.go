@@ -42,7 +42,7 @@ type Retention struct {
 	FailedMaxAge *int64 `json:"failed_max_age" nullable:"true" doc:"payloads of permanent failures, in seconds"`
 }
 
-// Input is what an operator may set. A member that is absent stays as it is; null takes the setting away.
+// Input holds the settings an operator may change. A member that is absent stays as it is; null removes the setting.
 type Input struct {
 	Share      webhooks.Field[float64]              `json:"share"`
 	Webhooks   webhooks.Field[int]                  `json:"webhooks"`
@@ -81,7 +81,7 @@ func New(b *bus.Bus, bucket *bus.Bucket, hooks *webhooks.Service, logMaxAge time
 	return &Service{b, bucket, hooks, logMaxAge}
 }
 
-// Get returns the account. An account that nobody set anything for has the defaults.
+// Get returns the account. An account without settings has the defaults.
 func (s *Service) Get(ctx context.Context, account string) (View, error) {
 	settings, _, err := s.fetch(ctx, account)
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package catalogue describes the known events: what each means, a sample of its body and a schema of it. The API, the
+// Package catalogue describes the known events: the meaning, a sample body and a schema of each. The API, the
 // OpenAPI document and the console show it, and test deliveries send its samples.
 package catalogue
 

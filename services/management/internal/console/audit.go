@@ -70,7 +70,7 @@ func (c *Console) changed(v *visit, action, id string, before any) {
 	c.Audit.Write(v.ctx, v.caller.Account, v.caller.Actor(), change)
 }
 
-// objectLink is the page of what was changed, "" where there is none.
+// objectLink is the page of the changed object, "" where there is none.
 func objectLink(o audit.Object) string {
 	switch o.Kind {
 	case "webhook", "notification", "replay":

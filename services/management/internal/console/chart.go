@@ -8,7 +8,7 @@ import (
 	"gancho/services/management/internal/index"
 )
 
-// chart is how many notifications came in each stretch of time, and what became of them: an SVG of stacked
+// chart is how many notifications came in each stretch of time, by outcome: an SVG of stacked
 // bars.
 type chart struct {
 	Bars          []bar
@@ -49,7 +49,7 @@ func spanKey(span time.Duration) string {
 	return fmt.Sprintf("span.%ds", span/time.Second)
 }
 
-// draw makes a chart of what came up to now.
+// draw makes a chart of the notifications up to now.
 func (l language) draw(a index.Activity, now time.Time, barWidth, gap, height int) chart {
 	c := chart{Width: index.Bars*(barWidth+gap) - gap, Height: height, Span: spanKey(a.Span), Bars: make([]bar, index.Bars)}
 	step := a.Span / index.Bars

@@ -70,7 +70,7 @@ func written(list []condition.Condition) (rows []conditionRow) {
 	return rows
 }
 
-// ConditionProblem is what is wrong with a row.
+// ConditionProblem is the problem of a row.
 func (f hookForm) ConditionProblem(row int, member string) fieldProblem {
 	return f.Problems[conditionField(row, member)]
 }

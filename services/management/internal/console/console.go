@@ -278,7 +278,7 @@ func (c *Console) answer(v *visit, rt *route) error {
 	case rt.public:
 	case v.session == nil && rt.stream:
 		return problem.New(problem.Unauthenticated, "no_session", "sign in first")
-	case v.session == nil && v.r.Header.Get("Sec-Fetch-Dest") == "iframe": // whoever sees a frame has no token
+	case v.session == nil && v.r.Header.Get("Sec-Fetch-Dest") == "iframe": // a viewer of a frame has no token
 		v.redirect("/portal")
 		return nil
 	case v.session == nil:
@@ -313,7 +313,7 @@ func (v *visit) redirect(to string) {
 	v.w.WriteHeader(http.StatusSeeOther)
 }
 
-// done tells the result of an action on the page it leads to.
+// done shows the result of an action on the page it leads to.
 func (c *Console) done(v *visit, to string, n flash) error {
 	secure, _ := c.sessions.secure(v.r)
 	c.sessions.tell(v.w, v.session, n, secure)

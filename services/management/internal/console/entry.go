@@ -21,7 +21,7 @@ func (c *Console) home(v *visit) error {
 	return nil
 }
 
-// entry is what the sign-in page shows.
+// entry is the content of the sign-in page.
 type entry struct {
 	Next    string
 	Problem string // key of the catalogue
@@ -80,7 +80,7 @@ func (c *Console) postSignOut(v *visit) error {
 	return nil
 }
 
-// accounts is what an operator chooses from.
+// accounts are an operator's choices.
 type accounts struct {
 	Known   []string
 	Given   string

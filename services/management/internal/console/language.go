@@ -18,7 +18,7 @@ func languages() []language { return []language{english, portuguese} }
 
 const languageName = "gancho_language"
 
-// chosen returns the language of a request: what its switch was set to, else what the browser asks for.
+// chosen returns the language of a request: the choice of its switch, else the browser's preference.
 func chosen(r *http.Request) language {
 	if c, err := r.Cookie(languageName); err == nil {
 		for _, l := range languages() {

@@ -40,9 +40,9 @@ type notificationPageData struct {
 
 // step is one entry of the timeline.
 type step struct {
-	*notifications.Attempt // nil for what is no attempt
+	*notifications.Attempt // nil unless it is an attempt
 
-	Key    string // of the catalogue, for what is no attempt
+	Key    string // of the catalogue, unless it is an attempt
 	Reason string
 	At     time.Time
 	Probe  bool
@@ -51,7 +51,7 @@ type step struct {
 	Replay string
 }
 
-// Says reports whether the attempt's reason tells more than its status of HTTP does.
+// Says reports whether the attempt's reason adds anything to its HTTP status.
 func (s step) Says() bool {
 	return s.Attempt.Reason != nil && (s.Attempt.HTTPStatus == nil || !strings.HasPrefix(*s.Attempt.Reason, "status_"))
 }

@@ -22,8 +22,8 @@ import (
 
 var ancestor = regexp.MustCompile(`^https://(\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?$`)
 
-// CheckAncestors reports what is no origin that may frame the console: https://host[:port], where the host may begin
-// with *., or http:// with a loopback address or localhost.
+// CheckAncestors reports origins that may not frame the console. Valid are https://host[:port], where the host may
+// begin with *., or http:// with a loopback address or localhost.
 func CheckAncestors(origins []string) error {
 	var errs []error
 	for _, o := range origins {
@@ -56,7 +56,7 @@ func (c *Console) visitor(v *visit, write bool) (auth.Caller, error) {
 
 // invitation is the page of a portal link.
 type invitation struct {
-	Link    string // sealed, "" when it lets nobody in
+	Link    string // sealed, "" when it opens no session
 	Account string
 	Problem string // key of the catalogue
 }
@@ -118,7 +118,7 @@ func (c *Console) postPortal(v *visit) error {
 	return nil
 }
 
-// What a session that is bound to one webhook may use. Other webhooks are to it as if they did not exist.
+// The routes open to a session that is bound to one webhook. Other webhooks are to it as if they did not exist.
 
 func (v *visit) mine(webhookID, thing string) error {
 	if webhookID != v.session.only() {
@@ -176,7 +176,7 @@ func (c *Console) dress(v *visit, p *page) {
 	v.w.Header().Set("Content-Security-Policy", policy(images, ancestors))
 }
 
-// themeSheet is the style sheet of a theme whose colours are in the query. It is the same for everybody.
+// themeSheet is the style sheet of a theme whose colours are in the query. It is the same for all sessions.
 func themeSheet(v *visit) error {
 	query := v.r.URL.Query()
 	h := v.w.Header()

@@ -22,7 +22,7 @@ type replayForm struct {
 	General               []fieldProblem
 }
 
-// instant reads a time of the form: the script sends it in UTC beside what the field shows; without the
+// instant reads a time of the form: the script sends it in UTC along with the field's text; without the
 // script the field's own value counts, as UTC.
 func instant(v *visit, name string) string {
 	if s := v.r.PostFormValue(name + "_utc"); s != "" {

@@ -28,7 +28,7 @@ const (
 	flashLasts = 2 * time.Minute
 )
 
-// session is what the cookie holds, sealed.
+// session is the content of the cookie, sealed.
 type session struct {
 	ID      string    `json:"i"`
 	Token   string    `json:"t"`
@@ -180,7 +180,7 @@ func forget(w http.ResponseWriter, name string, secure bool) {
 	http.SetCookie(w, (&session{framed: name == portalName}).cookie(name, "", -1, secure))
 }
 
-// flash is told on the next page, once. It is sealed too: it may hold a new signing secret.
+// flash is shown on the next page, once. It is sealed too: it may hold a new signing secret.
 type flash struct {
 	Bad    bool              `json:"b,omitempty"`
 	Key    string            `json:"k"` // of the catalogue
@@ -200,7 +200,7 @@ func (s *sessions) tell(w http.ResponseWriter, v *session, n flash, secure bool)
 	http.SetCookie(w, v.cookie(flashName, s.keys.Seal(plain, []byte("gancho console flash "+v.ID)), flashLasts, secure))
 }
 
-// told returns the flash that waits for the session, and takes it away.
+// told returns the flash that waits for the session, and removes it.
 func (s *sessions) told(w http.ResponseWriter, r *http.Request, v *session) *flash {
 	c, err := r.Cookie(flashName)
 	if err != nil {
@@ -228,7 +228,7 @@ func safePath(p string) string {
 	return u.RequestURI()
 }
 
-// token returns what a person pasted, without what often comes along.
+// token returns the token in a pasted text, without the additions that often come along.
 func token(s string) string {
 	s = strings.TrimSpace(s)
 	if rest, ok := strings.CutPrefix(s, "Bearer "); ok {
@@ -237,7 +237,7 @@ func token(s string) string {
 	return s
 }
 
-// signIn opens a session for a token, or says what is wrong with it.
+// signIn opens a session for a token, or returns why it cannot.
 func (c *Console) signIn(r *http.Request) (*session, auth.Caller, error) {
 	t := token(r.PostFormValue("token"))
 	caller, err := c.Gate.Identify(t, r.RemoteAddr)

@@ -69,7 +69,7 @@ func loadPages() (pages, error) {
 	return all, nil
 }
 
-// page is what every template gets.
+// page is the input of every template.
 type page struct {
 	Title string // key of the catalogue
 	Name  string // shown before the title, of strangers
@@ -118,7 +118,7 @@ func (c *Console) show(v *visit, status int, name string, p page) error {
 	return nil
 }
 
-// failure is what an error page shows.
+// failure is the content of an error page.
 type failure struct {
 	Status  int
 	Heading string
@@ -191,7 +191,7 @@ func dict(pairs ...any) (map[string]any, error) {
 }
 
 // when shows a time: in UTC, until the script puts it into the viewer's zone. The forms: relative ("3 min
-// ago"), full (date and time), clock (time of day) and countdown (what remains until then).
+// ago"), full (date and time), clock (time of day) and countdown (the time until then).
 func when(form string, t any) (template.HTML, error) {
 	var at time.Time
 	switch v := t.(type) {
@@ -282,7 +282,7 @@ func (l language) size(n any) (string, error) {
 	return l.decimal(value) + " " + unit, nil
 }
 
-// visible shows what a stranger wrote on one line: control characters, and those that change the direction
+// visible shows a stranger's text on one line: control characters, and those that change the direction
 // of writing or cannot be seen, as their code.
 func visible(v any) string {
 	if p, ok := v.(*string); ok {
@@ -371,7 +371,7 @@ func loadStatic() (map[string]static, error) {
 			return nil, err
 		}
 		kind := mime.TypeByExtension(path.Ext(name))
-		switch path.Ext(name) { // not what the machine thinks
+		switch path.Ext(name) { // not the machine's opinion
 		case ".css":
 			kind = "text/css; charset=utf-8"
 		case ".js":

@@ -33,7 +33,7 @@ func outcomes() []string {
 	return []string{notification.OutcomeDelivered, notification.OutcomeFailed}
 }
 
-// tailFilter reads the filter; what is none of ours is left out.
+// tailFilter reads the filter; unknown values are left out.
 func (c *Console) tailFilter(v *visit) tail.Filter {
 	query := v.r.URL.Query()
 	f := tail.Filter{WebhookID: query.Get("webhook_id"), Outcome: query.Get("outcome")}

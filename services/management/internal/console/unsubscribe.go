@@ -13,7 +13,7 @@ type leaving struct {
 	Done  bool
 }
 
-// unsubscribePage asks first: whoever only looks at the links of an e-mail takes nobody off a list.
+// unsubscribePage asks first: a program that only opens the links of an e-mail takes no address off a list.
 func (c *Console) unsubscribePage(v *visit) error {
 	from := v.r.URL.Query().Get("from")
 	email := c.Notices.Leaving(from)

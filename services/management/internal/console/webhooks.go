@@ -70,7 +70,7 @@ func (l hookList) Link(number int) string {
 	return "/webhooks?" + q.Encode()
 }
 
-// Before and After are the pages beside this one, 0 for none.
+// Before and After are the neighbouring pages, 0 for none.
 func (l hookList) Before() int { return l.Page - 1 }
 
 // After is the next page.
@@ -111,7 +111,7 @@ func (c *Console) webhooksPage(v *visit) error {
 	return c.show(v, http.StatusOK, "webhooks", page{Title: "webhooks.title", Tab: "webhooks", Poll: pollList, Data: data})
 }
 
-// health returns the health of webhooks; nil when the index is away, which no page depends on.
+// health returns the health of webhooks; nil when the index is down, which no page depends on.
 func (c *Console) health(v *visit, ids []string, now time.Time) ([]index.Activity, bool, error) {
 	health, partial, err := c.Notifications.Health(v.ctx, ids, spans(), now)
 	if err != nil {
@@ -132,7 +132,7 @@ func trouble(w webhooks.View, a index.Activity) string {
 	if w.Status != webhooks.StatusActive {
 		return ""
 	}
-	// The newest few decide: what failed in the morning and works now is no trouble.
+	// The newest few decide: a webhook that failed in the morning and works now is no trouble.
 	delivered, failed := 0, 0
 	for _, s := range a.Newest {
 		switch s {
@@ -313,7 +313,7 @@ type hookForm struct {
 	Methods    []string
 }
 
-// fieldProblem is what is wrong with a field.
+// fieldProblem is the problem of a field.
 type fieldProblem struct {
 	Text   string // key of the catalogue, "" for none
 	Detail string // as the API says it, in English
@@ -345,7 +345,7 @@ func (c *Console) showForm(v *visit, status int, f hookForm) error {
 	return c.show(v, status, "form", page{Title: title, Name: f.Shown, Tab: "webhooks", Data: f})
 }
 
-// filled returns the form with what was sent and what is wrong with it.
+// filled returns the form with its sent values and their problems.
 func (f hookForm) filled(v *visit, e *problem.Error) hookForm {
 	for _, name := range formFields() {
 		f.Values[name] = v.r.PostFormValue(name)
@@ -428,7 +428,7 @@ func (c *Console) postWebhook(v *visit) error {
 	return c.done(v, "/webhooks/"+w.ID, flash{Key: "done.created", Secret: secret, Notify: w.NotifySecret})
 }
 
-// notify is whom the form wants told; absent when the form does not ask.
+// notify is the recipients that the form sets; absent when the form does not ask.
 func (v *visit) notify() webhooks.Field[webhooks.NotifyInput] {
 	if !v.r.PostForm.Has("notify_emails") {
 		return webhooks.Field[webhooks.NotifyInput]{}

@@ -1,5 +1,5 @@
 // Package index finds the recent notifications of a webhook, newest first. JetStream can read neither
-// backwards nor by webhook, so Redis holds, for each webhook, which notifications it had and what a list shows
+// backwards nor by webhook, so Redis holds, for each webhook, its notifications and the fields that a list shows
 // of them: ids, times, states, statuses, journal sequences, never what events or answers hold. Everything else
 // comes from the journal.
 //
@@ -8,7 +8,7 @@
 //
 // Lists over an account come from postings: a line of 60 bytes for each record and of 44 for each event, appended to
 // strings in Redis (see posting). A process that is asked about an account reads its postings into memory, and only
-// what was appended since at the next question (see view); any combination of filters is then a look at each entry,
+// the postings appended since at the next question (see view); any combination of filters is then a look at each entry,
 // a few ms for a million.
 //
 // # Keys
@@ -42,12 +42,12 @@
 // share the work, and why the past can be read backwards. One exception: read backwards, a failure that was
 // sent again since comes back into its account's set; the journal then says so, and it is not shown.
 //
-// # What is lost and how it comes back
+// # Losses and recovery
 //
-// Nothing that matters: a Redis that is away, empty or behind is filled again from the journal, newest first,
-// in chunks; lists say "partial" meanwhile. One replica does it (a lock in Redis); when it dies, another goes
-// on where it was. At most rebuildRecords and rebuildEvents are read back. What is older, and what was dropped for
-// want of room, is looked for in the streams by whoever asks.
+// Nothing that matters: a Redis that is down, empty or behind is filled again from the journal, newest first,
+// in chunks; lists say "partial" until then. One replica does it (a lock in Redis); when it dies, another goes
+// on where it was. At most rebuildRecords and rebuildEvents are read back. Older ones, and those dropped for
+// want of room, are looked for in the streams when they are asked for.
 //
 // # Size
 //

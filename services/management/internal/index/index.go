@@ -62,7 +62,7 @@ func keysOf(webhook string) []string {
 	return []string{keyOrder(webhook), keyRows(webhook), keyFates(webhook)}
 }
 
-// fateOpen is what the scores in a webhook's fates are raised by when the notification has not failed: more than
+// fateOpen is added to the scores in a webhook's fates when the notification has not failed: more than
 // any time in milliseconds.
 const fateOpen = 1 << 43
 
@@ -77,7 +77,7 @@ var ErrAway = errors.New("the index is away")
 
 // Config of an Index.
 type Config struct {
-	// MaxEntries bounds the index over all webhooks, give or take what comes in between two sweeps.
+	// MaxEntries bounds the index over all webhooks, give or take the arrivals between two sweeps.
 	MaxEntries int
 	// MaxAge is how long the journal keeps records; older entries are dropped.
 	MaxAge time.Duration
@@ -173,7 +173,7 @@ func (x *Index) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// live writes journal records as they come. A batch is settled only when it is in Redis; while that is away
+// live writes journal records as they come. A batch is settled only when it is in Redis; while that is down
 // the records wait in the stream.
 func (x *Index) live(ctx context.Context) error {
 	summaries, err := journal.Consume(ctx, x.bus, topology.ConsumerIndex)
@@ -204,7 +204,7 @@ func (x *Index) live(ctx context.Context) error {
 	return nil
 }
 
-// arrivals writes what is on NOTIFICATIONS and not attempted yet.
+// arrivals writes the notifications on NOTIFICATIONS that are not attempted yet.
 func (x *Index) arrivals(ctx context.Context) error {
 	arrivals, err := lane.Arrivals(ctx, x.bus, topology.ConsumerIndexPending)
 	if err != nil {
@@ -238,14 +238,14 @@ func (x *Index) arrivals(ctx context.Context) error {
 	return nil
 }
 
-// arriving returns writes for what is on NOTIFICATIONS. Its postings go into the block of the newest record.
+// arriving returns writes for notifications on NOTIFICATIONS. Their postings go into the block of the newest record.
 func (x *Index) arriving() *writes {
 	w := newWrites()
 	w.block = max(x.journal.written.Load(), x.journal.newest.Load()) >> blockBits
 	return w
 }
 
-// states in the order of their codes, which are part of what is stored: add at the end, at most seven.
+// states in the order of their codes, which are part of the stored format: add at the end, at most seven.
 // pendingCode is the highest, so that a send that was just opened outranks the record it follows.
 var states = []notification.State{
 	notification.Retrying, notification.Parked, notification.Delivered, notification.PermanentlyFailed, notification.Cancelled,
@@ -265,7 +265,7 @@ func state(code int) notification.State {
 	return ""
 }
 
-// writes gathers what goes into Redis in one pipeline.
+// writes gathers the commands for Redis of one pipeline.
 type writes struct {
 	webhooks map[string]map[uuid.UUID]spot
 	failed   map[string]*failedWrites // by account
@@ -280,7 +280,7 @@ type failedWrites struct {
 	newest        time.Time
 }
 
-// spot is one notification's place and what a list shows of it.
+// spot is one notification's place and its fields in a list.
 type spot struct {
 	created int64 // first seen at, unix ms
 	later   bool  // this is not the first thing known of it
@@ -293,7 +293,7 @@ func newWrites() *writes {
 	return &writes{webhooks: map[string]map[uuid.UUID]spot{}, failed: map[string]*failedWrites{}, postings: postings{}}
 }
 
-// fate notes what the account's set of failures needs to know: a permanent failure, or that a notification
+// fate notes the facts for the account's set of failures: a permanent failure, or that a notification
 // was sent again.
 func (w *writes) fate(account, webhook string, id uuid.UUID, at time.Time, last int64, failed bool, send int) {
 	if !failed && send < 2 || account == "" {
@@ -373,7 +373,7 @@ func (w *writes) arrival(id uuid.UUID, n *notification.Notification, storedAt ti
 }
 
 // put writes notifications of one webhook: the time only falls, an older record never replaces a newer one,
-// and what is not among the newest goes. KEYS: the order, the rows and the fates; ARGV: how many to keep, then for
+// and those not among the newest go. KEYS: the order, the rows and the fates; ARGV: how many to keep, then for
 // each its id, when it was first seen, its state's code, its row, and whether it is known not to be new.
 var put = redis.NewScript(`
 local most, digits = tonumber(ARGV[1]), ` + strconv.Itoa(rankDigits) + `
@@ -481,7 +481,7 @@ func (x *Index) pipeline(ctx context.Context, w *writes) error {
 }
 
 // Sent notes a notification that was just put on NOTIFICATIONS, so that lists show it at once and not only
-// when it is read from there. What fails here is made up for then.
+// when it is read from there. A failure here is made up for then.
 func (x *Index) Sent(ctx context.Context, n *notification.Notification) {
 	if id, err := uuid.Parse(n.ID); err == nil {
 		w := x.arriving()

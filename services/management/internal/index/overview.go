@@ -24,7 +24,7 @@ const Bars = 24
 // newest is how many of a webhook's last notifications an Activity lists.
 const newest = 20
 
-// Activity is what became of one webhook's last notifications.
+// Activity counts the outcomes of one webhook's last notifications.
 type Activity struct {
 	// Span is the time that Bars cover, up to now.
 	Span time.Duration
@@ -35,16 +35,16 @@ type Activity struct {
 	Delivered time.Time
 }
 
-// Bar counts the notifications that came in a stretch of time, by what became of them.
+// Bar counts the notifications that came in a stretch of time, by outcome.
 type Bar struct {
 	Delivered int
 	Failed    int // permanently failed
 	Open      int // pending, retrying, parked or cancelled
 }
 
-// count counts notifications in stretches of time, oldest first. Reading what is counted instead costs Redis ten
+// count counts notifications in stretches of time, oldest first. Reading the rows instead costs Redis ten
 // times as much: it writes each of 1,000 scores out as text. KEYS: the order and the fates; ARGV: begin and length
-// of a stretch (ms), how many, and what the fates of those that have not ended are raised by.
+// of a stretch (ms), how many, and the offset of the fates of those that have not ended.
 var count = redis.NewScript(`
 local begin, step, bars, open = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local counted = {}
@@ -65,7 +65,7 @@ end
 return counted
 `)
 
-// Activity returns what became of each webhook's last notifications, in the order of webhooks, and whether some
+// Activity returns the outcomes of each webhook's last notifications, in the order of webhooks, and whether some
 // may be missing because the index is being filled. Each is shown over the longest of spans (longest first) that
 // the index covers completely, else over the shortest. ErrAway means that Redis does not answer.
 func (x *Index) Activity(ctx context.Context, webhooks []string, spans []time.Duration, now time.Time) (all []Activity, partial bool, err error) {
@@ -222,7 +222,7 @@ func (x *Index) FailedOf(ctx context.Context, webhook string) (places []Place, p
 	return places, partial, err
 }
 
-// Find returns what is known of each place, whose sequences are not looked at.
+// Find returns the known state of each place, whose sequences are not looked at.
 func (x *Index) Find(ctx context.Context, places []Place) ([]Found, error) {
 	scores, rows := make([]*redis.FloatCmd, len(places)), make([]*redis.StringCmd, len(places))
 	_, err := x.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
@@ -232,7 +232,7 @@ func (x *Index) Find(ctx context.Context, places []Place) ([]Found, error) {
 		}
 		return nil
 	})
-	if err := x.check(err); err != nil { // what is not there is no error
+	if err := x.check(err); err != nil { // a missing one is no error
 		return nil, err
 	}
 	found := make([]Found, len(places))

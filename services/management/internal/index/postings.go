@@ -20,8 +20,8 @@ import (
 
 // A posting is a line of a few dozen bytes about one record or event, all of the same length. Those of an account are
 // appended to blocks: strings, one for each 65,536 sequences of the stream. Appending costs Redis one command for all
-// postings of an account in a batch. Order and repetition do not matter: whoever reads them sorts them and leaves out
-// what is there twice.
+// postings of an account in a batch. Order and repetition do not matter: readers sort them and leave out
+// duplicates.
 const blockBits = 16
 
 // kind is a kind of postings.
@@ -48,7 +48,7 @@ func (k kind) block(account string, n uint64) string {
 	return k.blocks(account) + ":" + strconv.FormatUint(n, 10)
 }
 
-// keyGeneration names one life of the postings in Redis: what was read of another one is read again.
+// keyGeneration names one life of the postings in Redis: anything read of another one is read again.
 const keyGeneration = prefix + "generation"
 
 // Sizes of postings.
@@ -118,7 +118,7 @@ func hashID(s string) uint64 {
 	return binary.BigEndian.Uint64(id[:8])
 }
 
-// hashText is 64 bits of a text's hash, 0 for none. Texts that share it are only an account's own, and what is found is
+// hashText is 64 bits of a text's hash, 0 for none. Texts that share it are only an account's own, and each hit is
 // compared with the event itself.
 func hashText(s string) uint64 {
 	if s == "" {
@@ -174,7 +174,7 @@ func (l *listed) has(key string) bool {
 func (l *listed) add(keys []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.known == nil { // forgotten meanwhile
+	if l.known == nil { // forgotten since
 		return
 	}
 	for _, k := range keys {
@@ -215,7 +215,7 @@ func (x *Index) queue(ctx context.Context, pipe redis.Pipeliner, k kind, p posti
 	return func() { x.listed.add(keys) }
 }
 
-// accountBlocks is what is known of one account's blocks.
+// accountBlocks is this process's knowledge of one account's blocks.
 type accountBlocks struct {
 	account string
 	blocks  []uint64 // oldest first
@@ -223,7 +223,7 @@ type accountBlocks struct {
 	total   int64
 }
 
-// trim drops postings of what the stream no longer holds, and while there are more than most of them, the oldest of the
+// trim drops postings of records that the stream no longer holds; while more than most remain, also the oldest of the
 // account that has the most of them if that is more than its share, else the oldest of all.
 func (x *Index) trim(ctx context.Context, k kind, first uint64, most int64) error {
 	names, err := x.rdb.ZRange(ctx, k.accounts(), 0, -1).Result()
@@ -267,7 +267,7 @@ func (x *Index) trim(ctx context.Context, k kind, first uint64, most int64) erro
 	}
 	for account, blocks := range gone {
 		_, err := x.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-			p.HSet(ctx, k.low(), account, short[account]) // first: what is dropped is looked for in the stream from then on
+			p.HSet(ctx, k.low(), account, short[account]) // first: dropped ones are then looked for in the stream
 			for _, n := range blocks {
 				p.Del(ctx, k.block(account, n))
 				p.ZRem(ctx, k.blocks(account), n)
@@ -289,7 +289,7 @@ func (x *Index) trim(ctx context.Context, k kind, first uint64, most int64) erro
 		x.log.Info("the oldest postings are dropped; the streams still have what they were about",
 			zap.String("postings", k.name), zap.Int("accounts", len(short)), zap.Int64("bytes_left", total))
 	}
-	x.listed.forget() // another process may have dropped what this one knows to be listed
+	x.listed.forget() // another process may have dropped some that this one knows to be listed
 	return nil
 }
 
@@ -349,15 +349,15 @@ func numbers(members []string) []uint64 {
 	return out
 }
 
-// copied is what a process has read of an account's postings.
+// copied is a process's copy of an account's postings.
 type copied struct {
 	life string           // of the postings: another one begins when some were lost or dropped
 	read map[uint64]int64 // bytes of each block
 }
 
-// update hands what was appended to the account's postings since the last time to add. low is the sequence from which on
-// the postings are complete, and partial says that older ones are still being read back. When renewed is called, what was
-// handed over before does not count any more.
+// update hands the account's postings appended since the last time to add. low is the sequence from which on the
+// postings are complete, and partial says that older ones are still being read back. When renewed is called, all those
+// handed over before do not count any more.
 func (x *Index) update(ctx context.Context, k kind, s *source, account string, c *copied, renewed func(), add func(posting string)) (low uint64, partial bool, err error) {
 	var (
 		generation, floor, target, short *redis.StringCmd

@@ -30,15 +30,15 @@ const (
 	// seenProcesses is how many processes' marks are kept, those of replicas that are gone included.
 	seenProcesses = 100
 
-	// unordered is by how many sequences processes may write out of the journal's order: what the consumer hands out
-	// at once.
+	// unordered is how far processes may write out of the journal's order, in sequences: as many as the consumer hands
+	// out at once.
 	unordered = 20_000
 
 	lockFor    = 15 * time.Second
 	sweepEvery = time.Minute
 )
 
-// source is a stream that is read into Redis: how much of it is there, and what is missing.
+// source is a stream that is read into Redis: how much of it is there, and which parts are missing.
 type source struct {
 	x                                     *Index
 	name                                  string // for the log
@@ -47,19 +47,19 @@ type source struct {
 	most                                  uint64 // how many records are read back after a loss at most
 	chunk                                 uint64 // how many are read at once
 	position                              func(context.Context) (first, last uint64, err error)
-	// read writes what the stream has from one sequence to another, both included.
+	// read writes the stream's records from one sequence to another, both included.
 	read func(ctx context.Context, from, to uint64) error
 
 	newest  atomic.Uint64 // of the stream, as it was looked at last
 	written atomic.Uint64 // the newest sequence this process has written
-	// lost says that Redis had forgotten what this process wrote after lostFrom when it wrote again.
+	// lost says that Redis had lost this process's writes after lostFrom when it wrote again.
 	lost     atomic.Bool
 	lostFrom atomic.Uint64
 	compared bool // Redis was compared with the stream's consumer; look's own
 }
 
 // mark notes in p that everything up to seen is written. known finds out, once the pipeline ran, whether Redis had
-// forgotten what this process wrote before.
+// lost this process's earlier writes.
 func (s *source) mark(ctx context.Context, p redis.Pipeliner, seen uint64) (known func()) {
 	if seen == 0 {
 		return func() {}
@@ -96,7 +96,7 @@ func (s *source) watch(ctx context.Context) {
 // look finds out whether something is missing: everything (no floor), or the newest part (Redis came back
 // with less than this process had written).
 func (s *source) look(ctx context.Context) error {
-	written := s.written.Load() // before the marks: what is written meanwhile is no loss
+	written := s.written.Load() // before the marks: records written during the read are no loss
 	floor, target, seen, err := s.marks(ctx)
 	if err != nil {
 		return err
@@ -145,7 +145,7 @@ func (s *source) look(ctx context.Context) error {
 		if err := s.fill(ctx, floor, low); err != nil {
 			return err
 		}
-	case floor > target: // what was to be read has aged out meanwhile
+	case floor > target: // the missing records have aged out since
 		if err := s.x.check(s.x.rdb.Set(ctx, s.targetKey, floor, 0).Err()); err != nil {
 			return err
 		}
@@ -202,7 +202,7 @@ func (s *source) start(ctx context.Context, floor, target uint64) error {
 		p.Set(ctx, s.floorKey, floor, 0)
 		p.Set(ctx, s.targetKey, target, 0)
 		p.Set(ctx, keyGeneration, uuid.NewString(), 0)
-		// What is missing is known now; the newest part comes by itself.
+		// The missing part is known now; the newest part comes by itself.
 		p.ZAddArgs(ctx, s.seenKey, redis.ZAddArgs{GT: true, Members: []redis.Z{{Score: float64(s.written.Load()), Member: s.x.name}}})
 		p.ZRemRangeByRank(ctx, s.seenKey, 0, -seenProcesses-1)
 		return nil
@@ -224,7 +224,7 @@ func (s *source) fill(ctx context.Context, floor, target uint64) error {
 		if err := s.read(ctx, from, floor-1); err != nil {
 			return err
 		}
-		// Another process may have begun anew meanwhile, after a second loss: then the mark is not ours to move.
+		// Another process may have started over after a second loss: then the mark is not ours to move.
 		if now, _, _, err := s.marks(ctx); err != nil || now != floor {
 			return err
 		}
@@ -250,13 +250,13 @@ func (x *Index) lock(ctx context.Context, key string, d time.Duration) (bool, er
 	return true, x.check(x.rdb.Expire(ctx, key, d).Err())
 }
 
-// readJournal writes what the journal has from one sequence to another.
+// readJournal writes the journal's records from one sequence to another.
 func (x *Index) readJournal(ctx context.Context, from, to uint64) error {
 	w := newWrites()
 	if err := journal.Summaries(ctx, x.bus, from, to, w.summary); err != nil {
 		return err
 	}
-	w.seen = 0 // that is what comes live
+	w.seen = 0 // live reads maintain it
 	return x.write(ctx, w)
 }
 
@@ -296,7 +296,7 @@ func (x *Index) trimAll(ctx context.Context) error {
 	if err := x.trim(ctx, ofNotifications, first, 3*int64(x.cfg.MaxEntries)); err != nil {
 		return err
 	}
-	// What an event was about is still asked for after it aged out, as long as the journal knows its notifications.
+	// Events are still asked for after they aged out, as long as the journal knows their notifications.
 	return x.trim(ctx, ofEvents, 0, int64(x.cfg.MaxEntries))
 }
 

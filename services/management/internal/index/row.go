@@ -13,7 +13,7 @@ import (
 	"gancho/pkg/notification"
 )
 
-// Row is what a list shows of a notification: nothing of the event's or the answers' contents.
+// Row is a notification's fields in a list: nothing of the event's or the answers' contents.
 type Row struct {
 	State         notification.State
 	Reason        string
@@ -73,7 +73,7 @@ func appendText(b []byte, s string) []byte {
 	return append(append(b, byte(len(s))), s...) //nolint:gosec // at most 255
 }
 
-// rankOf returns the rank that a row begins with, 0 for what is no row.
+// rankOf returns the rank that a row begins with, 0 for any other text.
 func rankOf(row string) int64 {
 	if len(row) < rankDigits {
 		return 0
@@ -104,7 +104,7 @@ func decodeRow(row string) (Row, bool) {
 	return r, r.State != "" && eventID != uuid.Nil && r.Sends > 0 && b != nil
 }
 
-// reader is what is left of a row; nil after it was found to be cut off.
+// reader is the rest of a row; nil after it was found to be cut off.
 type reader []byte
 
 func (b *reader) number() uint64 {

@@ -13,7 +13,7 @@ import (
 	"gancho/pkg/notification"
 )
 
-// views are what this process has read of accounts' postings: of those that were asked for last, as many as have room.
+// views are this process's copies of accounts' postings: of those that were asked for last, as many as have room.
 type views struct {
 	mu    sync.Mutex
 	known []*view // asked for last first
@@ -39,7 +39,7 @@ type view struct {
 	events   []eventNote // by sequence
 }
 
-// noted is a notification as its postings tell.
+// noted is a notification as its postings describe it.
 type noted struct {
 	id      uuid.UUID
 	created int64
@@ -138,7 +138,7 @@ func (v *view) compare(a, b int32) int {
 	return cmp.Or(cmp.Compare(x.created, y.created), bytes.Compare(x.id[:], y.id[:]))
 }
 
-// merge puts sorted entries into the order, of which most are newer than what is there.
+// merge puts sorted entries, most of them newer than the existing ones, into the order.
 func (v *view) merge(fresh []int32) {
 	if len(fresh) == 0 {
 		return
@@ -191,7 +191,7 @@ type Hit struct {
 	Event   uint64 // the first half of its event's id
 }
 
-// Page is what a Query found, newest first.
+// Page is the result of a Query, newest first.
 type Page struct {
 	Hits []Hit
 	More bool // there are more in the index
@@ -263,7 +263,7 @@ func (x *Index) Search(ctx context.Context, account string, q Query) (Page, erro
 	return page, nil
 }
 
-// ceilMilli is t in ms, rounded up: what is created at that time or later has at least this.
+// ceilMilli is t in ms, rounded up: anything created at that time or later has at least this.
 func ceilMilli(t time.Time) int64 { return t.Add(time.Millisecond - 1).UnixMilli() }
 
 // covers reports whether the index is what knows of the entry: its newest record is not older than low.
@@ -271,7 +271,7 @@ func (v *view) covers(e *noted, low uint64) bool {
 	return e.rank%8 == pendingCode || uint64(e.rank)/8 >= low //nolint:gosec // not negative
 }
 
-// Covers reports whether Search can find the notification: what it cannot find is looked for in the journal.
+// Covers reports whether Search can find the notification; the others are looked for in the journal.
 func (x *Index) Covers(ctx context.Context, account string, ids []uuid.UUID) ([]bool, error) {
 	v := x.views.of(account)
 	defer x.views.done(v)
@@ -296,9 +296,9 @@ type EventQuery struct {
 	Limit                       int       // at least 1
 }
 
-// EventPage is what an EventQuery found, newest first.
+// EventPage is the result of an EventQuery, newest first.
 type EventPage struct {
-	Sequences []uint64 // in CRM_EVENTS; what is not there any more has aged out
+	Sequences []uint64 // in CRM_EVENTS; missing ones have aged out
 	Halves    []uint64 // of the events' ids, see Half
 	More      bool
 	// Low is the sequence of CRM_EVENTS from which on the index is complete.
@@ -306,7 +306,7 @@ type EventPage struct {
 	Partial bool
 }
 
-// Events returns events of the account, newest first. What is found can be another's text with the same hash.
+// Events returns events of the account, newest first. A hit can be another's text with the same hash.
 func (x *Index) Events(ctx context.Context, account string, q EventQuery) (EventPage, error) {
 	v := x.views.of(account)
 	defer x.views.done(v)

@@ -37,7 +37,7 @@ func Fill(text string, arguments []any, show func(argument any) string) string {
 }
 
 // Accepted returns the language that Accept-Language ranks highest (RFC 9110, section 12.5.4), English when it names
-// none of ours. It takes Portuguese of any country: whoever asks for it first prefers it to English.
+// none of ours. It takes Portuguese of any country: a reader who asks for it first prefers it to English.
 func Accepted(header string) Language {
 	best, weight := English, 0.0
 	for part := range strings.SplitSeq(header, ",") {

@@ -12,7 +12,7 @@ type Board struct {
 	next chan struct{}
 }
 
-// Post wakes everybody who waits.
+// Post wakes all waiters.
 func (b *Board) Post() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

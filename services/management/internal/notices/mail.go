@@ -86,7 +86,7 @@ type letter struct {
 	subject, text, html         string
 }
 
-// verdict is what became of a letter.
+// verdict is the fate of a letter.
 type verdict int
 
 const (
@@ -145,7 +145,7 @@ func (s *Server) send(ctx context.Context, l letter) (verdict, error) {
 	err = c.DialAndSendWithContext(ctx, m)
 	var failed *gomail.SendError
 	switch {
-	case err == nil, m.IsDelivered(): // what goes wrong after the server took it, as at QUIT, changes nothing
+	case err == nil, m.IsDelivered(): // errors after the server took it, as at QUIT, change nothing
 		return accepted, nil
 	case errors.As(err, &failed) && failed.ErrorCode() >= 500 && !failed.IsTemp():
 		return refused, fmt.Errorf("the mail server refuses the letter with %d", failed.ErrorCode())

@@ -31,7 +31,7 @@ import (
 )
 
 const (
-	// lookEvery is how often the records are looked through for what is due.
+	// lookEvery is how often the records are searched for due notices.
 	lookEvery = time.Second
 	// claimFor is how long a replica has for a try before another one may take over. It is longer than ten letters take.
 	claimFor = 6 * time.Minute
@@ -130,13 +130,13 @@ func (s *Service) apply(e bus.Entry) {
 	}
 }
 
-// Recent is the newest change of a kind that owners are told.
+// Recent is the newest change of a kind that owners get notices of.
 type Recent struct {
 	Kind, Text string
 	At         time.Time
 }
 
-// Recent returns the newest change of each kind of a webhook, newest first, whether or not somebody was told.
+// Recent returns the newest change of each kind of a webhook, newest first, whether or not there was a notice.
 func (s *Service) Recent(ctx context.Context, w *webhook.Webhook, lang string) ([]Recent, error) {
 	var all []Recent
 	for _, kind := range kinds() {
@@ -168,7 +168,7 @@ func (s *Service) follow(ctx context.Context) error {
 	})
 }
 
-// note counts one change, if somebody wants to know of it.
+// note counts one change, if it has recipients.
 func (s *Service) note(ctx context.Context, raw []byte, sequence uint64) error {
 	var c change
 	if err := json.Unmarshal(raw, &c); err != nil || !slices.Contains(kinds(), c.Event) {
@@ -216,7 +216,7 @@ func (s *Service) store(ctx context.Context, r *record) error {
 	return err
 }
 
-// send sees to what is due until ctx ends. What is under way then ends first.
+// send works on due notices until ctx ends. A notice that is under way then ends first.
 func (s *Service) send(ctx context.Context) error {
 	var work errgroup.Group
 	work.SetLimit(atOnce)
@@ -278,7 +278,7 @@ func (s *Service) handle(ctx context.Context, r *record) error {
 	}
 	now := time.Now().UTC()
 	switch {
-	case who == nil, r.Sending == nil && r.Waiting == nil: // nobody wants to know any more, or nothing happened for an hour
+	case who == nil, r.Sending == nil && r.Waiting == nil: // no recipients any more, or nothing happened for an hour
 		return s.Bucket.Delete(ctx, r.key(), r.revision)
 	case r.Sending == nil:
 		mail := who.Emails
@@ -317,7 +317,7 @@ func (s *Service) handle(ctx context.Context, r *record) error {
 	return s.store(ctx, r)
 }
 
-// about gathers what a notice says.
+// about gathers the content of a notice.
 func (s *Service) about(ctx context.Context, r *record, w *webhook.Webhook) *about {
 	a := &about{batch: r.Sending.batch, Kind: r.Kind, Name: w.Name, EventName: string(w.EventName)}
 	if s.PublicURL != "" {
@@ -386,7 +386,7 @@ func (s *Service) toMail(ctx context.Context, r *record, a *about, who *webhook.
 		if ctx.Err() != nil || s.Server == nil {
 			break
 		}
-		became := refused // who was taken off the list meanwhile
+		became := refused // who was taken off the list since
 		if slices.Contains(who.Emails, address) {
 			l, err := s.letter(r, a, who, address)
 			if err != nil {
@@ -428,7 +428,7 @@ func (s *Service) letter(r *record, a *about, who *webhook.Notify, address strin
 	}, err
 }
 
-// departure is what a link to unsubscribe holds, sealed.
+// departure is the content of a link to unsubscribe, sealed.
 type departure struct {
 	Account string `json:"a"`
 	Webhook string `json:"w"` // "": of the account's list

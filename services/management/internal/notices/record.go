@@ -26,7 +26,7 @@ type evidence struct {
 	Statuses []string `json:"statuses"`
 }
 
-// kinds are the changes that owners are told.
+// kinds are the changes that owners get notices of.
 func kinds() []string {
 	return []string{"at_risk", "suspended", "resumed", "disabled", "permanent_failure"}
 }
@@ -50,7 +50,7 @@ type record struct {
 	revision uint64
 }
 
-// batch are changes that are told together.
+// batch are changes that are reported together.
 type batch struct {
 	Count  int       `json:"count"`
 	First  time.Time `json:"first"`
@@ -101,7 +101,7 @@ func (r *record) due(now time.Time, window time.Duration) bool {
 	return !now.Before(r.Began.Add(window))
 }
 
-// begin makes a notice of what waits. It takes over what an unfinished one had left to tell.
+// begin makes a notice of the waiting changes. It takes over the rest of an unfinished one.
 func (r *record) begin(id string, now time.Time, mail []string, url bool) {
 	r.Sending = &sending{batch: *r.Waiting, ID: id, Mail: slices.Clone(mail), URL: url, Next: now}
 	r.Waiting, r.Began = nil, now

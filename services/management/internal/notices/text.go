@@ -17,12 +17,12 @@ var noticeHTML string
 
 var noticeTemplate = template.Must(template.New("notice").Parse(noticeHTML))
 
-// about is what a notice is made of.
+// about is the content of a notice.
 type about struct {
 	batch
 
 	Kind, Name, EventName string
-	Parked                *uint64 // what waits, nil when it is not known
+	Parked                *uint64 // the waiting notifications, nil when not known
 	Link                  string  // to the webhook's page, "" without PUBLIC_URL
 	Unsubscribe           string
 }

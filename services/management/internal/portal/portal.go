@@ -35,7 +35,7 @@ const (
 	ScopeWrite = "write"
 )
 
-// Grant is what the session of a link may do and how it looks.
+// Grant is the permissions and the look of a link's session.
 type Grant struct {
 	// Issuer is the public name of the configured token that made the link, "" for a JWT. The session ends with it.
 	Issuer   string `json:"i,omitempty"`
@@ -55,7 +55,7 @@ type Link struct {
 	Ends       time.Time `json:"e"` // the time until which it can be used
 }
 
-// Input is what a caller may ask for.
+// Input holds the settings that a caller may ask for.
 type Input struct {
 	TTL        webhooks.Field[int]    `json:"ttl"`
 	SessionTTL webhooks.Field[int]    `json:"session_ttl"`
@@ -124,7 +124,7 @@ func (s *Service) Create(ctx context.Context, account, issuer string, in Input) 
 	return s.keys.Seal(plain, []byte(sealedAs)), l, nil
 }
 
-// The errors of a link that lets nobody in.
+// The errors of a link that opens no session.
 var (
 	ErrBad     = errors.New("the text is not a portal link of this installation")
 	ErrExpired = errors.New("the portal link has expired")

@@ -24,7 +24,7 @@ type Theme struct {
 // Palette is what pages are made of, as #rrggbb or #rgb, by the names that the style sheet has for them.
 type Palette map[string]string
 
-// grounds are what a text in the accent's colour stands on.
+// grounds are the backgrounds of texts in the accent's colour.
 var grounds = []string{"ground", "card", "sunk"}
 
 // minContrast is WCAG's for text (2.2, 1.4.3). It is more than controls need (1.4.11).
@@ -37,7 +37,7 @@ var (
 	logoHost = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?$`)
 )
 
-// check adds what is wrong with t.
+// check adds the problems of t.
 func (t Theme) check(light, dark Palette, problems *problem.List) {
 	for _, c := range []struct {
 		name, value, pages, change string

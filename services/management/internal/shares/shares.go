@@ -1,4 +1,4 @@
-// Package shares holds what the API stores for an account to the account's share; see gancho/pkg/share.
+// Package shares holds the API's writes for an account to the account's share; see gancho/pkg/share.
 package shares
 
 import (
@@ -30,7 +30,7 @@ func Check(m *share.Meter, account string) error {
 	return nil
 }
 
-// Refusal is the error of 429 account_share for what is in excess.
+// Refusal is the error of 429 account_share, for the part in excess.
 func Refusal(over share.Excess) error {
 	return refusal("the account has its share of the stores (" + over.String() + "); try again later")
 }

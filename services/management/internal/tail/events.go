@@ -22,7 +22,7 @@ type Event struct {
 	Sequence uint64 `json:"-"`
 }
 
-// EventReader is told of events; see eventstream.Listener for its functions.
+// EventReader gets events; see eventstream.Listener for its functions.
 type EventReader struct {
 	Names     webhook.Pattern
 	After     uint64

@@ -28,7 +28,7 @@ const (
 	maxOfAccount = 20
 )
 
-// Attempt is one attempt with what it belongs to.
+// Attempt is one attempt, with its notification and webhook.
 type Attempt struct {
 	notifications.Attempt
 
