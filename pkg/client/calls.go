@@ -187,13 +187,13 @@ func (c *Client) FindNotifications(ctx context.Context, f Find, atOnce int, part
 	return list[Notification](ctx, c, "/notifications", f.query(atOnce), partial)
 }
 
-// FindEvents lists events of the account, newest first, and what became of each. atOnce and partial are those of
+// FindEvents lists events of the account and their notifications, newest first. atOnce and partial are those of
 // Notifications.
 func (c *Client) FindEvents(ctx context.Context, f Find, atOnce int, partial func()) iter.Seq2[Result[Event], error] {
 	return list[Event](ctx, c, "/events", f.query(atOnce), partial)
 }
 
-// Event returns what became of an event.
+// Event returns an event and its notifications.
 func (c *Client) Event(ctx context.Context, id string) (Result[Event], error) {
 	return get[Event](ctx, c, "/events/"+url.PathEscape(id))
 }
@@ -222,7 +222,7 @@ func (c *Client) Stats(ctx context.Context, webhookID string, p Period) iter.Seq
 	return list[Stats](ctx, c, webhookPath(webhookID)+"/stats", p.query(), nil)
 }
 
-// Usage lists what an account used, or each with "", oldest step first. It is for operators.
+// Usage lists the usage of an account, or of each with "", oldest step first. It is for operators.
 func (c *Client) Usage(ctx context.Context, account string, p Period) iter.Seq2[Result[Usage], error] {
 	query := p.query()
 	if account != "" {

@@ -36,7 +36,7 @@ type Watch struct {
 }
 
 // Tail hands each attempt to show as it is made, until ctx ends (it then returns nil) or the API refuses
-// (its *Error). A connection that is lost is made anew, and lost is told why; attempts made meanwhile are
+// (its *Error). A lost connection is made again, and lost gets the reason; attempts made in between are
 // not shown unless the server knows where the stream ended.
 func (c *Client) Tail(ctx context.Context, w Watch, show func(Result[Attempt]) error, lost func(error)) error {
 	query := url.Values{}
@@ -112,7 +112,7 @@ func (s *stream) run(ctx context.Context, lost func(error)) error {
 	}
 }
 
-// stopped is an error of the function that is shown what comes.
+// stopped is an error that show returned.
 type stopped struct{ error }
 
 // stream is a server-sent stream of events (WHATWG HTML, section 9.2) over its connections.

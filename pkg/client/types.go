@@ -118,7 +118,7 @@ func (n *Notification) Ended() bool {
 	return n.State == "delivered" || n.State == "permanently_failed" || n.State == "cancelled"
 }
 
-// Event is an event, and what became of it.
+// Event is an event, its notifications, and the webhooks without one.
 type Event struct {
 	ID              string         `json:"id"`
 	EventName       string         `json:"event_name"`
@@ -142,7 +142,7 @@ type Unmatched struct {
 	Found     json.RawMessage `json:"found"`     // the value that the condition found
 }
 
-// Usage is what an account used in some time.
+// Usage is an account's usage in some time.
 type Usage struct {
 	AccountID     string    `json:"account_id"`
 	From          time.Time `json:"from"`
@@ -220,7 +220,7 @@ type Replay struct {
 	Total            uint64    `json:"total"`
 }
 
-// AuditRecord is one change: who made it, and what the object was before and after, as the API shows it.
+// AuditRecord is one change: who made it, and the object before and after, as the API shows it.
 type AuditRecord struct {
 	ID      string          `json:"id"`
 	At      time.Time       `json:"at"`
@@ -228,8 +228,8 @@ type AuditRecord struct {
 	Actor   AuditActor      `json:"actor"`
 	Action  string          `json:"action"` // the operationId of the call
 	Object  AuditObject     `json:"object"`
-	Before  json.RawMessage `json:"before"` // null for what was made
-	After   json.RawMessage `json:"after"`  // null for what was deleted
+	Before  json.RawMessage `json:"before"` // null for a new object
+	After   json.RawMessage `json:"after"`  // null for a deleted object
 }
 
 // AuditActor is who made a change.
@@ -239,7 +239,7 @@ type AuditActor struct {
 	Address string `json:"address"`
 }
 
-// AuditObject is what was changed.
+// AuditObject names the changed object.
 type AuditObject struct {
 	Kind string `json:"kind"` // webhook, notification, replay, account or portal_link
 	ID   string `json:"id"`

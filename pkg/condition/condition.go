@@ -87,7 +87,7 @@ func quoted(s string) json.RawMessage {
 	return bytes.TrimSuffix(out.Bytes(), []byte("\n"))
 }
 
-// Problem says what is wrong with a condition. Pointer is the place in the list, such as /0/value.
+// Problem describes the problem of a condition. Pointer is the place in the list, such as /0/value.
 type Problem struct{ Pointer, Code, Detail string }
 
 // Set is a webhook's conditions, compiled. It is immutable; the zero Set holds for every event.
@@ -151,7 +151,7 @@ func joined(ops []Op) string {
 	return strings.Join(words, ", ")
 }
 
-// read reads the value and checks that the operator can use it. It returns where what is wrong.
+// read reads the value and checks that the operator can use it. It returns the place and the text of a problem.
 func (t *test) read(c Condition) (pointer, wrong string) {
 	switch {
 	case len(c.Value) == 0:
@@ -223,7 +223,7 @@ func readScalar(v gjson.Result) (scalar, string) {
 	return s, ""
 }
 
-// split returns the segments of a path, nil for $changed and $origin, or what is wrong with it.
+// split returns the segments of a path, nil for $changed and $origin, or its problem.
 func split(path string) (segments []string, wrong string) {
 	switch {
 	case path == PathChanged, path == PathOrigin:

@@ -6,7 +6,7 @@
 // twice in an object means its first member, as package event reads it. $changed is the paths below document that
 // the change touched, and $origin who caused it, as the CRM's headers say.
 //
-// Comparisons are exact. Numbers compare as numbers, whatever their size and notation; strings compare by their bytes
+// Comparisons are exact. Numbers compare as numbers, of any size and notation; strings compare by their bytes
 // after unescaping; values of different kinds are never equal, and neither is greater. null is a value. A member that
 // is not there satisfies only exists false, ne and not_in.
 //

@@ -12,7 +12,7 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// Event is an event that conditions are held against. It remembers what it looked up, so each path costs once.
+// Event is an event that conditions are held against. It remembers its look-ups, so each path costs once.
 // It is not safe for concurrent use.
 type Event struct {
 	root    entry
@@ -29,7 +29,7 @@ func NewEvent(body []byte, changed []string, origin string) *Event {
 	}
 }
 
-// find returns what is at the path of a test.
+// find returns the values at the path of a test.
 func (e *Event) find(t *test) *found {
 	f := e.looked[t.path]
 	if f == nil {
@@ -62,7 +62,7 @@ func (e *Event) header(path string) *found {
 	return &found{}
 }
 
-// entry is a value of the body: a member of an object or an element of an array. What an object or array holds is
+// entry is a value of the body: a member of an object or an element of an array. The contents of an object or array are
 // read when it is first asked for.
 type entry struct {
 	name    string
@@ -132,7 +132,7 @@ func position(segment string) int {
 	return n
 }
 
-// found is what is at a path; nothing when its kind is missing.
+// found is the values at a path; nothing when its kind is missing.
 type found struct {
 	scalar
 

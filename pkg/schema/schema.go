@@ -1,5 +1,5 @@
 // Package schema is the version of what processes store for one another: messages, journal records and the
-// values of buckets. Old and new versions of Gancho run side by side during an upgrade, and what was stored
+// values of buckets. Old and new versions of Gancho run side by side during an upgrade, and data stored
 // by the newer one is still there after a way back.
 //
 // Each thing carries the lowest schema that reads it rightly; none means 1. A field that an older version may

@@ -16,6 +16,6 @@
 //	2026-11:<base64 of 32 bytes>
 //	2025-11:<base64 of 32 bytes>
 //
-// The first key seals, all of them open. To rotate, [Add] a key, restart the services, seal anew what [KeyID]
-// says is under another key than [Keyring.Current] (gancho keys reseal), then [Remove] the old one.
+// The first key seals, all of them open. To rotate, [Add] a key, restart the services, seal again the values that
+// [KeyID] finds under another key than [Keyring.Current] (gancho keys reseal), then [Remove] the old one.
 package seal

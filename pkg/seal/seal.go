@@ -142,7 +142,7 @@ func New() *Keyring {
 }
 
 // Write stores the keyring in a new file that only its owner may read, durably and all or nothing. It
-// never overwrites: what is sealed under a lost key is lost.
+// never overwrites: values sealed under a lost key are lost.
 func (r *Keyring) Write(path string) error {
 	var text bytes.Buffer
 	text.WriteString("# Keys for secrets at rest: <key id>:<base64 of 32 bytes>. The first seals, all open. Back this file up.\n")
@@ -156,7 +156,7 @@ func (r *Keyring) Write(path string) error {
 func (k *key) line() string { return k.id + ":" + base64.StdEncoding.EncodeToString(k.raw[:]) + "\n" }
 
 // Add puts a new random key first in the key file at path, so that it seals from the next start on, and
-// returns its id. What was in the file stays behind it. The file is replaced all or nothing.
+// returns its id. The previous lines of the file stay behind it. The file is replaced all or nothing.
 func Add(path string) (id string, err error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -170,8 +170,8 @@ func Add(path string) (id string, err error) {
 	return fresh.id, store(path, text, os.Rename)
 }
 
-// Remove takes the key with that id out of the key file at path. The first one stays: it seals. What is
-// still sealed under the removed key does not open any more. The file is replaced all or nothing.
+// Remove takes the key with that id out of the key file at path. The first one stays: it seals. Values
+// still sealed under the removed key do not open any more. The file is replaced all or nothing.
 func Remove(path, id string) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -337,7 +337,7 @@ func split(sealed string) (id, encoded string, err error) {
 	return "", "", errors.New("not of the form v1.<key id>.<base64>")
 }
 
-// additional is what is authenticated beside the value. No part before the context holds a dot, so no two
+// additional is the data authenticated along with the value. No part before the context holds a dot, so no two
 // inputs give the same bytes.
 func additional(id string, context []byte) []byte {
 	return append([]byte(version+"."+id+"."), context...)

@@ -18,7 +18,7 @@ const NoticeEvent = "crm_webhook_notice"
 // MaxNotifyEmails limits the addresses of a Notify.
 const MaxNotifyEmails = 10
 
-// Notify is who is told about a webhook's troubles, and how.
+// Notify is who gets notices of a webhook's troubles, and how.
 type Notify struct {
 	Emails   []string `json:"emails,omitempty"`
 	Language string   `json:"language"` // en or pt-BR
@@ -38,10 +38,10 @@ func (n *Notify) equal(o *Notify) bool {
 	return slices.Equal(n.Emails, o.Emails) && n.Language == o.Language && n.URL == o.URL && n.URLGiven == o.URLGiven && n.Secret == o.Secret
 }
 
-// SameNotify reports whether two webhooks tell the same people in the same way.
+// SameNotify reports whether two webhooks notify the same people in the same way.
 func SameNotify(a, b *Webhook) bool { return a.Notify.equal(b.Notify) }
 
-// AccountNotices is the id of the registry's entry that holds whom the whole account tells.
+// AccountNotices is the id of the registry's entry that holds the recipients of the whole account.
 func AccountNotices(account string) string {
 	return uuid.NewSHA1(noticeSpace, []byte(account)).String()
 }

@@ -229,8 +229,8 @@ func checkAddress(a netip.Addr, p *egress.Policy) *Problem {
 	return urlProblem(CodeURLForbiddenAddress, "url has the address %s, which is not publicly routable; use a public host name", a)
 }
 
-// names is IDNA for look-ups: UTS 46 mapping (width, case, digits in circles), then validation. What a
-// label may hold in ASCII is checked after it.
+// names is IDNA for look-ups: UTS 46 mapping (width, case, digits in circles), then validation. The ASCII rules
+// for a label are checked after it.
 var names = idna.New(
 	idna.MapForLookup(),
 	idna.BidiRule(),

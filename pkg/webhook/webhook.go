@@ -94,7 +94,7 @@ func (s Secret) expired(now time.Time) bool { return !s.ExpiresAt.IsZero() && !n
 func Decode(b []byte) (*Webhook, error) {
 	var w Webhook
 	err := json.Unmarshal(b, &w)
-	if w.Schema > newestSchema { // whatever else is in it
+	if w.Schema > newestSchema { // regardless of the rest
 		return nil, fmt.Errorf("webhook %s: %w", w.ID, schema.ErrNewer)
 	}
 	if err != nil {
@@ -257,7 +257,7 @@ func (w *Webhook) KeyIDs(now time.Time) ([]string, error) {
 	return ids, nil
 }
 
-// Reseal returns the next version of w with the same secrets sealed anew under the first key of keys. Secrets that
+// Reseal returns the next version of w with the same secrets sealed under the first key of keys. Secrets that
 // expired before now are left out. Nothing else changes, not even UpdatedAt.
 func (w *Webhook) Reseal(keys *seal.Keyring, now time.Time) (*Webhook, error) {
 	open, err := w.Open(keys, now)

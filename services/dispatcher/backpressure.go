@@ -54,7 +54,7 @@ func (b *backpressure) look(ctx context.Context, d *Dispatcher) error {
 	return nil
 }
 
-// count takes over what the accounts hold. Notifications that PARKED refused are on RETRIES although they are parked.
+// count takes over the accounts' amounts. Notifications that PARKED refused are on RETRIES although they are parked.
 func (b *backpressure) count(d *Dispatcher, w share.Work) {
 	overflowing := d.fullness.is(topology.Parked)
 	sizes := make(map[string]int64, len(w.Accounts))

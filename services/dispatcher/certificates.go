@@ -20,8 +20,8 @@ const (
 )
 
 // certificates remembers the hosts of receivers whose certificate ends soon or has ended, for two gauges and one
-// line of the log for each host and day. The latest full handshake decides: what a connection kept from before a
-// renewal says does not bring the host back. It is safe for concurrent use.
+// line of the log for each host and day. The latest full handshake decides: a connection kept from before a
+// renewal does not bring the host back. It is safe for concurrent use.
 type certificates struct {
 	log    *zap.Logger
 	ending prometheus.Gauge
@@ -52,7 +52,7 @@ func newCertificates(log *zap.Logger, reg prometheus.Registerer) *certificates {
 	return c
 }
 
-// saw takes over what an attempt at m told of the host's certificate.
+// saw takes over the facts about the host's certificate from an attempt at m.
 func (c *certificates) saw(m *lane.Delivery, host string, o delivery.Certificate) {
 	now := time.Now()
 	ending := o.EndsSoon(now)

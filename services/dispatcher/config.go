@@ -26,7 +26,7 @@ type Config struct {
 
 	// RetryDelays are the waits before each of the five retries, exactly five, not descending.
 	RetryDelays []time.Duration `env:"RETRY_DELAYS" envDefault:"10s,1m,5m,30m,2h" range:"100ms..24h"`
-	// RetryJitter spreads each delay by this fraction to both sides, so that what failed together does not come back together.
+	// RetryJitter spreads each delay by this fraction to both sides, so that failed notifications come back apart.
 	RetryJitter float64 `env:"RETRY_JITTER" envDefault:"0.2" range:"0..0.9"`
 	// MaxRetryAfter is the longest wait a receiver's Retry-After header can ask for.
 	MaxRetryAfter time.Duration `env:"MAX_RETRY_AFTER" envDefault:"1h" range:"0s..24h"`
@@ -44,7 +44,7 @@ type Config struct {
 	ackMargin time.Duration // of ackWait; 0: 5 s
 }
 
-// Validate reports what does not fit together.
+// Validate reports settings that do not fit together.
 func (c *Config) Validate() error {
 	var errs []error
 	if n := len(c.RetryDelays); n != notification.MaxAttempts-1 {
@@ -72,7 +72,7 @@ func (c *Config) Validate() error {
 }
 
 // ackWait is how long the broker waits for a delivery to be settled before another dispatcher gets it:
-// twice an attempt and 5 s, so that a slow but living dispatcher keeps what it works on.
+// twice an attempt and 5 s, so that a slow but living dispatcher keeps its work.
 func (c *Config) ackWait() time.Duration {
 	return 2*c.Delivery.Timeout + cmp.Or(c.ackMargin, 5*time.Second)
 }

@@ -13,7 +13,7 @@ import (
 	"gancho/pkg/webhook"
 )
 
-// credentials keeps what was opened of each webhook, so that a request does not pay for opening it again:
+// credentials keeps the opened secrets of each webhook, so that a request does not pay for opening them again:
 // 5 % of the dispatcher's time. It is safe for concurrent use.
 type credentials struct {
 	opened sync.Map // webhook key -> opened
@@ -97,7 +97,7 @@ func (c *credentials) State() string {
 	return strings.Join(lines, "; ")
 }
 
-// forget drops what was opened of a webhook that is gone.
+// forget drops the opened secrets of a webhook that is gone.
 func (c *credentials) forget(w *webhook.Webhook) {
 	c.opened.Delete(w.Key())
 	c.note(w, nil)

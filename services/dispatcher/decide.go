@@ -48,11 +48,11 @@ func (d *Dispatcher) handle(ctx context.Context, m *lane.Delivery, p permit) (at
 	return d.carryOn(ctx, m, position, d.admit(m, w, p))
 }
 
-// carryOn does with a notification what the gate decided, and settles its delivery. It reports whether it made a
+// carryOn carries out the gate's decision on a notification, and settles its delivery. It reports whether it made a
 // request with the permit that the gate was given.
 //
 // The order of the writes keeps a crash from losing a notification or ending it twice: first the request, then its
-// record on top of the record before it, then what follows (a schedule, PARKED, FAILED), and the ack last. The next
+// record on top of the record before it, then the next message (a schedule, PARKED, FAILED), and the ack last. The next
 // delivery repeats from the journal every write that was cut off.
 func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position notification.Position, a admission) bool {
 	defer d.isolate(ctx, m)
@@ -118,7 +118,7 @@ func (d *Dispatcher) attempt(ctx context.Context, m *lane.Delivery, w *webhook.W
 	}), nil
 }
 
-// conclude records the attempt, stores what follows from it, and acks.
+// conclude records the attempt, stores the next message, and acks.
 func (d *Dispatcher) conclude(ctx context.Context, m *lane.Delivery, position notification.Position, a admission, o delivery.Outcome) {
 	r := d.record(m, a.webhook, position, notification.KindAttempt)
 	if a.probe != nil {

@@ -1,11 +1,11 @@
 // Package dispatcher makes the requests: it takes notifications from their lanes, decides each one, and
-// stores what comes next.
+// stores the next message.
 //
 // # Lanes
 //
 // First attempts run off NOTIFICATIONS and never share a consumer with retries, because the broker sends
-// redeliveries before new messages. What fails moves to RETRIES as a scheduled message; there the broker's
-// delivery count is the number of the retry and its limit of five is the limit of retries. What must wait
+// redeliveries before new messages. A failed one moves to RETRIES as a scheduled message; there the broker's
+// delivery count is the number of the retry and its limit of five is the limit of retries. One that must wait
 // for its URL (suspended, over its limit) or its webhook (disabled) moves to PARKED, carrying its used
 // attempts, and is taken out again by one drain per URL.
 //

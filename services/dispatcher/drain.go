@@ -112,7 +112,7 @@ func (x *drains) flagChange(k urlKey) <-chan struct{} {
 	return c
 }
 
-// act starts what each backlog needs.
+// act starts the work that each backlog needs.
 func (x *drains) act(backlogs []lane.Backlog) {
 	waiting := map[laneKey][]lane.Backlog{}
 	for _, b := range backlogs {
@@ -303,7 +303,7 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, permits f
 	return nil
 }
 
-// close removes a drain's consumer. What it did not settle is parked as before; a consumer that cannot be
+// close removes a drain's consumer. Messages that it did not settle are parked as before; a consumer that cannot be
 // removed now is removed by the broker when it has been idle.
 func (x *drains) close(ctx context.Context, drain *lane.Drain) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
@@ -358,7 +358,7 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 		}
 		select {
 		case <-change:
-		case <-verdict.C: // the monitor is away: what it missed is in the journal
+		case <-verdict.C: // the monitor is down: its missed outcomes are in the journal
 			return nil
 		case <-ctx.Done():
 			return nil
@@ -366,7 +366,7 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 	}
 }
 
-// expire ends what has waited for a suspended URL longer than allowed.
+// expire ends notifications that have waited for a suspended URL longer than allowed.
 func (x *drains) expire(ctx context.Context, k laneKey) error {
 	oldest, err := lane.OldestParked(ctx, x.d.bus, k.account, k.lane, "*")
 	if errors.Is(err, bus.ErrNotFound) || err == nil && time.Since(oldest) <= x.d.cfg.ParkedMaxAge {

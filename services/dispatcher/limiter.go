@@ -82,7 +82,7 @@ func (a amount) part(n, of int) amount { return amount{max(a.slots*n/of, 1), a.b
 
 var unlimited = amount{math.MaxInt, math.MaxInt}
 
-// load is what the notifications of several URLs hold that have a slot or wait for one, by the pace of their URL.
+// load sums the notifications of several URLs that have a slot or wait for one, by the pace of their URL.
 type load [slow + 1]amount
 
 // room returns how much of most is free for URLs of a pace. Quick URLs have no limit.
@@ -99,7 +99,7 @@ func (h *load) room(most amount, p pace) amount {
 
 func (h *load) total() amount { return h[quick].plus(h[unknown]).plus(h[slow]) }
 
-// free returns what is left of most. Where nothing is held there is room for one event of any size.
+// free returns how much of most remains. Where nothing is held there is room for one event of any size.
 func free(most, held amount) amount {
 	if held.slots == 0 {
 		most.bytes = math.MaxInt
@@ -207,7 +207,7 @@ func (l *limiter) get(k urlKey) *urlLimit {
 // room returns how much more the URL's account, and URLs of its pace, may take now. get has just returned u.
 func (l *limiter) room(u *urlLimit) amount {
 	room := l.all.room(l.first, u.pace)
-	if u.pace == unknown && u.account.total().slots == 0 { // half of what is left to quick URLs is for accounts that come new
+	if u.pace == unknown && u.account.total().slots == 0 { // half of the quick URLs' reserve is for new accounts
 		room = free(l.first.part(7, 8), l.all[slow].plus(l.all[unknown]))
 	}
 	if !l.othersAt.IsZero() && u.used.Sub(l.othersAt) <= aloneAfter {
@@ -216,14 +216,14 @@ func (l *limiter) room(u *urlLimit) amount {
 	return room
 }
 
-// hold adds to what the URL holds.
+// hold adds to the URL's load.
 func (u *urlLimit) hold(n amount) {
 	u.held = u.held.plus(n)
 	u.account.load[u.pace] = u.account.load[u.pace].plus(n)
 	u.all[u.pace] = u.all[u.pace].plus(n)
 }
 
-// drop takes from what the URL holds.
+// drop takes from the URL's load.
 func (u *urlLimit) drop(n amount) { u.hold(amount{}.minus(n)) }
 
 // become changes the URL's pace.

@@ -55,7 +55,7 @@ const keptHeaderBytes = 8 << 10
 // cutHeader stands in a record for the headers left out. No header can have this name.
 const cutHeader = "(truncated)"
 
-// flat joins the values of each header and keeps the first keptHeaderBytes, in alphabetical order. What is
+// flat joins the values of each header and keeps the first keptHeaderBytes, in alphabetical order. The part
 // left out is marked by cutHeader.
 func flat(h http.Header) map[string]string {
 	if len(h) == 0 {
@@ -82,7 +82,7 @@ func flat(h http.Header) map[string]string {
 	return out
 }
 
-// fields are what every log line about a notification carries.
+// fields are those of every log line about a notification.
 func fields(m *lane.Delivery) []zap.Field {
 	return []zap.Field{
 		zap.String("account_id", m.Account), zap.String("webhook_id", m.WebhookID), zap.String("notification_id", m.ID),
@@ -94,7 +94,7 @@ func fields(m *lane.Delivery) []zap.Field {
 func (d *Dispatcher) observe(m *lane.Delivery, r *notification.Record, o delivery.Outcome) {
 	d.metrics.attempts.WithLabelValues(r.Attempt.Outcome, string(o.Reason)).Inc()
 	d.metrics.duration.WithLabelValues(r.Attempt.Outcome).Observe(o.Duration.Seconds())
-	if r.AttemptsDone == 1 && m.Lane == notification.LaneFirst && m.Replay == "" && m.Send == 1 { // what was parked waited on purpose
+	if r.AttemptsDone == 1 && m.Lane == notification.LaneFirst && m.Replay == "" && m.Send == 1 { // a parked one waited on purpose
 		d.metrics.latency.Observe(o.Started.Sub(m.EventTime).Seconds())
 	}
 	d.receivers.saw(m, r.URLHost, o.Certificate)

@@ -57,7 +57,7 @@ func (d *Dispatcher) revive(ctx context.Context, x *lane.Retry, kind string) err
 	return lane.Remove(ctx, d.bus, x)
 }
 
-// sweep revives what the consumer has left behind: on a work queue every message at or below the ack floor
+// sweep revives the messages that the consumer has left behind: on a work queue every message at or below the ack floor
 // that still exists is one whose deliveries are used up.
 func (d *Dispatcher) sweep(ctx context.Context, retries *lane.Puller) error {
 	for x, err := range lane.LeftBehind(ctx, d.bus, retries) {

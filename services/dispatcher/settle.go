@@ -89,7 +89,7 @@ func (d *Dispatcher) keepFailed(ctx context.Context, n *notification.Notificatio
 	return lane.Fail(ctx, d.bus, n, string(summary))
 }
 
-// recordAttempt writes the record of an attempt. What was taken out of PARKED very soon may have missed
+// recordAttempt writes the record of an attempt. A notification taken out of PARKED very soon may have missed
 // the record of its being parked; that one is no conflict.
 func (d *Dispatcher) recordAttempt(ctx context.Context, r *notification.Record) (uint64, error) {
 	sequence, err := journal.Write(ctx, d.bus, r)

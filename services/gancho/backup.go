@@ -21,7 +21,7 @@ import (
 	"gancho/pkg/topology"
 )
 
-// manifestFile lists what a backup has. It is written last: a backup without one is not complete.
+// manifestFile lists the contents of a backup. It is written last: a backup without one is not complete.
 const manifestFile = "manifest.json"
 
 // manifest of a backup.
@@ -115,7 +115,7 @@ func backupStream(ctx context.Context, b *bus.Bus, dir, name string) (*backedUp,
 
 // Restore makes streams and buckets from a backup. It refuses a broker that holds anything of Gancho, and
 // checks every file before it begins. Unless withoutKeys, it refuses a backup whose keys are not in
-// ENCRYPTION_KEY_FILE. Services must not run meanwhile.
+// ENCRYPTION_KEY_FILE. Services must not run during a restore.
 func Restore(environ []string, dir string, withoutKeys bool, stdout, stderr io.Writer) int {
 	return withBroker(environ, stderr, func(ctx context.Context, b *bus.Bus, cfg brokerConfig) (int, error) {
 		m, err := readManifest(dir)
@@ -144,7 +144,7 @@ func Restore(environ []string, dir string, withoutKeys bool, stdout, stderr io.W
 			}
 			fmt.Fprintf(stdout, "%-22s %d messages\n", s.Name, s.Messages)
 		}
-		// What a backup leaves out, or did not have yet. The limits of what it brings are left as they were: those
+		// The parts that a backup leaves out, or did not have yet. The limits of restored streams stay: those
 		// of another broker, or for more replicas, are for gancho topology --apply.
 		if there, err := b.Replicas(ctx); err == nil && cfg.Limits.Replicas == 1 {
 			cfg.Limits.Replicas = max(there, 1)

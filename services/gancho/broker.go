@@ -20,7 +20,7 @@ import (
 	"gancho/pkg/topology"
 )
 
-// brokerConfig is what the commands read that talk to the broker themselves.
+// brokerConfig is the settings of the commands that talk to the broker themselves.
 type brokerConfig struct {
 	Bus    bus.Config
 	Limits topology.Limits

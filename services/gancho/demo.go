@@ -53,13 +53,13 @@ const (
 	// demoDisorder is how far the order of arrival may differ from that of publishing: notifications are parked while
 	// several are handled at once, and released in the order in which they were parked.
 	demoDisorder = 2 * time.Second
-	// demoSilence is how long the progress may stand still before the tour says for what it waits.
+	// demoSilence is how long the progress may stand still before the tour reports the reason.
 	demoSilence = 5 * time.Second
 )
 
 // Demo is the finite tour: it starts everything on free ports and a temporary directory, three receivers
 // (one healthy, one flaky, one dead that comes back), registers webhooks through the API, publishes the
-// sample events, and checks the books against what the receivers saw. It returns 1 if they do not balance.
+// sample events, and checks the books against the receivers' requests. It returns 1 if they do not balance.
 func Demo(environ []string, stdout, stderr io.Writer) int {
 	dir, err := os.MkdirTemp("", "gancho-demo-")
 	if err != nil {
@@ -99,7 +99,7 @@ type demo struct {
 	lastLine  string
 	counts    string    // of the last progress
 	moved     time.Time // when they changed last
-	waited    time.Time // when the tour last said for what it waits
+	waited    time.Time // when the tour last reported the reason of a wait
 }
 
 // demoEntry is one notification that the published events led to.
@@ -171,7 +171,7 @@ func (d *demo) run(environ []string) error {
 	return tour
 }
 
-// freeAddress returns an address on loopback that nobody listens on now.
+// freeAddress returns an address on loopback that no process listens on now.
 func freeAddress() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -180,7 +180,7 @@ func freeAddress() (string, error) {
 	return l.Addr().String(), l.Close()
 }
 
-// tour does what a customer, the CRM and three receivers do.
+// tour plays a customer, the CRM and three receivers.
 func (d *demo) tour(ctx context.Context, health *service.Health, where addresses) error {
 	if err := d.waitReady(ctx, health); err != nil {
 		return err
@@ -312,7 +312,7 @@ func sample(name string, at time.Time) ([]byte, event.Event, error) {
 	return body, e, nil
 }
 
-// publish stores one sample event as the CRM does, and enters in the ledger what must follow from it.
+// publish stores one sample event as the CRM does, and enters its expected results in the ledger.
 func (d *demo) publish(ctx context.Context, name string) error {
 	now := time.Now()
 	body, e, err := sample(name, now)
@@ -433,7 +433,7 @@ func (d *demo) say(text string) {
 	d.lastLine = ""
 }
 
-// balance compares the ledger, the journal and what the receivers saw, and prints the table.
+// balance compares the ledger, the journal and the receivers' requests, and prints the table.
 func (d *demo) balance() error {
 	var problems []string
 	problem := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }

@@ -13,7 +13,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// demoReceiver is a webhook's endpoint that remembers what it saw. It is safe for concurrent use.
+// demoReceiver is a webhook's endpoint that remembers its requests. It is safe for concurrent use.
 type demoReceiver struct {
 	name    string
 	webhook uuid.UUID
@@ -25,7 +25,7 @@ type demoReceiver struct {
 
 	mu      sync.Mutex
 	seen    map[string][]demoRequest // by webhook-id
-	bodies  map[string]string        // what was published, by webhook-id
+	bodies  map[string]string        // as published, by webhook-id
 	warmUps map[string]bool          // of the events before the tour; true: it came
 	mangled int
 }
@@ -102,7 +102,7 @@ func (r *demoReceiver) serve(w http.ResponseWriter, req *http.Request) {
 	w.WriteHeader(status)
 }
 
-// expectWarmUp notes a notification from before the tour: it is accepted, whatever the receiver does otherwise, and
+// expectWarmUp notes a notification from before the tour: the receiver accepts it in any mode, and it
 // does not count.
 func (r *demoReceiver) expectWarmUp(id string) {
 	r.mu.Lock()
@@ -142,7 +142,7 @@ func (r *demoReceiver) strangers() (n int) {
 	return n
 }
 
-// changed counts requests whose body was not what was published.
+// changed counts requests whose body differs from the published one.
 func (r *demoReceiver) changed() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -24,7 +24,7 @@ import (
 // late is how long something may wait before the doctor asks why.
 const late = time.Minute
 
-// diagnosis is what the doctor finds.
+// diagnosis is the doctor's findings.
 type diagnosis struct {
 	*books.Report
 
@@ -40,8 +40,8 @@ type finding struct {
 	Advice  string `json:"advice"`
 }
 
-// Doctor audits the books itself, whether a suspension-monitor keeps them or not, and says what is stuck and
-// what to do about it. It changes nothing. asJSON shows it to programs. The exit code is 1 when the books do
+// Doctor audits the books itself, whether a suspension-monitor keeps them or not, and reports stuck messages and
+// their remedy. It changes nothing. asJSON shows it to programs. The exit code is 1 when the books do
 // not balance.
 func Doctor(environ []string, asJSON bool, stdout, stderr io.Writer) int {
 	return withBroker(environ, stderr, func(ctx context.Context, b *bus.Bus, cfg brokerConfig) (int, error) {
@@ -124,7 +124,7 @@ func (d *diagnosis) find(serious bool, what, advice string) {
 	d.Findings = append(d.Findings, finding{serious, what, advice})
 }
 
-// judge says what of the numbers is not as it should be.
+// judge lists the numbers that are not as they should be.
 func (d *diagnosis) judge(state map[string]bus.Part) {
 	r := d.Report
 	age := func(t time.Time) time.Duration { return r.At.Sub(t).Round(time.Second) }
@@ -181,7 +181,7 @@ func (d *diagnosis) findKeys(ctx context.Context, b *bus.Bus, file string) error
 	return nil
 }
 
-// findForgotten finds what is parked although its URL is active.
+// findForgotten finds notifications that are parked although their URL is active.
 func (d *diagnosis) findForgotten(ctx context.Context, b *bus.Bus) error {
 	suspensions, err := b.Bucket(ctx, topology.BucketSuspensions)
 	if err != nil {

@@ -39,12 +39,12 @@ const listWithin = 2 * time.Minute
 // progressEvery is how often Reseal says how far it is.
 const progressEvery = 5 * time.Second
 
-// rounds bounds how often Reseal looks again for webhooks that were sealed under an old key meanwhile.
+// rounds bounds how often Reseal looks again for webhooks that were sealed under an old key during the run.
 const rounds = 3
 
 // Reseal seals every webhook's secrets under the first key of ENCRYPTION_KEY_FILE, so that the other keys can
 // be removed. The services may run: each write is compare-and-set on the webhook's revision, and a webhook that
-// was changed meanwhile is read again. It can be stopped and started again at any time. With dryRun it only
+// changed during the run is read again. It can be stopped and started again at any time. With dryRun it only
 // counts. The exit code is 1 while anything is sealed under another key, or does not open.
 func Reseal(environ []string, dryRun bool, stdout, stderr io.Writer) int {
 	var cfg keysConfig
@@ -158,7 +158,7 @@ func (r *resealer) list(ctx context.Context) (others []*webhook.Webhook, err err
 	return others, nil
 }
 
-// keyUse counts the webhooks that need each key, by its id. What nobody can read counts for none.
+// keyUse counts the webhooks that need each key, by its id. Secrets that no key opens count for none.
 func keyUse(ctx context.Context, b *bus.Bus) (map[string]int, error) {
 	bucket, err := b.Bucket(ctx, topology.BucketWebhooks)
 	if err != nil {
@@ -208,7 +208,7 @@ func missingKeys(file string, used map[string]int) (map[string]int, error) {
 	return missing, nil
 }
 
-// reseal seals the webhooks anew, one after the other, and puts the records of deletions under the first key.
+// reseal seals the webhooks again, one after the other, and puts the records of deletions under the first key.
 func (r *resealer) reseal(ctx context.Context, others []*webhook.Webhook) error {
 	said := time.Now()
 	for i, w := range others {
@@ -224,7 +224,7 @@ func (r *resealer) reseal(ctx context.Context, others []*webhook.Webhook) error 
 	return nil
 }
 
-// one seals a webhook anew, on top of its newest revision. An error ends the run.
+// one seals a webhook again, on top of its newest revision. An error ends the run.
 func (r *resealer) one(ctx context.Context, w *webhook.Webhook) error {
 	for {
 		next, err := w.Reseal(r.keys, time.Now())

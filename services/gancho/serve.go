@@ -103,7 +103,7 @@ func refuse(stderr io.Writer, problems []string) int {
 // stack is everything serve runs, with the services' environment.
 type stack struct {
 	cfg        Config
-	environ    []string // of the services, without what is only known when broker and Redis listen
+	environ    []string // of the services, without the addresses known only when broker and Redis listen
 	limits     topology.Limits
 	httpAddr   string // management's
 	tokenFile  string // of the first API token
@@ -151,7 +151,7 @@ func prepare(cfg *Config, environ []string) (*stack, []string, error) {
 	return s, problems, nil
 }
 
-// check loads every service's configuration, notes the limits, and returns what is wrong.
+// check loads every service's configuration, notes the limits, and returns the problems.
 func (s *stack) check() []string {
 	var (
 		p publisher.Config
@@ -289,7 +289,7 @@ func (s *stack) startBroker(ctx context.Context) (*server.Server, error) {
 	started := make(chan struct{})
 	go func() { broker.Start(); close(started) }()
 	select {
-	case <-ctx.Done(): // nothing was published yet, and what the files hold stays whole
+	case <-ctx.Done(): // nothing was published yet, and the files stay whole
 		go func() { <-started; broker.Shutdown() }()
 		return nil, ctx.Err()
 	case <-started:
@@ -303,7 +303,7 @@ func (s *stack) startBroker(ctx context.Context) (*server.Server, error) {
 	return broker, nil
 }
 
-// embeddedRedis is a Redis in memory. What it holds is rebuilt from the streams after a restart.
+// embeddedRedis is a Redis in memory. Its contents are rebuilt from the streams after a restart.
 type embeddedRedis struct {
 	*miniredis.Miniredis
 
@@ -316,7 +316,7 @@ func startRedis() (*embeddedRedis, error) {
 		return nil, fmt.Errorf("embedded Redis: %w", err)
 	}
 	r := &embeddedRedis{m, make(chan struct{})}
-	go func() { // its clock stands still unless it is told
+	go func() { // its clock moves only by these calls
 		tick := time.NewTicker(time.Second)
 		defer tick.Stop()
 		for {

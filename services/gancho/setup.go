@@ -12,7 +12,7 @@ import (
 	"gancho/pkg/seal"
 )
 
-// Where Setup puts what it makes, below its directory. Each has a folder of its own, so that a service can be
+// The places of Setup's files, below its directory. Each has a folder of its own, so that a service can be
 // given one of them and not the other.
 const (
 	setupKeyFile   = "encryption/keys"
@@ -22,7 +22,7 @@ const (
 // operatorAccount is the account of a token that may act for every account.
 const operatorAccount = "*"
 
-// Setup makes what an installation needs before its first start, as far as it is missing: an encryption key in
+// Setup makes the files that an installation needs before its first start, if they are missing: an encryption key in
 // <dir>/encryption/keys (ENCRYPTION_KEY_FILE) and an operator's API token in <dir>/tokens/api
 // (API_TOKENS_FILE). It never changes a file that is there, so it may run before every start, and several
 // times at once. The token is shown on stdout when it is made, and only then.

@@ -90,7 +90,7 @@ func defaults() map[string]string {
 	}
 }
 
-// plan is what an apply does, and how far it is.
+// plan is the steps of an apply, and its progress.
 type plan struct {
 	a      *app
 	dryRun bool
@@ -119,7 +119,7 @@ func (p *plan) run(wanted []wantedWebhook, present []client.Result[client.Webhoo
 	}
 	left := slices.DeleteFunc(slices.Clone(present), func(w client.Result[client.Webhook]) bool { return inFile(w.Value.Name) })
 	if prune {
-		// One that has another name in the file keeps its identity, its secret and what waits for it.
+		// One that has another name in the file keeps its identity, its secret and its waiting notifications.
 		missing = slices.DeleteFunc(missing, func(w wantedWebhook) bool {
 			at := slices.IndexFunc(left, func(o client.Result[client.Webhook]) bool {
 				return asText(o.Value.EventName) == string(w.members["event_name"]) && asText(o.Value.URL) == string(w.members["url"])
@@ -334,7 +334,7 @@ func equalJSON(a, b json.RawMessage) bool {
 	return errX == nil && errY == nil && bytes.Equal(left, right)
 }
 
-// readWebhooks reads the file. The error says where what is wrong.
+// readWebhooks reads the file. The error names the place of the problem.
 func readWebhooks(text []byte, vars map[string]string) ([]wantedWebhook, error) {
 	var doc yaml.Node
 	if err := yaml.Unmarshal(text, &doc); err != nil {
@@ -408,7 +408,7 @@ func (r *yamlReader) webhook(node *yaml.Node) (wantedWebhook, error) {
 	return w, nil
 }
 
-// members returns what a mapping holds.
+// members returns the entries of a mapping.
 func (r *yamlReader) members(node *yaml.Node) (map[string]*yaml.Node, error) {
 	if node.Kind == yaml.AliasNode {
 		node = node.Alias

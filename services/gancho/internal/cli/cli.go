@@ -32,7 +32,7 @@ const (
 	exitInterrupted = 130 // as shells have it
 )
 
-// Program is what the command line needs from its process. All members are required.
+// Program is the command line's view of its process. All members are required.
 type Program struct {
 	Args, Environ  []string // without the program's name; NAME=value
 	Stdin          io.Reader
@@ -154,7 +154,7 @@ func (e *usageError) Error() string { return e.text }
 
 func usage(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
 
-// fail says on stderr what is wrong, where, and what to do, and returns the exit code.
+// fail prints the problem, its place and the remedy on stderr, and returns the exit code.
 func (a *app) fail(err error) int {
 	code, hint := advise(err)
 	fmt.Fprintln(a.Stderr, "gancho:", clean(err.Error()))

@@ -131,7 +131,7 @@ func (c notificationsList) Run(a *app) error {
 	return a.rows(rows)
 }
 
-// find lists what was asked for: by webhook alone, or over the account.
+// find lists the notifications asked for: by webhook alone, or over the account.
 func (c notificationsList) find(a *app, r client.Range, partial func()) iter.Seq2[client.Result[client.Notification], error] {
 	f := client.Find{
 		Range: r, WebhookID: c.Webhook, EventID: c.EventID, EventName: c.Event, DocumentID: c.Document, TransactionUUID: c.Transaction,

@@ -37,7 +37,7 @@ func (a *app) rows(rows [][]string) error {
 	return w.Flush()
 }
 
-// pair is one line of what is known of one thing. A pair without a value is not printed.
+// pair is one line about one thing. A pair without a value is not printed.
 type pair struct{ name, value string }
 
 func (a *app) pairs(pairs ...pair) error {
@@ -50,7 +50,7 @@ func (a *app) pairs(pairs ...pair) error {
 	return a.rows(rows)
 }
 
-// asJSON prints what the API answered, indented.
+// asJSON prints the API's answer, indented.
 func (a *app) asJSON(raw json.RawMessage) error {
 	var b bytes.Buffer
 	if err := json.Indent(&b, raw, "", "  "); err != nil {

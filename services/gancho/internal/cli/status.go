@@ -39,7 +39,7 @@ func (c statusCmd) Run(a *app) error {
 		addrs = []string{cfg.Service.OpsAddr}
 	}
 	ctx := context.Background() // each question ends by itself
-	var at [][2]string          // what it is called, where it is
+	var at [][2]string          // name and address
 	for _, addr := range addrs {
 		host, port, err := net.SplitHostPort(addr)
 		if err != nil {

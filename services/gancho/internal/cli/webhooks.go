@@ -133,7 +133,7 @@ func suspensionPairs(s *client.Suspension) []pair {
 	return []pair{{"suspended", "since " + stamp(s.Since) + ", " + why}, {"next", next}, {"parked", parked}}
 }
 
-// webhookFields are what can be set of a webhook.
+// webhookFields are the settings of a webhook.
 type webhookFields struct {
 	Method      *string  `placeholder:"METHOD" help:"POST (the default), PUT, PATCH, GET or DELETE."`
 	AuthHeader  *string  `placeholder:"NAME" help:"Header to send with every request, such as Authorization."`
@@ -143,7 +143,7 @@ type webhookFields struct {
 	Signature   *string  `enum:"hmac,ed25519" help:"hmac (the default: a secret both sides hold) or ed25519 (receivers verify with a public key)."`
 }
 
-// change returns what was given, with the key read from its file.
+// change returns the given settings, with the key read from its file.
 func (f webhookFields) change(a *app) (client.Change, error) {
 	c := client.Change{Method: f.Method, AuthHeader: f.AuthHeader, AuthKey: f.AuthKey, Signature: f.Signature}
 	if f.AuthKeyFile != "" {

@@ -46,7 +46,7 @@ func (f *EventFilter) wants(e *storedEvent) bool {
 		(f.TransactionUUID == "" || e.Transaction == f.TransactionUUID) && !e.StoredAt.Before(f.From) && (f.To.IsZero() || e.StoredAt.Before(f.To))
 }
 
-// Event is an event and its notifications.
+// Event is an event, its notifications, and the webhooks without one.
 type Event struct {
 	ID              string    `json:"id" format:"uuid"`
 	EventName       string    `json:"event_name"`
