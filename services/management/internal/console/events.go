@@ -92,7 +92,7 @@ type eventData struct {
 	PayloadCut bool
 }
 
-// eventPage shows what became of an event: its notifications, and why other webhooks have none.
+// eventPage shows an event: its notifications, and why other webhooks have none.
 func (c *Console) eventPage(v *visit) error {
 	e, err := c.Notifications.Event(v.ctx, v.caller.Account, v.id(), lang.Language(v.lang))
 	if err != nil {
