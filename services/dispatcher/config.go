@@ -26,7 +26,7 @@ type Config struct {
 
 	// RetryDelays are the waits before each of the five retries, exactly five, not descending.
 	RetryDelays []time.Duration `env:"RETRY_DELAYS" envDefault:"10s,1m,5m,30m,2h" range:"100ms..24h"`
-	// RetryJitter spreads each delay by this fraction to both sides, so that failed notifications come back apart.
+	// RetryJitter spreads each delay by this fraction to both sides, so that failed notifications are not all retried at once.
 	RetryJitter float64 `env:"RETRY_JITTER" envDefault:"0.2" range:"0..0.9"`
 	// MaxRetryAfter is the longest wait a receiver's Retry-After header can ask for.
 	MaxRetryAfter time.Duration `env:"MAX_RETRY_AFTER" envDefault:"1h" range:"0s..24h"`
