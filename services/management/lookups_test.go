@@ -184,3 +184,16 @@ func TestLookUps(t *testing.T) {
 	}
 	s.do(acme, "GET", "/crm/v2/events?state=delivered", nil).refused(400, "unknown_parameter", "?state")
 }
+
+// TestLookUpsBeforeTheFirstEvent asks while CRM_EVENTS has never held a message.
+func TestLookUpsBeforeTheFirstEvent(t *testing.T) {
+	t.Parallel()
+	redis := redistest.Start(t)
+	s := start(t, func(c *management.Config) { c.RedisURL = redis.URL() })
+	s.do(acme, "GET", "/crm/v2/events/"+uuid.NewString(), nil).refused(404, "not_found", "")
+	for _, path := range []string{"/crm/v2/events", "/crm/v2/notifications"} {
+		if r := s.do(acme, "GET", path, nil).want(200); len(r.rows()) > 0 || r.json["has_more"] != false {
+			t.Errorf("%s: %s", path, r.raw)
+		}
+	}
+}

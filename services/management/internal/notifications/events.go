@@ -160,6 +160,7 @@ func (s *Service) events(ctx context.Context, account string, f EventFilter) (fo
 		return nil, EventPage{}, away(err)
 	}
 	page.Partial = known.Partial
+	first := max(state.First, 1) // 0 in a stream that never held a message
 	low := min(known.Low, state.Last+1)
 	if f.Before == 0 || f.Before > low {
 		found = make([]*storedEvent, len(known.Sequences))
@@ -177,13 +178,13 @@ func (s *Service) events(ctx context.Context, account string, f EventFilter) (fo
 		switch {
 		case known.More:
 			page.Next = known.Sequences[len(known.Sequences)-1]
-		case low > state.First:
+		case low > first:
 			page.Next = low
 		}
 		return slices.DeleteFunc(found, func(e *storedEvent) bool { return e == nil || !f.wants(e) }), page, nil
 	}
 	over := false
-	at, err := s.scanEvents(ctx, account, f.Before, state.First, func(e *storedEvent) bool {
+	at, err := s.scanEvents(ctx, account, f.Before, first, func(e *storedEvent) bool {
 		if over = e.StoredAt.Before(f.From); over {
 			return false
 		}
@@ -192,7 +193,7 @@ func (s *Service) events(ctx context.Context, account string, f EventFilter) (fo
 		}
 		return len(found) < f.Limit
 	})
-	if at > state.First && !over {
+	if at > first && !over {
 		page.Next = at
 	}
 	return found, page, err
