@@ -52,6 +52,8 @@ func TestRegistrationRefuses(t *testing.T) {
 		"name empty":            {body("name", " "), 422, "bad_name", "/data/name"},
 		"name of 256":           {body("name", strings.Repeat("é", 256)), 422, "bad_name", "/data/name"},
 		"name with NUL":         {body("name", "a\x00b"), 422, "bad_name", "/data/name"},
+		"event null":            {body("event_name", nil, "name", "absent"), 422, "wrong_type", "/data/event_name"},
+		"event empty":           {body("event_name", "", "name", "absent"), 422, "unknown_event_name", "/data/event_name"},
 		"unknown event":         {body("event_name", "crm_deal_frozen"), 422, "unknown_event_name", "/data/event_name"},
 		"NATS wildcard":         {body("event_name", "crm.>"), 422, "unknown_event_name", "/data/event_name"},
 		"200 names":             {body("event_name", slices.Repeat([]string{"crm_deal_created"}, 200)), 422, "wrong_type", "/data/event_name"},

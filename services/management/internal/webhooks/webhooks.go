@@ -165,12 +165,12 @@ func (s *Service) Create(ctx context.Context, account string, in Input) (View, s
 			missing.Add("/data/"+name, "read_only", name+" is set by the service; leave it out")
 		}
 	}
-	if !in.Name.Present {
-		in.Name = in.EventName
-	}
 	slices.SortFunc(missing, func(a, b problem.Problem) int { return cmp.Compare(a.Pointer, b.Pointer) })
 	if err := s.apply(w, in, missing); err != nil {
 		return View{}, "", err
+	}
+	if !in.Name.Present {
+		w.Name = string(w.EventName)
 	}
 	// Registrations at the same moment may exceed it by a few.
 	if s.registry.Count(account) >= s.most {
