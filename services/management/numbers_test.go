@@ -64,12 +64,13 @@ func TestNumbers(t *testing.T) {
 	if r := s.do(operator, "GET", "/crm/v2/usage", nil, "X-Account-Id", "globex").want(200).rows(); len(r) != 0 {
 		t.Errorf("an account that did nothing: %v", r)
 	}
-	s.do(acme, "GET", "/crm/v2/usage", nil).refused(403, "operators_only", "")
+	s.do(acme, "GET", "/crm/v2/usage", nil).refused(403, "operator_only", "")
 	s.do("", "GET", "/crm/v2/usage", nil).want(401)
 	s.do(other, "GET", stats, nil).refused(404, "not_found", "")
 	old := url.QueryEscape(time.Now().Add(-72 * time.Hour).UTC().Format(time.RFC3339))
 	for query, pointer := range map[string]string{
 		"step=2h": "?step", "from=yesterday": "?from", "step=1m&from=" + old: "?from", "to=" + old + "&from=2040-01-01T00:00:00Z": "?to",
+		"step=1d&from=2026-01-02T15:30:00Z&to=2026-01-02T15:20:00Z": "?to",
 	} {
 		s.do(acme, "GET", stats+"?"+query, nil).refused(422, "bad_parameter", pointer)
 	}

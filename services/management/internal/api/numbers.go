@@ -63,6 +63,7 @@ func (c *call) steps() (from, to time.Time, step time.Duration, err error) {
 	if from.IsZero() {
 		from = to.Add(-24 * time.Hour)
 	}
+	ordered := from.Before(to)
 	from = from.UTC().Truncate(step)
 	if rounded := to.UTC().Truncate(step); rounded.Before(to) {
 		to = rounded.Add(step)
@@ -70,7 +71,7 @@ func (c *call) steps() (from, to time.Time, step time.Duration, err error) {
 		to = rounded
 	}
 	switch {
-	case !from.Before(to):
+	case !ordered:
 		problems.Add("?to", "bad_parameter", "to must be later than from")
 	case to.Sub(from)/step > mostSteps:
 		problems.Add("?from", "bad_parameter", "there must be at most "+strconv.Itoa(mostSteps)+" steps; ask for less time, or for longer steps")

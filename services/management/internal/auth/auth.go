@@ -146,7 +146,7 @@ func (g *Gate) CheckOperator(r *http.Request, write bool) (Caller, error) {
 		return c, err
 	}
 	if !c.Operator {
-		return c, g.refuse("account", problem.New(problem.Forbidden, "operators_only", "only an operator's token may do this"))
+		return c, g.refuse("account", problem.New(problem.Forbidden, "operator_only", "this call needs an operator's token"))
 	}
 	if c.Account = r.Header.Get("X-Account-Id"); c.Account != "" && !event.ValidAccount(c.Account) {
 		return c, g.refuse("account", problem.New(problem.Malformed, "bad_account", "X-Account-Id is not an account id: 1 to 64 characters of A-Z a-z 0-9 _ -"))
