@@ -230,6 +230,8 @@ func (a *API) routes() []route {
 			headers: []parameter{
 				{name: "ce-id", kind: "string", about: "identifies an event without transaction_uuid (CloudEvents, binary mode)"},
 				{name: "ce-type", kind: "string", about: "if present, the event name"},
+				{name: event.HeaderChanged, kind: "string", about: "the paths below document that the change touched, separated by commas; $changed in conditions"},
+				{name: event.HeaderOrigin, kind: "string", about: "who caused the event, 1 to 128 characters of [A-Za-z0-9_.:-]; $origin in conditions"},
 				{name: "traceparent", kind: "string", about: "W3C trace context, followed through Gancho and not sent to receivers"},
 			},
 			results: []result{{http.StatusAccepted, "stored", ingest.Accepted{}, false, "", false}}, handle: a.ingestEvent,
@@ -257,6 +259,7 @@ func (a *API) routes() []route {
 			about: "Server-sent events named event, in order, with the bytes of each in base64; gancho listen forwards them to a local address. A comment comes every 15 s. " +
 				"With Last-Event-ID, which browsers and clients send when they connect again, it goes on behind that event.",
 			query:   []parameter{{name: "event_name", kind: "string", about: "an event or a pattern such as crm_deal_*; * if left out"}},
+			headers: []parameter{{name: "Last-Event-ID", kind: "string", about: "the id of the last event that the client got"}},
 			results: []result{{http.StatusOK, "a stream", tail.Event{}, false, "text/event-stream", false}}, fails: []int{422}, handle: a.tailEvents,
 		},
 		{
@@ -280,12 +283,12 @@ func (a *API) routes() []route {
 		},
 		{
 			method: http.MethodGet, path: "/accounts/{id}", id: "getAccount", tag: "accounts", operator: true, summary: "Show an account's settings and state",
-			results: []result{{http.StatusOK, "the account", accounts.View{}, false, "", false}}, handle: a.getAccount,
+			results: []result{{http.StatusOK, "the account", accounts.View{}, false, "", false}}, fails: []int{404}, handle: a.getAccount,
 		},
 		{
 			method: http.MethodPut, path: "/accounts/{id}", id: "updateAccount", tag: "accounts", operator: true, write: true, summary: "Change an account's settings",
 			about: "Takes any subset of the members; null takes a setting away.",
-			body:  accountUpdate{}, results: []result{{http.StatusOK, "changed", accounts.View{}, false, "", false}}, handle: a.updateAccount,
+			body:  accountUpdate{}, results: []result{{http.StatusOK, "changed", accounts.View{}, false, "", false}}, fails: []int{404}, handle: a.updateAccount,
 		},
 		{
 			method: http.MethodGet, path: "/audit", id: "listAudit", tag: "audit", anyAccount: true, summary: "List who changed what, newest first",
