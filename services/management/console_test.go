@@ -621,6 +621,9 @@ func TestConsoleEventTypes(t *testing.T) {
 	b.get("/event_types/crm_nope_at_all").want(404)
 	note := b.post("/event_types/crm_deal_deleted/send", "webhook_id", id).leads("/notifications/")
 	b.get(note).want(200).has("crm_deal_deleted", "A sample event is on its way.")
+	if got := s.changes(acme, "?object="+id)[0]; got["action"] != "testWebhook" || member(got["actor"], "kind") != "console" {
+		t.Errorf("the newest change is %v", got)
+	}
 	b.post("/event_types/crm_task_created/send", "webhook_id", id).want(422).safe("en")
 	s.signedIn(other, "en").post("/event_types/crm_deal_created/send", "webhook_id", id).want(404)
 	read := s.signedIn(acmeRead, "en")

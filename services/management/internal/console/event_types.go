@@ -111,6 +111,7 @@ func (c *Console) postSample(v *visit) error {
 	if err != nil {
 		return err
 	}
+	c.changed(v, "testWebhook", id, nil)
 	v.fields = append(v.fields, zap.String("notification_id", n.ID))
 	return c.done(v, fmt.Sprintf("/notifications/%s", n.ID), flash{Key: "done.test"})
 }
