@@ -14,6 +14,7 @@ import (
 	"gancho/pkg/delivery"
 	"gancho/pkg/notification"
 	"gancho/pkg/seal"
+	"gancho/pkg/webhook"
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/replays"
 	"gancho/services/management/internal/revocation"
@@ -101,6 +102,9 @@ func TestEveryTextExistsAndIsUsed(t *testing.T) {
 	}
 	for _, o := range outcomes() {
 		made = append(made, "outcome."+o)
+	}
+	for _, why := range []webhook.Why{webhook.OtherName, webhook.ByCondition, webhook.RegisteredLater, webhook.IsDisabled} {
+		made = append(made, "event.why."+string(why))
 	}
 	for _, p := range []string{"dns", "connect", "tls", "first_byte", "other", "no_answer"} {
 		made = append(made, "phase."+p)
