@@ -14,7 +14,7 @@ import (
 	"gancho/pkg/journal"
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
-	"gancho/pkg/schema"
+	"gancho/pkg/wireversion"
 )
 
 // settleTime is how long a send must have been unchanged to be judged: the steps of a move are stored one
@@ -217,7 +217,7 @@ func (x *Books) search(ctx context.Context, o owner, all []Lost, there uint64) (
 		last, err := journal.Last(ctx, x.bus, o.account, s.id.String())
 		switch {
 		case errors.Is(err, bus.ErrNotFound):
-		case errors.Is(err, schema.ErrNewer):
+		case errors.Is(err, wireversion.ErrNewer):
 			continue // it is for a newer version to say
 		case err != nil:
 			return nil, err

@@ -10,8 +10,8 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
-	"gancho/pkg/schema"
 	"gancho/pkg/topology"
+	"gancho/pkg/wireversion"
 )
 
 const (
@@ -117,7 +117,7 @@ func (d *Delivery) Ack() {
 func (d *Delivery) Wait() {
 	d.consumer.end(d)
 	d.consumer.bus.Newer(topology.Events)
-	d.sent("nak", d.msg.NakWithDelay(schema.Wait(d.NumDelivered)))
+	d.sent("nak", d.msg.NakWithDelay(wireversion.Wait(d.NumDelivered)))
 }
 
 // Return has the broker deliver the event again at once.

@@ -12,8 +12,8 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/notification"
-	"gancho/pkg/schema"
 	"gancho/pkg/topology"
+	"gancho/pkg/wireversion"
 )
 
 // Consumer reads the summaries of the whole journal from its beginning. One goroutine uses it.
@@ -48,9 +48,9 @@ func (c *Consumer) Pull(ctx context.Context, n int, linger time.Duration) (*Batc
 		if err != nil {
 			return
 		}
-		if version, _ := strconv.Atoi(m.Headers().Get(notification.HeaderSchema)); c.decides && schema.Check(version) != nil {
+		if version, _ := strconv.Atoi(m.Headers().Get(notification.HeaderSchema)); c.decides && wireversion.Check(version) != nil {
 			c.bus.Newer(topology.Attempts)
-			_ = m.NakWithDelay(schema.Wait(int(meta.NumDelivered))) //nolint:gosec // a count
+			_ = m.NakWithDelay(wireversion.Wait(int(meta.NumDelivered))) //nolint:gosec // a count
 			return
 		}
 		s, err := notification.ParseSummary(m.Headers().Get(notification.HeaderSummary), meta.Sequence.Stream)
@@ -127,7 +127,7 @@ func Follow(ctx context.Context, b *bus.Bus, account string, began func(), handl
 		if err != nil {
 			continue
 		}
-		if r, err := decode(m.Data(), meta.Sequence.Stream); err == nil || errors.Is(err, schema.ErrNewer) {
+		if r, err := decode(m.Data(), meta.Sequence.Stream); err == nil || errors.Is(err, wireversion.ErrNewer) {
 			handle(r)
 		}
 	}

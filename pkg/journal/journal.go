@@ -16,8 +16,8 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/notification"
-	"gancho/pkg/schema"
 	"gancho/pkg/topology"
+	"gancho/pkg/wireversion"
 )
 
 // Write stores r on top of the notification's record with the sequence r.Previous (0: none) and returns its own
@@ -45,7 +45,7 @@ func Start(b *bus.Bus, r *notification.Record) *Started {
 
 // message returns r as a message that the broker stores only on top of r.Previous.
 func message(r *notification.Record) (*nats.Msg, error) {
-	r.Schema = schema.Newest
+	r.Schema = wireversion.Newest
 	body, err := json.Marshal(r)
 	if err != nil {
 		return nil, fmt.Errorf("encode journal record: %w", err)
@@ -80,7 +80,7 @@ func same(a, b *notification.Record) bool {
 }
 
 // Last returns the notification's newest record, bus.ErrNotFound when it has none. A record of a newer version comes
-// with schema.ErrNewer and the fields this version knows.
+// with wireversion.ErrNewer and the fields this version knows.
 func Last(ctx context.Context, b *bus.Bus, account, id string) (*notification.Record, error) {
 	raw, err := b.Last(ctx, topology.Attempts, topology.SubjectAttempts(account, id))
 	if err != nil {
@@ -95,20 +95,20 @@ func decode(body []byte, sequence uint64) (*notification.Record, error) {
 		return nil, fmt.Errorf("decode journal record %d: %w", sequence, err)
 	}
 	r.Sequence = sequence
-	return &r, schema.Check(r.Schema)
+	return &r, wireversion.Check(r.Schema)
 }
 
 // History yields last, which was read from the journal, and the records before it, newest first. It ends with
-// bus.ErrNotFound when older ones have aged out. A record of a newer version comes with schema.ErrNewer.
+// bus.ErrNotFound when older ones have aged out. A record of a newer version comes with wireversion.ErrNewer.
 func History(ctx context.Context, b *bus.Bus, last *notification.Record) iter.Seq2[*notification.Record, error] {
 	return func(yield func(*notification.Record, error) bool) {
-		for oldest := last; yield(oldest, schema.Check(oldest.Schema)); {
+		for oldest := last; yield(oldest, wireversion.Check(oldest.Schema)); {
 			carried, err := oldest.Carried()
 			if err != nil && b.ShouldLog("carried records") {
 				b.Logger().Warn("the records that a record carries cannot be read; they are read from the journal", zap.Uint64("sequence", oldest.Sequence), zap.Error(err))
 			}
 			for _, r := range carried {
-				if !yield(r, schema.Check(r.Schema)) {
+				if !yield(r, wireversion.Check(r.Schema)) {
 					return
 				}
 				oldest = r
@@ -122,7 +122,7 @@ func History(ctx context.Context, b *bus.Bus, last *notification.Record) iter.Se
 				return
 			}
 			older, err := decode(raw.Data, raw.Sequence)
-			if err != nil && !errors.Is(err, schema.ErrNewer) {
+			if err != nil && !errors.Is(err, wireversion.ErrNewer) {
 				yield(nil, err)
 				return
 			}

@@ -9,8 +9,8 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/notification"
-	"gancho/pkg/schema"
 	"gancho/pkg/topology"
+	"gancho/pkg/wireversion"
 )
 
 // Arrival is a notification on NOTIFICATIONS, without its body.
@@ -50,7 +50,7 @@ func (c *ArrivalConsumer) Pull(ctx context.Context, n int, linger time.Duration)
 			return
 		}
 		n, err := notification.Decode(m.Headers(), nil)
-		if err != nil && !errors.Is(err, schema.ErrNewer) {
+		if err != nil && !errors.Is(err, wireversion.ErrNewer) {
 			_ = m.Ack() // the dispatcher sets it aside
 			return
 		}
@@ -78,7 +78,7 @@ func (r *Reader) Read(ctx context.Context, began func(bus.Progress), handle func
 	}
 	began(met)
 	return r.ReadTo(ctx, last, func(msg jetstream.Msg, m *jetstream.MsgMetadata) {
-		if n, err := notification.Decode(msg.Headers(), nil); err == nil || errors.Is(err, schema.ErrNewer) { // counting is not handling
+		if n, err := notification.Decode(msg.Headers(), nil); err == nil || errors.Is(err, wireversion.ErrNewer) { // counting is not handling
 			handle(Arrival{n, m.Timestamp, bus.BodySize(msg)}, m.Sequence.Stream)
 		}
 	})

@@ -16,8 +16,8 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
-	"gancho/pkg/schema"
 	"gancho/pkg/topology"
+	"gancho/pkg/wireversion"
 )
 
 // Puller hands out the deliveries of one lane. One goroutine pulls.
@@ -95,7 +95,7 @@ func delivery(ctx context.Context, b *bus.Bus, lane notification.Lane, m jetstre
 	d.Again = again(meta) || m.Headers().Get(notification.HeaderWaited) != ""
 	d.Notification, err = notification.Decode(m.Headers(), m.Data())
 	switch {
-	case errors.Is(err, schema.ErrNewer):
+	case errors.Is(err, wireversion.ErrNewer):
 		d.Wait(context.WithoutCancel(ctx)) // a stop settles what came
 		return nil
 	case err != nil:
@@ -135,7 +135,7 @@ func (d *Delivery) NakAfter(delay time.Duration) {
 }
 
 // Wait moves a notification that only a newer version can handle to RETRIES as it is, to be delivered again after
-// schema.Wait. It uses up no delivery, however often the notification comes to the wrong process. Every version keeps
+// wireversion.Wait. It uses up no delivery, however often the notification comes to the wrong process. Every version keeps
 // the headers that this needs: account, webhook and notification.
 func (d *Delivery) Wait(ctx context.Context) {
 	if err := d.wait(ctx); err != nil {
@@ -156,7 +156,7 @@ func (d *Delivery) wait(ctx context.Context) error {
 	m := bus.NewMessage(topology.SubjectRetryAt(account, id), fmt.Sprintf("%s:%d:%d", d.Stream(), d.Sequence, d.StoredAt.UnixNano()), d.msg.Data())
 	copyHeaders(m, h)
 	m.Header[notification.HeaderWaited] = []string{strconv.Itoa(waited + 1)}
-	deliverAt(m, time.Now().Add(schema.Wait(waited+1)), topology.SubjectRetryDue(account, webhook, id))
+	deliverAt(m, time.Now().Add(wireversion.Wait(waited+1)), topology.SubjectRetryDue(account, webhook, id))
 	_, err := d.bus.Publish(ctx, topology.Retries, m)
 	return err
 }

@@ -75,7 +75,7 @@ func Fail(ctx context.Context, b *bus.Bus, n *notification.Notification, summary
 }
 
 // Pending returns the newest message of the notification on NOTIFICATIONS, bus.ErrNotFound when there is none. A message
-// of a newer version comes with schema.ErrNewer and the fields this version knows.
+// of a newer version comes with wireversion.ErrNewer and the fields this version knows.
 func Pending(ctx context.Context, b *bus.Bus, account, id string) (*notification.Notification, error) {
 	return read(ctx, b, topology.Notifications, topology.SubjectNotification(account, id))
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"gancho/pkg/event"
-	"gancho/pkg/schema"
+	"gancho/pkg/wireversion"
 )
 
 // Headers of a notification's message. The broker keeps the case in which they stand here.
@@ -45,7 +45,7 @@ func (n *Notification) MoveID() string { return n.SendID() + ":" + strconv.Itoa(
 // Header returns the header that carries n between the lanes; the body of the message is n.Body.
 func (n *Notification) Header() map[string][]string {
 	h := map[string][]string{
-		HeaderSchema:    {strconv.Itoa(schema.Newest)},
+		HeaderSchema:    {strconv.Itoa(wireversion.Newest)},
 		HeaderAccount:   {n.Account},
 		HeaderWebhookID: {n.WebhookID},
 		HeaderID:        {n.ID},
@@ -81,7 +81,7 @@ func (n *Notification) Header() map[string][]string {
 }
 
 // Decode reads a message whose header Header wrote. It checks the form only: the registry decides where the
-// notification goes. A message of a newer version comes with schema.ErrNewer and the fields this version knows.
+// notification goes. A message of a newer version comes with wireversion.ErrNewer and the fields this version knows.
 func Decode(header map[string][]string, body []byte) (Notification, error) {
 	h := fields{header: header}
 	version, err := strconv.Atoi(h.text(HeaderSchema))
@@ -105,7 +105,7 @@ func Decode(header map[string][]string, body []byte) (Notification, error) {
 	if refused := h.number(headerRefusedAt, 0, 1<<52); refused > 0 {
 		n.RefusedAt = time.UnixMilli(refused)
 	}
-	if err := schema.Check(version); err != nil {
+	if err := wireversion.Check(version); err != nil {
 		return n, err
 	}
 	if h.bad != nil {

@@ -77,7 +77,7 @@ const (
 
 // Record is one entry of the journal.
 type Record struct {
-	Schema         int       `json:"schema"` // see gancho/pkg/schema
+	Schema         int       `json:"schema"` // see gancho/pkg/wireversion
 	Kind           Kind      `json:"kind"`
 	At             time.Time `json:"at"`
 	Account        string    `json:"account_id"`

@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 
-	"gancho/pkg/schema"
 	"gancho/pkg/seal"
 	"gancho/pkg/webhook"
+	"gancho/pkg/wireversion"
 )
 
 // purpose is what the records' key is derived for.
@@ -78,7 +78,7 @@ func signed(key string, body []byte) []byte {
 }
 
 // parse reads an entry's value and verifies its MAC, if keys are given. A deletion has no webhook. A webhook that a newer
-// version wrote is schema.ErrNewer, with a good record.
+// version wrote is wireversion.ErrNewer, with a good record.
 func parse(keys *seal.Keyring, key string, value []byte) (*record, *webhook.Webhook, error) {
 	r := &record{}
 	if at := bytes.LastIndex(value, macMember); at >= 0 && bytes.HasSuffix(value, macEnd) {
@@ -106,7 +106,7 @@ func parse(keys *seal.Keyring, key string, value []byte) (*record, *webhook.Webh
 		return r, nil, nil
 	}
 	w, err := webhook.Decode(value)
-	if errors.Is(err, schema.ErrNewer) {
+	if errors.Is(err, wireversion.ErrNewer) {
 		return r, nil, err
 	}
 	if err != nil || w.Key() != key {

@@ -37,10 +37,10 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
-	"gancho/pkg/schema"
 	"gancho/pkg/seal"
 	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
+	"gancho/pkg/wireversion"
 )
 
 // Options of a Registry; Log and Metrics are required.
@@ -239,7 +239,7 @@ func (r *Registry) take(e bus.Entry) (before, after *webhook.Webhook, done bool)
 	switch {
 	case errors.Is(err, errDeleted) && known == nil:
 		return nil, nil, false // of the time before records were authenticated
-	case err != nil && !errors.Is(err, schema.ErrNewer):
+	case err != nil && !errors.Is(err, wireversion.ErrNewer):
 		b := bad{e.Revision, err}
 		r.mu.Lock()
 		r.bad[e.Key] = b
@@ -281,7 +281,7 @@ func (r *Registry) judge(e bus.Entry, known *record) (*record, *webhook.Webhook,
 	}
 	rec, w, err := parse(r.keys, e.Key, e.Value)
 	switch {
-	case err != nil && !errors.Is(err, schema.ErrNewer):
+	case err != nil && !errors.Is(err, wireversion.ErrNewer):
 		return nil, nil, err
 	case rec.keyID == "" && !legacy:
 		return nil, nil, errUnsigned
@@ -383,7 +383,7 @@ func (r *Registry) Fetch(ctx context.Context, account, id string) (*webhook.Webh
 	known := r.records[key]
 	r.mu.Unlock()
 	rec, w, err := r.judge(newest, known)
-	if err != nil && !errors.Is(err, schema.ErrNewer) && !errors.Is(err, seal.ErrUnknownKey) {
+	if err != nil && !errors.Is(err, wireversion.ErrNewer) && !errors.Is(err, seal.ErrUnknownKey) {
 		rec, w, err = r.search(ctx, key, known)
 	}
 	switch {
@@ -403,7 +403,7 @@ func (r *Registry) search(ctx context.Context, key string, known *record) (*reco
 		return nil, nil, err
 	}
 	for _, e := range slices.Backward(entries) {
-		if rec, w, err := r.judge(e, known); err == nil || errors.Is(err, schema.ErrNewer) {
+		if rec, w, err := r.judge(e, known); err == nil || errors.Is(err, wireversion.ErrNewer) {
 			return rec, w, err
 		}
 	}

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"gancho/pkg/schema"
+	"gancho/pkg/wireversion"
 )
 
 // MaxListed is how many accounts a count names, those that hold the most.
@@ -98,5 +98,5 @@ func decode[T any](value []byte, version func(*T) int) (*T, error) {
 	if err := json.Unmarshal(value, v); err != nil {
 		return nil, fmt.Errorf("decode %T: %w", *v, err)
 	}
-	return v, schema.Check(version(v))
+	return v, wireversion.Check(version(v))
 }

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"gancho/pkg/bus"
-	"gancho/pkg/schema"
 	"gancho/pkg/topology"
+	"gancho/pkg/wireversion"
 )
 
 // Keys of the bucket SHARES.
@@ -83,7 +83,7 @@ func (m *Meter) apply(log *zap.Logger, e bus.Entry) {
 	case e.Value == nil:
 	case isDeferral:
 		var d *Deferral
-		if d, err = DecodeDeferral(e.Value); err == nil || errors.Is(err, schema.ErrNewer) {
+		if d, err = DecodeDeferral(e.Value); err == nil || errors.Is(err, wireversion.ErrNewer) {
 			err = nil
 			m.Defer(account, d)
 		}
@@ -107,12 +107,12 @@ func unread(log *zap.Logger, key string, err error) {
 	log.Warn("an unreadable record of shares is ignored", zap.String("key", key), zap.Error(err))
 }
 
-// DecodeSettings reads an entry of the bucket ACCOUNTS. One of a newer version comes with schema.ErrNewer.
+// DecodeSettings reads an entry of the bucket ACCOUNTS. One of a newer version comes with wireversion.ErrNewer.
 func DecodeSettings(value []byte) (*Settings, error) {
 	return decode(value, func(s *Settings) int { return s.Schema })
 }
 
-// DecodeDeferral reads a deferral. One of a newer version comes with schema.ErrNewer.
+// DecodeDeferral reads a deferral. One of a newer version comes with wireversion.ErrNewer.
 func DecodeDeferral(value []byte) (*Deferral, error) {
 	return decode(value, func(d *Deferral) int { return d.Schema })
 }

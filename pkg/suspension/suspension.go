@@ -5,7 +5,7 @@ import (
 	"strings"
 	"time"
 
-	"gancho/pkg/schema"
+	"gancho/pkg/wireversion"
 )
 
 // A Key names the unit that is suspended: one account's notifications to one
@@ -110,7 +110,7 @@ type Probe struct {
 // A Flag says that a URL is suspended. Its JSON is the value in the bucket
 // SUSPENSIONS; a URL without a flag is active.
 type Flag struct {
-	// Schema is 0 (the first) but for what only a newer version can read; see gancho/pkg/schema.
+	// Schema is 0 (the first) but for what only a newer version can read; see gancho/pkg/wireversion.
 	Schema  int    `json:"schema,omitempty"`
 	Account string `json:"account"`
 	URLKey  string `json:"url_key"`
@@ -144,7 +144,7 @@ func (f Flag) Key() Key { return Key{Account: f.Account, URLKey: f.URLKey} }
 // newer version wrote.
 func (f Flag) ProbeDue(now time.Time, patience time.Duration) bool {
 	switch {
-	case f.ByHand || f.Until.IsZero() || schema.Check(f.Schema) != nil:
+	case f.ByHand || f.Until.IsZero() || wireversion.Check(f.Schema) != nil:
 		return false
 	case f.State == Probing && f.Probe != nil:
 		return now.Sub(f.Probe.StartedAt) > patience

@@ -12,7 +12,7 @@ import (
 
 	"gancho/pkg/condition"
 	"gancho/pkg/event"
-	"gancho/pkg/schema"
+	"gancho/pkg/wireversion"
 )
 
 // stored returns the webhook as it comes back from the registry.
@@ -122,7 +122,7 @@ func TestConditionsOfOtherVersions(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, value := range [][]byte{unknown, newer} {
-		if _, err := Decode(value); !errors.Is(err, schema.ErrNewer) {
+		if _, err := Decode(value); !errors.Is(err, wireversion.ErrNewer) {
 			t.Errorf("%s: %v, want ErrNewer", value, err)
 		}
 	}

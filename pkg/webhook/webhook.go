@@ -14,8 +14,8 @@ import (
 	"github.com/google/uuid"
 
 	"gancho/pkg/condition"
-	"gancho/pkg/schema"
 	"gancho/pkg/seal"
+	"gancho/pkg/wireversion"
 )
 
 // Status is the owner's setting. Suspension is not part of it: it belongs to the URL, not to the webhook.
@@ -40,7 +40,7 @@ const (
 // Webhook is one registration as it is stored: account, event, destination. A value is immutable once
 // it is shared; a change is a new value.
 type Webhook struct {
-	Schema    int     `json:"schema,omitempty"` // see gancho/pkg/schema
+	Schema    int     `json:"schema,omitempty"` // see gancho/pkg/wireversion
 	ID        string  `json:"id"`               // UUID
 	Account   string  `json:"account_id"`
 	Name      string  `json:"name"`
@@ -77,7 +77,7 @@ type Webhook struct {
 // services of that version leave it alone, and its account's events wait for a newer publisher.
 const (
 	schemaConditions = 2
-	newestSchema     = schema.Newest + 1
+	newestSchema     = wireversion.Newest + 1
 )
 
 // Secret is a signing secret at rest. During a rotation the old one signs along until it expires. One with a public
@@ -90,12 +90,12 @@ type Secret struct {
 
 func (s Secret) expired(now time.Time) bool { return !s.ExpiresAt.IsZero() && !now.Before(s.ExpiresAt) }
 
-// Decode reads a stored webhook and derives its keys. One that a newer version wrote is schema.ErrNewer.
+// Decode reads a stored webhook and derives its keys. One that a newer version wrote is wireversion.ErrNewer.
 func Decode(b []byte) (*Webhook, error) {
 	var w Webhook
 	err := json.Unmarshal(b, &w)
 	if w.Schema > newestSchema { // regardless of the rest
-		return nil, fmt.Errorf("webhook %s: %w", w.ID, schema.ErrNewer)
+		return nil, fmt.Errorf("webhook %s: %w", w.ID, wireversion.ErrNewer)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("decode webhook: %w", err)
@@ -109,7 +109,7 @@ func Decode(b []byte) (*Webhook, error) {
 	}
 	conditions, problems := condition.Compile(w.Conditions)
 	if problems != nil { // this version refuses to store such a webhook: only a newer one understands them
-		return nil, fmt.Errorf("webhook %s: condition %s: %w", w.ID, problems[0].Pointer, schema.ErrNewer)
+		return nil, fmt.Errorf("webhook %s: condition %s: %w", w.ID, problems[0].Pointer, wireversion.ErrNewer)
 	}
 	w.UUID, w.URLKey, w.conditions = id, URLKey(w.URL), conditions
 	return &w, nil

@@ -15,8 +15,8 @@ import (
 	"gancho/pkg/journal"
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
-	"gancho/pkg/schema"
 	"gancho/pkg/topology"
+	"gancho/pkg/wireversion"
 )
 
 // carryOut makes the writes of a step other than StepSend, and acks m last.
@@ -69,7 +69,7 @@ func (d *Dispatcher) keepFailed(ctx context.Context, n *notification.Notificatio
 	}
 	var lines []line
 	last, err := journal.Last(ctx, d.bus, n.Account, n.ID)
-	if err == nil || errors.Is(err, schema.ErrNewer) {
+	if err == nil || errors.Is(err, wireversion.ErrNewer) {
 		for r, readErr := range journal.History(ctx, d.bus, last) {
 			if err = readErr; r == nil || r.Send != n.Send {
 				break
@@ -79,7 +79,7 @@ func (d *Dispatcher) keepFailed(ctx context.Context, n *notification.Notificatio
 			}
 		}
 	}
-	if err != nil && !errors.Is(err, bus.ErrNotFound) && !errors.Is(err, schema.ErrNewer) {
+	if err != nil && !errors.Is(err, bus.ErrNotFound) && !errors.Is(err, wireversion.ErrNewer) {
 		return err
 	}
 	summary, err := json.Marshal(lines)
@@ -194,7 +194,7 @@ func (d *Dispatcher) end(ctx context.Context, m *lane.Delivery, last notificatio
 // delivery finds its record.
 func (d *Dispatcher) retryDelivery(ctx context.Context, m *lane.Delivery, err error) {
 	switch {
-	case errors.Is(err, schema.ErrNewer): // of its webhook or its journal
+	case errors.Is(err, wireversion.ErrNewer): // of its webhook or its journal
 		m.Wait(ctx)
 	case errors.Is(err, bus.ErrConflict):
 		d.metrics.conflicts.Inc()

@@ -7,12 +7,12 @@ import (
 	"strings"
 	"testing"
 
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 // metric returns the value of a series (name and labels as they are printed, without the label service) of a
 // process; false while there is none.
-func (s *system) metric(p *lab.Process, series string) (float64, bool) {
+func (s *system) metric(p *testsystem.Process, series string) (float64, bool) {
 	s.t.Helper()
 	resp, err := http.Get(s.Ops(p) + "/metrics")
 	if err != nil {
@@ -54,7 +54,7 @@ func TestBooksBalanceThroughKills(t *testing.T) {
 	rc, bad := newReceiver(t, succeed), newReceiver(t, fail)
 	good, failing := s.register(dealCreated, rc.URL), s.register(dealCreated, bad.URL)
 	var txs []string
-	for _, p := range []*lab.Process{s.Dispatchers[0], s.Monitor, s.Publisher, s.Broker, s.Monitor} {
+	for _, p := range []*testsystem.Process{s.Dispatchers[0], s.Monitor, s.Publisher, s.Broker, s.Monitor} {
 		txs = append(txs, s.publishMany(40)...)
 		p.Kill()
 		if p == s.Broker {

@@ -20,7 +20,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 // canaries are texts that must not come out where they do not belong, by what they are.
@@ -244,7 +244,7 @@ func TestSecretsStayInside(t *testing.T) {
 			check(p.Name+path, text, outside)
 		}
 	}
-	for _, p := range append([]*lab.Process{}, s.Services()...) {
+	for _, p := range append([]*testsystem.Process{}, s.Services()...) {
 		s.stopCleanly(p)
 		log := p.Log()
 		if len(log) < 200 {

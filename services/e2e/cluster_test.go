@@ -19,19 +19,19 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/redis/go-redis/v9"
 
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 // cluster is what deploy/cluster starts beside the services, with its own configuration, on loopback: three
 // NATS servers, two Redis and three Sentinels.
 type cluster struct {
 	t         *testing.T
-	nats      []*lab.Process // named as their servers are
-	clients   []string       // host:port of each server
-	monitors  []string       // host:port of its monitoring
-	redis     []*lab.Process
+	nats      []*testsystem.Process // named as their servers are
+	clients   []string              // host:port of each server
+	monitors  []string              // host:port of its monitoring
+	redis     []*testsystem.Process
 	redisAt   []string
-	sentinels []*lab.Process
+	sentinels []*testsystem.Process
 	watchers  []string // host:port of each Sentinel
 }
 
@@ -79,7 +79,7 @@ func startCluster(t *testing.T) *cluster {
 	env = append(env, "NATS_ROUTES=["+strings.Join(urls, ", ")+"]")
 	for i := range 3 {
 		name := fmt.Sprint("nats-", i+1)
-		c.nats = append(c.nats, lab.NewProcess(t, name, append(slices.Clone(env), "NATS_SERVER_NAME="+name, "NATS_STORE_DIR="+t.TempDir()),
+		c.nats = append(c.nats, testsystem.NewProcess(t, name, append(slices.Clone(env), "NATS_SERVER_NAME="+name, "NATS_STORE_DIR="+t.TempDir()),
 			filepath.Join(bin, "nats-server"), "-c", filepath.Join(conf, "nats", "nats.conf"), "-a", "127.0.0.1", "-p", portOf(c.clients[i]),
 			"-m", portOf(c.monitors[i]), "--cluster", "nats://"+routes[i]))
 	}
@@ -89,8 +89,8 @@ func startCluster(t *testing.T) *cluster {
 	for _, user := range []string{"monitor", "management", "replication", "sentinel", "lookup"} {
 		env = append(env, "REDIS_PASSWORD_"+strings.ToUpper(user)+"="+clusterPassword(user))
 	}
-	script := func(name, file, self string) *lab.Process {
-		p := lab.NewProcess(t, name, append(slices.Clone(env), self), "/bin/sh", filepath.Join(conf, "redis", file), "--bind", "127.0.0.1")
+	script := func(name, file, self string) *testsystem.Process {
+		p := testsystem.NewProcess(t, name, append(slices.Clone(env), self), "/bin/sh", filepath.Join(conf, "redis", file), "--bind", "127.0.0.1")
 		p.Dir = t.TempDir()
 		p.Env = append(p.Env, "TMPDIR="+p.Dir)
 		return p
@@ -217,7 +217,7 @@ func (c *cluster) metaLeader() (at int) {
 }
 
 func (c *cluster) named(server string) int {
-	return slices.IndexFunc(c.nats, func(p *lab.Process) bool { return p.Name == server })
+	return slices.IndexFunc(c.nats, func(p *testsystem.Process) bool { return p.Name == server })
 }
 
 // TestClusterLosesServers runs deploy/cluster under steady load, kills the NATS server that leads, the one
@@ -232,7 +232,7 @@ func TestClusterLosesServers(t *testing.T) {
 	bin, err := binaries()
 	must(t, "build", err)
 	s := &system{t: t, token: token}
-	s.System = lab.New(t, lab.Options{Bin: bin, Dir: t.TempDir(), NATSURL: c.url(userPublisher), Own: c.own, Env: []string{
+	s.System = testsystem.New(t, testsystem.Options{Bin: bin, Dir: t.TempDir(), NATSURL: c.url(userPublisher), Own: c.own, Env: []string{
 		"STREAM_REPLICAS=3", "RETRY_DELAYS=400ms,400ms,400ms,400ms,400ms", "RETRY_JITTER=0", "ATTEMPT_TIMEOUT=1s",
 		"SUSPENSION_WINDOW=1m", "SUSPENSION_MIN_FAILURES=15", "SUSPENSION_MIN_SPAN=1s", "SUSPENSION_DURATION=1s", "SUSPENSION_MAX_DURATION=2s",
 	}})

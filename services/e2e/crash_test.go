@@ -13,7 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"gancho/pkg/event"
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 // eventID is the id of an event of documentID.
@@ -197,7 +197,7 @@ func TestStopUnderLoad(t *testing.T) {
 	})
 	good, retried := s.register(dealCreated, rc.URL), s.register(dealCreated, flaky.URL)
 	var txs []string
-	for _, p := range []*lab.Process{s.Dispatchers[0], s.Publisher, s.Monitor, s.Management, s.Dispatchers[0]} {
+	for _, p := range []*testsystem.Process{s.Dispatchers[0], s.Publisher, s.Monitor, s.Management, s.Dispatchers[0]} {
 		seen := rc.total()
 		txs = append(txs, s.publishMany(60)...)
 		s.Until("deliveries go on", func() bool { return rc.total() > seen })

@@ -13,7 +13,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 // TestDiskFull fills the broker's disk under load: publishers get an error, services say that they are not
@@ -24,7 +24,7 @@ func TestDiskFull(t *testing.T) {
 	t.Parallel()
 	t.Run("limit of the broker", func(t *testing.T) {
 		t.Parallel()
-		s := newSystemWith(t, lab.Options{MaxStore: "12MB", Sync: "always"})
+		s := newSystemWith(t, testsystem.Options{MaxStore: "12MB", Sync: "always"})
 		s.fillDisk(func() { s.LimitStore("1GB") })
 	})
 	if os.Geteuid() != 0 {
@@ -42,7 +42,7 @@ func TestDiskFull(t *testing.T) {
 	})
 	t.Run("full file system", func(t *testing.T) {
 		t.Parallel()
-		s := newSystemWith(t, lab.Options{Store: disk, MaxStore: "1GB", Sync: "always"})
+		s := newSystemWith(t, testsystem.Options{Store: disk, MaxStore: "1GB", Sync: "always"})
 		s.fillDisk(func() {
 			if err := syscall.Mount("tmpfs", disk, "tmpfs", syscall.MS_REMOUNT, "size=200m"); err != nil {
 				t.Fatalf("make the tmpfs larger: %v", err)
@@ -105,7 +105,7 @@ func (s *system) fillDisk(free func()) {
 }
 
 // readiness is what a service's /readyz says.
-func (s *system) readiness(p *lab.Process) string {
+func (s *system) readiness(p *testsystem.Process) string {
 	s.t.Helper()
 	resp, err := http.Get(s.Ops(p) + "/readyz")
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 // TestChaosCatchesSeededBugs runs the system from a build that has a bug on purpose (REHEARSAL_FAULT; see
@@ -81,7 +81,7 @@ func runFaulty(t *testing.T, fault string, patience time.Duration) ledgers {
 			t.Fatal(err)
 		}
 	}
-	s := newSystemWith(t, lab.Options{Bin: bin}, "REHEARSAL_FAULT="+fault, "ATTEMPT_TIMEOUT=1s", "RETRY_DELAYS=200ms,200ms,200ms,200ms,200ms")
+	s := newSystemWith(t, testsystem.Options{Bin: bin}, "REHEARSAL_FAULT="+fault, "ATTEMPT_TIMEOUT=1s", "RETRY_DELAYS=200ms,200ms,200ms,200ms,200ms")
 	w := newWitness()
 	receivers := []*receiver{
 		newReceiver(t, w.watch(slowly(300*time.Millisecond, succeed))), // so that what comes twice is under way at once

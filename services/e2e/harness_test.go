@@ -21,7 +21,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"gancho/pkg/redistest"
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 // binaries builds every program once for all tests, with the race detector when the tests have it, and
@@ -32,7 +32,7 @@ var binaries = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	built = dir
-	return dir, lab.Build(dir, raceEnabled)
+	return dir, testsystem.Build(dir, raceEnabled)
 })
 
 // newestBinaries builds the services once more, as the version yet to come (build tag rehearsal); the broker
@@ -50,7 +50,7 @@ var newestBinaries = sync.OnceValues(func() (string, error) {
 	if err := os.Symlink(filepath.Join(old, "nats-server"), filepath.Join(dir, "nats-server")); err != nil {
 		return "", err
 	}
-	return dir, lab.BuildWith(dir, raceEnabled, "rehearsal", "publisher", "dispatcher", "suspension-monitor", "management")
+	return dir, testsystem.BuildWith(dir, raceEnabled, "rehearsal", "publisher", "dispatcher", "suspension-monitor", "management")
 })
 
 // Each is set once, by binaries and newestBinaries.
@@ -68,7 +68,7 @@ func TestMain(m *testing.M) {
 
 // system is the whole of Gancho as real processes, with a CRM (the test) and receivers.
 type system struct {
-	*lab.System
+	*testsystem.System
 
 	t     *testing.T
 	redis *redistest.Server
@@ -79,19 +79,19 @@ type system struct {
 }
 
 const (
-	account = lab.Account
-	token   = lab.Token
+	account = testsystem.Account
+	token   = testsystem.Token
 )
 
 // newSystem starts broker, Redis and every service, with extra environment for all.
 func newSystem(t *testing.T, env ...string) *system {
 	t.Helper()
-	return newSystemWith(t, lab.Options{}, env...)
+	return newSystemWith(t, testsystem.Options{}, env...)
 }
 
 // newSystemWith is newSystem with a broker of its own kind or other programs: Store, MaxStore, Sync and Bin of the
 // options count.
-func newSystemWith(t *testing.T, o lab.Options, env ...string) *system {
+func newSystemWith(t *testing.T, o testsystem.Options, env ...string) *system {
 	t.Helper()
 	if o.Bin == "" {
 		var err error
@@ -102,7 +102,7 @@ func newSystemWith(t *testing.T, o lab.Options, env ...string) *system {
 	s := &system{t: t, redis: redistest.Start(t), token: token}
 	o.Dir, o.RedisURL = t.TempDir(), s.redis.URL()
 	o.Env = append([]string{"RETRY_DELAYS=400ms,400ms,400ms,400ms,400ms", "RETRY_JITTER=0", "SUSPENSION_MIN_FAILURES=1000000"}, env...)
-	s.System = lab.New(t, o)
+	s.System = testsystem.New(t, o)
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, p := range s.Services() {
@@ -123,7 +123,7 @@ func newSystemWith(t *testing.T, o lab.Options, env ...string) *system {
 }
 
 // stopCleanly asks a process to stop and fails the test unless it exits with 0.
-func (s *system) stopCleanly(p *lab.Process) {
+func (s *system) stopCleanly(p *testsystem.Process) {
 	s.t.Helper()
 	if code, _ := p.Term(); code != 0 {
 		s.t.Errorf("%s stopped with exit code %d:\n%s", p.Name, code, p.Output())

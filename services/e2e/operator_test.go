@@ -13,7 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"gancho/pkg/topology"
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 // deleteConsumer does what an operator might: it deletes a durable consumer of a running service.
@@ -34,7 +34,7 @@ func (s *system) hasConsumer(stream, consumer string) bool {
 }
 
 // readyz returns the answer of a service's /readyz, 0 when there is none.
-func (s *system) readyz(p *lab.Process) (status int, body string) {
+func (s *system) readyz(p *testsystem.Process) (status int, body string) {
 	s.t.Helper()
 	resp, err := http.Get(s.Ops(p) + "/readyz")
 	if err != nil {
@@ -64,7 +64,7 @@ func TestDeletedConsumers(t *testing.T) {
 	s.Until("first attempts", func() bool { return rc.total() == 40 && flaky.total() >= 40 })
 	gone := []struct {
 		stream, consumer string
-		owner            *lab.Process
+		owner            *testsystem.Process
 	}{
 		{topology.Events, topology.ConsumerPublisher, s.Publisher},
 		{topology.Notifications, topology.ConsumerFirst, s.Dispatchers[0]},
@@ -112,7 +112,7 @@ func TestDeletedStream(t *testing.T) {
 	rc := newReceiver(t, succeed)
 	h := s.register(dealCreated, rc.URL)
 	s.waitAll(ids(dealCreated, h, s.publishMany(1)), "delivered")
-	ready := func(p *lab.Process) bool {
+	ready := func(p *testsystem.Process) bool {
 		status, _ := s.readyz(p)
 		return status == http.StatusOK
 	}
@@ -136,7 +136,7 @@ func TestDeletedStream(t *testing.T) {
 	}
 	s.waitAll(ids(dealCreated, h, s.publishMany(5)), "delivered")
 	s.Until("all are ready", func() bool {
-		return !slices.ContainsFunc(s.Services(), func(p *lab.Process) bool { return !ready(p) })
+		return !slices.ContainsFunc(s.Services(), func(p *testsystem.Process) bool { return !ready(p) })
 	})
 }
 
@@ -155,7 +155,7 @@ func TestEditedConsumer(t *testing.T) {
 	failing, retried := s.register(dealCreated, bad.URL), s.register(dealCreated, flaky.URL)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	value := func(p *lab.Process, series string) float64 {
+	value := func(p *testsystem.Process, series string) float64 {
 		t.Helper()
 		v := -1.0
 		s.Until(p.Name+" shows "+series, func() (ok bool) { v, ok = s.metric(p, series); return ok })
@@ -231,7 +231,7 @@ func TestEditedConsumer(t *testing.T) {
 	s.waitBooks(`gancho_notifications{state="permanently_failed"}`, float64(len(txs)))
 	s.waitBooks(`gancho_notifications{state="delivered"}`, float64(len(txs)))
 	s.waitBooks(`gancho_unaccounted_notifications{}`, 0)
-	for _, p := range []*lab.Process{s.Publisher, s.Monitor, s.Management} {
+	for _, p := range []*testsystem.Process{s.Publisher, s.Monitor, s.Management} {
 		if n := value(p, restored); n != 0 {
 			t.Errorf("%s set back %v consumers; they are the dispatcher's", p.Name, n)
 		}

@@ -17,7 +17,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/net/dns/dnsmessage"
 
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 var outageFor = flag.Duration("outage", 3*time.Second, "how long TestOutages takes each dependency away")
@@ -110,7 +110,7 @@ func TestOutages(t *testing.T) {
 			first := ids(dealCreated, h, s.publishMany(5))
 			s.waitAll(first, "delivered")
 
-			cpu, said := map[*lab.Process]time.Duration{}, map[*lab.Process]map[string]int{}
+			cpu, said := map[*testsystem.Process]time.Duration{}, map[*testsystem.Process]map[string]int{}
 			for _, p := range s.Services() {
 				cpu[p], said[p] = p.CPU(), messages(p)
 			}
@@ -153,7 +153,7 @@ func TestOutages(t *testing.T) {
 }
 
 // messages counts what the process logged, by its text, but for the one line of each attempt and request.
-func messages(p *lab.Process) map[string]int {
+func messages(p *testsystem.Process) map[string]int {
 	out := map[string]int{}
 	for line := range strings.Lines(p.Log()) {
 		var l struct{ Msg string }

@@ -15,7 +15,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 // golden is what services/gancho/testdata/metrics.golden says: every metric, its type and labels.
@@ -436,7 +436,7 @@ func (s *system) prometheus() *prometheusServer {
 	dir := s.t.TempDir()
 	config := filepath.Join(dir, "prometheus.yml")
 	must(s.t, "prometheus.yml", os.WriteFile(config, []byte(text.String()), 0o600))
-	p := lab.NewProcess(s.t, "prometheus", nil, path, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0")
+	p := testsystem.NewProcess(s.t, "prometheus", nil, path, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0")
 	p.Start()
 	s.t.Cleanup(p.Kill)
 	return &prometheusServer{s, "http://" + p.Find(`msg="Listening on".*address=(127\.0\.0\.1:\d+)`)}

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"testing"
 
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 // TestScale starts dispatchers and suspension-monitors under load and stops some again, the first ones too:
@@ -20,7 +20,7 @@ func TestScale(t *testing.T) {
 		}
 	})
 	good, retried := s.register(dealCreated, rc.URL), s.register(dealCreated, flaky.URL)
-	more := func(name string) *lab.Process {
+	more := func(name string) *testsystem.Process {
 		p := s.StartFrom(built, name)
 		t.Cleanup(p.Kill)
 		return p
@@ -28,12 +28,12 @@ func TestScale(t *testing.T) {
 	txs := s.publishMany(30)
 	second, third, monitor := more("dispatcher"), more("dispatcher"), more("suspension-monitor")
 	delivered := `gancho_attempts_total{outcome="delivered",reason=""}`
-	for _, d := range []*lab.Process{s.Dispatchers[0], second, third} { // each has its part of the work
+	for _, d := range []*testsystem.Process{s.Dispatchers[0], second, third} { // each has its part of the work
 		for had := s.count(d, delivered); s.count(d, delivered) == had; {
 			txs = append(txs, s.publishMany(5)...)
 		}
 	}
-	for _, p := range []*lab.Process{s.Dispatchers[0], s.Monitor, third} {
+	for _, p := range []*testsystem.Process{s.Dispatchers[0], s.Monitor, third} {
 		txs = append(txs, s.publishMany(30)...)
 		s.stopCleanly(p)
 	}

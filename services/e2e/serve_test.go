@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"gancho/pkg/event"
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 
 	"github.com/google/uuid"
 )
@@ -20,7 +20,7 @@ func TestServeKeepsEverythingOverARestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := lab.NewProcess(t, "gancho serve", []string{
+	p := testsystem.NewProcess(t, "gancho serve", []string{
 		"DATA_DIR=" + t.TempDir(), "NATS_LISTEN=127.0.0.1:0", "HTTP_ADDR=127.0.0.1:0", "OPS_ADDR=127.0.0.1:0", "NATS_URL=", "REDIS_URL=",
 		"ALLOW_HTTP_URLS=true", "EGRESS_ALLOW_CIDRS=127.0.0.0/8", "EGRESS_ALLOW_PORTS=*", "RETRY_DELAYS=1s,1s,1s,1s,1s",
 		"ENCRYPTION_KEY_FILE=", "API_TOKENS=", "API_TOKENS_FILE=",
@@ -28,7 +28,7 @@ func TestServeKeepsEverythingOverARestart(t *testing.T) {
 	t.Cleanup(p.Kill)
 	start := func() *system {
 		p.Start()
-		return &system{t: t, System: lab.Attach(t, p)}
+		return &system{t: t, System: testsystem.Attach(t, p)}
 	}
 	s := start()
 	s.token = p.Find(`export GANCHO_TOKEN=(\S+)`)

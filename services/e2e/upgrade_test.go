@@ -14,15 +14,15 @@ import (
 
 	"gancho/pkg/event"
 	"gancho/pkg/seal"
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 // newest is one process of each service of a version yet to come, which writes a schema that the others do
 // not know (build tag rehearsal).
-type newest struct{ publisher, dispatcher, monitor *lab.Process }
+type newest struct{ publisher, dispatcher, monitor *testsystem.Process }
 
-func (n newest) all() []*lab.Process {
-	return []*lab.Process{n.publisher, n.dispatcher, n.monitor}
+func (n newest) all() []*testsystem.Process {
+	return []*testsystem.Process{n.publisher, n.dispatcher, n.monitor}
 }
 
 func (s *system) startNewest(bin string) newest {
@@ -40,7 +40,7 @@ func (s *system) startNewest(bin string) newest {
 }
 
 // count is the value of a counter, 0 while there is none.
-func (s *system) count(p *lab.Process, series string) float64 {
+func (s *system) count(p *testsystem.Process, series string) float64 {
 	v, _ := s.metric(p, series)
 	return v
 }
@@ -106,7 +106,7 @@ func TestRollingUpgrade(t *testing.T) {
 
 	// Forward for good.
 	newer = s.startNewest(next)
-	for _, p := range []*lab.Process{s.Publisher, old, s.Monitor} {
+	for _, p := range []*testsystem.Process{s.Publisher, old, s.Monitor} {
 		txs = append(txs, s.publishMany(5)...)
 		s.stopCleanly(p)
 	}

@@ -28,7 +28,7 @@ import (
 	"gancho/pkg/service"
 	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 // rig is a publisher on a real broker; the test plays the CRM and looks at what is stored.
@@ -598,7 +598,7 @@ func TestFanOutIsWholeAfterAStop(t *testing.T) {
 	t.Run("killed", func(t *testing.T) {
 		t.Parallel()
 		r := begin(t)
-		p := lab.NewProcess(t, "publisher", []string{brokerOfChild + "=" + r.broker.URL()}, os.Args[0])
+		p := testsystem.NewProcess(t, "publisher", []string{brokerOfChild + "=" + r.broker.URL()}, os.Args[0])
 		p.Start()
 		t.Cleanup(p.Kill)
 		halfway(r)

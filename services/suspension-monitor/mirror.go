@@ -9,10 +9,10 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
-	"gancho/pkg/schema"
 	"gancho/pkg/suspension"
 	"gancho/pkg/suspension/mirror"
 	"gancho/pkg/suspension/status"
+	"gancho/pkg/wireversion"
 )
 
 // changed shows how many URLs are suspended, passes on probes that a dispatcher began, and has broken entries written
@@ -63,7 +63,7 @@ func (m *Monitor) agree(ctx context.Context, key suspension.Key) (flag *suspensi
 		if record != nil {
 			copied = &record.Flag
 		}
-		if copied != nil && schema.Check(copied.Schema) != nil {
+		if copied != nil && wireversion.Check(copied.Schema) != nil {
 			return copied, false, nil // a newer version's
 		}
 		if broken {

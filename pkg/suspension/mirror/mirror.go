@@ -27,9 +27,9 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
-	"gancho/pkg/schema"
 	"gancho/pkg/suspension"
 	"gancho/pkg/topology"
+	"gancho/pkg/wireversion"
 )
 
 // A Record is a suspension with the revision at which the bucket holds it.
@@ -191,7 +191,7 @@ func decode(key suspension.Key, value []byte) (*suspension.Flag, error) {
 	}
 	var flag suspension.Flag
 	err := json.Unmarshal(value, &flag)
-	if schema.Check(version.Schema) != nil {
+	if wireversion.Check(version.Schema) != nil {
 		if err != nil {
 			flag = suspension.Flag{}
 		}

@@ -31,7 +31,7 @@ import (
 	"gancho/pkg/seal"
 	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 const (
@@ -46,7 +46,7 @@ const (
 // writes them; management indexes them itself.
 func (b *bench) api(string) {
 	ctx := context.Background()
-	for _, p := range append([]*lab.Process{b.system.Publisher, b.system.Monitor}, b.system.Dispatchers...) {
+	for _, p := range append([]*testsystem.Process{b.system.Publisher, b.system.Monitor}, b.system.Dispatchers...) {
 		p.Kill() // they have nothing to do, and would read all of it
 	}
 	store, err := bus.Connect(bus.Config{URL: b.system.NATSURL}, "bench", zap.NewNop(), prometheus.NewRegistry())
@@ -91,7 +91,7 @@ func (b *bench) loadWebhooks() []*webhook.Webhook {
 	hooks := make([]*webhook.Webhook, b.load.webhooks)
 	for i := range hooks {
 		w := &webhook.Webhook{
-			ID: uuid.NewString(), Account: lab.Account, Name: fmt.Sprintf("%s %05d", names[i%len(names)], i), EventName: events[i%len(events)], Method: "POST",
+			ID: uuid.NewString(), Account: testsystem.Account, Name: fmt.Sprintf("%s %05d", names[i%len(names)], i), EventName: events[i%len(events)], Method: "POST",
 			URL: fmt.Sprintf("https://hooks-%d.example.com/crm/%05d", i%500, i), Status: webhook.Active, CreatedAt: began.Add(-time.Duration(i) * time.Second), UpdatedAt: began, Version: 1,
 		}
 		if i%50 == 7 {
@@ -397,7 +397,7 @@ func newVisitor(b *bench) *visitor {
 		b.f.Fatalf("%v", err)
 	}
 	v := &visitor{b, &http.Client{Jar: jar, Transport: &http.Transport{MaxIdleConnsPerHost: apiClients}}}
-	v.do(http.MethodPost, "/sign-in", strings.NewReader(url.Values{"token": {lab.Token}}.Encode()))
+	v.do(http.MethodPost, "/sign-in", strings.NewReader(url.Values{"token": {testsystem.Token}}.Encode()))
 	return v
 }
 
@@ -413,7 +413,7 @@ func (v *visitor) do(method, path string, body io.Reader) []byte {
 		req.Header.Set("Origin", v.b.system.APIURL)
 	}
 	if strings.HasPrefix(path, "/crm/") {
-		req.Header.Set("Authorization", "Bearer "+lab.Token)
+		req.Header.Set("Authorization", "Bearer "+testsystem.Token)
 	}
 	resp, err := v.client.Do(req)
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"gancho/pkg/client"
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 const (
@@ -223,7 +223,7 @@ func (b *bench) publishAt(eventName string, events, rate int) {
 		now := time.Now().UnixNano()
 		body := fmt.Sprintf(`{"event_name":%q,"document":{"id":"67900a6e%016d","sent":%d,"name":%q},"event_timestamp":"2026-01-21T20:58:22.000Z","transaction_uuid":"%d-%d"}`,
 			eventName, i, now, padding, now, i)
-		if _, err := b.js.PublishAsync("crm.events."+lab.Account+"."+eventName, []byte(body), jetstream.WithMsgID(fmt.Sprintf("%s:%d:%d", eventName, now, i)), jetstream.WithStallWait(30*time.Second)); err != nil {
+		if _, err := b.js.PublishAsync("crm.events."+testsystem.Account+"."+eventName, []byte(body), jetstream.WithMsgID(fmt.Sprintf("%s:%d:%d", eventName, now, i)), jetstream.WithStallWait(30*time.Second)); err != nil {
 			b.f.Fatalf("publish: %v", err)
 		}
 	}

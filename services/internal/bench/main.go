@@ -26,10 +26,10 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"gancho/pkg/client"
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
-// fatal ends the benchmark; the lab calls it when a program does not come up.
+// fatal ends the benchmark; the test system calls it when a program does not come up.
 type fatal struct{ cleanup func() }
 
 func (f *fatal) Helper() {}
@@ -65,7 +65,7 @@ func main() {
 	fmt.Printf("%s, %d cores, %s; %s\n\n", cpuName(), runtime.NumCPU(), runtime.Version(), time.Now().UTC().Format(time.DateOnly))
 	programs := cmp.Or(*bin, dir)
 	if _, err := os.Stat(filepath.Join(programs, "nats-server")); err != nil {
-		if err := lab.Build(programs, false); err != nil {
+		if err := testsystem.Build(programs, false); err != nil {
 			f.Fatalf("%v", err)
 		}
 	}
@@ -121,9 +121,9 @@ type bench struct {
 	f        *fatal
 	sync     string
 	profile  string
-	system   *lab.System
-	redis    *lab.Process
-	receiver *lab.Process
+	system   *testsystem.System
+	redis    *testsystem.Process
+	receiver *testsystem.Process
 	client   *client.Client
 	target   string // host:port of the receiver
 	dir      string // of the broker's store and the key file
@@ -153,26 +153,26 @@ func newBench(f *fatal, bin, dir, sync string, env []string) *bench {
 	}
 	_, port, _ := net.SplitHostPort(socket.Addr().String())
 	_ = socket.Close()
-	b.redis = lab.NewProcess(f, "redis-server", nil, redis, "--bind", "127.0.0.1", "--port", port, "--dir", work, "--appendonly", "yes", "--save", "")
+	b.redis = testsystem.NewProcess(f, "redis-server", nil, redis, "--bind", "127.0.0.1", "--port", port, "--dir", work, "--appendonly", "yes", "--save", "")
 	b.redis.Start()
 	b.redis.Find(`(Ready to accept connections)`)
 	self, err := os.Executable()
 	if err != nil {
 		f.Fatalf("%v", err)
 	}
-	b.receiver = lab.NewProcess(f, "receiver", nil, self, "receiver")
+	b.receiver = testsystem.NewProcess(f, "receiver", nil, self, "receiver")
 	b.receiver.Start()
 	b.target = b.receiver.Find(`^listening on (.*)$`)
 	b.dir, b.redisURL = work, "redis://127.0.0.1:"+port
-	options := lab.Options{
+	options := testsystem.Options{
 		Bin: bin, Dir: work, RedisURL: b.redisURL, Env: append([]string{"SUSPENSION_MIN_FAILURES=1000000", "GOGC=400"}, env...),
 		Own: func(service string) []string { return []string{fmt.Sprintf("GOMEMLIMIT=%dMiB", memory[service].soft)} },
 	}
 	if sync != "default" {
 		options.Sync = sync
 	}
-	b.system = lab.New(f, options)
-	if b.client, err = client.New(client.Config{URL: b.system.APIURL, Token: lab.Token}); err != nil {
+	b.system = testsystem.New(f, options)
+	if b.client, err = client.New(client.Config{URL: b.system.APIURL, Token: testsystem.Token}); err != nil {
 		f.Fatalf("%v", err)
 	}
 	if b.nc, err = nats.Connect(b.system.NATSURL); err != nil {
@@ -279,7 +279,7 @@ func (b *bench) scenario(name, eventName string, webhooks, events, rate int) {
 // nothing else here, and Redis also holds the error windows, which are counted too.
 const readModelLimit = 1.0
 
-func (b *bench) processes() []*lab.Process {
+func (b *bench) processes() []*testsystem.Process {
 	return append(b.system.Services(), b.system.Broker, b.redis)
 }
 

@@ -13,7 +13,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
 	"gancho/pkg/journal"
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 // fresh registers webhooks one after the other and publishes an event for each so long after the API's answer, on
@@ -48,11 +48,11 @@ func (b *bench) fresh(name string) {
 				id := b.register(eventName, fmt.Sprintf("http://%s/ok/%s/%d-%d-%d", b.target, eventName, beside, wait, i))
 				time.Sleep(wait)
 				transaction := fmt.Sprintf("%d-%d-%d", beside, wait, i)
-				if _, err := b.js.Publish(ctx, "crm.events."+lab.Account+"."+eventName, fmt.Appendf(nil, `{"transaction_uuid":%q}`, transaction)); err != nil {
+				if _, err := b.js.Publish(ctx, "crm.events."+testsystem.Account+"."+eventName, fmt.Appendf(nil, `{"transaction_uuid":%q}`, transaction)); err != nil {
 					b.f.Fatalf("publish: %v", err)
 				}
 				hooks = append(hooks, id)
-				told = append(told, event.NotificationID(event.ID(lab.Account, eventName, transaction), uuid.MustParse(id)))
+				told = append(told, event.NotificationID(event.ID(testsystem.Account, eventName, transaction), uuid.MustParse(id)))
 			}
 			close(stop)
 			<-stopped
@@ -60,7 +60,7 @@ func (b *bench) fresh(name string) {
 			b.idle()
 			missed := 0
 			for _, id := range told {
-				if _, err := journal.Last(ctx, store, lab.Account, id); errors.Is(err, bus.ErrNotFound) {
+				if _, err := journal.Last(ctx, store, testsystem.Account, id); errors.Is(err, bus.ErrNotFound) {
 					missed++
 				} else if err != nil {
 					b.f.Fatalf("%v", err)

@@ -16,7 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 // report sums up the requests since the last reset.
@@ -227,4 +227,4 @@ func (b *bench) raw(name string) {
 }
 
 // ownCPU is the processor time of this process.
-func ownCPU() time.Duration { return lab.CPUOf(os.Getpid()) }
+func ownCPU() time.Duration { return testsystem.CPUOf(os.Getpid()) }

@@ -14,7 +14,7 @@ import (
 	"gancho/pkg/seal"
 	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 // scales are the scenarios of growth, for the page on sizing. Each has a system of its own.
@@ -92,7 +92,7 @@ func (b *bench) webhooks() {
 	if err != nil {
 		b.f.Fatalf("%v", err)
 	}
-	entry, err := bucket.Get(ctx, lab.Account+"."+id)
+	entry, err := bucket.Get(ctx, testsystem.Account+"."+id)
 	if err != nil {
 		b.f.Fatalf("%v", err)
 	}
@@ -228,7 +228,7 @@ func (b *bench) large() {
 		body := fmt.Sprintf(`{"event_name":%q,"document":{"id":"67900a6e%016d","sent":%d,"name":"`, eventName, i, time.Now().UnixNano())
 		end := fmt.Sprintf(`"},"event_timestamp":"2026-01-21T20:58:22.000Z","transaction_uuid":"large-%d"}`, i)
 		body += strings.Repeat("x", size-len(body)-len(end)) + end
-		if _, err := b.js.Publish(context.Background(), "crm.events."+lab.Account+"."+eventName, []byte(body)); err != nil {
+		if _, err := b.js.Publish(context.Background(), "crm.events."+testsystem.Account+"."+eventName, []byte(body)); err != nil {
 			b.f.Fatalf("publish: %v", err)
 		}
 	}

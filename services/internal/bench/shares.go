@@ -13,7 +13,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"gancho/services/internal/lab"
+	"gancho/services/internal/testsystem"
 )
 
 // greedy is the account that attacks the shared stores, and its token.
@@ -24,7 +24,7 @@ const (
 
 // small limits make an attack a matter of seconds; the share of each store is the part that counts.
 var small = []string{
-	"API_TOKENS=" + lab.Account + ":" + lab.Token + "," + greedy + ":" + greedyToken,
+	"API_TOKENS=" + testsystem.Account + ":" + testsystem.Token + "," + greedy + ":" + greedyToken,
 	"NOTIFICATIONS_MAX_BYTES=16777216", "RETRIES_MAX_BYTES=8388608", "PARKED_MAX_BYTES=4194304", "EVENTS_MAX_BYTES=134217728",
 	"MAX_IN_FLIGHT_BYTES=16777216",
 }

@@ -18,12 +18,12 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
-	"gancho/pkg/schema"
 	"gancho/pkg/seal"
 	"gancho/pkg/share"
 	"gancho/pkg/suspension/status"
 	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
+	"gancho/pkg/wireversion"
 	"gancho/services/management/internal/language"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/shares"
@@ -122,7 +122,7 @@ func (s *Service) apply(e bus.Entry) {
 	}
 	r, err := decode(e.Value, e.Revision)
 	switch {
-	case errors.Is(err, schema.ErrNewer): // a newer replica sends it
+	case errors.Is(err, wireversion.ErrNewer): // a newer replica sends it
 	case err != nil:
 		s.Log.Error("a record of notices is unreadable and ignored", zap.String("key", e.Key), zap.Error(err))
 	default:

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"time"
 
-	"gancho/pkg/schema"
+	"gancho/pkg/wireversion"
 )
 
 // change is a message of WEBHOOK_STATUS as far as a notice needs it, see status.Change.
@@ -76,7 +76,7 @@ func decode(value []byte, revision uint64) (*record, error) {
 		return nil, fmt.Errorf("decode a record of notices: %w", err)
 	}
 	r.revision = revision
-	return &r, schema.Check(r.Schema)
+	return &r, wireversion.Check(r.Schema)
 }
 
 // count adds a change. It reports false for one that is in already.

@@ -22,10 +22,10 @@ import (
 	"gancho/pkg/journal"
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
-	"gancho/pkg/schema"
 	"gancho/pkg/share"
 	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
+	"gancho/pkg/wireversion"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/problem"
@@ -110,13 +110,13 @@ func (s *Service) look(ctx context.Context, account, id string) (*Notification, 
 	defer cancel()
 	group, readCtx := errgroup.WithContext(limited)
 	group.Go(func() (err error) {
-		if last, err = journal.Last(readCtx, s.bus, account, id); errors.Is(err, bus.ErrNotFound) || errors.Is(err, schema.ErrNewer) {
+		if last, err = journal.Last(readCtx, s.bus, account, id); errors.Is(err, bus.ErrNotFound) || errors.Is(err, wireversion.ErrNewer) {
 			err = nil // of a newer version: the parts known to this one are shown
 		}
 		return err
 	})
 	group.Go(func() (err error) {
-		if pending, err = lane.Pending(readCtx, s.bus, account, id); errors.Is(err, bus.ErrNotFound) || errors.Is(err, schema.ErrNewer) {
+		if pending, err = lane.Pending(readCtx, s.bus, account, id); errors.Is(err, bus.ErrNotFound) || errors.Is(err, wireversion.ErrNewer) {
 			err = nil
 		}
 		return err
@@ -204,7 +204,7 @@ func (s *Service) readHistory(ctx context.Context, n *Notification) error {
 		switch {
 		case errors.Is(err, bus.ErrNotFound), len(n.History) == maxRecords:
 			n.Truncated = true
-		case err != nil && !errors.Is(err, schema.ErrNewer):
+		case err != nil && !errors.Is(err, wireversion.ErrNewer):
 			return problem.Broker(err)
 		default:
 			n.History = append(n.History, r)

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"gancho/pkg/schema"
+	"gancho/pkg/wireversion"
 )
 
 // Kind says what sort of failure an Error is.
@@ -118,7 +118,7 @@ func Broker(cause error) error {
 	if _, ok := errors.AsType[*Error](cause); ok {
 		return cause
 	}
-	if errors.Is(cause, schema.ErrNewer) {
+	if errors.Is(cause, wireversion.ErrNewer) {
 		return Down("newer_version", "this was written by a newer version of the service, and this one leaves it alone: try again", cause)
 	}
 	return Down("broker_unavailable", "the message broker does not answer; nothing may have been changed, so try again", cause)

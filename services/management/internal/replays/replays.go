@@ -28,8 +28,8 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
 	"gancho/pkg/notification"
-	"gancho/pkg/schema"
 	"gancho/pkg/webhook"
+	"gancho/pkg/wireversion"
 	"gancho/services/management/internal/notice"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
@@ -62,7 +62,7 @@ func (s State) Ended() bool { return s == Done || s == Cancelled }
 
 // job is a replay as it is stored.
 type job struct {
-	Schema    int                `json:"schema,omitempty"` // see gancho/pkg/schema
+	Schema    int                `json:"schema,omitempty"` // see gancho/pkg/wireversion
 	ID        string             `json:"id"`
 	Account   string             `json:"account_id"`
 	WebhookID string             `json:"webhook_id"`
@@ -410,7 +410,7 @@ func decode(e bus.Entry) (*job, error) {
 	if err := json.Unmarshal(e.Value, j); err != nil {
 		return nil, fmt.Errorf("decode replay %s: %w", e.Key, err)
 	}
-	if err := schema.Check(j.Schema); err != nil {
+	if err := wireversion.Check(j.Schema); err != nil {
 		return nil, problem.Broker(fmt.Errorf("replay %s: %w", e.Key, err))
 	}
 	if j.key() != e.Key || j.Rate < 1 {

@@ -1,11 +1,11 @@
-// Package schema is the version of what processes store for one another: messages, journal records and the
+// Package wireversion is the version of what processes store for one another: messages, journal records and the
 // values of buckets. Old and new versions of Gancho run side by side during an upgrade, and data stored
 // by the newer one is still there after a way back.
 //
 // Each thing carries the lowest schema that reads it rightly; none means 1. A field that an older version may
 // ignore does not raise it. A value above Newest is not touched: it waits for a process that knows it.
 // Whoever only counts or shows may read it as far as it knows it.
-package schema
+package wireversion
 
 import (
 	"errors"

@@ -1,6 +1,6 @@
-// Package lab runs Gancho as real processes on loopback, for end-to-end tests, chaos and benchmarks: a
+// Package testsystem runs Gancho as real processes on loopback, for end-to-end tests, chaos and benchmarks: a
 // broker, a Redis, the services, and the means of a test to disturb them (kill, freeze, stop, start again).
-package lab
+package testsystem
 
 import (
 	"bufio"
@@ -18,16 +18,16 @@ import (
 	"time"
 )
 
-// T is the part of a test or a benchmark that the lab needs. Fatalf must not return.
+// T is the part of a test or a benchmark that the test system needs. Fatalf must not return.
 type T interface {
 	Helper()
 	Fatalf(format string, args ...any)
 }
 
-// patience is how long the lab waits for something that must come; far more than it takes.
+// patience is how long the test system waits for something that must come; far more than it takes.
 const patience = 2 * time.Minute
 
-// Programs of the lab, in addition to nats-server and redis-server.
+// Programs of the test system, in addition to nats-server and redis-server.
 var programs = []string{"publisher", "dispatcher", "suspension-monitor", "management", "gancho"}
 
 // Build compiles the services and nats-server into dir, the services with the race detector if race.
@@ -170,7 +170,7 @@ func (p *Process) TrySignal(s syscall.Signal) error {
 	return p.cmd.Process.Signal(s)
 }
 
-// Running reports whether the process was started and not ended by the lab.
+// Running reports whether the process was started and not ended by the test system.
 func (p *Process) Running() bool { return p.cmd != nil }
 
 // Find waits for a line of the process that matches and returns the first submatch.

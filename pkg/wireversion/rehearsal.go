@@ -1,6 +1,6 @@
 //go:build rehearsal
 
-package schema
+package wireversion
 
 // Newest is that of a version yet to come, with which the test of rolling upgrades builds the programs a
 // second time (-tags rehearsal). Its notifications carry a field more; see rehearsal.go of gancho/pkg/notification.

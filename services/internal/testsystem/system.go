@@ -1,4 +1,4 @@
-package lab
+package testsystem
 
 import (
 	"cmp"
@@ -45,7 +45,7 @@ type Options struct {
 	RedisURL string   // of a running Redis
 	NATSURL  string   // of a running broker; "" starts one
 	Sync     string   // sync_interval of the broker that is started; "" is its default
-	Env      []string // for every service, over the lab's own
+	Env      []string // for every service, over the test system's own
 
 	Own func(service string) []string // environment of one service, over Env; may be nil
 }

@@ -1,6 +1,6 @@
 //go:build !rehearsal
 
-package schema
+package wireversion
 
 // Newest is the schema that this version writes, and the highest that it reads.
 const Newest = 1
