@@ -360,6 +360,9 @@ func TestDocumentForBrowsers(t *testing.T) {
 	if addresses := array(s.do("", "GET", "/crm/v2/egress", nil).want(200).data(), "addresses"); fmt.Sprint(addresses) != "[203.0.113.7 2001:db8::/64]" {
 		t.Errorf("egress = %v", addresses)
 	}
+	if none := start(t, nil).do("", "GET", "/crm/v2/egress", nil).want(200); !strings.Contains(string(none.raw), `"addresses":[]`) {
+		t.Errorf("without any: %s", none.raw)
+	}
 	for path, kind := range map[string]string{"/crm/v2/openapi.json": "application/json", "/docs": "text/html", "/sign-in": "text/html"} {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+path, nil)
 		if err != nil {

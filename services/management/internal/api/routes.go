@@ -306,7 +306,9 @@ func (a *API) routes() []route {
 		{
 			method: http.MethodGet, path: "/egress", id: "getEgress", tag: "meta", public: true, summary: "Show the addresses that requests to receivers come from",
 			results: []result{{http.StatusOK, "the addresses that the operator publishes", egressAddresses{}, false, "", false}},
-			handle:  func(*call) (*answer, error) { return data(http.StatusOK, egressAddresses{a.EgressAddresses}), nil },
+			handle: func(*call) (*answer, error) {
+				return data(http.StatusOK, egressAddresses{append([]string{}, a.EgressAddresses...)}), nil
+			},
 		},
 	}
 }
