@@ -449,9 +449,15 @@ func TestNoticesSurviveARestart(t *testing.T) {
 	}
 	d := newDesk(t, webhooks.NotifyInput{Emails: []string{ana, bia}})
 	slow := func(s *Service) { s.delays = []time.Duration{0, time.Hour} }
-	_, stop := d.open(p, slow)
+	first, stop := d.open(p, slow)
 	d.happens("suspended")
 	d.until("ana has it, bia not", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return p.tries[bia] == 2 && len(p.took) == 1 })
+	d.until("it is stored that bia's next try is an hour away", func() bool {
+		first.mu.Lock()
+		defer first.mu.Unlock()
+		r := first.records["acme."+d.hook.ID+".suspended"]
+		return r != nil && r.Sending != nil && r.Sending.Tries == 2 && slices.Equal(r.Sending.Mail, []string{bia})
+	})
 	stop()
 	d.happens("resumed") // while nobody follows
 	p.mu.Lock()
