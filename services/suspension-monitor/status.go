@@ -27,7 +27,7 @@ func change(t suspension.Transition, w *webhook.Webhook) status.Change {
 		Event: string(t.Event), Account: w.Account, WebhookID: w.ID, URLHost: t.Flag.URLHost, At: t.At.UTC(),
 		Reason: t.Flag.Reason, Evidence: t.Flag.Evidence,
 	}
-	if !t.Flag.Until.IsZero() {
+	if t.Event != suspension.EventResumed && !t.Flag.Until.IsZero() {
 		s.Until = &t.Flag.Until
 	}
 	return s
