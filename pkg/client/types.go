@@ -7,20 +7,22 @@ import (
 
 // Webhook is one registration.
 type Webhook struct {
-	ID            string      `json:"id"`
-	Name          string      `json:"name"`
-	EventName     string      `json:"event_name"`
-	Method        string      `json:"http_method"`
-	URL           string      `json:"url"`
-	AuthHeader    string      `json:"auth_header"`
-	Signature     string      `json:"signature"`  // hmac or ed25519
-	PublicKey     string      `json:"public_key"` // whpk_..., with ed25519
-	Status        string      `json:"status"`     // active, suspended or disabled
-	Conditions    []Condition `json:"conditions"` // all must hold for an event to be sent
-	Suspension    *Suspension `json:"suspension"`
-	CreatedAt     time.Time   `json:"created_at"`
-	UpdatedAt     time.Time   `json:"updated_at"`
-	SigningSecret string      `json:"signing_secret"` // only in the answer that made it
+	ID         string `json:"id"`
+	Name       string `json:"name"`
+	EventName  string `json:"event_name"`
+	Method     string `json:"http_method"`
+	URL        string `json:"url"`
+	AuthHeader string `json:"auth_header"`
+	Signature  string `json:"signature"`  // hmac or ed25519
+	PublicKey  string `json:"public_key"` // whpk_..., with ed25519
+	// DisabledReason is "gone" after six answers of 410, nil where the owner disabled it.
+	DisabledReason *string     `json:"disabled_reason"`
+	Status         string      `json:"status"`     // active, suspended or disabled
+	Conditions     []Condition `json:"conditions"` // all must hold for an event to be sent
+	Suspension     *Suspension `json:"suspension"`
+	CreatedAt      time.Time   `json:"created_at"`
+	UpdatedAt      time.Time   `json:"updated_at"`
+	SigningSecret  string      `json:"signing_secret"` // only in the answer that made it
 }
 
 // Condition is one of those that must hold for an event to be sent. Value is JSON.

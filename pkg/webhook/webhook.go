@@ -37,6 +37,9 @@ const (
 	Ed25519 Signature = "ed25519"
 )
 
+// Gone is the reason of a webhook that was disabled because its receiver answered 410 to all attempts of one send.
+const Gone = "gone"
+
 // Webhook is one registration as it is stored: account, event, destination. A value is immutable once
 // it is shared; a change is a new value.
 type Webhook struct {
@@ -54,10 +57,15 @@ type Webhook struct {
 	Signature  Signature `json:"signature,omitempty"` // of the first secret
 	Secrets    []Secret  `json:"secrets"`             // newest first; the first always signs
 	Status     Status    `json:"status"`
-	Notify     *Notify   `json:"notify,omitempty"`
-	Kind       string    `json:"kind,omitempty"` // "" or KindNotice
-	CreatedAt  time.Time `json:"created_at"`
-	UpdatedAt  time.Time `json:"updated_at"`
+	// DisabledAt is when Status became Disabled; zero for an active webhook, and for one that was disabled by a version
+	// that did not store it.
+	DisabledAt time.Time `json:"disabled_at,omitzero"`
+	// DisabledReason is Gone, or "" where the owner disabled it.
+	DisabledReason string    `json:"disabled_reason,omitempty"`
+	Notify         *Notify   `json:"notify,omitempty"`
+	Kind           string    `json:"kind,omitempty"` // "" or KindNotice
+	CreatedAt      time.Time `json:"created_at"`
+	UpdatedAt      time.Time `json:"updated_at"`
 	// Conditions must all hold for an event to be matched.
 	Conditions []condition.Condition `json:"conditions,omitempty"`
 	// Version counts the changes, from 1 for the registration. 0: stored before records were authenticated.

@@ -62,6 +62,7 @@ type Monitor struct {
 	metrics     metrics
 	exporter    *exporter
 	keeper      *books.Keeper
+	disabled    *disabled
 	redis       outage
 	broken      sync.Map    // keys whose entry in the bucket is broken, until they were compared
 	compareDue  atomic.Bool // Redis and the bucket are to be compared at the next beat
@@ -86,7 +87,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		return err
 	}
 	defer b.Close()
-	m := &Monitor{log: proc.Log, lasting: service.Lasting(proc.Log), bus: b, store: store, metrics: newMetrics(proc.Metrics), suspensions: mirror.New(proc.Log)}
+	m := &Monitor{log: proc.Log, lasting: service.Lasting(proc.Log), bus: b, store: store, metrics: newMetrics(proc.Metrics), suspensions: mirror.New(proc.Log), disabled: newDisabled()}
 	store.Revision = m.suspensions.Revision
 	m.redis = outage{log: proc.Log, host: suspension.Hosts(cfg.RedisURL)}
 	m.exporter = newExporter(proc.Log, b, proc.Metrics)
@@ -136,7 +137,7 @@ func (m *Monitor) run(ctx context.Context, up func()) error {
 	group, ctx := errgroup.WithContext(ctx)
 	webhooks, flags := make(chan struct{}), make(chan struct{})
 	probes := make(chan suspension.Flag, 1024)
-	group.Go(func() error { return m.registry.Run(ctx, func() { close(webhooks) }, nil) })
+	group.Go(func() error { return m.registry.Run(ctx, func() { close(webhooks) }, m.disabled.changed) })
 	group.Go(func() error {
 		return m.suspensions.Run(ctx, mirror.Options{
 			Changed: func(c mirror.Change) { m.changed(ctx, c, probes) }, Loaded: func() { close(flags) }, Owner: true,
@@ -154,6 +155,7 @@ func (m *Monitor) run(ctx context.Context, up func()) error {
 		group.Go(func() error { m.readJournal(ctx, summaries); return nil })
 		group.Go(func() error { m.obey(ctx, commands); return nil })
 		group.Go(func() error { m.watchProbes(ctx, probes); return nil })
+		group.Go(func() error { m.publishDisabled(ctx); return nil })
 		group.Go(func() error { m.keep(ctx); return nil })
 		group.Go(func() error { m.keeper.Run(ctx); return nil })
 		group.Go(func() error { m.exporter.run(ctx, m.keeper.Bucket); return nil })

@@ -94,6 +94,9 @@ func (a *app) showWebhook(r client.Result[client.Webhook], err error) error {
 		{"signature", w.Signature},
 		{"status", w.Status},
 	}
+	if w.DisabledReason != nil {
+		pairs = append(pairs, pair{"disabled because", *w.DisabledReason})
+	}
 	for _, c := range w.Conditions {
 		pairs = append(pairs, pair{"when", conditionText(c)})
 	}

@@ -80,6 +80,8 @@ var texts = map[string]text{
 	"filter.until": {"to", "até"},
 	"filter.none":  {"No notification matches the filter.", "Nenhuma notificação corresponde ao filtro."},
 
+	"webhook.gone": {"Disabled, because the receiver answered 410 Gone to all six attempts of a notification. Edit it to make it active again.", "Desativado, porque o receptor respondeu 410 Gone a todas as seis tentativas de uma notificação. Edite-o para ativá-lo de novo."},
+
 	"search.title":  {"Search", "Buscar"},
 	"search.about":  {"A webhook's name or URL, or the id of a notification, event, transaction or document.", "O nome ou a URL de um webhook, ou o id de uma notificação, evento, transação ou documento."},
 	"search.label":  {"Name, URL or id", "Nome, URL ou id"},

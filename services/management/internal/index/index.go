@@ -93,6 +93,10 @@ type Index struct {
 	lasting *zap.Logger
 	name    string // of this process, in locks
 
+	// Exhausted, if not nil, is called for each permanent failure before its record is acknowledged, at least once over all
+	// replicas. It is set before Run.
+	Exhausted func(ctx context.Context, r *notification.Summary)
+
 	trouble atomic.Pointer[trouble]
 	recent  recent
 	journal *source
@@ -196,6 +200,13 @@ func (x *Index) live(ctx context.Context) error {
 		for x.write(ctx, w) != nil {
 			if !sleep.For(ctx, lookEvery) {
 				return nil
+			}
+		}
+		if x.Exhausted != nil {
+			for i := range batch.Summaries {
+				if r := &batch.Summaries[i]; r.State == notification.PermanentlyFailed {
+					x.Exhausted(ctx, r)
+				}
 			}
 		}
 		batch.Ack()

@@ -18,20 +18,21 @@ import (
 
 // View is a webhook as its owner sees it. Keys and secrets are never part of it.
 type View struct {
-	ID         string                `json:"id" format:"uuid"`
-	Name       string                `json:"name"`
-	EventName  string                `json:"event_name"`
-	Method     string                `json:"http_method"`
-	URL        string                `json:"url" format:"uri" doc:"as its owner wrote it; its normalised form is called, suspended and compared"`
-	AuthHeader *string               `json:"auth_header" nullable:"true" doc:"name of the header that carries auth_key, which is never returned"`
-	Status     string                `json:"status" enum:"active,suspended,disabled"`
-	Conditions []condition.Condition `json:"conditions" nullable:"false" doc:"all must hold for an event to be sent"`
-	Signature  string                `json:"signature" enum:"hmac,ed25519"`
-	PublicKey  string                `json:"public_key,omitempty" doc:"whpk_...; verifies the signatures, where signature is ed25519"`
-	Notify     *Notify               `json:"notify" doc:"who is told about its troubles; null: whom the account says"`
-	Suspension *Suspension           `json:"suspension" doc:"why its URL is set aside; null when it is not"`
-	CreatedAt  time.Time             `json:"created_at"`
-	UpdatedAt  time.Time             `json:"updated_at"`
+	ID             string                `json:"id" format:"uuid"`
+	Name           string                `json:"name"`
+	EventName      string                `json:"event_name"`
+	Method         string                `json:"http_method"`
+	URL            string                `json:"url" format:"uri" doc:"as its owner wrote it; its normalised form is called, suspended and compared"`
+	AuthHeader     *string               `json:"auth_header" nullable:"true" doc:"name of the header that carries auth_key, which is never returned"`
+	Status         string                `json:"status" enum:"active,suspended,disabled"`
+	DisabledReason *string               `json:"disabled_reason" nullable:"true" enum:"gone" doc:"gone: its receiver answered 410 to all six attempts of a notification; null where its owner disabled it, or it is not disabled"`
+	Conditions     []condition.Condition `json:"conditions" nullable:"false" doc:"all must hold for an event to be sent"`
+	Signature      string                `json:"signature" enum:"hmac,ed25519"`
+	PublicKey      string                `json:"public_key,omitempty" doc:"whpk_...; verifies the signatures, where signature is ed25519"`
+	Notify         *Notify               `json:"notify" doc:"who is told about its troubles; null: whom the account says"`
+	Suspension     *Suspension           `json:"suspension" doc:"why its URL is set aside; null when it is not"`
+	CreatedAt      time.Time             `json:"created_at"`
+	UpdatedAt      time.Time             `json:"updated_at"`
 	// SigningSecret is set only in the answer that made it.
 	SigningSecret string `json:"signing_secret,omitempty" doc:"whsec_...; only in the answer that made it"`
 
@@ -116,6 +117,9 @@ func (s *Service) views(ctx context.Context, account string, page []*webhook.Web
 		v := View{
 			ID: w.ID, Name: w.Name, EventName: string(w.EventName), Method: w.Method, URL: w.ShownURL(),
 			Signature: string(w.Signs()), CreatedAt: w.CreatedAt, UpdatedAt: w.UpdatedAt, Revision: w.Revision,
+		}
+		if w.DisabledReason != "" {
+			v.DisabledReason = &w.DisabledReason
 		}
 		if v.Conditions = w.Conditions; v.Conditions == nil {
 			v.Conditions = []condition.Condition{}

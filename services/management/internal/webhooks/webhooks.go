@@ -138,12 +138,14 @@ type Input struct {
 	UpdatedAt  Field[jsontext.Value] `json:"updated_at"`
 	Suspension Field[jsontext.Value] `json:"suspension"`
 	PublicKey  Field[jsontext.Value] `json:"public_key"`
+
+	DisabledReason Field[jsontext.Value] `json:"disabled_reason"`
 }
 
 // readOnly are the members of in that only the service sets.
 func (in *Input) readOnly() map[string]Field[jsontext.Value] {
 	return map[string]Field[jsontext.Value]{
-		"id": in.ID, "created_at": in.CreatedAt, "updated_at": in.UpdatedAt, "suspension": in.Suspension, "public_key": in.PublicKey,
+		"id": in.ID, "created_at": in.CreatedAt, "updated_at": in.UpdatedAt, "suspension": in.Suspension, "public_key": in.PublicKey, "disabled_reason": in.DisabledReason,
 	}
 }
 
@@ -376,6 +378,12 @@ func (s *Service) update(ctx context.Context, account, id string, match Match, c
 		if equal(before, &w) {
 			return before, before, nil
 		}
+		switch {
+		case w.Status != webhook.Disabled:
+			w.DisabledAt, w.DisabledReason = time.Time{}, ""
+		case before.Status != webhook.Disabled:
+			w.DisabledAt = time.Now().UTC()
+		}
 		if webhook.Origin(w.URL) != webhook.Origin(before.URL) {
 			if err := w.Rebind(before, s.keys, time.Now()); err != nil {
 				return nil, nil, err
@@ -403,6 +411,21 @@ func (s *Service) update(ctx context.Context, account, id string, match Match, c
 			return nil, nil, problem.Broker(err)
 		}
 	}
+}
+
+// Gone disables a webhook whose receiver answered 410 to all attempts of a send that began at that time. A webhook that
+// was changed since, deleted or disabled stays as it is.
+func (s *Service) Gone(ctx context.Context, account, id string, began time.Time) error {
+	_, _, err := s.update(ctx, account, id, nil, func(w *webhook.Webhook) error {
+		if w.Status != webhook.Disabled && !w.UpdatedAt.After(began) {
+			w.Status, w.DisabledReason = webhook.Disabled, webhook.Gone
+		}
+		return nil
+	})
+	if err != nil && problem.Of(err).Kind == problem.Missing {
+		return nil
+	}
+	return err
 }
 
 func equal(a, b *webhook.Webhook) bool {
