@@ -417,7 +417,7 @@ func (s *Service) update(ctx context.Context, account, id string, match Match, c
 // was changed since, deleted or disabled stays as it is.
 func (s *Service) Gone(ctx context.Context, account, id string, began time.Time) error {
 	_, _, err := s.update(ctx, account, id, nil, func(w *webhook.Webhook) error {
-		if w.Status != webhook.Disabled && !w.UpdatedAt.After(began) {
+		if w.Status != webhook.Disabled && began.Sub(w.UpdatedAt) >= time.Millisecond { // UpdatedAt is cut to milliseconds
 			w.Status, w.DisabledReason = webhook.Disabled, webhook.Gone
 		}
 		return nil
