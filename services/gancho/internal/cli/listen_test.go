@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,10 +34,13 @@ func TestListen(t *testing.T) {
 		{status: 200, header: map[string]string{"Content-Type": "text/event-stream"}, body: stream.String()},
 		{status: 403, body: `{"errors":[{"code":"forbidden","detail":"enough of it"}]}`},
 	}})
+	var mu sync.Mutex // an aborted answer orders nothing
 	var got []*http.Request
 	var received []string
 	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
+		mu.Lock()
+		defer mu.Unlock()
 		got, received = append(got, r), append(received, string(body))
 		if len(got) == 2 {
 			http.Redirect(w, r, "/elsewhere", http.StatusFound)
@@ -50,6 +54,8 @@ func TestListen(t *testing.T) {
 	defer receiver.Close()
 
 	out := run(t, f.URL, "", "listen", "--forward", receiver.URL+"/hooks?a=1", "--event", "crm_deal_*")
+	mu.Lock()
+	defer mu.Unlock()
 	if out.code != exitDenied || !strings.Contains(out.stderr, "enough of it") || !strings.Contains(out.stderr, "connecting again") {
 		t.Errorf("exit %d: %s", out.code, out.stderr)
 	}
