@@ -30,7 +30,7 @@ type Actor struct {
 	Address string `json:"address"`
 }
 
-// Object is what was changed.
+// Object names the thing that changed.
 type Object struct {
 	Kind string `json:"kind" enum:"webhook,notification,replay,account,portal_link,other"`
 	ID   string `json:"id"`

@@ -22,7 +22,7 @@ import (
 	"gancho/pkg/topology"
 )
 
-// watched connects to a broker and returns what is logged from warnings up.
+// watched connects to a broker and returns its log lines from warnings up.
 func watched(t *testing.T, url string) (*bus.Bus, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zap.WarnLevel)
@@ -125,7 +125,7 @@ func TestStateDoesNotWait(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Close)
-	pending := func(conn net.Conn) bool { // nobody has hung up on it
+	pending := func(conn net.Conn) bool { // the peer has not closed it
 		_ = conn.SetReadDeadline(time.Now().Add(time.Millisecond))
 		_, err := conn.Read(make([]byte, 1))
 		return errors.Is(err, os.ErrDeadlineExceeded)

@@ -94,7 +94,7 @@ func TestHolds(t *testing.T) {
 		`document.none ne 1`:         true,
 		`document.none in [1,null]`:  true,
 		`document.none lt 1`:         false,
-		// What is not there.
+		// Missing members.
 		`document.gone exists`:         false,
 		`document.gone exists false`:   true,
 		`document.gone eq null`:        false,

@@ -29,7 +29,7 @@ func ExampleParse() {
 	// acme crm_deal_updated true
 }
 
-// What cannot be an event has a reason from a closed list, and keeps its bytes on REJECTED_EVENTS.
+// A message that cannot be an event has a reason from a closed list. REJECTED_EVENTS keeps its bytes.
 func ExampleParse_rejected() {
 	_, rejected := event.Parse(message(`{"event_name":"crm_deal_created"}`))
 	fmt.Println(rejected.Reason)

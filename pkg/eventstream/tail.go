@@ -17,7 +17,7 @@ import (
 // tailAhead is how many events a listener asks the broker for at a time: their bodies may be large.
 const tailAhead = 4
 
-// Listener is told of an account's events as they are stored.
+// Listener receives an account's events as they are stored.
 type Listener struct {
 	// After is the sequence behind which it begins; 0: with the next event that is stored.
 	After uint64

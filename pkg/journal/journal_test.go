@@ -62,7 +62,7 @@ func TestRecordIsCompareAndSet(t *testing.T) {
 }
 
 // TestHistory reads six records back from the newest, whether each carries those before it, none does (an older
-// version wrote it), or what one carries cannot be read; and what is left when records are gone.
+// version wrote it), or the carried ones cannot be read; and the rest when records are gone.
 func TestHistory(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)

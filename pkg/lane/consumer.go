@@ -120,7 +120,7 @@ func (d *Delivery) Stream() string {
 }
 
 // Ack settles the delivery without waiting for the broker. After a lost ack the notification comes again, and the
-// journal shows what was done.
+// journal decides.
 func (d *Delivery) Ack() {
 	if err := d.msg.Ack(); err != nil {
 		d.bus.Logger().Debug("ack not sent; the message will come again", zap.Error(err))

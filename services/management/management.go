@@ -163,7 +163,8 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		meter := share.New(cfg.Share, limits, registered.HasOthers)
 		group.Go(func() error { return ended(ctx, meter.Watch(ctx, b, proc.Log, nil)) })
 		sends := notifications.New(b, hooks, lists, types, meter, cfg.Limits.EventMaxBytes, limits.Retries)
-		lists.Exhausted = func(ctx context.Context, r *notification.Summary) { sends.Gone(ctx, r, service.Lasting(proc.Log)) }
+		lasting := service.Lasting(proc.Log)
+		lists.Exhausted = func(ctx context.Context, r *notification.Summary) { sends.Gone(ctx, r, lasting) }
 		replayBucket, err := b.Bucket(ctx, topology.BucketReplays)
 		if err != nil {
 			return ended(ctx, err)
