@@ -62,8 +62,8 @@ func (s *service) restored(kind string) float64 {
 	return 0
 }
 
-// told reports whether the log has told the edit as an error, and that the service was not ready for it.
-func (s *service) told(kind, name, change string) {
+// reported checks that the log has the edit as an error, and that the service was not ready for it.
+func (s *service) reported(kind, name, change string) {
 	s.t.Helper()
 	asError, asReason := false, false
 	for _, e := range s.log.All() {
@@ -76,7 +76,7 @@ func (s *service) told(kind, name, change string) {
 		}
 	}
 	if !asError || !asReason {
-		s.t.Errorf("%s %s, %s: told as an error: %v, as a reason: %v; log: %v", kind, name, change, asError, asReason, s.log.All())
+		s.t.Errorf("%s %s, %s: logged as an error: %v, as a reason: %v; log: %v", kind, name, change, asError, asReason, s.log.All())
 	}
 }
 
@@ -172,7 +172,7 @@ func TestEditedConsumerIsSetBack(t *testing.T) {
 		t.Error("all at once (-before +after):\n" + diff)
 	}
 	for change := range edits {
-		d.told("consumer", topology.ConsumerRetries, change)
+		d.reported("consumer", topology.ConsumerRetries, change)
 	}
 	// Without what it says of itself, and in ways that change others: the ack wait goes with the backoff.
 	editConsumer(t, js, topology.Retries, topology.ConsumerRetries, func(c *jetstream.ConsumerConfig) {
@@ -183,8 +183,8 @@ func TestEditedConsumerIsSetBack(t *testing.T) {
 	if diff := cmp.Diff(before, consumerConfig(t, js, topology.Retries, topology.ConsumerRetries)); diff != "" {
 		t.Error("with the backoff (-before +after):\n" + diff)
 	}
-	d.told("consumer", topology.ConsumerRetries, "backoff none -> 1s,2s")
-	d.told("consumer", topology.ConsumerRetries, "priority_groups none -> a")
+	d.reported("consumer", topology.ConsumerRetries, "backoff none -> 1s,2s")
+	d.reported("consumer", topology.ConsumerRetries, "priority_groups none -> a")
 	if got := d.restored("consumer"); got != 2 || d.State() != "" {
 		t.Errorf("set back %v times, state %q; want 2, ready", got, d.State())
 	}
@@ -199,7 +199,7 @@ func TestEditedConsumerIsSetBack(t *testing.T) {
 		}
 	}
 	if n := d.log.FilterMessage("trouble with the broker; trying again").Len(); n != 1 {
-		t.Errorf("the refusal was told %d times, want once a minute", n)
+		t.Errorf("the refusal was logged %d times, want once a minute", n)
 	}
 	editStream(t, js, topology.Retries, func(c *jetstream.StreamConfig) { c.ConsumerLimits.MaxAckPending = 0 })
 	until(t, "ready", func() bool { idle(t, retries); return d.State() == "" })
@@ -242,10 +242,10 @@ func TestReplicasOfOneConsumer(t *testing.T) {
 	both(3, 45*time.Second, 0, 0)
 	editConsumer(t, js, topology.Notifications, topology.ConsumerFirst, func(c *jetstream.ConsumerConfig) { c.AckWait = time.Second })
 	both(3, 30*time.Second, 1, 0)
-	one.told("consumer", topology.ConsumerFirst, "ack_wait 45s -> 1s")
+	one.reported("consumer", topology.ConsumerFirst, "ack_wait 45s -> 1s")
 }
 
-// TestPausedConsumer: a pause is an act on purpose. It is told, not undone, and what else is edited is set back
+// TestPausedConsumer: a pause is an act on purpose. It is reported, not undone, and what else is edited is set back
 // without ending it.
 func TestPausedConsumer(t *testing.T) {
 	if testing.Short() {
@@ -277,8 +277,8 @@ func TestPausedConsumer(t *testing.T) {
 	if cfg.MaxDeliver != -1 || cfg.PauseUntil == nil || !cfg.PauseUntil.Equal(end) || d.restored("consumer") != 1 {
 		t.Errorf("max_deliver %d, paused until %v, set back %v times; want -1, %v, once", cfg.MaxDeliver, cfg.PauseUntil, d.restored("consumer"), end)
 	}
-	if told := d.log.FilterMessage("waiting").FilterField(zap.String("for", want)).Len(); told != 1 {
-		t.Errorf("the pause was told %d times", told)
+	if logged := d.log.FilterMessage("waiting").FilterField(zap.String("for", want)).Len(); logged != 1 {
+		t.Errorf("the pause was logged %d times", logged)
 	}
 	if _, err := js.ResumeConsumer(t.Context(), topology.Notifications, topology.ConsumerFirst); err != nil {
 		t.Fatal(err)
@@ -386,7 +386,7 @@ func TestEditedStreamIsSetBack(t *testing.T) {
 		if got := by.restored(kind); got != count+1 {
 			t.Errorf("%s, %s: counted %v times, want once", e.stream, e.change, got-count)
 		}
-		by.told(kind, name, e.change)
+		by.reported(kind, name, e.change)
 	}
 
 	// What is another's is left to it.
@@ -447,7 +447,7 @@ func TestEditedStreamIsSetBack(t *testing.T) {
 	setBack(dispatcher, edit{topology.Parked, "max_consumers 10000 -> 1", func(c *jetstream.StreamConfig) { c.MaxConsumers = 1 }})
 }
 
-// TestWhatCannotBeSetBack is told, what was changed with it is set back, and a new start takes it as it is.
+// TestWhatCannotBeSetBack: an edit that cannot be undone is reported, those made with it are undone, and a new start takes it as it is.
 func TestWhatCannotBeSetBack(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
@@ -468,7 +468,7 @@ func TestWhatCannotBeSetBack(t *testing.T) {
 	if owner.State() != want {
 		t.Errorf("state %q, want %q", owner.State(), want)
 	}
-	owner.told("stream", topology.Rejected, "sealed false -> true")
+	owner.reported("stream", topology.Rejected, "sealed false -> true")
 	for _, e := range owner.log.FilterMessage("trouble with the broker; trying again").All() {
 		if !strings.Contains(fmt.Sprint(e.ContextMap()), "the broker lets nobody take back ") {
 			t.Errorf("log: %s %v", e.Message, e.ContextMap())
@@ -498,5 +498,5 @@ func TestLeaderAloneAnswers(t *testing.T) {
 	}
 	editStream(t, js, "KV_WEBHOOKS", func(c *jetstream.StreamConfig) { c.AllowDirect = true })
 	until(t, "set back", func() bool { return !streamConfig(t, js, "KV_WEBHOOKS").AllowDirect && owner.State() == "" })
-	owner.told("bucket", topology.BucketWebhooks, "allow_direct false -> true")
+	owner.reported("bucket", topology.BucketWebhooks, "allow_direct false -> true")
 }

@@ -97,7 +97,7 @@ func TestEndedCertificateBehindProxy(t *testing.T) {
 	ended := &tls.Config{Certificates: []tls.Certificate{ca.leaf(t, past)}}
 	for name, tc := range map[string]struct {
 		proxy, receiver *tls.Config
-		told            bool
+		reported        bool
 	}{
 		"the receiver's": {nil, ended, true},
 		"the proxy's":    {ended, ca.server(t), false},
@@ -110,7 +110,7 @@ func TestEndedCertificateBehindProxy(t *testing.T) {
 			}, 10*time.Second)
 			o := s.Send(t.Context(), request(receiver(t, tc.receiver, func(http.ResponseWriter, *http.Request) {})))
 			expect(t, o, "tls")
-			if told := !o.Certificate.Until.IsZero(); told != tc.told {
+			if reported := !o.Certificate.Until.IsZero(); reported != tc.reported {
 				t.Errorf("got %+v", o.Certificate)
 			}
 		})

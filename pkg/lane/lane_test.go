@@ -263,18 +263,18 @@ func TestDrainsDoNotOverlap(t *testing.T) {
 	if _, err := lane.OpenDrain(t.Context(), b, "acme", "lane", n.WebhookID, 2, ackWait); !errors.Is(err, lane.ErrBusy) {
 		t.Errorf("an overlapping drain: got %v, want ErrBusy", err)
 	}
-	var hops []int
+	var order []int
 	take := func() {
-		if _, err := all.Take(t.Context(), 5, func(d *lane.Delivery) { hops = append(hops, d.Moves); d.Ack() }); err != nil {
+		if _, err := all.Take(t.Context(), 5, func(d *lane.Delivery) { order = append(order, d.Moves); d.Ack() }); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for len(hops) < 5 {
+	for len(order) < 5 {
 		take()
 	}
-	for i, hop := range hops {
-		if hop != i {
-			t.Fatalf("order: got %v", hops)
+	for i, moves := range order {
+		if moves != i {
+			t.Fatalf("order: got %v", order)
 		}
 	}
 	for empty := false; !empty; { // the last ack may still be on its way

@@ -16,7 +16,7 @@ import (
 )
 
 // changes returns the records that a token sees, newest first, and whether there are more.
-func (s *site) changes(token, query string, headers ...string) []map[string]any {
+func (s *instance) changes(token, query string, headers ...string) []map[string]any {
 	s.t.Helper()
 	var out []map[string]any
 	raw := s.do(token, "GET", "/crm/v2/audit"+query, nil, headers...).want(http.StatusOK).raw

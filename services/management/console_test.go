@@ -33,7 +33,7 @@ type browser struct {
 	header http.Header
 }
 
-func (s *site) browser(language string) *browser {
+func (s *instance) browser(language string) *browser {
 	s.t.Helper()
 	jar, err := cookiejar.New(nil)
 	if err != nil {
@@ -45,7 +45,7 @@ func (s *site) browser(language string) *browser {
 }
 
 // signedIn is a browser with a session.
-func (s *site) signedIn(token, language string) *browser {
+func (s *instance) signedIn(token, language string) *browser {
 	s.t.Helper()
 	b := s.browser(language)
 	b.post("/sign-in", "token", token).want(http.StatusSeeOther)
@@ -136,7 +136,7 @@ const (
 
 // exhibits are one of everything the console shows.
 type exhibits struct {
-	*site
+	*instance
 
 	hook, failed, delivered, retrying, replay, event string
 }
@@ -145,7 +145,7 @@ type exhibits struct {
 func exhibit(t *testing.T) *exhibits {
 	t.Helper()
 	s := start(t, func(c *management.Config) { c.RedisURL = "redis://" + miniredis.RunT(t).Addr() })
-	x := &exhibits{site: s}
+	x := &exhibits{instance: s}
 	x.hook = s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x?a=%22%3E", "name", evilName)).want(201).id()
 	send := func(i int, reasons ...delivery.Reason) string {
 		n := s.matched("acme", x.hook, fmt.Sprintf(`{"transaction_uuid":"t-%d","document":{"name":%q}}`, i, evilBody))

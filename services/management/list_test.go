@@ -16,7 +16,7 @@ import (
 )
 
 // path returns the path of a link that leads to this service.
-func (s *site) path(link string) string {
+func (s *instance) path(link string) string {
 	s.t.Helper()
 	path, ok := strings.CutPrefix(link, s.url)
 	if link != "" && !ok {
@@ -26,7 +26,7 @@ func (s *site) path(link string) string {
 }
 
 // ids reads all pages of a list from path on.
-func (s *site) ids(path string) (ids []string, partial bool) {
+func (s *instance) ids(path string) (ids []string, partial bool) {
 	s.t.Helper()
 	for path != "" {
 		r := s.do(acme, "GET", path, nil).want(200)

@@ -19,7 +19,7 @@ import (
 )
 
 // published stores an event of the account and returns it with the time at which it was stored.
-func (s *site) published(account, name, body string, headers map[string]string) (event.Event, time.Time) {
+func (s *instance) published(account, name, body string, headers map[string]string) (event.Event, time.Time) {
 	s.t.Helper()
 	ack, err := eventstream.Publish(s.t.Context(), s.bus, event.Subject(account, name), uuid.NewString(), headers, []byte(body))
 	if err != nil {
@@ -37,7 +37,7 @@ func (s *site) published(account, name, body string, headers map[string]string) 
 }
 
 // notified stores the event's notification for the webhook, as the publisher would.
-func (s *site) notified(ev event.Event, at time.Time, webhookID string) *notification.Notification {
+func (s *instance) notified(ev event.Event, at time.Time, webhookID string) *notification.Notification {
 	s.t.Helper()
 	n := notification.First(&ev, at, uuid.MustParse(webhookID))
 	if err := lane.Notify(s.bus, &n).Wait(s.t.Context()); err != nil {

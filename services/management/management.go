@@ -211,12 +211,12 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 				return err
 			}
 		}
-		told := notices.New(notices.Options{
+		ownerNotices := notices.New(notices.Options{
 			Bus: b, Bucket: noticeBucket, Webhooks: hooks, Meter: meter, Keys: keys, Server: mailServer, PublicURL: strings.TrimSuffix(cfg.PublicURL, "/"), Log: proc.Log, Metrics: proc.Metrics,
 		})
-		group.Go(func() error { return ended(ctx, told.Run(ctx)) })
+		group.Go(func() error { return ended(ctx, ownerNotices.Run(ctx)) })
 		pages, err := console.New(console.Options{
-			Gate: gate, Webhooks: hooks, Notifications: sends, Replays: jobs, Tail: tails, Catalogue: types, DryRun: dry, Keys: keys, Ended: revoked, Portal: links, Notices: told, Audit: changes, FrameAncestors: cfg.ConsoleFrameAncestors,
+			Gate: gate, Webhooks: hooks, Notifications: sends, Replays: jobs, Tail: tails, Catalogue: types, DryRun: dry, Keys: keys, Ended: revoked, Portal: links, Notices: ownerNotices, Audit: changes, FrameAncestors: cfg.ConsoleFrameAncestors,
 			PlainHTTP: cfg.ConsolePlainHTTP, Stopping: ctx.Done(), Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {

@@ -33,8 +33,8 @@ const (
 	operator = "operator-token"
 )
 
-// site is a running management with its broker.
-type site struct {
+// instance is a running management with its broker.
+type instance struct {
 	t    *testing.T
 	nats *bustest.Server
 	bus  *bus.Bus // of the test, with every stream
@@ -43,9 +43,9 @@ type site struct {
 }
 
 // start runs management on a broker of its own. change may alter the configuration.
-func start(t *testing.T, change func(*management.Config)) *site {
+func start(t *testing.T, change func(*management.Config)) *instance {
 	t.Helper()
-	s := &site{t: t, nats: bustest.Start(t)}
+	s := &instance{t: t, nats: bustest.Start(t)}
 	s.bus = s.nats.Topology(bustest.Limits())
 	keyFile := filepath.Join(t.TempDir(), "keys")
 	if err := seal.New().Write(keyFile); err != nil {
@@ -68,7 +68,7 @@ func start(t *testing.T, change func(*management.Config)) *site {
 }
 
 // run starts one replica for the rest of the test and returns its address.
-func (s *site) run() string {
+func (s *instance) run() string {
 	s.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	url, done := s.runUntil(ctx)
@@ -82,7 +82,7 @@ func (s *site) run() string {
 }
 
 // runUntil starts one replica that stops with ctx. done gives what Run returned.
-func (s *site) runUntil(ctx context.Context) (url string, done <-chan error) {
+func (s *instance) runUntil(ctx context.Context) (url string, done <-chan error) {
 	s.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -109,7 +109,7 @@ func (s *site) runUntil(ctx context.Context) (url string, done <-chan error) {
 }
 
 // arrived counts the messages on NOTIFICATIONS.
-func (s *site) arrived() (uint64, error) {
+func (s *instance) arrived() (uint64, error) {
 	nc, err := nats.Connect(s.nats.URL())
 	if err != nil {
 		return 0, err
@@ -127,7 +127,7 @@ func (s *site) arrived() (uint64, error) {
 }
 
 // until waits for a condition.
-func (s *site) until(what string, done func() bool) {
+func (s *instance) until(what string, done func() bool) {
 	s.t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for !done() {
@@ -148,12 +148,12 @@ type reply struct {
 }
 
 // do makes a request. body may be nil, a string (sent as it is) or a value for data.
-func (s *site) do(token, method, path string, body any, headers ...string) reply {
+func (s *instance) do(token, method, path string, body any, headers ...string) reply {
 	s.t.Helper()
 	return s.at(s.url, token, method, path, body, headers...)
 }
 
-func (s *site) at(base, token, method, path string, body any, headers ...string) reply {
+func (s *instance) at(base, token, method, path string, body any, headers ...string) reply {
 	s.t.Helper()
 	var b io.Reader
 	switch v := body.(type) {

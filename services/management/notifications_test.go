@@ -18,7 +18,7 @@ import (
 )
 
 // matched stores an event and its notification for the webhook, as the publisher would.
-func (s *site) matched(account, webhookID, body string) *notification.Notification {
+func (s *instance) matched(account, webhookID, body string) *notification.Notification {
 	s.t.Helper()
 	const name = "crm_deal_created"
 	at, err := eventstream.Publish(s.t.Context(), s.bus, event.Subject(account, name), uuid.NewString(), nil, []byte(body))
@@ -44,13 +44,13 @@ func (s *site) matched(account, webhookID, body string) *notification.Notificati
 }
 
 // attempted records an attempt on top of the journal, as a dispatcher would. reason "" means delivered.
-func (s *site) attempted(n *notification.Notification, reason delivery.Reason) *notification.Record {
+func (s *instance) attempted(n *notification.Notification, reason delivery.Reason) *notification.Record {
 	s.t.Helper()
 	return s.attemptedWith(n, reason, func(*notification.Attempt) {})
 }
 
 // attemptedWith is attempted with more said of the attempt.
-func (s *site) attemptedWith(n *notification.Notification, reason delivery.Reason, more func(*notification.Attempt)) *notification.Record {
+func (s *instance) attemptedWith(n *notification.Notification, reason delivery.Reason, more func(*notification.Attempt)) *notification.Record {
 	s.t.Helper()
 	r := &notification.Record{
 		Kind: notification.KindAttempt, At: time.Now().UTC(), Account: n.Account, WebhookID: n.WebhookID, NotificationID: n.ID,

@@ -14,7 +14,7 @@ import (
 )
 
 // link makes a portal link and returns its path.
-func (s *site) link(token string, body map[string]any) string {
+func (s *instance) link(token string, body map[string]any) string {
 	s.t.Helper()
 	r := s.do(token, "POST", "/crm/v2/portal_links", body).want(http.StatusCreated)
 	path, found := strings.CutPrefix(text(r.data(), "url"), s.url)

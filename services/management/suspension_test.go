@@ -23,7 +23,7 @@ type monitor struct {
 	commands []command.Command
 }
 
-func (s *site) monitor(ctx context.Context) *monitor {
+func (s *instance) monitor(ctx context.Context) *monitor {
 	s.t.Helper()
 	m := &monitor{}
 	commands, err := command.Consume(ctx, s.bus)
@@ -68,7 +68,7 @@ func (m *monitor) count() int {
 	return len(m.commands)
 }
 
-func (s *site) flag(ctx context.Context, f suspension.Flag) {
+func (s *instance) flag(ctx context.Context, f suspension.Flag) {
 	bucket, err := s.bus.Bucket(ctx, topology.BucketSuspensions)
 	if err == nil {
 		var body []byte
@@ -81,7 +81,7 @@ func (s *site) flag(ctx context.Context, f suspension.Flag) {
 	}
 }
 
-func (s *site) unflag(ctx context.Context, account, urlKey string) {
+func (s *instance) unflag(ctx context.Context, account, urlKey string) {
 	bucket, err := s.bus.Bucket(ctx, topology.BucketSuspensions)
 	if err == nil {
 		err = bucket.Delete(ctx, account+"."+urlKey, 0)

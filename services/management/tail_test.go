@@ -14,13 +14,13 @@ import (
 )
 
 // follow opens a tail and returns a function that reads the next attempt.
-func (s *site) follow(ctx context.Context, token, query string) (next func() map[string]any) {
+func (s *instance) follow(ctx context.Context, token, query string) (next func() map[string]any) {
 	s.t.Helper()
 	return s.stream(ctx, token, "/crm/v2/tail"+query, "")
 }
 
 // stream opens a stream, behind the event with that id when there is one.
-func (s *site) stream(ctx context.Context, token, path, lastID string) (next func() map[string]any) {
+func (s *instance) stream(ctx context.Context, token, path, lastID string) (next func() map[string]any) {
 	s.t.Helper()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url+path, nil)
 	if err != nil {

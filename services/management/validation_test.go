@@ -89,7 +89,7 @@ func TestRegistrationRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := &site{t: t, url: s.url}
+			s := &instance{t: t, url: s.url}
 			s.do(acme, "POST", "/crm/v2/webhooks", tc.body).refused(tc.status, tc.code, tc.pointer)
 		})
 	}

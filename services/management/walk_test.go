@@ -26,7 +26,7 @@ type operation struct {
 	responses    map[string]json.RawMessage
 }
 
-func (s *site) operations() []operation {
+func (s *instance) operations() []operation {
 	s.t.Helper()
 	var doc struct {
 		Paths map[string]map[string]struct {
@@ -74,7 +74,7 @@ func TestWalk(t *testing.T) {
 		}
 		t.Run(op.method+" "+op.path, func(t *testing.T) {
 			t.Parallel()
-			s := &site{t: t, url: s.url}
+			s := &instance{t: t, url: s.url}
 			path := strings.NewReplacer("{id}", realID(op.path), "{event}", "crm_deal_created").Replace(op.path)
 			write, scoped := op.method != http.MethodGet && !strings.HasSuffix(op.path, "/conditions/test"), strings.Contains(op.path, "{id}")
 			body := any(nil)
@@ -157,7 +157,7 @@ func TestWalk(t *testing.T) {
 	}
 	t.Run("elsewhere", func(t *testing.T) {
 		t.Parallel()
-		s := &site{t: t, url: s.url}
+		s := &instance{t: t, url: s.url}
 		for _, path := range []string{"/.git/config", "/debug/pprof/", "/metrics", "/crm/v2", "/crm/v2/", "/crm/v2/webhooks//", "/crm//v2/webhooks", "/crm/v2/../v2/webhooks", "/crm/v1/webhooks"} {
 			s.do(acme, "GET", path, nil).refused(404, "no_such_path", "")
 		}

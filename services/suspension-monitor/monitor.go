@@ -164,9 +164,9 @@ func (m *Monitor) run(ctx context.Context, up func()) error {
 	return group.Wait()
 }
 
-// insist repeats f until it succeeds or ctx ends; while it fails the monitor is degraded. Flags that Redis forgot are
+// repeat repeats f until it succeeds or ctx ends; while it fails the monitor is degraded. Flags that Redis forgot are
 // put back first.
-func (m *Monitor) insist(ctx context.Context, f func() error) bool {
+func (m *Monitor) repeat(ctx context.Context, f func() error) bool {
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := f()
@@ -225,7 +225,7 @@ func (m *Monitor) fold(ctx, stop context.Context, records []notification.Summary
 		})
 	}
 	var decisions []suspension.Decision
-	if !m.insist(stop, func() (err error) { decisions, err = m.store.Observe(ctx, observations); return err }) {
+	if !m.repeat(stop, func() (err error) { decisions, err = m.store.Observe(ctx, observations); return err }) {
 		return false
 	}
 	for _, d := range decisions {
@@ -277,7 +277,7 @@ func (m *Monitor) obey(ctx context.Context, commands *command.Consumer) {
 				cmd.Since = record.Since
 			}
 			var decision suspension.Decision
-			if !m.insist(ctx, func() (err error) { decision, err = act(work, cmd); return err }) {
+			if !m.repeat(ctx, func() (err error) { decision, err = act(work, cmd); return err }) {
 				return ctx.Err()
 			}
 			m.log.Info("suspension command", zap.String("command", c.Verb), zap.String("account_id", c.Account), zap.String("webhook_id", c.WebhookID), zap.String("by", c.By))
@@ -297,7 +297,7 @@ func (m *Monitor) watchProbes(ctx context.Context, probes <-chan suspension.Flag
 			return
 		case flag := <-probes:
 			var decision suspension.Decision
-			m.insist(ctx, func() (err error) {
+			m.repeat(ctx, func() (err error) {
 				decision, err = m.store.StartProbe(ctx, flag.Key(), flag.Trip, *flag.Probe)
 				return err
 			})
@@ -318,7 +318,7 @@ func (m *Monitor) keep(ctx context.Context) {
 	defer ticker.Stop()
 	compare := 0
 	for {
-		m.insist(ctx, func() error {
+		m.repeat(ctx, func() error {
 			err := m.store.Beat(ctx)
 			if errors.Is(err, suspension.ErrStale) {
 				m.log.Warn("Redis has lost its last writes; suspensions are compared with their copies")

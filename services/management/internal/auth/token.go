@@ -142,7 +142,7 @@ const lookEvery = time.Second
 func (t *Tokens) Watch(ctx context.Context, again <-chan os.Signal, log *zap.Logger) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	told := ""
+	logged := ""
 	for {
 		select {
 		case <-ctx.Done():
@@ -153,11 +153,11 @@ func (t *Tokens) Watch(ctx context.Context, again <-chan os.Signal, log *zap.Log
 		}
 		changed, err := t.Reload()
 		switch {
-		case err != nil && err.Error() != told:
-			told = err.Error()
+		case err != nil && err.Error() != logged:
+			logged = err.Error()
 			log.Error("the tokens stay as they were: the file cannot be used", zap.Error(err))
-		case err == nil && (changed || told != ""):
-			told = ""
+		case err == nil && (changed || logged != ""):
+			logged = ""
 			log.Info("tokens read again", zap.Int("tokens", t.Len()))
 		}
 	}

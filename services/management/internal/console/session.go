@@ -200,8 +200,8 @@ func (s *sessions) tell(w http.ResponseWriter, v *session, n flash, secure bool)
 	http.SetCookie(w, v.cookie(flashName, s.keys.Seal(plain, []byte("gancho console flash "+v.ID)), flashLasts, secure))
 }
 
-// told returns the flash that waits for the session, and removes it.
-func (s *sessions) told(w http.ResponseWriter, r *http.Request, v *session) *flash {
+// takeFlash returns the flash that waits for the session, and removes it.
+func (s *sessions) takeFlash(w http.ResponseWriter, r *http.Request, v *session) *flash {
 	c, err := r.Cookie(flashName)
 	if err != nil {
 		return nil

@@ -84,7 +84,7 @@ type page struct {
 	ReadOnly bool
 	SignedIn bool
 	Path     string
-	Notice   *flash
+	Flash    *flash
 	Bound    bool // to one webhook: nothing else is offered
 	Theme    portal.Theme
 }
@@ -104,7 +104,7 @@ func (c *Console) show(v *visit, status int, name string, p page) error {
 	}
 	// A page that refreshes itself shows only parts of the answer: a flash would be lost.
 	if p.SignedIn = v.session != nil; p.SignedIn && v.r.Header.Get(refreshHeader) == "" {
-		p.Notice = c.sessions.told(v.w, v.r, v.session)
+		p.Flash = c.sessions.takeFlash(v.w, v.r, v.session)
 	}
 	c.dress(v, &p)
 	var b bytes.Buffer

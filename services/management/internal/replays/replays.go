@@ -30,7 +30,7 @@ import (
 	"gancho/pkg/notification"
 	"gancho/pkg/webhook"
 	"gancho/pkg/wireversion"
-	"gancho/services/management/internal/notice"
+	"gancho/services/management/internal/broadcast"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/webhooks"
@@ -132,7 +132,7 @@ type Service struct {
 	notifications *notifications.Service
 	log           *zap.Logger
 	name          string // of this process, as a runner
-	changes       notice.Board
+	changes       broadcast.Signal
 
 	mu      sync.Mutex
 	jobs    map[string]*job               // by key, as the bucket has them; values are immutable

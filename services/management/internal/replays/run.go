@@ -59,7 +59,7 @@ func (s *Service) apply(e bus.Entry) {
 	if j.State != Running {
 		s.stop(e.Key)
 	}
-	s.changes.Post()
+	s.changes.Send()
 }
 
 // stop ends the sending of a job that runs here. s.mu is held.
@@ -105,7 +105,7 @@ func (s *Service) try(ctx context.Context, seen *job) {
 		delete(s.running, seen.key())
 		delete(s.stops, seen.key())
 		s.mu.Unlock()
-		s.changes.Post()
+		s.changes.Send()
 	}()
 	j := *seen
 	j.Runner, j.BeatAt = s.name, time.Now().UTC()

@@ -33,7 +33,7 @@ import (
 	"gancho/pkg/suspension/command"
 	"gancho/pkg/suspension/mirror"
 	"gancho/pkg/webhook"
-	"gancho/services/management/internal/notice"
+	"gancho/services/management/internal/broadcast"
 	"gancho/services/management/internal/problem"
 )
 
@@ -74,7 +74,7 @@ type Service struct {
 	names       event.Names
 	most        int // of an account
 	log         *zap.Logger
-	changes     notice.Board
+	changes     broadcast.Signal
 	byName      roster
 }
 
@@ -97,7 +97,7 @@ func (s *Service) Changed(before, after *webhook.Webhook) {
 	if before, after := shown(before), shown(after); before != nil || after != nil {
 		s.byName.changed(before, after)
 	}
-	s.changes.Post()
+	s.changes.Send()
 }
 
 // CheckEvents reports the problem of a name or pattern of events, nil if there is none.
