@@ -169,7 +169,7 @@ type Page struct {
 	Next    uint64
 }
 
-// Bounds of one page's reading: what a page looks through, and how much of it at a time.
+// Bounds of one page's reading: records at a time, and how many times.
 const (
 	window = 2_000
 	looks  = 25

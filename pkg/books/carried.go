@@ -51,7 +51,7 @@ func eachRetry(ctx context.Context, b *bus.Bus, accounts func() []string, show f
 	return nil
 }
 
-// parkedOf returns the ids of the webhook's notifications on PARKED, in whichever lane, at most n of them. It reads the
+// parkedOf returns the ids of the webhook's notifications on PARKED, over all lanes, at most n of them. It reads the
 // messages one by one.
 func parkedOf(ctx context.Context, b *bus.Bus, account, webhook string, n int) (map[uuid.UUID]bool, error) {
 	out := map[uuid.UUID]bool{}

@@ -30,13 +30,13 @@ const (
 	standBy = 5 * time.Second
 )
 
-// Keeper keeps the books, one process at a time, and repairs what an audit finds missing.
+// Keeper keeps the books, one process at a time, and repairs the sends that an audit finds missing.
 type Keeper struct {
 	Log    *zap.Logger
 	Bus    *bus.Bus
 	Leases *bus.Bucket
 	Bucket *bus.Bucket // BOOKS
-	Shares *bus.Bucket // SHARES: what accounts hold is counted there; nil: it is not
+	Shares *bus.Bucket // SHARES, which gets the counts of what accounts hold; nil: they are not written
 	Name   string      // of this process, unique
 	// Repaired counts a repair of a kind.
 	Repaired func(kind string)

@@ -94,7 +94,7 @@ func (l *link) denied() (rights []string) {
 const oldest = "2.12.0"
 
 // tooOld says that a version of nats-server is too old, "" if it is not. A version of another form counts as new
-// enough: what the server answers to the creation of streams and consumers is compared with the request.
+// enough: the server's answers to the creation of streams and consumers are compared with the requests.
 func tooOld(version string) string {
 	if have, want := parseVersion(version), parseVersion(oldest); have == nil || slices.Compare(have, want) >= 0 {
 		return ""
@@ -159,8 +159,8 @@ const (
 	diagnoseFirst  = 500 * time.Millisecond
 )
 
-// dialer dials in the background, because the client library holds its lock meanwhile and a look-up of a name that
-// is gone takes many seconds. A connection that comes later than the library waits is there for its next attempt.
+// dialer dials in the background, because the client library holds its lock while it dials, and a look-up of a name
+// that is gone takes many seconds. A connection that comes later than the library waits is there for its next attempt.
 type dialer struct {
 	ctx     context.Context //nolint:containedctx // its end ends every attempt, and every connection
 	dial    dialFunc

@@ -102,7 +102,7 @@ func (b *Bus) Replicas(ctx context.Context) (int, error) {
 }
 
 // Apply creates the streams and buckets that are missing and loosens those that are too tight. It changes
-// nothing else, and returns what it did, one line each.
+// nothing else, and returns a line for each change.
 func (b *Bus) Apply(ctx context.Context, l topology.Limits) (done []string, err error) {
 	return b.each(ctx, l, b.apply)
 }

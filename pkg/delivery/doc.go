@@ -37,7 +37,7 @@
 //	nothing of the above within the timeout                         timeout
 //	the request cannot be built from its parts                      internal_error
 //
-// An informational status (1xx but 101) is not an answer; what comes after it decides.
+// An informational status (1xx but 101) is not an answer; the status after it decides.
 //
 // # How often the request is sent
 //

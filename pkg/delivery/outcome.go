@@ -75,7 +75,7 @@ func (c Certificate) EndsSoon(now time.Time) bool {
 	return !c.Until.IsZero() && c.Until.Sub(now) <= min(certificateNotice, c.Until.Sub(c.From)/3)
 }
 
-// Outcome is what came of one attempt. It belongs to the caller.
+// Outcome is the result of one attempt. It belongs to the caller.
 type Outcome struct {
 	// Delivered means a 2xx within the timeout.
 	Delivered bool

@@ -84,8 +84,8 @@ var (
 		{netip.MustParsePrefix("2620:4f:8000::/48"), RuleAS112},
 		{netip.MustParsePrefix("3fff::/20"), RuleDocumentation},
 	}
-	// outside6 only gives names to what is outside globalUnicast; addresses not
-	// listed here are refused as unallocated.
+	// outside6 only names ranges outside globalUnicast; addresses not listed
+	// here are refused as unallocated.
 	outside6 = []special{
 		{netip.MustParsePrefix("::/128"), RuleUnspecified},
 		{netip.MustParsePrefix("::1/128"), RuleLoopback},

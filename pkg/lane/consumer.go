@@ -96,7 +96,7 @@ func delivery(ctx context.Context, b *bus.Bus, lane notification.Lane, m jetstre
 	d.Notification, err = notification.Decode(m.Headers(), m.Data())
 	switch {
 	case errors.Is(err, wireversion.ErrNewer):
-		d.Wait(context.WithoutCancel(ctx)) // a stop settles what came
+		d.Wait(context.WithoutCancel(ctx)) // a stop settles all deliveries
 		return nil
 	case err != nil:
 		if err := d.SetAside(ctx, "not_a_notification", err.Error()); err == nil {

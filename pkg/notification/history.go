@@ -11,8 +11,8 @@ import (
 )
 
 // A record carries the records before it, as far as they were at hand when it was written. The broker loads a
-// block of megabytes for each record that is read, and those of one notification are hours apart: so one read shows
-// what else a read for each attempt would. What a record does not carry is found along Previous.
+// block of megabytes for each record that is read, and those of one notification are hours apart: so one read serves
+// instead of one for each attempt. Records that it does not carry are found along Previous.
 const (
 	// maxCarried is how many records one carries: the attempts of a send and some more.
 	maxCarried = 16

@@ -2,12 +2,12 @@
 //
 // # Exact, and kept
 //
-// Each count is of messages in streams: records of the journal, messages on NOTIFICATIONS and on CRM_EVENTS. A slice is
-// what was counted between two positions of these streams. It is one message on the stream NUMBERS, written on top of the
-// slice before it (compare-and-set), and it holds the positions up to which it counts. So a message is counted once,
-// however many processes count and whenever one of them dies, and a loss of Redis changes nothing. Hours that have ended
-// are added up from the slices, by account, on the stream USAGE, which is kept longer. A question adds what came after the
-// newest slice, so the answer holds all that the streams held when it was asked.
+// Each count is of messages in streams: records of the journal, messages on NOTIFICATIONS and on CRM_EVENTS. A slice
+// holds the counts between two positions of these streams. It is one message on the stream NUMBERS, written on top of
+// the slice before it (compare-and-set), and it holds the positions up to which it counts. So a message is counted
+// once, however many processes count and whenever one of them dies, and a loss of Redis changes nothing. Hours that
+// have ended are added up from the slices, by account, on the stream USAGE, which is kept longer. A query also counts
+// the messages after the newest slice, so the answer covers all that the streams held when it was asked.
 //
 // The minute of a message is that of the time at which the broker stored it.
 package numbers

@@ -32,7 +32,7 @@ const (
 
 // cell is a place for counts.
 type cell struct {
-	account, webhook string // webhook is "" for what is of the account only
+	account, webhook string // webhook is "" for counts of the account only
 	minute           int64  // since 1970
 }
 
@@ -52,7 +52,7 @@ func (c cells) at(account, webhook string, at time.Time) *Counts {
 // slice is the body of a message on NUMBERS.
 type slice struct {
 	Schema int               `json:"schema,omitempty"`
-	Until  time.Time         `json:"until"` // what was stored before is counted
+	Until  time.Time         `json:"until"` // messages stored before are counted
 	At     map[string]uint64 `json:"at"`    // positions: streams by the last sequence that is counted
 	Cells  []row             `json:"cells,omitempty"`
 }
@@ -159,8 +159,8 @@ func (k *Keeper) last(ctx context.Context) (slice, uint64, error) {
 	return s, raw.Sequence, nil
 }
 
-// count counts what the streams hold behind the positions: of one account, or of all with "". It stops at most cells;
-// whole says that it did not. The slice has no cells.
+// count counts the messages after the positions: of one account, or of all with "". It stops at most cells; whole
+// reports that it did not. The slice has no cells.
 func (k *Keeper) count(ctx context.Context, from map[string]uint64, account string, most int) (next slice, counts cells, whole bool, err error) {
 	next, counts, whole = slice{Until: time.Now().UTC().Add(-skew), At: map[string]uint64{}}, cells{}, true
 	filter := account
@@ -195,7 +195,7 @@ func (k *Keeper) count(ctx context.Context, from map[string]uint64, account stri
 			return slice{}, nil, false, err
 		}
 		at := from[s.stream]
-		if at > state.Last { // the stream was made anew
+		if at > state.Last { // the stream was created again
 			at = 0
 		}
 		next.At[s.stream] = max(at, state.Last)

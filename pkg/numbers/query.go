@@ -29,7 +29,7 @@ func StepNames() []string { return []string{"1m", "1h", "1d"} }
 // Kept is how long minutes are kept, at least; hours are kept for 400 days.
 const Kept = 48 * time.Hour
 
-// Total is what was counted in one step.
+// Total holds the counts of one step.
 type Total struct {
 	Account  string
 	From, To time.Time
@@ -80,7 +80,8 @@ func (k *Keeper) each(
 	ctx context.Context, account string, from, to time.Time, step time.Duration, handle func(account, webhook string, at time.Time, n *Counts),
 ) error {
 	inside := func(at time.Time) bool { return !at.Before(from) && at.Before(to) }
-	// First the newest: what is written meanwhile is then neither missing nor there twice.
+	// The mark is read first: an hour that is added up after that is taken from its slices, and is neither missing nor
+	// counted twice.
 	m, _, err := k.mark(ctx)
 	if err != nil {
 		return err

@@ -11,7 +11,7 @@ import (
 	"gancho/pkg/wireversion"
 )
 
-// purpose is what the records' key is derived for.
+// purpose names the key of the records' MACs.
 const purpose = "registry record"
 
 // macMember begins the last member of a record. Inside a JSON string its quotes would be escaped.
@@ -34,7 +34,7 @@ var causes = map[string]error{
 	"unsigned": errUnsigned, "malformed": errMalformed, "mac": errMAC, "older": errOlder, "deleted": errDeleted, "unknown_key": seal.ErrUnknownKey,
 }
 
-// record is what a good entry says besides the webhook.
+// record holds a good entry's members other than the webhook's.
 type record struct {
 	Version uint64 `json:"version"`
 	Deleted bool   `json:"deleted"`
@@ -72,7 +72,7 @@ func sign(keys *seal.Keyring, key string, object []byte) []byte {
 	return bytes.Join([][]byte{body, macMember, []byte(mac), macEnd}, nil)
 }
 
-// signed is what a MAC is over. No key holds a NUL.
+// signed returns the bytes that a MAC covers. No key holds a NUL.
 func signed(key string, body []byte) []byte {
 	return bytes.Join([][]byte{[]byte(key), body}, []byte{0})
 }

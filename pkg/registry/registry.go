@@ -125,8 +125,8 @@ func (r *Registry) note(key string, newer bool) {
 	}
 }
 
-// Restores makes this process write its copy back when somebody deleted the bucket or wrote into it: for the bucket's
-// owner, which has the keys. It is called before Run.
+// Restores makes this process write its copy back when the bucket was deleted or written by another hand: for the
+// bucket's owner, which has the keys. It must be called before Run.
 func (r *Registry) Restores() {
 	r.heals = true
 	r.bucket.Refill(func(ctx context.Context) error {
@@ -216,7 +216,7 @@ func (r *Registry) Run(ctx context.Context, loaded func(), changed func(before, 
 		left := maps.Clone(r.bad)
 		r.mu.Unlock()
 		for key, b := range left {
-			r.tell(key, b)
+			r.report(key, b)
 		}
 		if loaded != nil {
 			loaded()
@@ -227,13 +227,13 @@ func (r *Registry) Run(ctx context.Context, loaded func(), changed func(before, 
 // take follows an entry of the bucket, if it may be believed. done reports that it was followed.
 func (r *Registry) take(e bus.Entry) (before, after *webhook.Webhook, done bool) {
 	if e.Revision == math.MaxUint64 {
-		return nil, nil, false // it went with a bucket that somebody deleted
+		return nil, nil, false // it went with a deleted bucket
 	}
 	r.mu.Lock()
 	known := r.records[e.Key]
 	r.mu.Unlock()
 	if known != nil && e.Revision <= known.revision {
-		return nil, nil, false // the watch began anew
+		return nil, nil, false // the watch began again
 	}
 	rec, w, err := r.judge(e, known)
 	switch {
@@ -245,7 +245,7 @@ func (r *Registry) take(e bus.Entry) (before, after *webhook.Webhook, done bool)
 		r.bad[e.Key] = b
 		r.mu.Unlock()
 		if r.loaded.Load() {
-			r.tell(e.Key, b)
+			r.report(e.Key, b)
 		}
 		return nil, nil, false
 	}
@@ -260,7 +260,7 @@ func (r *Registry) take(e bus.Entry) (before, after *webhook.Webhook, done bool)
 	}
 	r.mu.Unlock()
 	r.note(e.Key, err != nil)
-	if w == nil { // deleted, or of a newer version: whoever needs that asks the bucket, and learns that
+	if w == nil { // deleted, or of a newer version, which Fetch reports
 		r.Index.Delete(e.Key)
 		return before, nil, err == nil
 	}
@@ -269,8 +269,8 @@ func (r *Registry) take(e bus.Entry) (before, after *webhook.Webhook, done bool)
 	return before, w, true
 }
 
-// judge returns what an entry says after known, the last good record of its key, or why it is not used. A deletion
-// from the time before records were authenticated has no record.
+// judge returns the state in an entry that follows known, the last good record of its key, or why the entry is not
+// used. A deletion from the time before records were authenticated has no record.
 func (r *Registry) judge(e bus.Entry, known *record) (*record, *webhook.Webhook, error) {
 	legacy := !r.authenticated() && (known == nil || known.Version == 0)
 	if e.Value == nil {
@@ -291,8 +291,8 @@ func (r *Registry) judge(e bus.Entry, known *record) (*record, *webhook.Webhook,
 	return rec, w, err
 }
 
-// tell counts and logs an entry that is not used, and has it put right.
-func (r *Registry) tell(key string, b bad) {
+// report counts and logs an entry that is not used, and has it put right.
+func (r *Registry) report(key string, b bad) {
 	for cause, err := range causes {
 		if errors.Is(b.cause, err) {
 			r.forged.WithLabelValues(cause).Inc()
@@ -371,8 +371,9 @@ func (r *Registry) lastGood(ctx context.Context, key string) ([]byte, error) {
 	return Sign(r.keys, w)
 }
 
-// Fetch reads the account's webhook from the bucket: the newest good state, whatever this process has seen. It is
-// bus.ErrNotFound when there is none. Its Revision is that of the bucket's newest entry, which Update and Delete replace.
+// Fetch reads the newest good state of the account's webhook from the bucket, also one that this process has not seen
+// yet. The error is bus.ErrNotFound when there is none. The Revision is that of the bucket's newest entry, which Update
+// and Delete replace.
 func (r *Registry) Fetch(ctx context.Context, account, id string) (*webhook.Webhook, error) {
 	key := account + "." + id
 	newest, err := r.bucket.Latest(ctx, key)
@@ -396,7 +397,7 @@ func (r *Registry) Fetch(ctx context.Context, account, id string) (*webhook.Webh
 	return w, nil
 }
 
-// search returns the newest good record of the key's history, or what this process knows; no record: there is none.
+// search returns the newest good record of the key's history, else the last that this process saw, else none.
 func (r *Registry) search(ctx context.Context, key string, known *record) (*record, *webhook.Webhook, error) {
 	entries, err := r.bucket.History(ctx, key)
 	if err != nil && !errors.Is(err, bus.ErrNotFound) {
@@ -531,7 +532,7 @@ func (r *Registry) signAll(ctx context.Context) (int, error) {
 			continue
 		}
 		rec, w, err := parse(r.keys, key, e.Value)
-		if err != nil || rec.Version > 0 { // what is not right now is not used afterwards
+		if err != nil || rec.Version > 0 { // an entry that is wrong today stays unused
 			continue
 		}
 		next, err := w.Reseal(r.keys, time.Now())

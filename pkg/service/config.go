@@ -146,7 +146,7 @@ func reason(err error) error {
 	return err
 }
 
-// mentions reports whether the line is about one of the variables, alone or beside another: a
+// mentions reports whether the line names one of the variables, also together with others: a
 // consequence of a value that is wrong already is no news.
 func mentions(line string, variables map[string]bool) bool {
 	words := strings.FieldsFunc(line, func(r rune) bool { return r != '_' && !('A' <= r && r <= 'Z') && !('0' <= r && r <= '9') })
@@ -171,7 +171,7 @@ func CheckAddr(variable, addr string) error {
 	return nil
 }
 
-// problem says what is wrong with the variable alone, "" if nothing is.
+// problem returns the fault of the variable's value, apart from other variables; "" if it has none.
 func (f Field) problem(vars map[string]string) string {
 	raw := cmp.Or(vars[f.Var], f.Default)
 	allowed := ""

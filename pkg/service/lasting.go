@@ -14,7 +14,7 @@ const LastingEvery = time.Minute
 
 // Lasting returns a logger for troubles that are met again and again while they last, such as a server that is down:
 // a line with the same message and the same error is written once in LastingEvery, a line with another cause at once.
-// The other fields do not count. All loggers made of the returned one share what they have written.
+// The other fields do not count. All loggers made of the returned one share this memory.
 func Lasting(log *zap.Logger) *zap.Logger {
 	return log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
 		return &lastingCore{c, &written{last: map[string]time.Time{}}}
@@ -33,7 +33,7 @@ type written struct {
 	last map[string]time.Time // by message and cause
 }
 
-// maxWritten bounds what is remembered: causes may be texts that are never the same.
+// maxWritten bounds the lines that are remembered: causes may be texts that are never the same.
 const maxWritten = 1000
 
 func (w *written) due(line string, now time.Time) bool {

@@ -100,8 +100,8 @@ func (s *Shell) setLogLevel(w http.ResponseWriter, r *http.Request) {
 }
 
 // Healthcheck asks the process that listens on addr (OPS_ADDR) on this machine or in this container whether it is
-// ready, and returns an exit code. It says on stderr what is wrong, also faults that leave the process ready; verbose
-// says when nothing is.
+// ready, and returns an exit code. It prints faults on stderr, also those that leave the process ready; with verbose
+// it prints "ready" when there are none.
 func Healthcheck(addr string, verbose bool, stderr io.Writer) int {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -130,7 +130,7 @@ func Healthcheck(addr string, verbose bool, stderr io.Writer) int {
 // askWithin bounds Ask, below the time that containers give a health check.
 const askWithin = 3 * time.Second
 
-// Ask returns what the process that listens on addr, host:port, answers at /readyz.
+// Ask returns the state of the process that listens on addr, host:port, from its /readyz.
 func Ask(ctx context.Context, addr string) (s State, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()

@@ -1,5 +1,5 @@
-// Package service is the process shell: it reads the configuration, starts what a program runs, shows how
-// it is doing on the ops address, and stops it. It does not know what the process does.
+// Package service is the process shell: it reads the configuration, starts the program's services, shows their health
+// on the ops address, and stops them. It knows nothing of their work.
 package service
 
 import (
@@ -38,7 +38,7 @@ const (
 	ExitConfig = 2 // the configuration makes no sense; nothing was started
 )
 
-// Config is what every process reads.
+// Config holds the settings of every process.
 type Config struct {
 	// OpsAddr is where /healthz, /readyz, /metrics, /debug/pprof and /debug/loglevel are served; :9090 in containers. Keep it off public networks.
 	OpsAddr string `env:"OPS_ADDR" envDefault:"127.0.0.1:9090"`
@@ -61,7 +61,7 @@ func (c Config) Validate() error {
 	return errors.Join(CheckAddr("OPS_ADDR", c.OpsAddr), bad)
 }
 
-// Process is what the shell hands to the code it runs.
+// Process is a service's part of the shell: its logger, metrics, health and tracer.
 type Process struct {
 	Name    string
 	Log     *zap.Logger
@@ -93,7 +93,7 @@ const traceTimeout = 3 * time.Second
 // logDelay is how late a log line may be written.
 const logDelay = 100 * time.Millisecond
 
-// Close sends what is left of the traces and writes what is left of the log.
+// Close sends the last spans and writes the last lines of the log.
 func (s *Shell) Close() {
 	ctx, cancel := context.WithTimeout(context.Background(), traceTimeout)
 	defer cancel()
@@ -217,8 +217,8 @@ func Main[C any](name string, common func(*C) *Config, run func(context.Context,
 	return shell.ExitCode(name, err, os.Stderr)
 }
 
-// ExitCode tells how a process ended whose Run returned err, and logs the error. An address that cannot be
-// listened on is a matter of configuration and told on stderr.
+// ExitCode returns the exit code of a process whose Run returned err, and logs the error. An address that cannot be
+// listened on counts as configuration: it is printed on stderr.
 func (s *Shell) ExitCode(name string, err error, stderr io.Writer) int {
 	if listen, ok := errors.AsType[*net.OpError](err); ok && listen.Op == "listen" {
 		fmt.Fprintln(stderr, err)

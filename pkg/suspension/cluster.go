@@ -21,7 +21,7 @@ func RefuseCluster(ctx context.Context, client redis.UniversalClient) error {
 	defer cancel()
 	about, err := client.Do(ctx, "HELLO").Result()
 	if err != nil {
-		return nil //nolint:nilerr // what is wrong shows in every command
+		return nil //nolint:nilerr // every command will show the fault
 	}
 	var mode any
 	switch m := about.(type) {

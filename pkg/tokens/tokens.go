@@ -91,8 +91,8 @@ func wellFormed(token string) bool {
 // Purpose is that of the key of tokens' names, for seal.Keyring.Derive.
 const Purpose = "names of API tokens"
 
-// Name is the public name of a token, tok_<8 hex>. Under another key it is another one, and nobody without the key
-// can try tokens against it.
+// Name is the public name of a token, tok_<8 hex>. It depends on the key, so that tokens cannot be tried against it
+// without the key.
 func Name(key []byte, token string) string {
 	mac := hmac.New(sha256.New, key)
 	mac.Write([]byte(token))

@@ -29,5 +29,5 @@ var descriptions = map[string]string{
 	ConsumerIndexEvents:   "management: finds events by transaction and document",
 }
 
-// Description says what a stream or durable consumer is for, "" when the name is not one of ours.
+// Description returns the purpose of a stream or durable consumer, "" when the name is not one of ours.
 func Description(name string) string { return descriptions[name] }

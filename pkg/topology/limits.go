@@ -20,7 +20,7 @@ type Limits struct {
 	LogMaxAge time.Duration `env:"LOG_MAX_AGE" envDefault:"720h" range:"1m..8760h"`
 	// DuplicateWindow is how long the same event published again is recognised.
 	DuplicateWindow time.Duration `env:"DUPLICATE_WINDOW" envDefault:"10m" range:"1s..24h"`
-	// StoreMaxBytes is how much disk the streams may take together on each server; each gets a share of it as its limit. 0: what the broker grants the account, divided by STREAM_REPLICAS; no limit where it names none.
+	// StoreMaxBytes is how much disk the streams may take together on each server; each gets a share of it as its limit. 0: the broker's grant to the account, divided by STREAM_REPLICAS; no limit where it grants without one.
 	StoreMaxBytes int64 `env:"STORE_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
 	// EventsMaxBytes limits CRM_EVENTS; above it the CRM is refused. 0: 30 % of STORE_MAX_BYTES.
 	EventsMaxBytes int64 `env:"EVENTS_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
@@ -40,7 +40,7 @@ type Limits struct {
 	MaxBytesEverywhere bool `env:"MAX_BYTES_EVERYWHERE" envDefault:"false"`
 }
 
-// MaxBytes returns the limit of what a stream holds in bytes, 0 for none. Streams without a share of their own get 1 % of the disk.
+// MaxBytes returns the limit of a stream in bytes, 0 for none. Streams without a share of their own get 1 % of the disk.
 func (l Limits) MaxBytes(stream string) int64 {
 	given, share := int64(0), int64(1)
 	switch stream {
@@ -69,8 +69,8 @@ func (l Limits) MaxBytes(stream string) int64 {
 }
 
 // retriesStreamMaxBytes is max_bytes of the stream RETRIES. No first attempts are made above half of it, so that only
-// what is in flight and on its way out of PARKED can still come. Should it be reached all the same, the books find the
-// dropped retries and put them right from their events.
+// notifications in flight and on their way out of PARKED can still come. Should it be reached all the same, the books
+// find the dropped retries and restore them from their events.
 func (l Limits) retriesStreamMaxBytes() int64 {
 	if !l.MaxBytesEverywhere {
 		return 0

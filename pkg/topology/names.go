@@ -35,12 +35,12 @@ const (
 	BucketClaims = "WEBHOOK_CLAIMS"
 	// BucketEndedSessions holds the sessions of the console that were ended before their time.
 	BucketEndedSessions = "ENDED_SESSIONS"
-	// BucketNotices holds what owners were told about their webhooks' troubles, and what they are still to be told.
+	// BucketNotices holds the notices about webhooks' troubles that owners got, and those still to be sent.
 	BucketNotices = "NOTICES"
 )
 
 // WebhooksHistory is how many entries the bucket WEBHOOKS keeps of each key: a process that starts finds the last good
-// record among those that somebody else wrote.
+// record behind later ones that are not management's.
 const WebhooksHistory = 64
 
 // RecordsKey is where the metadata of the bucket WEBHOOKS say, with RecordsAuthenticated, that all its records are

@@ -35,7 +35,7 @@ func InBatches(stream string) bool {
 //
 // NOTIFICATIONS keeps by limits, not as a work queue: under sync_interval always an ack then syncs nothing
 // (85,000 instead of 2,700 acks/s measured), message ids survive a broker restart, and the log can read it.
-// Its owner purges what is acknowledged and older than the duplicate window. RETRIES holds schedules, which
+// Its owner purges messages that are acknowledged and older than the duplicate window. RETRIES holds schedules, which
 // forbid Discard New, so it has no size limit unless the broker demands one: Discard Old would lose messages.
 func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 	window := min(l.DuplicateWindow, l.EventsMaxAge, l.LogMaxAge)

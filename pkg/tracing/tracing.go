@@ -36,7 +36,7 @@ type Tracer struct {
 }
 
 // Open returns the tracer of a service as the environment of the process says, nil when tracing is off. failed
-// is told when spans cannot be sent, in the whole process.
+// is called when spans of any service of the process cannot be sent.
 func Open(service, version string, failed func(error)) (*Tracer, error) {
 	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" || os.Getenv("OTEL_SDK_DISABLED") == "true" {
 		return nil, nil

@@ -2,8 +2,8 @@
 //
 // An event is acknowledged only after all that follows from it is stored: its notifications on
 // NOTIFICATIONS, or its bytes on REJECTED_EVENTS when it cannot be an event. A crash anywhere before makes
-// the broker deliver the event again, and the deterministic message ids keep what was stored already from
-// being stored twice.
+// the broker deliver the event again, and the deterministic message ids keep the notifications that were stored
+// already from being stored twice.
 //
 // The broker's memory of message ids is short. An event that may have been handled longer ago (it comes
 // again, or the consumer was deleted and begins again) is therefore compared with the streams: a webhook is

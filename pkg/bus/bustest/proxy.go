@@ -11,7 +11,7 @@ import (
 	"sync"
 )
 
-// Fault is what becomes of one message of a client.
+// Fault is the fate of one message of a client.
 type Fault int
 
 // The faults. After each the connection is cut.
@@ -32,7 +32,7 @@ type Proxy struct {
 	conns  map[net.Conn]bool
 }
 
-// Break says what becomes of a message.
+// Break is a fault to come.
 type Break struct {
 	Fault  Fault
 	Freeze bool          // clients are kept away after the fault until Thaw
@@ -199,7 +199,7 @@ func read(in *bufio.Reader) (message []byte, subject string, payload []byte, err
 	return message, fields[1], payload[:size], nil
 }
 
-// answers passes on what a server sends until it is mute.
+// answers passes a server's bytes on until it is mute.
 type answers struct {
 	to net.Conn
 

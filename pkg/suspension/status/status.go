@@ -82,7 +82,7 @@ func Follow(ctx context.Context, b *bus.Bus, durable string, handle func(change 
 		return err
 	}
 	for ctx.Err() == nil {
-		_, _ = c.Fetch(ctx, 100, bus.Unbounded, func(m jetstream.Msg) { // it logs what is wrong, and waits
+		_, _ = c.Fetch(ctx, 100, bus.Unbounded, func(m jetstream.Msg) { // it logs its errors, and waits
 			meta, err := m.Metadata()
 			if err == nil && handle(m.Data(), meta.Sequence.Stream) == nil {
 				_ = m.Ack()

@@ -76,16 +76,16 @@ func (b *bench) isolationRun(kind string, rate int) report {
 }
 
 // slow publishes 500 events/s for 10 s to one URL that takes 4.9 s, with healthy ones around it.
-func (b *bench) slow(name string) { b.beside(name, "slow", 1, 5000, 500) }
+func (b *bench) slow(name string) { b.among(name, "slow", 1, 5000, 500) }
 
 // drip publishes an event a second for 10 s to 500 URLs that drip their answers, with healthy ones around them.
-func (b *bench) drip(name string) { b.beside(name, "drip", 500, 10, 1) }
+func (b *bench) drip(name string) { b.among(name, "drip", 500, 10, 1) }
 
-// beside publishes events at a rate to so many URLs, beside 20 healthy ones at 20/s: by turns they answer at once and
-// as bad says. So both runs have the same traffic, and the ratio is what their being bad costs the others. What the
-// traffic itself costs them on this machine is told too: p99 without it. Where they are many, each run has new ones, of
-// which nothing is known.
-func (b *bench) beside(name, bad string, urls, events, rate int) {
+// among publishes events at a rate to so many URLs while 20 healthy ones get 20/s: by turns the many answer at once and
+// as bad says. Both runs have the same traffic, so the ratio is the price that the healthy ones pay for the bad ones.
+// The price of the traffic itself on this machine is printed too: p99 without it. Where the URLs are many, each run has
+// new ones, without a history.
+func (b *bench) among(name, bad string, urls, events, rate int) {
 	const badEvent = "crm_source_created"
 	run := 0
 	beside := func(kind string) (r report, sent, parked int) {
@@ -133,8 +133,8 @@ func each(runs []report, of func(report) float64) (out []float64) {
 	return out
 }
 
-// compare prints the median p99 of the runs and of their pairs' ratios: of everything, and of what came while the
-// machine was not held up.
+// compare prints the median p99 of the runs and of their pairs' ratios: of all requests, and of those that came while
+// the machine was not held up.
 func compare(name string, calm, troubled []report) {
 	fmt.Printf("%s\n", name)
 	for _, m := range []struct {
@@ -171,8 +171,8 @@ func (b *bench) waiting(stream string) (n int) {
 	return n
 }
 
-// idle waits until nothing of deleted webhooks is parked: it is cancelled as it comes up. What is scheduled for
-// later is, in its time.
+// idle waits until nothing of deleted webhooks is parked: the notifications are cancelled as they come up. Those that
+// are scheduled for later are cancelled in their time.
 func (b *bench) idle() {
 	for range 2400 {
 		if b.waiting("PARKED")+b.waiting("NOTIFICATIONS") == 0 {

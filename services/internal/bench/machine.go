@@ -20,8 +20,8 @@ const (
 )
 
 // machine notes when the machine itself was slow. A shared host takes its virtual processors away for a while;
-// a guest that is not told so sees the same work cost several times its processor time. That is what is looked
-// for: the processor time, not the elapsed time, of a fixed piece of work, which waiting for a processor that
+// a guest that cannot see this finds that the same work costs several times its processor time. It looks for
+// that: the processor time, not the elapsed time, of a fixed piece of work, which waiting for a processor that
 // our own processes use does not lengthen.
 type machine struct {
 	mu    sync.Mutex

@@ -1,7 +1,7 @@
 // Bench measures Gancho on loopback: all services, broker and Redis as separate processes, a receiver in
 // a process of its own, and this process as the CRM. It prints deliveries per second, latency, processor
-// time for 10,000 deliveries summed over all our processes and the brokers, and the ratio to what a bare
-// HTTP client reaches against the same receiver in the same run.
+// time for 10,000 deliveries summed over all our processes and the brokers, and the ratio to a bare HTTP
+// client's rate against the same receiver in the same run.
 package main
 
 import (

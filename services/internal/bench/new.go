@@ -17,7 +17,7 @@ import (
 )
 
 // fresh registers webhooks one after the other and publishes an event for each so long after the API's answer, on
-// an idle system and beside 500 other events/s. It prints how many of these events were not matched with the webhook
+// an idle system and among 500 other events/s. It prints how many of these events were not matched with the webhook
 // that had just been registered.
 func (b *bench) fresh(name string) {
 	const eventName, other, each = "crm_contact_created", "crm_task_created", 200

@@ -78,7 +78,7 @@ func (b *bench) dispatchers() {
 	}
 }
 
-// webhooks measures one webhook's latency at 200 events/s beside many of other accounts, and what the
+// webhooks measures one webhook's latency at 200 events/s among many of other accounts, and the memory that the
 // services need to know them all.
 func (b *bench) webhooks() {
 	const eventName = "crm_deal_created"

@@ -126,7 +126,7 @@ func (b *bench) hook(kind string, i int) string {
 	return created.Data.ID
 }
 
-// repel ends an attack: the greedy account's webhooks go, and what waits for them with them.
+// repel ends an attack: the greedy account's webhooks go, and with them the notifications that wait for them.
 func (b *bench) repel() {
 	_, answer := b.call(greedyToken, http.MethodGet, "/crm/v2/webhooks?page[size]=200", nil)
 	var list struct{ Data []struct{ ID string } }

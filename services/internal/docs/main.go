@@ -34,7 +34,7 @@ func run() error {
 		if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, p.text) {
 			continue
 		}
-		if err := os.WriteFile(path, p.text, 0o644); err != nil { //nolint:gosec // a page for everybody
+		if err := os.WriteFile(path, p.text, 0o644); err != nil { //nolint:gosec // a page that all may read
 			return err
 		}
 		fmt.Println("written:", p.path) //nolint:forbidigo // a command for developers

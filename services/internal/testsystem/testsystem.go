@@ -60,7 +60,7 @@ func BuildWith(dir string, race bool, tags string, programs ...string) error {
 type Process struct {
 	Name string
 	Args []string // the program first
-	Env  []string // beside that of this process
+	Env  []string // added to that of this process
 	Dir  string   // where it runs; "": here
 
 	t    T
