@@ -74,8 +74,8 @@ func New(b *bus.Bus, log *zap.Logger, metrics prometheus.Registerer) *Log {
 	return l
 }
 
-// Write records a change of the account's that was made, also when the client has gone. It is called before the change is
-// acknowledged.
+// Write records a change of the account's that was made, also when the client has gone. It is called before the change
+// is acknowledged.
 func (l *Log) Write(ctx context.Context, account string, by Actor, c Change) {
 	r := Record{
 		ID: uuid.NewString(), At: time.Now().UTC().Truncate(time.Millisecond), Account: account, Action: c.Action,

@@ -98,8 +98,8 @@ type Lost struct {
 	owner
 }
 
-// Audit looks for sends that have neither ended nor a message. Those that the audit before missed too are unaccounted, so
-// the first one finds nothing. The second result are those known by name.
+// Audit looks for sends that have neither ended nor a message. Those that the audit before missed too are unaccounted,
+// so the first one finds nothing. The second result are those known by name.
 func (x *Books) Audit(ctx context.Context) (*Report, []Lost, error) {
 	now := time.Now()
 	acked, err := lane.Settled(ctx, x.bus)

@@ -3,10 +3,11 @@
 //
 // # The ledger
 //
-// A send is opened by its message on NOTIFICATIONS, and its journal records on ATTEMPTS give its state. The ledger reads the headers of both streams in order, each message once, and holds the open sends
-// only (134 bytes each, measured with a million); of those that ended it keeps counts. It reads NOTIFICATIONS up to its end
-// before it reads the journal up to where that ended earlier, so the opening of a send always comes before
-// its records. A record of an unknown send opens it: the message was removed before it was read.
+// A send is opened by its message on NOTIFICATIONS, and its journal records on ATTEMPTS give its state. The ledger
+// reads the headers of both streams in order, each message once, and holds the open sends only (134 bytes each,
+// measured with a million); of those that ended it keeps counts. It reads NOTIFICATIONS up to its end before it reads
+// the journal up to where that ended earlier, so the opening of a send always comes before its records. A record of an
+// unknown send opens it: the message was removed before it was read.
 //
 // So matched = delivered + permanently_failed + cancelled + pending + retrying + parked + unaccounted holds
 // by construction, and the question is which of the open ones are real.

@@ -22,8 +22,8 @@ const (
 	period = 10 * time.Second
 	// storeEvery is how often a checkpoint is stored, with the same restraint.
 	storeEvery = 30 * time.Second
-	// countEvery is how often what accounts hold is counted, with the same restraint; recountAfter how long a count that
-	// did not change stands.
+	// countEvery is how often what accounts hold is counted, with the same restraint; recountAfter how long a count
+	// that did not change stands.
 	countEvery   = time.Second
 	recountAfter = 5 * time.Second
 	// standBy is how often a process looks whether it can take over.

@@ -50,7 +50,8 @@ type Counts struct {
 	Delivered         uint64 `json:"delivered"`
 	PermanentlyFailed uint64 `json:"permanently_failed"`
 	Cancelled         uint64 `json:"cancelled"`
-	// Duplicates were opened after they had ended, as when an event comes again after the duplicate window. Matched leaves them out.
+	// Duplicates were opened after they had ended, as when an event comes again after the duplicate window. Matched
+	// leaves them out.
 	Duplicates uint64 `json:"duplicates"`
 	// Unread were removed from NOTIFICATIONS before the books read them, and left no record: late duplicates, or lost.
 	Unread uint64 `json:"unread"`

@@ -22,7 +22,8 @@ import (
 const (
 	// RepairLost is a send without a message: it was scheduled again with the attempts in its journal.
 	RepairLost = "lost"
-	// RepairEnded is a send that nothing carried and whose event is not kept any more: it was ended as permanently failed.
+	// RepairEnded is a send that nothing carried and whose event is not kept any more: it was ended as permanently
+	// failed.
 	RepairEnded = "ended"
 	// RepairOrphan is a schedule for a send that ended: it was removed.
 	RepairOrphan = "orphaned_schedule"

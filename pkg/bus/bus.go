@@ -35,7 +35,8 @@ type Config struct {
 	CredsFile string `env:"NATS_CREDS_FILE"`
 	// CAFile adds the authority that signed the broker's certificate, for tls:// addresses.
 	CAFile string `env:"NATS_CA_FILE"`
-	// SyncInterval is the broker's sync_interval: always (each message is on disk before it is acknowledged; waiting messages are then sent in batches) or a duration up to 10m. It changes speed only.
+	// SyncInterval is the broker's sync_interval: always (each message is on disk before it is acknowledged; waiting
+	// messages are then sent in batches) or a duration up to 10m. It changes speed only.
 	SyncInterval string `env:"NATS_SYNC_INTERVAL" envDefault:"2m"`
 }
 
@@ -331,7 +332,8 @@ func (b *Bus) ShouldLog(what string) bool {
 	return true
 }
 
-// trouble logs an error that lasts, when its cause changes and once in repeatAfter. The connection reports its own loss.
+// trouble logs an error that lasts, when its cause changes and once in repeatAfter. The connection reports its own
+// loss.
 func (b *Bus) trouble(what string, err error) {
 	if b.link.isUp() && b.ShouldLog(what+": "+err.Error()) {
 		b.log.Warn("trouble with the broker; trying again", zap.String("with", what), zap.Error(err))

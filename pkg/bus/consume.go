@@ -57,8 +57,8 @@ func (b *Bus) Consumer(ctx context.Context, stream string, cfg jetstream.Consume
 	return c, c.open(ctx)
 }
 
-// OpenConsumer creates or updates a durable once, without waiting for stream or broker, and neither watches nor restores
-// it. It is for consumers that come and go.
+// OpenConsumer creates or updates a durable once, without waiting for stream or broker, and neither watches nor
+// restores it. It is for consumers that come and go.
 func (b *Bus) OpenConsumer(ctx context.Context, stream string, cfg jetstream.ConsumerConfig) (*Consumer, error) {
 	cfg.AckPolicy = jetstream.AckExplicitPolicy
 	cfg.Description = topology.Description(cfg.Durable)

@@ -447,7 +447,8 @@ func TestEditedStreamIsSetBack(t *testing.T) {
 	setBack(dispatcher, edit{topology.Parked, "max_consumers 10000 -> 1", func(c *jetstream.StreamConfig) { c.MaxConsumers = 1 }})
 }
 
-// TestWhatCannotBeSetBack: an edit that cannot be undone is reported, those made with it are undone, and a new start takes it as it is.
+// TestWhatCannotBeSetBack: an edit that cannot be undone is reported, those made with it are undone, and a new start
+// takes it as it is.
 func TestWhatCannotBeSetBack(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)

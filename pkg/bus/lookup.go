@@ -7,8 +7,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// ReadBetween hands the messages of a stream with sequences from first to last, both included, to handle in order, until
-// it returns false.
+// ReadBetween hands the messages of a stream with sequences from first to last, both included, to handle in order,
+// until it returns false.
 func (b *Bus) ReadBetween(
 	ctx context.Context, stream string, cfg jetstream.OrderedConsumerConfig, first, last uint64, handle func(m jetstream.Msg, sequence uint64) bool,
 ) error {
@@ -18,8 +18,8 @@ func (b *Bus) ReadBetween(
 	})
 }
 
-// GatherBytes hands messages of together about room bytes at most to add. It waits for the first like Fetch, and for more
-// at most linger.
+// GatherBytes hands messages of together about room bytes at most to add. It waits for the first like Fetch, and for
+// more at most linger.
 func (c *Consumer) GatherBytes(ctx context.Context, room int, linger time.Duration, add func(jetstream.Msg)) error {
 	got, err := c.Fetch(ctx, 1, Unbounded, add)
 	if err != nil || got == 0 {

@@ -86,8 +86,8 @@ func (b *Bus) Topology(ctx context.Context, l topology.Limits) ([]Part, error) {
 	return parts, nil
 }
 
-// Replicas returns how many replicas the streams on the broker have, the largest number where they differ, 0 where there
-// are none.
+// Replicas returns how many replicas the streams on the broker have, the largest number where they differ, 0 where
+// there are none.
 func (b *Bus) Replicas(ctx context.Context) (int, error) {
 	most := 0
 	for _, name := range topology.Streams() {

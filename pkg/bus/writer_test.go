@@ -93,8 +93,8 @@ func TestOneConflictSpoilsNoOtherRecord(t *testing.T) {
 	}
 }
 
-// TestLostAnswerOfABatch: messages that were stored in a batch whose answer was lost conflict with their repetition, and
-// are stored once.
+// TestLostAnswerOfABatch: messages that were stored in a batch whose answer was lost conflict with their repetition,
+// and are stored once.
 func TestLostAnswerOfABatch(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)

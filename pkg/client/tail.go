@@ -65,9 +65,9 @@ type StoredEvent struct {
 	Body      []byte    `json:"body"` // byte for byte
 }
 
-// TailEvents hands each event that pattern matches to show as it is stored, in order, until ctx ends (it then returns nil),
-// show returns an error, or the API refuses (its *Error). A connection that is lost is made again, and lost is called
-// with the reason; it goes on behind the last event that was shown.
+// TailEvents hands each event that pattern matches to show as it is stored, in order, until ctx ends (it then returns
+// nil), show returns an error, or the API refuses (its *Error). A connection that is lost is made again, and lost is
+// called with the reason; it goes on behind the last event that was shown.
 func (c *Client) TailEvents(ctx context.Context, pattern string, show func(StoredEvent) error, lost func(error)) error {
 	query := url.Values{}
 	if pattern != "" {

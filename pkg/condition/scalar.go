@@ -55,8 +55,8 @@ func scalarOf(v gjson.Result) scalar {
 const (
 	// maxExponent bounds the exponents of conditions.
 	maxExponent = 1e12
-	// farExponent stands for every exponent in a body that is far outside that: such numbers are compared only with those
-	// of conditions, never with one another. It leaves room for a body's digits.
+	// farExponent stands for every exponent in a body that is far outside that: such numbers are compared only with
+	// those of conditions, never with one another. It leaves room for a body's digits.
 	farExponent = 1 << 50
 )
 

@@ -275,8 +275,8 @@ func (s *Sender) conclude(c *conn, rep *reply, d time.Duration, secrets echo) []
 	return kept
 }
 
-// forbids judges the parts that the dialer does not see, and returns the cause of a refusal: a scheme that was allowed when the
-// webhook was registered, and, as a proxy is dialled instead, an address literal and the port.
+// forbids judges the parts that the dialer does not see, and returns the cause of a refusal: a scheme that was allowed
+// when the webhook was registered, and, as a proxy is dialled instead, an address literal and the port.
 func (s *Sender) forbids(u *url.URL) string {
 	if u.Scheme == "http" && !s.policy.AllowHTTP {
 		return "http:// is switched off; ALLOW_HTTP_URLS allows it"

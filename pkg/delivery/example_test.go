@@ -21,8 +21,8 @@ func ExampleSign() {
 	// Output: v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=
 }
 
-// A receiver computes the signature of the bytes that came, and compares it with each one in the header, as two are sent
-// while a secret is being rotated. Production code compares in constant time (crypto/hmac.Equal).
+// A receiver computes the signature of the bytes that came, and compares it with each one in the header, as two are
+// sent while a secret is being rotated. Production code compares in constant time (crypto/hmac.Equal).
 func ExampleSign_verify() {
 	key, err := delivery.ParseSecret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 	if err != nil {

@@ -11,7 +11,8 @@ import (
 	"gancho/pkg/eventstream"
 )
 
-// TestKeep: an event under way stays with its publisher for longer than the ack wait; one that was abandoned comes again.
+// TestKeep: an event under way stays with its publisher for longer than the ack wait; one that was abandoned comes
+// again.
 func TestKeep(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: it takes seconds")

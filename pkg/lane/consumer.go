@@ -135,8 +135,8 @@ func (d *Delivery) NakAfter(delay time.Duration) {
 }
 
 // Wait moves a notification that only a newer version can handle to RETRIES as it is, to be delivered again after
-// wireversion.Wait. It uses up no delivery, however often the notification comes to the wrong process. Every version keeps
-// the headers that this needs: account, webhook and notification.
+// wireversion.Wait. It uses up no delivery, however often the notification comes to the wrong process. Every version
+// keeps the headers that this needs: account, webhook and notification.
 func (d *Delivery) Wait(ctx context.Context) {
 	if err := d.wait(ctx); err != nil {
 		d.bus.Logger().Warn("a message for a newer version was not moved; it comes again", zap.String("stream", d.Stream()), zap.Error(err))

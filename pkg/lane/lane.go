@@ -1,5 +1,6 @@
 // Package lane moves notifications between the streams that carry them: NOTIFICATIONS for first attempts, RETRIES for
-// scheduled ones, PARKED for those whose URL or webhook is suspended, and FAILED for the payloads of permanent failures.
+// scheduled ones, PARKED for those whose URL or webhook is suspended, and FAILED for the payloads of permanent
+// failures.
 //
 // A message is stored on its next stream before it is acknowledged on the one before; its message id makes a repeated
 // move harmless.
@@ -59,8 +60,8 @@ func deliverAt(m *nats.Msg, at time.Time, target string) {
 }
 
 // Park starts storing n on PARKED in a lane: the key of its URL, or notification.LaneDisabled. n.Moves counts as in
-// Schedule. Messages started in order are stored in order, but those that were attempted before are taken out first. Wait
-// returns bus.ErrFull when PARKED has no room.
+// Schedule. Messages started in order are stored in order, but those that were attempted before are taken out first.
+// Wait returns bus.ErrFull when PARKED has no room.
 func Park(b *bus.Bus, n *notification.Notification, lane string) *bus.Started {
 	return b.Offer(topology.Parked, message(n, subjectOf(n, lane), n.MoveID()))
 }
@@ -74,8 +75,8 @@ func Fail(ctx context.Context, b *bus.Bus, n *notification.Notification, summary
 	return err
 }
 
-// Pending returns the newest message of the notification on NOTIFICATIONS, bus.ErrNotFound when there is none. A message
-// of a newer version comes with wireversion.ErrNewer and the fields this version knows.
+// Pending returns the newest message of the notification on NOTIFICATIONS, bus.ErrNotFound when there is none. A
+// message of a newer version comes with wireversion.ErrNewer and the fields this version knows.
 func Pending(ctx context.Context, b *bus.Bus, account, id string) (*notification.Notification, error) {
 	return read(ctx, b, topology.Notifications, topology.SubjectNotification(account, id))
 }

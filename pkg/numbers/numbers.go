@@ -26,7 +26,8 @@ const (
 	emptyEvery = time.Minute
 	// mostCells bounds a slice, so that its message is far smaller than 1 MiB.
 	mostCells = 2000
-	// skew is by how much the clocks of this machine and the broker may differ when it is decided that an hour has ended.
+	// skew is by how much the clocks of this machine and the broker may differ when it is decided that an hour has
+	// ended.
 	skew = 5 * time.Second
 )
 

@@ -74,8 +74,8 @@ func (k *Keeper) Accounts(ctx context.Context, account string, from, to time.Tim
 	return all, err
 }
 
-// each hands every count of the account (of all with "") in the time to handle: from the hours that were added up, unless
-// step is a minute, from the slices behind them, and from the streams behind those.
+// each hands every count of the account (of all with "") in the time to handle: from the hours that were added up,
+// unless step is a minute, from the slices behind them, and from the streams behind those.
 func (k *Keeper) each(
 	ctx context.Context, account string, from, to time.Time, step time.Duration, handle func(account, webhook string, at time.Time, n *Counts),
 ) error {

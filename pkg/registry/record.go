@@ -77,8 +77,8 @@ func signed(key string, body []byte) []byte {
 	return bytes.Join([][]byte{[]byte(key), body}, []byte{0})
 }
 
-// parse reads an entry's value and verifies its MAC, if keys are given. A deletion has no webhook. A webhook that a newer
-// version wrote is wireversion.ErrNewer, with a good record.
+// parse reads an entry's value and verifies its MAC, if keys are given. A deletion has no webhook. A webhook that a
+// newer version wrote is wireversion.ErrNewer, with a good record.
 func parse(keys *seal.Keyring, key string, value []byte) (*record, *webhook.Webhook, error) {
 	r := &record{}
 	if at := bytes.LastIndex(value, macMember); at >= 0 && bytes.HasSuffix(value, macEnd) {

@@ -40,15 +40,18 @@ const (
 
 // Config holds the settings of every process.
 type Config struct {
-	// OpsAddr is where /healthz, /readyz, /metrics, /debug/pprof and /debug/loglevel are served; :9090 in containers. Keep it off public networks.
+	// OpsAddr is where /healthz, /readyz, /metrics, /debug/pprof and /debug/loglevel are served; :9090 in containers.
+	// Keep it off public networks.
 	OpsAddr string `env:"OPS_ADDR" envDefault:"127.0.0.1:9090"`
 	// OpsDebug opens /debug/pprof and /debug/loglevel to other addresses than loopback ones.
 	OpsDebug bool `env:"OPS_DEBUG" envDefault:"false"`
 	// LogLevel is debug, info, warn or error. It can be changed while the process runs: PUT /debug/loglevel.
 	LogLevel string `env:"LOG_LEVEL" envDefault:"info" oneof:"debug info warn error"`
-	// ShutdownTimeout is how long a stop may take: attempts in flight finish, then the process exits. It must exceed ATTEMPT_TIMEOUT.
+	// ShutdownTimeout is how long a stop may take: attempts in flight finish, then the process exits. It must exceed
+	// ATTEMPT_TIMEOUT.
 	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"25s" range:"1s..10m"`
-	// OTLPEndpoint is where OpenTelemetry traces are sent (OTLP over HTTP), such as http://collector:4318; none are recorded without it. The standard's other OTEL_ variables work too.
+	// OTLPEndpoint is where OpenTelemetry traces are sent (OTLP over HTTP), such as http://collector:4318; none are
+	// recorded without it. The standard's other OTEL_ variables work too.
 	OTLPEndpoint string `env:"OTEL_EXPORTER_OTLP_ENDPOINT"`
 }
 

@@ -75,8 +75,8 @@ type Deferral struct {
 	After uint64 `json:"after"`
 	// Last is the highest sequence of an event that was acknowledged for the deferral's sake.
 	Last uint64 `json:"last"`
-	// Tried is the highest sequence of an event that may have been handled in part or whole: what exists of it is looked
-	// for first.
+	// Tried is the highest sequence of an event that may have been handled in part or whole: what exists of it is
+	// looked for first.
 	Tried uint64 `json:"tried"`
 	// OldestAt is when the oldest waiting event was stored.
 	OldestAt time.Time `json:"oldest_at"`

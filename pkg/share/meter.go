@@ -21,8 +21,8 @@ const (
 	reserve = 0.1
 	// Stale is the age at which a count of the books is no longer relied on alone.
 	Stale = 15 * time.Second
-	// covered is how much later than a message a count must have been made to include it for certain, independent of the
-	// positions: a stream that was created again counts from 1.
+	// covered is how much later than a message a count must have been made to include it for certain, independent of
+	// the positions: a stream that was created again counts from 1.
 	covered = 30 * time.Second
 )
 

@@ -120,8 +120,8 @@ func TestShareHolds(t *testing.T) {
 	})
 }
 
-// TestNoDeadlockWithoutBooks: the books fell silent when an account had its share. Once the stores have drained, and the
-// dispatchers settled what this process stored, it goes on.
+// TestNoDeadlockWithoutBooks: the books fell silent when an account had its share. Once the stores have drained, and
+// the dispatchers settled what this process stored, it goes on.
 func TestNoDeadlockWithoutBooks(t *testing.T) {
 	t.Parallel()
 	m := newModel(10_000)

@@ -15,7 +15,8 @@ var ErrCluster = errors.New("REDIS_URL: it is a Redis Cluster, which cannot be u
 // refuseWithin is how long a service that starts asks what kind of Redis it has.
 const refuseWithin = time.Second
 
-// RefuseCluster returns ErrCluster when the server is part of a Redis Cluster. One that cannot be asked now is not refused.
+// RefuseCluster returns ErrCluster when the server is part of a Redis Cluster. One that cannot be asked now is not
+// refused.
 func RefuseCluster(ctx context.Context, client redis.UniversalClient) error {
 	ctx, cancel := context.WithTimeout(ctx, refuseWithin)
 	defer cancel()

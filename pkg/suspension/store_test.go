@@ -467,8 +467,8 @@ func spread(n int) Key {
 	return Key{Account: fmt.Sprintf("account-%d", n%97), URLKey: fmt.Sprintf("%032x", n)}
 }
 
-// TestGuardCountsAccounts: one account's dead URLs are suspended and keep nobody else's from it; many accounts' are held,
-// whatever a large account does.
+// TestGuardCountsAccounts: one account's dead URLs are suspended and keep nobody else's from it; many accounts' are
+// held, whatever a large account does.
 func TestGuardCountsAccounts(t *testing.T) {
 	t.Parallel()
 	of := func(account string, n int) Key { return Key{Account: account, URLKey: fmt.Sprintf("%032x", n)} }

@@ -141,8 +141,9 @@ func (w *Webhook) Signs() Signature { return cmp.Or(w.Signature, HMAC) }
 // Key is the webhook's key in the registry: <account_id>.<webhook_id>.
 func (w *Webhook) Key() string { return w.Account + "." + w.ID }
 
-// SealContext binds a sealed value to its webhook, its field and the origin of the webhook's URL: a value that is copied
-// to another webhook, or whose webhook points elsewhere, does not open. Values of version 0 are not bound to an origin.
+// SealContext binds a sealed value to its webhook, its field and the origin of the webhook's URL: a value that is
+// copied to another webhook, or whose webhook points elsewhere, does not open. Values of version 0 are not bound to an
+// origin.
 func (w *Webhook) SealContext(field string) []byte {
 	context := w.Account + "/" + w.ID + "/" + field
 	if w.Version > 0 {

@@ -26,19 +26,27 @@ type Config struct {
 
 	// RetryDelays are the waits before each of the five retries, exactly five, not descending.
 	RetryDelays []time.Duration `env:"RETRY_DELAYS" envDefault:"10s,1m,5m,30m,2h" range:"100ms..24h"`
-	// RetryJitter spreads each delay by this fraction to both sides, so that failed notifications are not all retried at once.
+	// RetryJitter spreads each delay by this fraction to both sides, so that failed notifications are not all retried
+	// at once.
 	RetryJitter float64 `env:"RETRY_JITTER" envDefault:"0.2" range:"0..0.9"`
 	// MaxRetryAfter is the longest wait a receiver's Retry-After header can ask for.
 	MaxRetryAfter time.Duration `env:"MAX_RETRY_AFTER" envDefault:"1h" range:"0s..24h"`
-	// MaxInFlight is how many requests this dispatcher has open at once; a hanging one costs about 53 KB. Half is kept for first attempts; receivers that take a second or more have at most a quarter, and so has one account while others have traffic too.
+	// MaxInFlight is how many requests this dispatcher has open at once; a hanging one costs about 53 KB. Half is kept
+	// for first attempts; receivers that take a second or more have at most a quarter, and so has one account while
+	// others have traffic too.
 	MaxInFlight int `env:"MAX_IN_FLIGHT" envDefault:"2048" range:"8..100000"`
-	// MaxInFlightBytes is about how many bytes of events the dispatcher has in memory at once; with events that large it has fewer than MAX_IN_FLIGHT open. Accounts and slow receivers have the same parts of it. At least four times the largest event and 64 KiB.
+	// MaxInFlightBytes is about how many bytes of events the dispatcher has in memory at once; with events that large
+	// it has fewer than MAX_IN_FLIGHT open. Accounts and slow receivers have the same parts of it. At least four times
+	// the largest event and 64 KiB.
 	MaxInFlightBytes int64 `env:"MAX_IN_FLIGHT_BYTES" envDefault:"335544320" range:"1048576..1000000000000"`
-	// MaxInFlightPerURL is the most of them for one URL. A URL's share starts small, doubles while it answers well and halves when it fails.
+	// MaxInFlightPerURL is the most of them for one URL. A URL's share starts small, doubles while it answers well and
+	// halves when it fails.
 	MaxInFlightPerURL int `env:"MAX_IN_FLIGHT_PER_URL" envDefault:"64" range:"1..10000"`
-	// ParkedMaxAge is how long a notification waits for a suspended URL before it is permanently failed (expired_while_suspended).
+	// ParkedMaxAge is how long a notification waits for a suspended URL before it is permanently failed
+	// (expired_while_suspended).
 	ParkedMaxAge time.Duration `env:"PARKED_MAX_AGE" envDefault:"168h" range:"1s..8760h"`
-	// EncryptionKeyFile holds the keys that open auth keys and signing secrets, a line each: <key id>:<base64 of 32 bytes>. The first seals, all open.
+	// EncryptionKeyFile holds the keys that open auth keys and signing secrets, a line each: <key id>:<base64 of 32
+	// bytes>. The first seals, all open.
 	EncryptionKeyFile string `env:"ENCRYPTION_KEY_FILE"`
 
 	ackMargin time.Duration // of ackWait; 0: 5 s

@@ -43,9 +43,9 @@ func drips(head, text string, open *atomic.Int64) func(http.ResponseWriter, stri
 	}
 }
 
-// TestDrippingURLsDoNotHoldUpOthers is T12: 500 URLs of one account, more than there are places, accept requests and drip
-// their answers, a byte a second: status lines, headers, or bodies. The notifications of webhooks of the same account that
-// have answered before, and another account's, published behind all of theirs, arrive while they drip.
+// TestDrippingURLsDoNotHoldUpOthers is T12: 500 URLs of one account, more than there are places, accept requests and
+// drip their answers, a byte a second: status lines, headers, or bodies. The notifications of webhooks of the same
+// account that have answered before, and another account's, published behind all of theirs, arrive while they drip.
 func TestDrippingURLsDoNotHoldUpOthers(t *testing.T) {
 	t.Parallel()
 	const (

@@ -12,8 +12,8 @@ import (
 	"gancho/pkg/delivery"
 )
 
-// TestNoticeReachesItsURL: a webhook whose URL always fails is suspended, and its owner's URL gets a signed notice of it,
-// with the times of what comes next.
+// TestNoticeReachesItsURL: a webhook whose URL always fails is suspended, and its owner's URL gets a signed notice of
+// it, with the times of what comes next.
 func TestNoticeReachesItsURL(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, "SUSPENSION_WINDOW=10m", "SUSPENSION_MIN_FAILURES=4", "SUSPENSION_MIN_SPAN=0s", "SUSPENSION_DURATION=1h", "SUSPENSION_MAX_DURATION=1h")

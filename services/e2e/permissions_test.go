@@ -319,7 +319,8 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	}
 }
 
-// right is what one user may do, as the comments of accounts.conf promise it. Streams of buckets are called KV_<bucket>.
+// right is what one user may do, as the comments of accounts.conf promise it. Streams of buckets are called
+// KV_<bucket>.
 type right struct {
 	publish []string            // subjects
 	create  []string            // streams it may create and update

@@ -32,8 +32,8 @@ type brokerConfig struct {
 // brokerUser names the connection and its inbox. The rights that these commands need are the operator's.
 const brokerUser = "operator"
 
-// replicasVariable begins the setting of replicas. Without it these commands take over the number that the streams have:
-// the environment of a person at a cluster's broker is not that of its services.
+// replicasVariable begins the setting of replicas. Without it these commands take over the number that the streams
+// have: the environment of a person at a cluster's broker is not that of its services.
 const replicasVariable = "STREAM_REPLICAS="
 
 // patience is how long a command waits for the broker.

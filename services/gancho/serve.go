@@ -35,7 +35,8 @@ import (
 // embedded broker and Redis are.
 type Config struct {
 	Service service.Config
-	// DataDir holds everything that must survive a restart: the broker's files, the encryption key and the first token. One process at a time uses it.
+	// DataDir holds everything that must survive a restart: the broker's files, the encryption key and the first token.
+	// One process at a time uses it.
 	DataDir string `env:"DATA_DIR" envDefault:"./data"`
 	// NATSListen is where the embedded broker listens, so that a CRM or the nats command can publish.
 	NATSListen string `env:"NATS_LISTEN" envDefault:"127.0.0.1:4222"`

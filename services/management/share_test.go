@@ -12,8 +12,8 @@ import (
 	"gancho/services/management"
 )
 
-// TestAccountIsHeldToItsShare: an account that sends large or many events over HTTP is refused at its share of CRM_EVENTS,
-// and the others are not; one whose events wait is refused what makes more work, and nothing else.
+// TestAccountIsHeldToItsShare: an account that sends large or many events over HTTP is refused at its share of
+// CRM_EVENTS, and the others are not; one whose events wait is refused what makes more work, and nothing else.
 func TestAccountIsHeldToItsShare(t *testing.T) {
 	t.Parallel()
 	s := start(t, func(c *management.Config) { c.Limits.EventsMaxBytes = 1 << 20 })

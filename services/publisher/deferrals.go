@@ -24,9 +24,9 @@ import (
 
 // deferrals are the accounts whose events wait in CRM_EVENTS, because the account has its share of a store.
 //
-// An event of a deferred account is acknowledged on the shared consumer once the account's record says that events up to
-// it wait. The record is compared-and-set, so it cannot be deleted while another publisher adds to it: an event is either
-// covered by a record or handled. Whoever holds the lease "shares" catches up from the record.
+// An event of a deferred account is acknowledged on the shared consumer once the account's record says that events up
+// to it wait. The record is compared-and-set, so it cannot be deleted while another publisher adds to it: an event is
+// either covered by a record or handled. Whoever holds the lease "shares" catches up from the record.
 type deferrals struct {
 	p      *Publisher
 	shares *bus.Bucket

@@ -21,8 +21,8 @@ const (
 	segmentEvents = 4096
 )
 
-// keptCounter counts how many bytes each account has on CRM_EVENTS, for every meter. While the stream holds less than half
-// a share no account can be near its own, and nothing is read. Above that the headers of all events are read once.
+// keptCounter counts how many bytes each account has on CRM_EVENTS, for every meter. While the stream holds less than
+// half a share no account can be near its own, and nothing is read. Above that the headers of all events are read once.
 type keptCounter struct {
 	log    *zap.Logger
 	bus    *bus.Bus

@@ -17,7 +17,8 @@ import (
 const (
 	// lookEvery is how often NOTIFICATIONS is looked at.
 	lookEvery = time.Second
-	// freeAbove is the part of NOTIFICATIONS above which acknowledged messages are freed before the duplicate window ends.
+	// freeAbove is the part of NOTIFICATIONS above which acknowledged messages are freed before the duplicate window
+	// ends.
 	freeAbove = 0.4
 	// keyFreed is the key of the bucket SHARES that says when messages were freed early.
 	keyFreed = "freed"

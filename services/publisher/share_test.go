@@ -246,8 +246,8 @@ func (c *crowd) total(hooks []*webhook.Webhook) (n int) {
 	return n
 }
 
-// TestHealthyAccountFillsNotifications: an account whose receivers are well sends three times what NOTIFICATIONS holds. The
-// others' first attempts go on, and all of its own follow, each once.
+// TestHealthyAccountFillsNotifications: an account whose receivers are well sends three times what NOTIFICATIONS holds.
+// The others' first attempts go on, and all of its own follow, each once.
 func TestHealthyAccountFillsNotifications(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: it takes seconds")
@@ -264,8 +264,8 @@ func TestHealthyAccountFillsNotifications(t *testing.T) {
 	c.once(events, hooks)
 }
 
-// TestOpenWorkDefersItsAccount: notifications of an account that stay open, as on a webhook suspended by hand, keep to its
-// share of the stores. Its events wait, the others go on, and when the work ends everything follows.
+// TestOpenWorkDefersItsAccount: notifications of an account that stay open, as on a webhook suspended by hand, keep to
+// its share of the stores. Its events wait, the others go on, and when the work ends everything follows.
 func TestOpenWorkDefersItsAccount(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: it takes seconds")
@@ -344,8 +344,8 @@ func TestAloneAnAccountIsNotDeferred(t *testing.T) {
 	c.once(events, hooks)
 }
 
-// TestEventsAreCountedByAccount: what accounts have on CRM_EVENTS is known to every meter, also after the publisher that
-// counts was replaced.
+// TestEventsAreCountedByAccount: what accounts have on CRM_EVENTS is known to every meter, also after the publisher
+// that counts was replaced.
 func TestEventsAreCountedByAccount(t *testing.T) {
 	t.Parallel()
 	l := smallStores()
@@ -374,8 +374,8 @@ func TestEventsAreCountedByAccount(t *testing.T) {
 	c.until("another publisher counts the same", func() bool { return used("other") > 50<<10+5*600 && used("large") > 1000<<10 })
 }
 
-// TestOlderEventsJoinADeferral: events that arrived before the one that deferred their account may join its record while
-// the catch-up is already behind them. It turns back, and none of them is skipped or repeated.
+// TestOlderEventsJoinADeferral: events that arrived before the one that deferred their account may join its record
+// while the catch-up is already behind them. It turns back, and none of them is skipped or repeated.
 func TestOlderEventsJoinADeferral(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

@@ -13,7 +13,8 @@ type Config struct {
 	Bus     bus.Config
 	Limits  topology.Limits
 	Rules   suspension.Rules
-	// RedisURL is the Redis that holds error windows and suspended flags: redis://user:password@host:6379/0, rediss://..., or Sentinels with ?master_name=.
+	// RedisURL is the Redis that holds error windows and suspended flags: redis://user:password@host:6379/0,
+	// rediss://..., or Sentinels with ?master_name=.
 	RedisURL string `env:"REDIS_URL" envDefault:"redis://127.0.0.1:6379/0" secret:"true"`
 }
 

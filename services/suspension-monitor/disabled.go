@@ -53,8 +53,8 @@ func (d *disabled) take() map[string]*webhook.Webhook {
 	return all
 }
 
-// publishDisabled publishes until ctx ends. The time at which a webhook was disabled names the step, so several monitors
-// and restarts publish it once.
+// publishDisabled publishes until ctx ends. The time at which a webhook was disabled names the step, so several
+// monitors and restarts publish it once.
 func (m *Monitor) publishDisabled(ctx context.Context) {
 	for {
 		select {

@@ -7,9 +7,9 @@
 // twice. Several monitors share the work.
 //
 // Where Redis and the bucket differ, the newer record wins. The bucket is written by compare-and-set, so it ends as
-// Redis is, no matter which monitor writes last. While Redis is down the journal waits, known suspensions stand, and no new
-// ones are decided. Suspensions that Redis has forgotten come back from the bucket; after its return, or when it has
-// lost its last writes, all are compared.
+// Redis is, no matter which monitor writes last. While Redis is down the journal waits, known suspensions stand, and no
+// new ones are decided. Suspensions that Redis has forgotten come back from the bucket; after its return, or when it
+// has lost its last writes, all are compared.
 //
 // The monitors also keep the books (see gancho/pkg/books), one of them at a time, and show them and the broker's state
 // as metrics.
@@ -201,7 +201,8 @@ func (m *Monitor) readJournal(ctx context.Context, summaries *journal.Consumer) 
 		if len(records.Summaries) == 0 {
 			continue
 		}
-		// A batch that was begun is finished: after a stop between decision and publishing, a restart would have to do it.
+		// A batch that was begun is finished: after a stop between decision and publishing, a restart would have to do
+		// it.
 		if m.fold(context.WithoutCancel(ctx), ctx, records.Summaries) {
 			records.Ack()
 		}

@@ -264,7 +264,8 @@ func (m *Mirror) URLs(account string) map[string]bool {
 	return urls
 }
 
-// Changed returns a channel that the next change of any suspension closes. Take it before reading the state that it guards.
+// Changed returns a channel that the next change of any suspension closes. Take it before reading the state that it
+// guards.
 func (m *Mirror) Changed() <-chan struct{} {
 	m.mu.RLock()
 	defer m.mu.RUnlock()

@@ -229,7 +229,7 @@ func readComments(dir string) (map[string]string, error) {
 			if s, ok := spec.Type.(*ast.StructType); ok {
 				for _, f := range s.Fields.List {
 					for _, name := range f.Names {
-						out[spec.Name.Name+"."+name.Name] = strings.TrimSpace(f.Doc.Text())
+						out[spec.Name.Name+"."+name.Name] = strings.Join(strings.Fields(f.Doc.Text()), " ")
 					}
 				}
 			}

@@ -225,7 +225,8 @@ func Deferred(since time.Time) Explanation {
 	return Explanation{AccountDeferred, say(deferred, "since", since), say(deferredNext)}
 }
 
-// LastAttempt returns the newest attempt of a send in a history that begins with the oldest record, nil when it has none.
+// LastAttempt returns the newest attempt of a send in a history that begins with the oldest record, nil when it has
+// none.
 func LastAttempt(history []*notification.Record, send int) *notification.Attempt {
 	for _, r := range slices.Backward(history) {
 		if r.Attempt != nil && r.Send == send {

@@ -93,8 +93,8 @@ type Index struct {
 	lasting *zap.Logger
 	name    string // of this process, in locks
 
-	// Exhausted, if not nil, is called for each permanent failure before its record is acknowledged, at least once over all
-	// replicas. It is set before Run.
+	// Exhausted, if not nil, is called for each permanent failure before its record is acknowledged, at least once over
+	// all replicas. It is set before Run.
 	Exhausted func(ctx context.Context, r *notification.Summary)
 
 	trouble atomic.Pointer[trouble]

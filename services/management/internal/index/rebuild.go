@@ -67,8 +67,8 @@ func (s *source) mark(ctx context.Context, p redis.Pipeliner, seen uint64) (know
 	had, floor := p.ZScore(ctx, s.seenKey, s.x.name), p.Get(ctx, s.floorKey)
 	p.ZAddArgs(ctx, s.seenKey, redis.ZAddArgs{GT: true, Members: []redis.Z{{Score: float64(seen), Member: s.x.name}}})
 	return func() {
-		// Redis came back with less than this process had written, and this write would hide it. One that came back empty is
-		// seen by look.
+		// Redis came back with less than this process had written, and this write would hide it. One that came back
+		// empty is seen by look.
 		if floor.Val() != "" && uint64(had.Val()) < s.written.Load() {
 			s.lost.Store(true)
 			s.lostFrom.Store(uint64(had.Val()))
@@ -153,9 +153,9 @@ func (s *source) look(ctx context.Context) error {
 	return nil
 }
 
-// compare finds out, at the start of a process, whether Redis has lost records that were settled: a process that stopped
-// together with Redis cannot know. It returns up to and from which sequence records are missing; written and seen as
-// they are when none is.
+// compare finds out, at the start of a process, whether Redis has lost records that were settled: a process that
+// stopped together with Redis cannot know. It returns up to and from which sequence records are missing; written and
+// seen as they are when none is.
 func (s *source) compare(ctx context.Context, written, seen uint64) (to, from uint64, err error) {
 	state, err := s.x.bus.ConsumerState(ctx, s.durable)
 	if errors.Is(err, bus.ErrNotFound) {

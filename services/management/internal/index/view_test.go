@@ -28,7 +28,8 @@ func whole(t *testing.T, x *Index) {
 	}
 }
 
-// TestSearch compares what Search finds with what a look at every notification finds, however their records were written.
+// TestSearch compares what Search finds with what a look at every notification finds, however their records were
+// written.
 func TestSearch(t *testing.T) {
 	t.Parallel()
 	x := New(Config{MaxEntries: 1e6, MaxAge: time.Hour}, redistest.Start(t).Client(), nil, zaptest.NewLogger(t))
@@ -140,7 +141,8 @@ func TestSearch(t *testing.T) {
 	check("after a loss")
 }
 
-// TestTrim drops the oldest postings of the account that has the most of them, and says from where on the index is complete.
+// TestTrim drops the oldest postings of the account that has the most of them, and says from where on the index is
+// complete.
 func TestTrim(t *testing.T) {
 	t.Parallel()
 	x := New(Config{MaxEntries: 1e6, MaxAge: time.Hour}, redistest.Start(t).Client(), nil, zaptest.NewLogger(t))

@@ -33,7 +33,8 @@ import (
 const (
 	// lookEvery is how often the records are searched for due notices.
 	lookEvery = time.Second
-	// claimFor is how long a replica has for a try before another one may take over. It is longer than ten letters take.
+	// claimFor is how long a replica has for a try before another one may take over. It is longer than ten letters
+	// take.
 	claimFor = 6 * time.Minute
 	// atOnce is how many notices a replica sends at the same time.
 	atOnce = 4

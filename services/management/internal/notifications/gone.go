@@ -15,8 +15,8 @@ import (
 // goneAgain is how long a look that failed waits before it is repeated.
 const goneAgain = time.Second
 
-// Gone disables the webhook of a permanent failure whose attempts were all answered with 410. It repeats until it knows,
-// or ctx ends: the record is not acknowledged before.
+// Gone disables the webhook of a permanent failure whose attempts were all answered with 410. It repeats until it
+// knows, or ctx ends: the record is not acknowledged before.
 func (s *Service) Gone(ctx context.Context, r *notification.Summary, log *zap.Logger) {
 	if r.HTTPStatus != http.StatusGone || r.AttemptsDone < notification.MaxAttempts {
 		return

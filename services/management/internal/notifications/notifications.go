@@ -156,8 +156,8 @@ func (s *Service) look(ctx context.Context, account, id string) (*Notification, 
 	return n, nil
 }
 
-// paused reports whether dispatchers make no first attempts for any account because RETRIES holds twice its limit. Above
-// the limit itself only those of the accounts that hold the most of it wait, on PARKED.
+// paused reports whether dispatchers make no first attempts for any account because RETRIES holds twice its limit.
+// Above the limit itself only those of the accounts that hold the most of it wait, on PARKED.
 func (s *Service) paused(ctx context.Context) bool {
 	if s.retriesLimit == 0 {
 		return false

@@ -468,8 +468,9 @@ func (s *Service) Delete(ctx context.Context, account, id string, match Match, b
 // maxOldSecrets is how many replaced signing secrets sign along at most.
 const maxOldSecrets = 3
 
-// RotateSecret makes a new signing secret and returns it, this once; "" when it is a key pair. Each of the newest maxOldSecrets old ones signs
-// along until RotationOverlap after it was replaced. With immediately the old ones stop signing at once.
+// RotateSecret makes a new signing secret and returns it, this once; "" when it is a key pair. Each of the newest
+// maxOldSecrets old ones signs along until RotationOverlap after it was replaced. With immediately the old ones stop
+// signing at once.
 func (s *Service) RotateSecret(ctx context.Context, account, id string, immediately bool) (View, string, error) {
 	var shown string
 	_, w, err := s.update(ctx, account, id, nil, func(w *webhook.Webhook) error {
