@@ -2,6 +2,7 @@ package books
 
 import (
 	"encoding/binary"
+	"fmt"
 	"maps"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/share"
+	"gancho/pkg/waittest"
 )
 
 // TestLedgerKnowsWhatAccountsHold: after any history the running sums are those of the open sends, also behind a
@@ -107,17 +109,10 @@ func TestKeeperCountsWhatAccountsHold(t *testing.T) {
 	go k.Run(t.Context())
 	until := func(want share.Open) {
 		t.Helper()
-		tick := time.NewTicker(10 * time.Millisecond)
-		defer tick.Stop()
-		for deadline := time.Now().Add(30 * time.Second); ; <-tick.C {
+		waittest.Until(t, fmt.Sprintf("acme holds %+v", want), func() bool {
 			got, fresh := meter.Open("acme")
-			if got == want && fresh {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("acme holds %+v, want %+v", got, want)
-			}
-		}
+			return got == want && fresh
+		})
 	}
 	n := d.example("acme", 1)
 	d.notify(n)

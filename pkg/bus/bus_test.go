@@ -8,9 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/lane"
@@ -18,20 +15,6 @@ import (
 )
 
 const ackWait = time.Second
-
-func raw(t *testing.T, s *bustest.Server) jetstream.JetStream {
-	t.Helper()
-	nc, err := nats.Connect(s.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return js
-}
 
 // pull returns the next n deliveries of the lane.
 func pull(t *testing.T, p *lane.Puller, n int) []*lane.Delivery {

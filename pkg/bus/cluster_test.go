@@ -7,7 +7,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -15,6 +14,7 @@ import (
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/lane"
 	"gancho/pkg/topology"
+	"gancho/pkg/waittest"
 )
 
 // leaderOf returns the name of the server that leads a stream.
@@ -38,7 +38,7 @@ func TestClusterReadsWhatWasAcknowledged(t *testing.T) {
 	l := bustest.Limits()
 	l.Replicas = 3
 	writer := servers[0].Topology(l) // also: shares of the disk count for every replica
-	leader := leaderOf(t, raw(t, servers[0]), "KV_"+topology.BucketWebhooks)
+	leader := leaderOf(t, servers[0].JetStream(), "KV_"+topology.BucketWebhooks)
 	written, err := writer.Bucket(t.Context(), topology.BucketWebhooks)
 	if err != nil {
 		t.Fatal(err)
@@ -117,9 +117,9 @@ func TestGrowToCluster(t *testing.T) {
 	}
 
 	// The copies fill; then any one server may die.
-	js := raw(t, servers[0])
+	js := servers[0].JetStream()
 	for _, stream := range []string{topology.Notifications, "KV_" + topology.BucketWebhooks} {
-		waitFor(t, stream+" has three copies", func() bool {
+		waittest.Until(t, stream+" has three copies", func() bool {
 			s, err := js.Stream(t.Context(), stream)
 			if err != nil {
 				return false
@@ -138,7 +138,7 @@ func TestGrowToCluster(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.Stop()
-		waitFor(t, "another server leads the bucket", func() bool {
+		waittest.Until(t, "another server leads the bucket", func() bool {
 			_, err := bucket.Get(t.Context(), "acme.webhook")
 			if errors.Is(err, bus.ErrNotFound) {
 				t.Fatal("the webhook is lost")
@@ -151,18 +151,6 @@ func TestGrowToCluster(t *testing.T) {
 		return
 	}
 	t.Error("no server leads the bucket")
-}
-
-// waitFor polls until it is so.
-func waitFor(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for !is() {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 30 s: %s", what)
-		}
-		<-time.After(20 * time.Millisecond)
-	}
 }
 
 // TestRestoreIntoCluster moves a broker's streams into a cluster.

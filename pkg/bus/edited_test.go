@@ -17,6 +17,7 @@ import (
 	"gancho/pkg/journal"
 	"gancho/pkg/lane"
 	"gancho/pkg/topology"
+	"gancho/pkg/waittest"
 )
 
 // service is a service's bus whose log and metrics the test reads.
@@ -80,16 +81,6 @@ func (s *service) reported(kind, name, change string) {
 	}
 }
 
-// until calls step again and again until it returns true.
-func until(t *testing.T, what string, step func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(40 * time.Second); !step(); <-time.After(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 40 s: %s", what)
-		}
-	}
-}
-
 // idle pulls from a lane that is empty, which takes a look.
 func idle(t *testing.T, p *lane.Puller) {
 	t.Helper()
@@ -143,7 +134,7 @@ func TestEditedConsumerIsSetBack(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits()).Close()
-	js, d := raw(t, s), connect(t, s, "dispatcher", always)
+	js, d := s.JetStream(), connect(t, s, "dispatcher", always)
 	retries, err := lane.Retries(t.Context(), d.Bus, time.Minute)
 	if err != nil {
 		t.Fatal(err)
@@ -202,7 +193,7 @@ func TestEditedConsumerIsSetBack(t *testing.T) {
 		t.Errorf("the refusal was logged %d times, want once a minute", n)
 	}
 	editStream(t, js, topology.Retries, func(c *jetstream.StreamConfig) { c.ConsumerLimits.MaxAckPending = 0 })
-	until(t, "ready", func() bool { idle(t, retries); return d.State() == "" })
+	waittest.Until(t, "ready", func() bool { idle(t, retries); return d.State() == "" })
 	if diff := cmp.Diff(before, consumerConfig(t, js, topology.Retries, topology.ConsumerRetries)); diff != "" {
 		t.Error("in the end (-before +after):\n" + diff)
 	}
@@ -217,7 +208,7 @@ func TestReplicasOfOneConsumer(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits())
-	js, one, two := raw(t, s), connect(t, s, "dispatcher", always), connect(t, s, "dispatcher", always)
+	js, one, two := s.JetStream(), connect(t, s, "dispatcher", always), connect(t, s, "dispatcher", always)
 	first, err := lane.First(t.Context(), one.Bus, 30*time.Second)
 	if err != nil {
 		t.Fatal(err)
@@ -254,7 +245,7 @@ func TestPausedConsumer(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits())
-	js, d := raw(t, s), connect(t, s, "dispatcher", always)
+	js, d := s.JetStream(), connect(t, s, "dispatcher", always)
 	first, err := lane.First(t.Context(), d.Bus, time.Minute)
 	if err != nil {
 		t.Fatal(err)
@@ -283,7 +274,7 @@ func TestPausedConsumer(t *testing.T) {
 	if _, err := js.ResumeConsumer(t.Context(), topology.Notifications, topology.ConsumerFirst); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "ready", func() bool { idle(t, first); return d.State() == "" })
+	waittest.Until(t, "ready", func() bool { idle(t, first); return d.State() == "" })
 
 	// Management answers without its index of recent notifications.
 	m := connect(t, s, "management", always)
@@ -294,7 +285,7 @@ func TestPausedConsumer(t *testing.T) {
 	if _, err := js.PauseConsumer(t.Context(), topology.Attempts, topology.ConsumerIndex, end); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "degraded", func() bool {
+	waittest.Until(t, "degraded", func() bool {
 		if _, err := index.Pull(t.Context(), 1, 0); err != nil {
 			t.Fatal(err)
 		}
@@ -314,7 +305,7 @@ func TestWhatAConsumerSaysOfItself(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits()).Close() // else that one would set the stream back
-	js, d := raw(t, s), connect(t, s, "dispatcher", always)
+	js, d := s.JetStream(), connect(t, s, "dispatcher", always)
 	if _, err := js.CreateConsumer(t.Context(), topology.Notifications, jetstream.ConsumerConfig{
 		Durable: topology.ConsumerFirst, AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Second,
 	}); err != nil {
@@ -340,12 +331,12 @@ func TestWhatAConsumerSaysOfItself(t *testing.T) {
 			}
 		}
 		s.Restart()
-		until(t, "the broker is back", func() bool { _, err := js.AccountInfo(t.Context()); return err == nil && d.State() == "" })
-		until(t, "pulls work", func() bool {
+		waittest.Until(t, "the broker is back", func() bool { _, err := js.AccountInfo(t.Context()); return err == nil && d.State() == "" })
+		waittest.Until(t, "pulls work", func() bool {
 			_, err := first.Pull(t.Context(), 1, bus.Unbounded, func(*lane.Delivery) {})
 			return err == nil
 		})
-		until(t, "pulls work", func() bool {
+		waittest.Until(t, "pulls work", func() bool {
 			return exhausted.Pull(t.Context(), func(*lane.Retry) error { return nil }) == nil
 		})
 	}
@@ -360,7 +351,7 @@ func TestEditedStreamIsSetBack(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits()).Close()
-	js := raw(t, s)
+	js := s.JetStream()
 	owner := connect(t, s, "publisher", 20*time.Millisecond) // and the other owners but the dispatcher
 	for _, o := range []topology.Owner{topology.Publisher, topology.Monitor, topology.Management} {
 		if err := owner.Own(t.Context(), o, bustest.Limits()); err != nil {
@@ -379,7 +370,7 @@ func TestEditedStreamIsSetBack(t *testing.T) {
 		}
 		before, count := streamConfig(t, js, e.stream), by.restored(kind)
 		editStream(t, js, e.stream, e.edit)
-		until(t, e.stream+" is set back: "+e.change, func() bool { return by.restored(kind) > count && by.State() == "" })
+		waittest.Until(t, e.stream+" is set back: "+e.change, func() bool { return by.restored(kind) > count && by.State() == "" })
 		if diff := cmp.Diff(before, streamConfig(t, js, e.stream)); diff != "" {
 			t.Errorf("%s, %s (-before +after):\n%s", e.stream, e.change, diff)
 		}
@@ -453,19 +444,19 @@ func TestWhatCannotBeSetBack(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits()).Close()
-	js, owner := raw(t, s), connect(t, s, "publisher", 20*time.Millisecond)
+	js, owner := s.JetStream(), connect(t, s, "publisher", 20*time.Millisecond)
 	if err := owner.Own(t.Context(), topology.Publisher, bustest.Limits()); err != nil {
 		t.Fatal(err)
 	}
 	editStream(t, js, topology.Notifications, func(c *jetstream.StreamConfig) { c.DenyPurge, c.MaxMsgs = true, 10 })
-	until(t, "what can be is set back", func() bool { return streamConfig(t, js, topology.Notifications).MaxMsgs == -1 })
+	waittest.Until(t, "what can be is set back", func() bool { return streamConfig(t, js, topology.Notifications).MaxMsgs == -1 })
 	const denied = "settings of stream NOTIFICATIONS: edited by somebody: deny_purge false -> true"
-	until(t, "not ready", func() bool { return owner.State() == denied })
+	waittest.Until(t, "not ready", func() bool { return owner.State() == denied })
 	editStream(t, js, topology.Rejected, func(c *jetstream.StreamConfig) { c.Sealed = true })
 	want := denied + "; settings of stream REJECTED_EVENTS: edited by somebody: sealed false -> true"
-	until(t, "not ready for both", func() bool { return owner.State() == want })
+	waittest.Until(t, "not ready for both", func() bool { return owner.State() == want })
 	count := owner.restored("stream")
-	until(t, "tried again", func() bool { return owner.restored("stream") > count+4 })
+	waittest.Until(t, "tried again", func() bool { return owner.restored("stream") > count+4 })
 	if owner.State() != want {
 		t.Errorf("state %q, want %q", owner.State(), want)
 	}
@@ -481,7 +472,7 @@ func TestWhatCannotBeSetBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	editStream(t, js, topology.Notifications, func(c *jetstream.StreamConfig) { c.MaxMsgs = 10 })
-	until(t, "set back", func() bool { return streamConfig(t, js, topology.Notifications).MaxMsgs == -1 && later.State() == "" })
+	waittest.Until(t, "set back", func() bool { return streamConfig(t, js, topology.Notifications).MaxMsgs == -1 && later.State() == "" })
 }
 
 // TestLeaderAloneAnswers: of several servers that may answer, one that lags behind would not know what the
@@ -493,11 +484,11 @@ func TestLeaderAloneAnswers(t *testing.T) {
 	t.Parallel()
 	servers, l := bustest.StartCluster(t, 30<<30), bustest.Limits()
 	l.Replicas = 3
-	js, owner := raw(t, servers[0]), connect(t, servers[0], "management", 20*time.Millisecond)
+	js, owner := servers[0].JetStream(), connect(t, servers[0], "management", 20*time.Millisecond)
 	if err := owner.Own(t.Context(), topology.Management, l); err != nil {
 		t.Fatal(err)
 	}
 	editStream(t, js, "KV_WEBHOOKS", func(c *jetstream.StreamConfig) { c.AllowDirect = true })
-	until(t, "set back", func() bool { return !streamConfig(t, js, "KV_WEBHOOKS").AllowDirect && owner.State() == "" })
+	waittest.Until(t, "set back", func() bool { return !streamConfig(t, js, "KV_WEBHOOKS").AllowDirect && owner.State() == "" })
 	owner.reported("bucket", topology.BucketWebhooks, "allow_direct false -> true")
 }

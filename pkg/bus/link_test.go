@@ -20,6 +20,7 @@ import (
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/tlstest"
 	"gancho/pkg/topology"
+	"gancho/pkg/waittest"
 )
 
 // watched connects to a broker and returns its log lines from warnings up.
@@ -56,9 +57,9 @@ func TestOldBroker(t *testing.T) {
 	owned := make(chan error, 1)
 	go func() { owned <- b.Own(ctx, topology.Dispatcher, bustest.Limits()) }()
 	for _, part := range []string{"nats-server " + version, "2.12.0 or newer is needed", "allow_msg_schedules"} {
-		until(t, part, func() bool { return strings.Contains(b.State(), part) })
+		waittest.Until(t, part, func() bool { return strings.Contains(b.State(), part) })
 	}
-	until(t, "one log line", func() bool { return logs.FilterMessage("the broker is too old").Len() == 1 && logs.Len() == 1 })
+	waittest.Until(t, "one log line", func() bool { return logs.FilterMessage("the broker is too old").Len() == 1 && logs.Len() == 1 })
 	if err := b.Create(ctx, bustest.Limits()); err == nil || !strings.Contains(err.Error(), "is too old") {
 		t.Errorf("create: %v", err)
 	}
@@ -71,14 +72,14 @@ func TestOldBroker(t *testing.T) {
 	unversioned.IgnoreVersion()
 	go func() { _ = unversioned.Own(ctx, topology.Dispatcher, bustest.Limits()) }()
 	want := "stream RETRIES: nats-server " + version + " does not do what is asked of it: allow_msg_schedules is false, asked for was true; 2.12.0 or newer is needed"
-	until(t, want, func() bool { return unversioned.State() == want })
+	waittest.Until(t, want, func() bool { return unversioned.State() == want })
 	consumers, _ := watched(t, url)
 	consumers.IgnoreVersion()
 	go func() {
 		_, _ = consumers.Consumer(ctx, topology.Retries, jetstream.ConsumerConfig{Durable: "c"})
 	}()
 	want = "consumer c: nats-server " + version + " does not do what is asked of it: metadata is none, asked for was gancho.settings; 2.12.0 or newer is needed"
-	until(t, want, func() bool { return consumers.State() == want })
+	waittest.Until(t, want, func() bool { return consumers.State() == want })
 	cancel()
 	<-owned //nolint:errcheck // it ended
 }
@@ -97,7 +98,7 @@ func TestWhyUnreachable(t *testing.T) {
 		locked + ": login refused", "nats.invalid:4222: ", "127.0.0.1:1: connection refused",
 		plain + ": TLS: the server does not offer it", secured + ": TLS: the certificate is not accepted",
 	} {
-		until(t, part, func() bool { return strings.Contains(b.State(), part) })
+		waittest.Until(t, part, func() bool { return strings.Contains(b.State(), part) })
 	}
 	if state := b.State(); !strings.HasPrefix(state, "not connected to the broker: ") || strings.Contains(state, "hunter2") {
 		t.Errorf("state %q", state)
@@ -176,13 +177,13 @@ func TestDeniedRights(t *testing.T) {
 		Username: "gancho", Password: "right", Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: []string{"gancho.attempts.>"}}},
 	}}})
 	b, logs := watched(t, "nats://gancho:right@"+addr)
-	until(t, "connected", func() bool { return b.State() == "" })
+	waittest.Until(t, "connected", func() bool { return b.State() == "" })
 	ctx, cancel := context.WithCancel(t.Context())
 	for _, id := range []string{"a.1", "a.2", "b.3"} {
 		go func() { _, _ = b.Publish(ctx, topology.Attempts, bus.NewMessage("gancho.attempts."+id, "", nil)) }()
 	}
 	want := "the user of NATS_URL may not publish to gancho.attempts: give it the rights of deploy/nats/accounts.conf"
-	until(t, want, func() bool { return b.Degraded() == want })
+	waittest.Until(t, want, func() bool { return b.Degraded() == want })
 	cancel()
 	if n := logs.FilterMessage("broker reports an error").Len(); n != 1 {
 		t.Errorf("%d lines, want 1: %v", n, logs.All())

@@ -20,7 +20,7 @@ func TestDeletedConsumerIsDoubted(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
 	b := s.Topology(bustest.Limits())
-	js := raw(t, s)
+	js := s.JetStream()
 	first, err := lane.First(t.Context(), b, ackWait)
 	if err != nil {
 		t.Fatal(err)

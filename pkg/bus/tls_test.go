@@ -20,10 +20,16 @@ import (
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/tlstest"
 	"gancho/pkg/topology"
+	"gancho/pkg/waittest"
 )
 
 // startServer starts a broker with these options and JetStream and returns its host:port.
 func startServer(t *testing.T, opts *server.Options) string {
+	t.Helper()
+	return runServer(t, opts).Addr().String()
+}
+
+func runServer(t *testing.T, opts *server.Options) *server.Server {
 	t.Helper()
 	opts.Host, opts.NoLog, opts.NoSigs, opts.JetStream, opts.MaxPayload = "127.0.0.1", true, true, true, 2<<20
 	if opts.Port == 0 {
@@ -41,11 +47,31 @@ func startServer(t *testing.T, opts *server.Options) string {
 	if !s.ReadyForConnections(20 * time.Second) {
 		t.Fatal("nats-server is not ready after 20 s")
 	}
-	return s.Addr().String()
+	return s
 }
 
-// connects reports whether a service with that configuration can work, and why not.
-func connects(t *testing.T, cfg bus.Config) (bool, string) {
+func portOf(t *testing.T, s *server.Server) string {
+	t.Helper()
+	_, port, err := net.SplitHostPort(s.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+// asked returns how many connections have been made to the server.
+func asked(t *testing.T, s *server.Server) uint64 {
+	t.Helper()
+	v, err := s.Varz(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v.TotalConnections
+}
+
+// connects reports whether a service with that configuration can work with the server, and why not. Nobody else may
+// connect to it.
+func connects(t *testing.T, s *server.Server, cfg bus.Config) (bool, string) {
 	t.Helper()
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
@@ -55,28 +81,25 @@ func connects(t *testing.T, cfg bus.Config) (bool, string) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := make(chan error, 1)
+	before, ended := asked(t, s), false
 	go func() { done <- b.Own(ctx, topology.Publisher, bustest.Limits()) }()
-	// What cannot work is told by the state all the time; it is looked at after a few reconnections.
-	tick := time.NewTicker(1500 * time.Millisecond)
-	defer tick.Stop()
-	for range 2 {
+	waittest.Until(t, "it works, or two attempts have failed", func() bool {
 		select {
-		case err := <-done:
-			return err == nil && b.State() == "", b.State()
-		case <-tick.C:
+		case err = <-done:
+			ended = true
+		default:
 		}
-		if b.State() == "" {
-			err := <-done
-			return err == nil, b.State()
-		}
-	}
+		return ended || asked(t, s) > before+2
+	})
 	why := b.State()
-	cancel()
-	<-done //nolint:errcheck // only that it ended matters
-	return false, why
+	if !ended {
+		cancel()
+		err = <-done
+	}
+	return err == nil && why == "", why
 }
 
 func TestBrokerOverTLS(t *testing.T) {
@@ -85,25 +108,24 @@ func TestBrokerOverTLS(t *testing.T) {
 	}
 	t.Parallel()
 	files, other := tlstest.New(t), tlstest.New(t)
-	addr := startServer(t, &server.Options{
-		TLSConfig: files.Server(t), TLSTimeout: 5, Username: "gancho", Password: "p@ss/word%",
-	})
 	const login = "gancho:p%40ss%2Fword%25@"
 	for name, tc := range map[string]struct {
-		cfg bus.Config
-		ok  bool
+		url    string // without the port
+		caFile string
+		ok     bool
 	}{
-		"its authority":          {bus.Config{URL: "tls://" + login + addr, CAFile: files.CA}, true},
-		"by name":                {bus.Config{URL: strings.Replace("tls://"+login+addr, "127.0.0.1", "localhost", 1), CAFile: files.CA}, true},
-		"nats:// with authority": {bus.Config{URL: "nats://" + login + addr, CAFile: files.CA}, true},
-		"another authority":      {bus.Config{URL: "tls://" + login + addr, CAFile: other.CA}, false},
-		"none named":             {bus.Config{URL: "tls://" + login + addr}, false},
-		"wrong password":         {bus.Config{URL: "tls://gancho:wrong@" + addr, CAFile: files.CA}, false},
-		"no user":                {bus.Config{URL: "tls://" + addr, CAFile: files.CA}, false},
+		"its authority":          {"tls://" + login + "127.0.0.1", files.CA, true},
+		"by name":                {"tls://" + login + "localhost", files.CA, true},
+		"nats:// with authority": {"nats://" + login + "127.0.0.1", files.CA, true},
+		"another authority":      {"tls://" + login + "127.0.0.1", other.CA, false},
+		"none named":             {"tls://" + login + "127.0.0.1", "", false},
+		"wrong password":         {"tls://gancho:wrong@127.0.0.1", files.CA, false},
+		"no user":                {"tls://127.0.0.1", files.CA, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ok, why := connects(t, tc.cfg)
+			s := runServer(t, &server.Options{TLSConfig: files.Server(t), TLSTimeout: 5, Username: "gancho", Password: "p@ss/word%"})
+			ok, why := connects(t, s, bus.Config{URL: tc.url + ":" + portOf(t, s), CAFile: tc.caFile})
 			if ok != tc.ok {
 				t.Errorf("works: %v (%s), want %v", ok, why, tc.ok)
 			}
@@ -114,8 +136,8 @@ func TestBrokerOverTLS(t *testing.T) {
 	}
 	t.Run("no TLS where it is asked for", func(t *testing.T) {
 		t.Parallel()
-		plain := startServer(t, &server.Options{})
-		if ok, _ := connects(t, bus.Config{URL: "tls://" + plain, CAFile: files.CA}); ok {
+		plain := runServer(t, &server.Options{})
+		if ok, _ := connects(t, plain, bus.Config{URL: "tls://" + plain.Addr().String(), CAFile: files.CA}); ok {
 			t.Error("connected in clear")
 		}
 	})
@@ -145,7 +167,7 @@ func TestCredentialsFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := startServer(t, &server.Options{TrustedOperators: []*jwt.OperatorClaims{decoded}, AccountResolver: resolver, SystemAccount: public(t, system)})
+	s := runServer(t, &server.Options{TrustedOperators: []*jwt.OperatorClaims{decoded}, AccountResolver: resolver, SystemAccount: public(t, system)})
 	seed, err := user.Seed()
 	if err != nil {
 		t.Fatal(err)
@@ -158,10 +180,10 @@ func TestCredentialsFile(t *testing.T) {
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if ok, why := connects(t, bus.Config{URL: "nats://" + addr, CredsFile: file}); !ok {
+	if ok, why := connects(t, s, bus.Config{URL: s.ClientURL(), CredsFile: file}); !ok {
 		t.Errorf("with the credentials: %s", why)
 	}
-	if ok, _ := connects(t, bus.Config{URL: "nats://" + addr}); ok {
+	if ok, _ := connects(t, s, bus.Config{URL: s.ClientURL()}); ok {
 		t.Error("let in without credentials")
 	}
 }
@@ -200,45 +222,33 @@ func TestWrongPasswordIsRetried(t *testing.T) {
 		t.Skip("-short: it takes seconds")
 	}
 	t.Parallel()
-	opts := &server.Options{Username: "gancho", Password: "old"}
-	first, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true, JetStream: true, StoreDir: t.TempDir(), Username: "gancho", Password: "old"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	first.Start()
-	if !first.ReadyForConnections(20 * time.Second) {
-		t.Fatal("nats-server is not ready after 20 s")
-	}
-	addr := first.Addr().String()
-	b, err := bus.Connect(bus.Config{URL: "nats://gancho:new@" + addr}, "publisher", zap.NewNop(), prometheus.NewRegistry())
+	first := runServer(t, &server.Options{Username: "gancho", Password: "old"})
+	b, err := bus.Connect(bus.Config{URL: "nats://gancho:new@" + first.Addr().String()}, "publisher", zap.NewNop(), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Close)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- b.Own(context.Background(), topology.Publisher, bustest.Limits()) }()
+	go func() { done <- b.Own(ctx, topology.Publisher, bustest.Limits()) }()
+	waittest.Until(t, "three attempts have failed, where the client alone would give up after two", func() bool { return asked(t, first) > 3 })
 	select {
 	case err := <-done:
 		t.Fatalf("let in with a wrong password: %v", err)
-	case <-time.After(4 * time.Second): // several attempts: the client would give up after two
+	default:
 	}
 	if b.State() == "" {
 		t.Error("ready with a wrong password")
 	}
-	_, port, _ := net.SplitHostPort(addr)
-	if opts.Port, err = strconv.Atoi(port); err != nil {
+	port, err := strconv.Atoi(portOf(t, first))
+	if err != nil {
 		t.Fatal(err)
 	}
 	first.Shutdown()
 	first.WaitForShutdown()
-	opts.Password = "new"
-	startServer(t, opts)
-	select {
-	case err := <-done:
-		if err != nil || b.State() != "" {
-			t.Errorf("with the right password: %v, %q", err, b.State())
-		}
-	case <-time.After(30 * time.Second):
-		t.Errorf("not connected 30 s after the password became right: %q", b.State())
+	startServer(t, &server.Options{Username: "gancho", Password: "new", Port: port})
+	if err := <-done; err != nil || b.State() != "" {
+		t.Errorf("with the right password: %v, %q", err, b.State())
 	}
 }

@@ -21,7 +21,7 @@ import (
 func TestTopologyIsCreatedAndLoosenedOnly(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
-	b, js, l := s.Connect("operator"), raw(t, s), bustest.Limits()
+	b, js, l := s.Connect("operator"), s.JetStream(), bustest.Limits()
 	l.StoreMaxBytes = 1 << 30
 	done, err := b.Apply(t.Context(), l)
 	if err != nil {
@@ -77,7 +77,7 @@ func TestHostedBroker(t *testing.T) {
 		t.Errorf("without MAX_BYTES_EVERYWHERE: %v; the broker should refuse something", err)
 	}
 	s := bustest.StartHosted(t, 1<<30)
-	b, js := s.Connect("operator"), raw(t, s)
+	b, js := s.Connect("operator"), s.JetStream()
 	l.MaxBytesEverywhere = true
 	if _, err := b.Apply(t.Context(), l); err != nil {
 		t.Fatal(err)
@@ -153,7 +153,7 @@ func TestBackupRoundTrip(t *testing.T) {
 	c := to.Connect("operator")
 	describe := func(s *bustest.Server, stream string) jetstream.StreamInfo {
 		t.Helper()
-		st, err := raw(t, s).Stream(t.Context(), stream)
+		st, err := s.JetStream().Stream(t.Context(), stream)
 		if err != nil {
 			t.Fatal(stream, err)
 		}
@@ -212,7 +212,7 @@ func TestBucketsAreOrdinary(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
 	s.Topology(bustest.Limits())
-	js := raw(t, s)
+	js := s.JetStream()
 	for _, o := range topology.Owners() {
 		for _, cfg := range o.Buckets(bustest.Limits()) {
 			name := strings.TrimPrefix(cfg.Name, "KV_")

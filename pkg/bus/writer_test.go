@@ -135,7 +135,7 @@ func TestDuplicatesInABatchAreStoredOnce(t *testing.T) {
 			}
 		}
 	}
-	stream, err := raw(t, s).Stream(t.Context(), topology.Notifications)
+	stream, err := s.JetStream().Stream(t.Context(), topology.Notifications)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +148,7 @@ func TestStreamWithoutBatches(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
 	b := s.Topology(bustest.Limits())
-	js := raw(t, s)
+	js := s.JetStream()
 	stream, err := js.Stream(t.Context(), topology.Attempts)
 	if err != nil {
 		t.Fatal(err)

@@ -260,11 +260,6 @@ func TestTime(t *testing.T) {
 			_, _ = br.ReadByte() // fails when the sender has given up
 			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
 		}, "timeout", "the answer took longer than 200ms"},
-		{"102 headers just in time", 5 * time.Second, func(c net.Conn) {
-			_, _, _ = readRequest(bufio.NewReader(c))
-			<-time.After(300 * time.Millisecond)
-			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-		}, "delivered", ""},
 		{"103 body drips for ever", time.Minute, drip("HTTP/1.1 200 OK\r\n\r\n", "x"), "delivered", ""},
 		{"103 failure whose body drips", time.Minute, drip("HTTP/1.1 503 X\r\n\r\n", "x"), "status_5xx", ""},
 		{"103 body drips, short timeout", 200 * time.Millisecond, drip("HTTP/1.1 200 OK\r\n\r\n", "x"), "delivered", ""},

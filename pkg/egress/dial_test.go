@@ -13,6 +13,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 
 	"gancho/pkg/dnstest"
+	"gancho/pkg/waittest"
 )
 
 // zone answers from a table that a test may change at any time. Names are fully qualified.
@@ -211,25 +212,11 @@ func TestNames(t *testing.T) {
 			if reached != tc.reached {
 				t.Errorf("%d of %d dials succeeded, want %d", reached, tc.dials, tc.reached)
 			}
-			eventually(t, func() bool { return l.count(open) == tc.reached })
+			waittest.Until(t, "the listeners have accepted", func() bool { return l.count(open) == tc.reached })
 			if n := l.count(closed) + l.count("::1") + l.count("127.0.0.1"); n != 0 {
 				t.Errorf("closed listeners accepted %d connections", n)
 			}
 		})
-	}
-}
-
-func eventually(tb testing.TB, done func() bool) {
-	tb.Helper()
-	deadline := time.After(10 * time.Second)
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for !done() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			tb.Fatal("gave up waiting for the listeners")
-		}
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/event"
@@ -19,15 +18,7 @@ func TestEventSize(t *testing.T) {
 	limits := bustest.Limits()
 	limits.EventMaxBytes = 4096
 	s.Topology(limits)
-	nc, err := nats.Connect(s.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := s.JetStream()
 	account, name, tx := strings.Repeat("a", 64), "crm_"+strings.Repeat("b", 29)+"_"+strings.Repeat("c", 30), strings.Repeat("d", 128)
 	m := &nats.Msg{Subject: event.Subject(account, name), Data: bytes.Repeat([]byte("e"), limits.EventMaxBytes), Header: nats.Header{
 		event.HeaderMsgID: {account + ":" + name + ":" + tx}, event.HeaderTraceparent: {"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"},

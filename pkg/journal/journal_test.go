@@ -5,29 +5,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/topology"
 )
-
-func raw(t *testing.T, s *bustest.Server) jetstream.JetStream {
-	t.Helper()
-	nc, err := nats.Connect(s.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return js
-}
 
 func TestRecordIsCompareAndSet(t *testing.T) {
 	t.Parallel()
@@ -67,7 +50,7 @@ func TestHistory(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
 	b := s.Topology(bustest.Limits())
-	stream, err := raw(t, s).Stream(t.Context(), topology.Attempts)
+	stream, err := s.JetStream().Stream(t.Context(), topology.Attempts)
 	if err != nil {
 		t.Fatal(err)
 	}

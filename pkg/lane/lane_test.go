@@ -11,7 +11,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
@@ -20,20 +19,6 @@ import (
 )
 
 const ackWait = time.Second
-
-func raw(t *testing.T, s *bustest.Server) jetstream.JetStream {
-	t.Helper()
-	nc, err := nats.Connect(s.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return js
-}
 
 // pull returns the next n deliveries of the lane.
 func pull(t *testing.T, p *lane.Puller, n int) []*lane.Delivery {
@@ -129,7 +114,7 @@ func TestForgedMessages(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
 	b := s.Topology(bustest.Limits())
-	js := raw(t, s)
+	js := s.JetStream()
 	good := func() nats.Header {
 		n := bustest.Example(1)
 		return nats.Header{

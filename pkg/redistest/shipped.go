@@ -12,14 +12,15 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// The users of deploy/redis/users.acl that services log in as.
+// The users of deploy/redis/users.acl.
 const (
 	UserMonitor    = "monitor"
 	UserManagement = "management"
+	UserHealth     = "health" // of the container's health check
 )
 
 // passwords of the shipped users. They differ, so that no user can log in with another's.
-var passwords = map[string]string{UserMonitor: "of the monitor", UserManagement: "of management"}
+var passwords = map[string]string{UserMonitor: "of the monitor", UserManagement: "of management", UserHealth: "any"}
 
 // StartShipped runs a server as docker-compose.yml does: with the configuration, the users and the start script of
 // deploy/redis. The folder Dir holds its data. As returns a client of one of the users; Client and URL are those of a

@@ -2,7 +2,6 @@ package redistest_test
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"maps"
 	"os"
@@ -16,6 +15,7 @@ import (
 
 	"gancho/pkg/redistest"
 	"gancho/pkg/suspension"
+	"gancho/pkg/waittest"
 )
 
 // fill writes as the services do: windows and suspensions by scripts, lists by transactions and scripts.
@@ -106,7 +106,7 @@ func TestShippedServerKeepsEverything(t *testing.T) {
 		}
 	}
 	must(t, s.Client().BgRewriteAOF(t.Context()).Err())
-	waitFor(t, func() bool {
+	waittest.Until(t, "the file is rewritten", func() bool {
 		return strings.Contains(s.Client().Info(t.Context(), "persistence").Val(), "aof_rewrite_in_progress:0")
 	})
 	s.Kill()
@@ -141,7 +141,7 @@ func TestPromotedReplicaKeepsEverything(t *testing.T) {
 	primary, replica := redistest.StartReplicated(t)
 	fill(t, primary)
 	want := contents(t, primary.Client())
-	waitFor(t, func() bool { return maps.Equal(want, contents(t, replica.Client())) })
+	waittest.Until(t, "the replica has everything", func() bool { return maps.Equal(want, contents(t, replica.Client())) })
 	primary.Kill()
 	must(t, replica.Client().Do(t.Context(), "REPLICAOF", "NO", "ONE").Err())
 	if diff := cmp.Diff(want, contents(t, replica.Client())); diff != "" {
@@ -209,20 +209,5 @@ func TestTornAppendOnlyFile(t *testing.T) {
 	s.Restart()
 	if got := s.Client().Get(t.Context(), "second").Val(); got != "2" {
 		t.Errorf("a key that was written after a repair is %q after a restart, want 2", got)
-	}
-}
-
-func waitFor(t *testing.T, done func() bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !done() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatal("it did not come about within 20 s")
-		}
 	}
 }

@@ -20,7 +20,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -40,6 +39,7 @@ import (
 	"gancho/pkg/service"
 	"gancho/pkg/suspension"
 	"gancho/pkg/topology"
+	"gancho/pkg/waittest"
 	"gancho/pkg/webhook"
 )
 
@@ -193,20 +193,7 @@ func (r *rig) end(id string) *notification.Record {
 	return last
 }
 
-// until polls for a condition; a minute is far more than it takes.
-func (r *rig) until(what string, is func() bool) {
-	r.t.Helper()
-	deadline := time.After(time.Minute)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !is() {
-		select {
-		case <-deadline:
-			r.t.Fatalf("still not so after a minute: %s", what)
-		case <-tick.C:
-		}
-	}
-}
+func (r *rig) until(what string, is func() bool) { r.t.Helper(); waittest.Until(r.t, what, is) }
 
 // receiver is a webhook's endpoint that remembers what it saw.
 type receiver struct {
@@ -647,15 +634,7 @@ func TestForgedAttempts(t *testing.T) {
 	r := newRig(t, nil)
 	rc := newReceiver(t, ok)
 	w := r.webhook(rc.URL, nil)
-	nc, err := nats.Connect(r.broker.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := r.broker.JetStream()
 	var forged uint64
 	for _, bad := range [][2]string{
 		{"Attempts-Done", "6"},

@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
@@ -113,16 +111,7 @@ func (r *rig) forgotten(w *webhook.Webhook, id string) {
 		n, err := retries.AckPending(r.t.Context())
 		return err == nil && n == 0
 	})
-	nc, err := nats.Connect(r.broker.URL())
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	reports, err := js.Stream(r.t.Context(), topology.MaxDeliveries)
+	reports, err := r.broker.JetStream().Stream(r.t.Context(), topology.MaxDeliveries)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/redis/go-redis/v9"
 
+	"gancho/pkg/waittest"
 	"gancho/services/internal/testsystem"
 )
 
@@ -128,7 +129,7 @@ func startCluster(t *testing.T) *cluster {
 // waitHealthy waits until a NATS server has caught up with the others.
 func (c *cluster) waitHealthy(i int) {
 	c.t.Helper()
-	waitFor(c.t, c.nats[i].Name+" is healthy", func() bool {
+	waittest.Until(c.t, c.nats[i].Name+" is healthy", func() bool {
 		resp, err := http.Get("http://" + c.monitors[i] + "/healthz")
 		if err != nil {
 			return false
@@ -143,7 +144,7 @@ func (c *cluster) waitReplicas(primary string) {
 	c.t.Helper()
 	for i, addr := range c.watchers {
 		s := redis.NewSentinelClient(&redis.Options{Addr: addr, Username: "sentinel", Password: clusterPassword("sentinel")})
-		waitFor(c.t, c.sentinels[i].Name+" sees the primary, its replica and the other Sentinels", func() bool {
+		waittest.Until(c.t, c.sentinels[i].Name+" sees the primary, its replica and the other Sentinels", func() bool {
 			said, err := s.Master(c.t.Context(), "gancho").Result()
 			return err == nil && said["port"] == portOf(primary) && said["num-slaves"] == "1" && said["num-other-sentinels"] == "2"
 		})
@@ -182,7 +183,7 @@ func (c *cluster) own(service string) []string {
 // leader returns the server that leads a stream.
 func (c *cluster) leader(js jetstream.JetStream, stream string) (at int) {
 	c.t.Helper()
-	waitFor(c.t, stream+" has a leader", func() bool {
+	waittest.Until(c.t, stream+" has a leader", func() bool {
 		s, err := js.Stream(c.t.Context(), stream)
 		if err != nil || s.CachedInfo().Cluster == nil {
 			return false
@@ -196,7 +197,7 @@ func (c *cluster) leader(js jetstream.JetStream, stream string) (at int) {
 // metaLeader returns the server that leads the cluster.
 func (c *cluster) metaLeader() (at int) {
 	c.t.Helper()
-	waitFor(c.t, "the cluster has a leader", func() bool {
+	waittest.Until(c.t, "the cluster has a leader", func() bool {
 		resp, err := http.Get("http://" + c.monitors[0] + "/jsz")
 		if err != nil {
 			return false
@@ -295,7 +296,7 @@ func TestClusterLosesServers(t *testing.T) {
 	step := func(what string) {
 		t.Helper()
 		seen := receivers[0].total()
-		waitFor(t, "deliveries go on: "+what, func() bool { return receivers[0].total() >= seen+10 })
+		waittest.Until(t, "deliveries go on: "+what, func() bool { return receivers[0].total() >= seen+10 })
 	}
 	passed("services are ready")
 	step("before anything")
@@ -362,7 +363,7 @@ func (c *cluster) waitPrimary(want string) {
 	c.t.Helper()
 	s := redis.NewSentinelClient(&redis.Options{Addr: c.watchers[0], Username: "lookup", Password: clusterPassword("lookup")})
 	defer s.Close()
-	waitFor(c.t, "another primary", func() bool {
+	waittest.Until(c.t, "another primary", func() bool {
 		addr, err := s.GetMasterAddrByName(c.t.Context(), "gancho").Result()
 		return err == nil && len(addr) == 2 && net.JoinHostPort(addr[0], addr[1]) == want
 	})

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +28,7 @@ import (
 	"gancho/pkg/journal"
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
+	"gancho/pkg/redistest"
 	"gancho/pkg/suspension"
 	"gancho/pkg/suspension/command"
 	"gancho/pkg/suspension/status"
@@ -538,75 +538,11 @@ func TestBrokerRefusesTheRest(t *testing.T) {
 	}
 }
 
-// redisServer is Redis as docker-compose.yml runs it, on a socket file instead of a port, with one more
-// user that sees what was refused.
-type redisServer struct {
-	t      *testing.T
-	socket string
-}
-
-// The passwords of the users of deploy/redis/users.acl.
-var redisPasswords = map[string]string{"monitor": "for the monitor", "management": "for management", "health": "any", "test": "any"}
-
-func startRedis(t *testing.T) *redisServer {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("-short: starts redis-server, which may not be installed")
-	}
-	dir, err := os.MkdirTemp("", "gancho") //nolint:usetesting // a socket's path must be short
-	must(t, "folder for Redis", err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	must(t, "copy deploy/redis", os.CopyFS(filepath.Join(dir, "conf"), os.DirFS(root("deploy", "redis"))))
-	users, err := os.OpenFile(filepath.Join(dir, "conf", "users.acl"), os.O_APPEND|os.O_WRONLY, 0)
-	must(t, "open users.acl", err)
-	_, err = users.WriteString("user test on nopass ~* &* +@all\n")
-	must(t, "add a user", errors.Join(err, users.Close()))
-
-	s := &redisServer{t, filepath.Join(dir, "redis.sock")}
-	var output bytes.Buffer
-	cmd := exec.Command("/bin/sh", filepath.Join(dir, "conf", "start.sh"), "--port", "0", "--unixsocket", s.socket)
-	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &output, &output
-	cmd.Env = append(os.Environ(), "REDIS_PASSWORD_MONITOR="+redisPasswords["monitor"], "REDIS_PASSWORD_MANAGEMENT="+redisPasswords["management"], "TMPDIR="+dir)
-	must(t, "start Redis (make test installs redis-server)", cmd.Start())
-	end := sync.OnceFunc(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	t.Cleanup(end)
-	health := s.as("health")
-	for deadline := time.Now().Add(20 * time.Second); ; {
-		err := health.Ping(t.Context()).Err()
-		if err == nil {
-			return s
-		}
-		if time.Now().After(deadline) {
-			end()
-			t.Fatalf("Redis does not answer: %v\n%s", err, output.String())
-		}
-		<-time.After(20 * time.Millisecond)
-	}
-}
-
-// as connects as one of its users.
-func (s *redisServer) as(user string) *redis.Client { return s.login(user, redisPasswords[user]) }
-
-func (s *redisServer) login(user, password string) *redis.Client {
-	c := redis.NewClient(&redis.Options{Network: "unix", Addr: s.socket, Username: user, Password: password, MaxRetries: -1})
-	s.t.Cleanup(func() { _ = c.Close() })
-	return c
-}
-
-// url is REDIS_URL for one of its users.
-func (s *redisServer) url(user string) string {
-	u := url.URL{Scheme: "unix", User: url.UserPassword(user, redisPasswords[user]), Path: s.socket}
-	return u.String()
-}
-
 // TestRedisUsers checks deploy/redis/users.acl on a real server: each service does its work, and nothing else.
 func TestRedisUsers(t *testing.T) {
 	t.Parallel()
-	server := startRedis(t)
-	monitor, management, health := server.as("monitor"), server.as("management"), server.as("health")
+	server := redistest.StartShipped(t)
+	monitor, management, health := server.As(redistest.UserMonitor), server.As(redistest.UserManagement), server.As(redistest.UserHealth)
 	ctx := t.Context()
 
 	store, err := suspension.NewStore(monitor, suspension.DefaultRules())
@@ -675,13 +611,13 @@ func TestRedisUsers(t *testing.T) {
 			}
 		}
 	}
-	for name, client := range map[string]*redis.Client{
-		"no name":         server.login("", ""),
-		"default":         server.login("default", "x"),
-		"wrong password":  server.login("monitor", "for management"),
-		"no password":     server.login("management", ""),
-		"the placeholder": server.login("monitor", "{REDIS_PASSWORD_MONITOR}"),
+	for name, login := range map[string][2]string{
+		"wrong password":  {redistest.UserMonitor, "wrong"},
+		"no password":     {redistest.UserManagement, ""},
+		"the placeholder": {redistest.UserMonitor, "{REDIS_PASSWORD_MONITOR}"},
 	} {
+		client := redis.NewClient(&redis.Options{Addr: server.Addr, Username: login[0], Password: login[1], MaxRetries: -1})
+		t.Cleanup(func() { _ = client.Close() })
 		if err := client.Ping(ctx).Err(); err == nil {
 			t.Errorf("%s: Redis let it in", name)
 		}

@@ -21,6 +21,7 @@ import (
 	"gancho/pkg/registry"
 	"gancho/pkg/seal"
 	"gancho/pkg/topology"
+	"gancho/pkg/waittest"
 	"gancho/pkg/webhook"
 )
 
@@ -209,12 +210,7 @@ func TestForgingByReplySubject(t *testing.T) {
 				t.Errorf("%s: a forged webhook is used: %+v of %d", user, got, reg.Len())
 			}
 		}
-		for deadline := time.Now().Add(20 * time.Second); !good(); <-time.After(20 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				_, err := dispatcher.Fetch(ctx, w.Account, w.ID)
-				t.Fatalf("%s: not put right within 20 s: management %v, dispatcher %v, fetch %v", user, management.Forged(), dispatcher.Forged(), err)
-			}
-		}
+		waittest.Until(t, "what "+user+" forged is put right", good)
 		for name, want := range configs {
 			s, err := operator.Stream(ctx, name)
 			if err != nil {

@@ -21,8 +21,10 @@ import (
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sync/errgroup"
 
+	"gancho/pkg/redistest"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
+	"gancho/pkg/waittest"
 	"gancho/services/dispatcher"
 	"gancho/services/gancho"
 	"gancho/services/management"
@@ -30,31 +32,19 @@ import (
 	monitor "gancho/services/suspension-monitor"
 )
 
-// waitFor polls until done, as a person would press reload.
-func waitFor(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(2 * time.Minute)
-	for !done() {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 2 minutes: %s", what)
-		}
-		<-time.After(20 * time.Millisecond)
-	}
-}
-
 // TestServicesUnderTheirUsers runs all services against the broker and the Redis of docker-compose.yml, each
 // as its own user, takes notifications through every state and calls the API, and sees that neither broker
 // nor Redis refused anything.
 func TestServicesUnderTheirUsers(t *testing.T) {
 	b := startBroker(t)
-	redis := startRedis(t)
+	redis := redistest.StartShipped(t)
 	defer func() { // also when a step below failed: a refusal is then the likely reason
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		for _, line := range b.refused {
 			t.Errorf("the broker refused: %s", line)
 		}
-		refused, err := redis.as("test").ACLLog(context.WithoutCancel(t.Context()), 100).Result()
+		refused, err := redis.Client().ACLLog(context.WithoutCancel(t.Context()), 100).Result()
 		if err != nil {
 			t.Errorf("ask Redis what it refused: %v", err)
 		}
@@ -102,10 +92,10 @@ func TestServicesUnderTheirUsers(t *testing.T) {
 	run(t, group, common, "NATS_URL="+b.url(userDispatcher), "", func(c dispatcher.Config) error {
 		return dispatcher.Run(ctx, c, shell.Process(userDispatcher))
 	})
-	run(t, group, common, "NATS_URL="+b.url(userMonitor), "REDIS_URL="+redis.url("monitor"), func(c monitor.Config) error {
+	run(t, group, common, "NATS_URL="+b.url(userMonitor), "REDIS_URL="+redis.URLOf(redistest.UserMonitor), func(c monitor.Config) error {
 		return monitor.Run(ctx, c, shell.Process(userMonitor))
 	})
-	run(t, group, common, "NATS_URL="+b.url(userManagement), "REDIS_URL="+redis.url("management"), func(c management.Config) error {
+	run(t, group, common, "NATS_URL="+b.url(userManagement), "REDIS_URL="+redis.URLOf(redistest.UserManagement), func(c management.Config) error {
 		c.Listener = listener
 		return management.Run(ctx, c, shell.Process(userManagement))
 	})
@@ -157,7 +147,7 @@ func TestServicesUnderTheirUsers(t *testing.T) {
 		return fmt.Sprint(v[name])
 	}
 
-	waitFor(t, "management serves", func() bool { status, _ := call("GET", "/webhooks", nil); return status == http.StatusOK })
+	waittest.Until(t, "management serves", func() bool { status, _ := call("GET", "/webhooks", nil); return status == http.StatusOK })
 	good := id(want(http.StatusCreated, "POST", "/webhooks", map[string]any{"name": "good", "event_name": "crm_deal_*", "url": receiver.URL + "/good"}))
 	bad := id(want(http.StatusCreated, "POST", "/webhooks", map[string]any{
 		"name": "bad", "event_name": "crm_deal_updated", "url": receiver.URL + "/bad", "auth_header": "X-Key", "auth_key": "secret",
@@ -182,24 +172,24 @@ func TestServicesUnderTheirUsers(t *testing.T) {
 	_, err = crm.Publish(ctx, "crm.events.acme.crm_deal_updated", []byte(`[]`)) // rejected
 	must(t, "crm publishes what is no event", err)
 	publish()
-	waitFor(t, "the bad URL is suspended", func() bool {
+	waittest.Until(t, "the bad URL is suspended", func() bool {
 		return field(want(http.StatusOK, "GET", "/webhooks/"+bad, nil), "status") == "suspended"
 	})
 	publish()
 	publish()
 	want(http.StatusAccepted, "POST", "/events/crm_deal_updated", json.RawMessage(`{"document":{},"transaction_uuid":"by-http"}`))
-	waitFor(t, "the good receiver has all", func() bool { return accepted.Load() >= 4 })
+	waittest.Until(t, "the good receiver has all", func() bool { return accepted.Load() >= 4 })
 	repaired.Store(true)
-	waitFor(t, "a probe ends the suspension", func() bool {
+	waittest.Until(t, "a probe ends the suspension", func() bool {
 		return field(want(http.StatusOK, "GET", "/webhooks/"+bad, nil), "status") == "active"
 	})
-	waitFor(t, "what was parked is released", func() bool { return accepted.Load() >= 7 })
+	waittest.Until(t, "what was parked is released", func() bool { return accepted.Load() >= 7 })
 
 	// By hand.
 	if status, _ := call("POST", "/webhooks/"+bad+"/suspend", nil); status != http.StatusOK && status != http.StatusAccepted {
 		t.Errorf("suspend: status %d", status)
 	}
-	waitFor(t, "it is suspended by hand", func() bool {
+	waittest.Until(t, "it is suspended by hand", func() bool {
 		return field(want(http.StatusOK, "GET", "/webhooks/"+bad, nil), "status") == "suspended"
 	})
 	publish()
@@ -213,12 +203,12 @@ func TestServicesUnderTheirUsers(t *testing.T) {
 
 	// One notification, and the list.
 	sent := id(want(http.StatusAccepted, "POST", "/webhooks/"+good+"/test", nil))
-	waitFor(t, "the test is delivered", func() bool {
+	waittest.Until(t, "the test is delivered", func() bool {
 		status, data := call("GET", "/notifications/"+sent, nil)
 		return status == http.StatusOK && field(data, "state") == "delivered"
 	})
 	want(http.StatusAccepted, "POST", "/notifications/"+sent+"/resend", nil)
-	waitFor(t, "the list shows notifications", func() bool {
+	waittest.Until(t, "the list shows notifications", func() bool {
 		status, data := call("GET", "/webhooks/"+good+"/notifications", nil)
 		return status == http.StatusOK && len(data) > 2
 	})
@@ -230,11 +220,11 @@ func TestServicesUnderTheirUsers(t *testing.T) {
 	replay := map[string]any{"from": began.Add(-time.Minute).UTC().Format(time.RFC3339), "to": time.Now().UTC().Format(time.RFC3339)}
 	if status, data := call("POST", "/webhooks/"+good+"/replays", replay); status == http.StatusCreated || status == http.StatusAccepted || status == http.StatusOK {
 		job := id(data)
-		waitFor(t, "the replay has a preview", func() bool {
+		waittest.Until(t, "the replay has a preview", func() bool {
 			status, _ := call("POST", "/replays/"+job+"/start", nil)
 			return status == http.StatusOK || status == http.StatusAccepted
 		})
-		waitFor(t, "the replay is done", func() bool {
+		waittest.Until(t, "the replay is done", func() bool {
 			return field(want(http.StatusOK, "GET", "/replays/"+job, nil), "state") == "done"
 		})
 		call("DELETE", "/replays/"+job, nil)

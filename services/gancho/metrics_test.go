@@ -12,13 +12,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/zap/zapcore"
 
 	"gancho/pkg/service"
+	"gancho/pkg/waittest"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -69,12 +69,7 @@ func TestMetrics(t *testing.T) {
 			return f.GetName() == "gancho_http_request_duration_seconds"
 		})
 	}
-	for deadline := time.Now().Add(time.Minute); !answers(); {
-		if time.Now().After(deadline) {
-			t.Fatalf("not ready: %+v", shell.Health.State())
-		}
-		<-time.After(10 * time.Millisecond)
-	}
+	waittest.Until(t, "the API answers", answers)
 
 	families, err := shell.Registry.Gather()
 	if err != nil {

@@ -9,9 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-
 	"gancho/pkg/topology"
 )
 
@@ -114,15 +111,7 @@ func TestAudit(t *testing.T) {
 	}
 
 	// What is not ours is not shown; a change goes on without the stream.
-	nc, err := nats.Connect(s.nats.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := s.nats.JetStream()
 	if _, err := js.Publish(t.Context(), topology.SubjectAudit("acme"), []byte(`{"stream":"CRM_EVENTS","seq":3}`)); err != nil {
 		t.Fatal(err)
 	}

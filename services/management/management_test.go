@@ -11,10 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"gancho/pkg/bus"
@@ -22,6 +19,7 @@ import (
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
 	"gancho/pkg/topology"
+	"gancho/pkg/waittest"
 	"gancho/services/management"
 )
 
@@ -110,32 +108,14 @@ func (s *instance) runUntil(ctx context.Context) (url string, done <-chan error)
 
 // arrived counts the messages on NOTIFICATIONS.
 func (s *instance) arrived() (uint64, error) {
-	nc, err := nats.Connect(s.nats.URL())
-	if err != nil {
-		return 0, err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return 0, err
-	}
-	stream, err := js.Stream(s.t.Context(), topology.Notifications)
-	if err != nil {
-		return 0, err
-	}
-	return stream.CachedInfo().State.Msgs, nil
+	state, err := s.bus.StreamState(s.t.Context(), topology.Notifications)
+	return state.Messages, err
 }
 
 // until waits for a condition.
 func (s *instance) until(what string, done func() bool) {
 	s.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for !done() {
-		if time.Now().After(deadline) {
-			s.t.Fatalf("not within 20 s: %s", what)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+	waittest.Until(s.t, what, done)
 }
 
 // reply is an answer of the API.

@@ -27,6 +27,7 @@ import (
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
 	"gancho/pkg/topology"
+	"gancho/pkg/waittest"
 	"gancho/pkg/webhook"
 	"gancho/services/internal/testsystem"
 )
@@ -56,14 +57,7 @@ func newRigWith(t *testing.T, l topology.Limits) *rig {
 	if r.webhooks, err = b.Bucket(t.Context(), topology.BucketWebhooks); err != nil {
 		t.Fatal(err)
 	}
-	nc, err := nats.Connect(r.broker.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	if r.js, err = jetstream.New(nc); err != nil {
-		t.Fatal(err)
-	}
+	r.js = r.broker.JetStream()
 	return r
 }
 
@@ -120,26 +114,18 @@ func (r *rig) publish(subject, body string, header nats.Header) {
 // stored waits until the publisher has settled every event, and returns the stream's messages.
 func (r *rig) stored(stream string) []*jetstream.RawStreamMsg {
 	r.t.Helper()
-	deadline := time.After(time.Minute)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
+	r.until("the publisher has settled every event", func() bool {
 		c, err := r.js.Consumer(r.t.Context(), topology.Events, topology.ConsumerPublisher)
-		if err == nil {
-			events, err := r.js.Stream(r.t.Context(), topology.Events)
-			if err != nil {
-				r.t.Fatal(err)
-			}
-			if info := c.CachedInfo(); info.NumPending == 0 && info.NumAckPending == 0 && info.AckFloor.Stream == events.CachedInfo().State.LastSeq {
-				break
-			}
+		if err != nil {
+			return false
 		}
-		select {
-		case <-deadline:
-			r.t.Fatal("the publisher has not settled every event after a minute")
-		case <-tick.C:
+		events, err := r.js.Stream(r.t.Context(), topology.Events)
+		if err != nil {
+			r.t.Fatal(err)
 		}
-	}
+		info := c.CachedInfo()
+		return info.NumPending == 0 && info.NumAckPending == 0 && info.AckFloor.Stream == events.CachedInfo().State.LastSeq
+	})
 	s, err := r.js.Stream(r.t.Context(), stream)
 	if err != nil {
 		r.t.Fatal(err)
@@ -321,15 +307,7 @@ func (r *rig) counter(name string, labels ...string) float64 {
 // until waits for a state of things.
 func (r *rig) until(what string, reached func() bool) {
 	r.t.Helper()
-	deadline, tick := time.After(time.Minute), time.NewTicker(5*time.Millisecond)
-	defer tick.Stop()
-	for !reached() {
-		select {
-		case <-deadline:
-			r.t.Fatalf("not within a minute: %s", what)
-		case <-tick.C:
-		}
-	}
+	waittest.Until(r.t, what, reached)
 }
 
 // TestNobodyListens: row 59 of the bad inputs. An event that no webhook matches is settled and counted.
@@ -551,23 +529,13 @@ func TestFanOutIsWholeAfterAStop(t *testing.T) {
 	}
 	halfway := func(r *rig) {
 		r.t.Helper()
-		deadline := time.After(time.Minute)
-		tick := time.NewTicker(5 * time.Millisecond)
-		defer tick.Stop()
-		for {
+		r.until(fmt.Sprint("there are ", some, " notifications"), func() bool {
 			s, err := r.js.Stream(r.t.Context(), topology.Notifications)
 			if err != nil {
 				r.t.Fatal(err)
 			}
-			if s.CachedInfo().State.Msgs == some {
-				return
-			}
-			select {
-			case <-deadline:
-				r.t.Fatalf("%d notifications after a minute, want %d", s.CachedInfo().State.Msgs, some)
-			case <-tick.C:
-			}
-		}
+			return s.CachedInfo().State.Msgs == some
+		})
 	}
 	whole := func(r *rig) {
 		r.t.Helper()

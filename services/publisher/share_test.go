@@ -173,19 +173,11 @@ func (c *crowd) probe(account string) (stop func()) {
 
 func (c *crowd) until(what string, is func() bool) {
 	c.t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(2 * time.Minute); ; <-tick.C {
+	c.rig.until(what, func() bool {
 		c.mu.Lock()
-		ok := is()
-		c.mu.Unlock()
-		if ok {
-			return
-		}
-		if time.Now().After(deadline) {
-			c.t.Fatalf("after two minutes: not %s", what)
-		}
-	}
+		defer c.mu.Unlock()
+		return is()
+	})
 }
 
 // bulk publishes n events of about that size.

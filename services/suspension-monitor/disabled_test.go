@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -45,15 +46,13 @@ func TestDisabledIsPublished(t *testing.T) {
 			t.Fatal(err)
 		}
 		subject := "gancho.webhooks.acme." + w.ID + ".disabled"
-		for tick := time.NewTicker(10 * time.Millisecond); ; <-tick.C {
+		wait(t, fmt.Sprint(n, " events are published"), func() bool {
 			info, err := s.Info(t.Context(), jetstream.WithSubjectFilter(subject))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if info.State.Subjects[subject] >= n {
-				break
-			}
-		}
+			return info.State.Subjects[subject] >= n
+		})
 		for next := uint64(1); ; {
 			m, err := s.GetMsg(t.Context(), next, jetstream.WithGetMsgSubject(subject))
 			if err != nil {

@@ -19,6 +19,7 @@ import (
 	"gancho/pkg/suspension/command"
 	"gancho/pkg/suspension/mirror"
 	"gancho/pkg/topology"
+	"gancho/pkg/waittest"
 )
 
 // rig is a monitor on a real broker and an embedded Redis.
@@ -199,15 +200,5 @@ func must(t *testing.T, err error) {
 
 func wait(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
-	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !done() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("waited 40 s until %s", what)
-		}
-	}
+	waittest.Until(t, what, done)
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
@@ -103,6 +105,24 @@ func (s *Server) Connect(name string) *bus.Bus {
 	}
 	s.t.Cleanup(b.Close)
 	return b
+}
+
+// JetStream is a connection past the bus, closed when the test ends.
+func (s *Server) JetStream() jetstream.JetStream { s.t.Helper(); return JetStream(s.t, s.URL()) }
+
+// JetStream is a connection past the bus to the broker at url, closed when the test ends.
+func JetStream(t testing.TB, url string) jetstream.JetStream {
+	t.Helper()
+	nc, err := nats.Connect(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
 }
 
 // Topology creates every stream and bucket, as the services would, and returns the bus it used.

@@ -5,8 +5,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
-	"time"
+
+	"gancho/pkg/waittest"
 
 	"github.com/nats-io/nats-server/v2/server"
 )
@@ -36,21 +38,12 @@ func StartCluster(t testing.TB, maxFile int64) []*Server {
 		t.Cleanup(func() { s.srv.Shutdown(); s.srv.WaitForShutdown() })
 		servers = append(servers, s)
 	}
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(30 * time.Second)
-	for {
-		for _, s := range servers {
-			if s.srv.JetStreamIsLeader() && len(s.srv.JetStreamClusterPeers()) == len(servers) {
-				return servers
-			}
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatal("the cluster has no leader after 30 s")
-		}
-	}
+	waittest.Until(t, "the cluster has a leader and all servers", func() bool {
+		return slices.ContainsFunc(servers, func(s *Server) bool {
+			return s.srv.JetStreamIsLeader() && len(s.srv.JetStreamClusterPeers()) == len(servers)
+		})
+	})
+	return servers
 }
 
 // freePorts returns ports of 127.0.0.1 that are free now.

@@ -7,7 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
+
+	"gancho/pkg/waittest"
 )
 
 // StartOld starts the nats-server that the operating system installed (Debian 12 has 2.9) and returns its URL and
@@ -41,17 +42,14 @@ func StartOld(t testing.TB) (url, version string) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
+	var ports struct{ Nats []string }
+	waittest.Until(t, "nats-server has written its address", func() bool {
 		files, _ := filepath.Glob(filepath.Join(dir, "*.ports"))
 		if len(files) == 0 {
-			continue
+			return false
 		}
 		text, err := os.ReadFile(files[0])
-		var ports struct{ Nats []string }
-		if err == nil && json.Unmarshal(text, &ports) == nil && len(ports.Nats) > 0 {
-			return ports.Nats[0], version
-		}
-	}
-	t.Fatal("nats-server is not ready after 20 s")
-	return "", ""
+		return err == nil && json.Unmarshal(text, &ports) == nil && len(ports.Nats) > 0
+	})
+	return ports.Nats[0], version
 }

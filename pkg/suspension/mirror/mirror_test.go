@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 
 	"gancho/pkg/bus"
@@ -195,16 +193,7 @@ func TestRun(t *testing.T) {
 	}
 	until("the second suspension is known", func() bool { return trip(reader) == "2-2" && reader.State() == "" })
 
-	nc, err := nats.Connect(broker.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := js.DeleteStream(t.Context(), topology.BucketPrefix+topology.BucketSuspensions); err != nil {
+	if err := broker.JetStream().DeleteStream(t.Context(), topology.BucketPrefix+topology.BucketSuspensions); err != nil {
 		t.Fatal(err)
 	}
 	until("the bucket was written back", func() bool { _, at := reader.Latest(key); return at > 1000 && trip(reader) == "2-2" })

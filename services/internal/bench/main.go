@@ -34,6 +34,8 @@ type fatal struct{ cleanup func() }
 
 func (f *fatal) Helper() {}
 
+func (f *fatal) Context() context.Context { return context.Background() }
+
 func (f *fatal) Fatalf(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, format+"\n", args...)
 	f.cleanup()

@@ -2,8 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
-	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -12,7 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
+
+	"gancho/pkg/waittest"
 )
 
 // TestCommandsOfTheAPIPage runs every command of deploy/docs/api.md, in order, against gancho serve.
@@ -93,23 +92,13 @@ func startServe(t *testing.T) (url, token string) {
 			t.Errorf("gancho serve: %v\n%s", err, &log)
 		}
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	for tick := time.NewTicker(50 * time.Millisecond); ; <-tick.C {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/crm/v2/openapi.json", nil)
+	waittest.Until(t, "gancho serve answers", func() bool {
+		resp, err := http.Get(url + "/crm/v2/openapi.json") //nolint:gosec // of this machine
 		if err != nil {
-			t.Fatal(err)
+			return false
 		}
-		resp, err := http.DefaultTransport.RoundTrip(req)
-		if err == nil {
-			_ = resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				return url, token
-			}
-			err = fmt.Errorf("status %d", resp.StatusCode)
-		}
-		if ctx.Err() != nil {
-			t.Fatalf("gancho serve does not answer: %v", err)
-		}
-	}
+		_ = resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+	return url, token
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"crypto/ed25519"
 	"net"
 	"net/http"
@@ -17,6 +16,7 @@ import (
 
 	"gancho/pkg/delivery"
 	"gancho/pkg/egress"
+	"gancho/pkg/waittest"
 )
 
 // receivers are the samples of deploy/docs/receivers and how each is started on a port.
@@ -236,20 +236,11 @@ func freePort(t *testing.T) string {
 
 func waitForPort(t *testing.T, port string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		c, err := (&net.Dialer{}).DialContext(ctx, "tcp", "127.0.0.1:"+port)
+	waittest.Until(t, "the receiver listens", func() bool {
+		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", "127.0.0.1:"+port)
 		if err == nil {
 			_ = c.Close()
-			return
 		}
-		select {
-		case <-ctx.Done():
-			t.Fatalf("the receiver does not listen: %v", err)
-		case <-tick.C:
-		}
-	}
+		return err == nil
+	})
 }

@@ -8,9 +8,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"gancho/pkg/seal"
+	"gancho/pkg/waittest"
 )
 
 // Account and Token are those of the system's one customer.
@@ -185,20 +185,8 @@ func (s *System) ready(p *Process) {
 	})
 }
 
-// Until polls for a condition.
-func (s *System) Until(what string, is func() bool) {
-	s.t.Helper()
-	deadline := time.After(patience)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !is() {
-		select {
-		case <-deadline:
-			s.t.Fatalf("still not so after %v: %s", patience, what)
-		case <-tick.C:
-		}
-	}
-}
+// Until waits until it is so, for two minutes at most.
+func (s *System) Until(what string, is func() bool) { s.t.Helper(); waittest.Until(s.t, what, is) }
 
 // Stop ends everything.
 func (s *System) Stop() {

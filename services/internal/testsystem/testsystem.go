@@ -16,13 +16,12 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"gancho/pkg/waittest"
 )
 
-// T is the part of a test or a benchmark that the test system needs. Fatalf must not return.
-type T interface {
-	Helper()
-	Fatalf(format string, args ...any)
-}
+// T is the part of a test or a benchmark that the test system needs.
+type T = waittest.T
 
 // patience is how long the test system waits for something that must come; far more than it takes.
 const patience = 2 * time.Minute

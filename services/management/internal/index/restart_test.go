@@ -14,6 +14,7 @@ import (
 	"gancho/pkg/notification"
 	"gancho/pkg/redistest"
 	"gancho/pkg/topology"
+	"gancho/pkg/waittest"
 )
 
 // TestRestartTogetherWithRedis: a management that stops together with a Redis that loses its last writes finds the gap
@@ -36,19 +37,11 @@ func TestRestartTogetherWithRedis(t *testing.T) {
 	}
 	run := func(x *Index, until func() bool) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		done := make(chan error, 1)
 		go func() { done <- x.Run(ctx) }()
-		tick := time.NewTicker(20 * time.Millisecond)
-		defer tick.Stop()
-		for !until() {
-			select {
-			case <-tick.C:
-			case <-ctx.Done():
-				t.Fatal("it did not come about within 30 s")
-			}
-		}
+		waittest.Until(t, "the index has caught up", until)
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)

@@ -33,6 +33,7 @@ import (
 	"gancho/pkg/suspension/status"
 	"gancho/pkg/tlstest"
 	"gancho/pkg/topology"
+	"gancho/pkg/waittest"
 	"gancho/services/management/internal/webhooks"
 )
 
@@ -207,11 +208,7 @@ func (d *desk) open(p *post, change func(*Service)) (s *Service, stop func()) {
 
 func (d *desk) until(what string, condition func() bool) {
 	d.t.Helper()
-	for end := time.Now().Add(30 * time.Second); !condition(); <-time.After(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			d.t.Fatalf("not within 30 s: %s", what)
-		}
-	}
+	waittest.Until(d.t, what, condition)
 }
 
 // happens publishes a change of the webhook.

@@ -13,6 +13,7 @@ import (
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/journal"
 	"gancho/pkg/notification"
+	"gancho/pkg/waittest"
 	"gancho/services/management/internal/problem"
 )
 
@@ -96,11 +97,9 @@ func TestTailsAreBounded(t *testing.T) {
 	if end := last.End(); end != "" {
 		t.Errorf("end = %q, want none: the reader left by itself", end)
 	}
-	deadline := time.Now().Add(10 * time.Second)
-	for counted := func() int { s.mu.Lock(); defer s.mu.Unlock(); return s.open + len(s.accounts) }; counted() > 0; {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d tails and accounts are still counted", counted())
-		}
-		time.Sleep(time.Millisecond)
-	}
+	waittest.Until(t, "no tail and no account is counted", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.open+len(s.accounts) == 0
+	})
 }
