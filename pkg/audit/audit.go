@@ -32,7 +32,7 @@ type Actor struct {
 
 // Object names the thing that changed.
 type Object struct {
-	Kind string `json:"kind" enum:"webhook,notification,replay,account,portal_link,other"`
+	Kind string `json:"kind" enum:"webhook,notification,replay,account,portal_link,erasure,other"`
 	ID   string `json:"id"`
 }
 

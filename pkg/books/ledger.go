@@ -163,6 +163,9 @@ func (l *ledger) record(s notification.Summary) {
 		return
 	}
 	e, known := l.open[k]
+	if !known && s.Kind == notification.KindErased { // its end is counted
+		return
+	}
 	if !known {
 		l.counts.Matched++
 		if l.counts.Unread > 0 {

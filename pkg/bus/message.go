@@ -76,6 +76,47 @@ func (b *Bus) Purge(ctx context.Context, stream string, upTo uint64) error {
 	return nil
 }
 
+// Delete removes a message. One that is gone is no error.
+func (b *Bus) Delete(ctx context.Context, stream string, sequence uint64) error {
+	return b.delete(ctx, stream, sequence, jetstream.Stream.DeleteMsg)
+}
+
+// Erase is Delete, and has the broker overwrite the message's bytes on disk. A broker that encrypts its disk, and the
+// logs by which the servers of a cluster agree, keep them until they are written again.
+func (b *Bus) Erase(ctx context.Context, stream string, sequence uint64) error {
+	return b.delete(ctx, stream, sequence, jetstream.Stream.SecureDeleteMsg)
+}
+
+func (b *Bus) delete(ctx context.Context, stream string, sequence uint64, remove func(jetstream.Stream, context.Context, uint64) error) error {
+	s, err := b.Stream(ctx, stream)
+	if err != nil {
+		return err
+	}
+	err = remove(s, ctx, sequence)
+	if errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) {
+		if _, lookErr := b.Get(ctx, stream, "", sequence); errors.Is(lookErr, ErrNotFound) {
+			return nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("delete from %s: %w", stream, err)
+	}
+	return nil
+}
+
+// Discard drops the files of a stream that holds no message: they still have the bytes of messages that were removed.
+// It reports false, and does nothing, while the stream holds one. A message that arrives meanwhile stays.
+func (b *Bus) Discard(ctx context.Context, stream string) (bool, error) {
+	state, err := b.StreamState(ctx, stream)
+	if err != nil || state.Messages > 0 {
+		return false, err
+	}
+	if state.Last == 0 {
+		return true, nil
+	}
+	return true, b.Purge(ctx, stream, state.Last)
+}
+
 // ServerID identifies one run of the broker's server that this process is connected to, "" without a connection.
 func (b *Bus) ServerID() string { return b.nc.ConnectedServerId() }
 

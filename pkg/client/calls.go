@@ -303,6 +303,21 @@ func (c *Client) CancelReplay(ctx context.Context, id string) error {
 	return err
 }
 
+// Erase begins an erasure, and Erasure shows its progress. Both are for operators.
+func (c *Client) Erase(ctx context.Context, in EraseInput) (Result[Erasure], error) {
+	return post[Erasure](ctx, c, http.MethodPost, "/erasures", in)
+}
+
+// Erasure returns one.
+func (c *Client) Erasure(ctx context.Context, id string) (Result[Erasure], error) {
+	return get[Erasure](ctx, c, "/erasures/"+url.PathEscape(id))
+}
+
+// Erasures lists those of the account, newest first.
+func (c *Client) Erasures(ctx context.Context) iter.Seq2[Result[Erasure], error] {
+	return list[Erasure](ctx, c, "/erasures", nil, nil)
+}
+
 // CreatePortalLink makes a link into the console for a person without a token.
 func (c *Client) CreatePortalLink(ctx context.Context, l PortalLink) (Result[CreatedLink], error) {
 	return post[CreatedLink](ctx, c, http.MethodPost, "/portal_links", l)

@@ -222,6 +222,30 @@ type Replay struct {
 	Total            uint64    `json:"total"`
 }
 
+// Erasure is a job that erases an account's events.
+type Erasure struct {
+	ID         string            `json:"id"`
+	State      string            `json:"state"` // running, done or failed
+	Kind       string            `json:"kind"`  // of the id that it is about: document_id, transaction_uuid or event_id
+	Hash       string            `json:"hash"`  // a keyed hash of that id
+	Matched    int               `json:"matched"`
+	Erased     map[string]uint64 `json:"erased"` // messages by stream
+	NotReached []struct {
+		Place string `json:"place"`
+		Why   string `json:"why"`
+	} `json:"not_reached"`
+	Problem   string    `json:"problem"`
+	CreatedAt time.Time `json:"created_at"`
+	UpdatedAt time.Time `json:"updated_at"`
+}
+
+// EraseInput names what to erase. Exactly one member is set.
+type EraseInput struct {
+	DocumentID      string `json:"document_id,omitempty"`
+	TransactionUUID string `json:"transaction_uuid,omitempty"`
+	EventID         string `json:"event_id,omitempty"`
+}
+
 // AuditRecord is one change: who made it, and the object before and after, as the API shows it.
 type AuditRecord struct {
 	ID      string          `json:"id"`

@@ -113,7 +113,7 @@ func History(ctx context.Context, b *bus.Bus, last *notification.Record) iter.Se
 				}
 				oldest = r
 			}
-			if oldest.Previous == 0 {
+			if oldest.Previous == 0 || oldest.Erased() {
 				return
 			}
 			raw, err := b.Get(ctx, topology.Attempts, "", oldest.Previous)

@@ -30,14 +30,7 @@ func Scheduled(ctx context.Context, b *bus.Bus, account, id string) (*Retry, err
 
 // Remove deletes a message from RETRIES. Everything that follows from it must be stored before.
 func Remove(ctx context.Context, b *bus.Bus, r *Retry) error {
-	s, err := b.Stream(ctx, topology.Retries)
-	if err != nil {
-		return err
-	}
-	if err := s.DeleteMsg(ctx, r.Sequence); err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
-		return fmt.Errorf("delete from RETRIES: %w", err)
-	}
-	return nil
+	return b.Delete(ctx, topology.Retries, r.Sequence)
 }
 
 func retry(raw *jetstream.RawStreamMsg, err error) (*Retry, error) {

@@ -255,7 +255,7 @@ func (r *Record) Attempted(a *Attempt, delay func(retry int) time.Duration) {
 	}
 }
 
-// Ended completes the record of a send that ends without an attempt. Cancelled records need no reason.
+// Ended completes the record of a send that ends without an attempt. A webhook's deletion needs no reason.
 func (r *Record) Ended(reason string) {
 	r.State, r.Reason = PermanentlyFailed, reason
 	if r.Kind == KindCancelled {
@@ -276,6 +276,25 @@ func Abandoned(last *Record, send int, reason string, at time.Time) *Record {
 	r.Ended(reason)
 	return &r
 }
+
+// Erase returns the record that follows last, the notification's newest record, when its event is erased: a send that
+// is on its way is cancelled, one that has ended keeps its state. The record carries nothing of the records before it.
+// Erase returns nil when last is such a record already.
+func Erase(last *Record, at time.Time) *Record {
+	if last.Erased() {
+		return nil
+	}
+	r := *last
+	r.Kind, r.Reason, r.At, r.Previous = KindErased, ReasonErased, at.UTC(), last.Sequence
+	r.Attempt, r.Earlier, r.NextAttemptAt, r.Probe, r.Trip = nil, nil, time.Time{}, false, ""
+	if !last.State.Terminal() {
+		r.Kind, r.State = KindCancelled, Cancelled
+	}
+	return &r
+}
+
+// Erased reports whether the records before r were erased with the notification's event.
+func (r *Record) Erased() bool { return r.Reason == ReasonErased && r.State.Terminal() }
 
 // Backlog returns where on PARKED the notification waits that r, the record of its parking, is about.
 func (r *Record) Backlog() string {

@@ -73,7 +73,11 @@ const (
 	KindCancelled Kind = "cancelled" // its webhook was deleted
 	KindFailed    Kind = "failed"    // ended without an attempt: internal_error
 	KindExpired   Kind = "expired"   // ended without an attempt: expired_while_suspended
+	KindErased    Kind = "erased"    // had ended; its answers were erased, its state is unchanged
 )
+
+// ReasonErased is the reason of the last record of a notification whose event and answers were erased.
+const ReasonErased = "erased"
 
 // Record is one entry of the journal.
 type Record struct {

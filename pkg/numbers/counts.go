@@ -62,6 +62,9 @@ func (c *Counts) Attempts() uint64 { return c.Delivered + c.Failed }
 
 // record counts a record of the journal.
 func (c *Counts) record(r *notification.Summary) {
+	if r.Kind == notification.KindErased { // its end is counted
+		return
+	}
 	c.add(r.State)
 	switch r.Outcome {
 	case "":

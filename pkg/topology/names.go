@@ -37,6 +37,8 @@ const (
 	BucketEndedSessions = "ENDED_SESSIONS"
 	// BucketNotices holds the notices about webhooks' troubles that owners got, and those still to be sent.
 	BucketNotices = "NOTICES"
+	// BucketErasures holds the jobs that erase events.
+	BucketErasures = "ERASURES"
 )
 
 // WebhooksHistory is how many entries the bucket WEBHOOKS keeps of each key: a process that starts finds the last good

@@ -128,6 +128,7 @@ func (o Owner) Buckets(l Limits) []jetstream.StreamConfig {
 			kv(BucketReplays, "replay jobs"),
 			kv(BucketAccounts, "what operators set for accounts"),
 			kv(BucketNotices, "notices to owners about their webhooks' troubles"),
+			kv(BucketErasures, "jobs that erase events"),
 		}
 	case Publisher:
 		return []jetstream.StreamConfig{kv(BucketShares, "what accounts hold of the stores, and whose events are deferred")}

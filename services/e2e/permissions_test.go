@@ -383,7 +383,7 @@ func rights() map[string]right {
 		create: []string{topology.WebhookStatus, topology.Commands, "KV_SUSPENSIONS", "KV_BOOKS"},
 		purge:  []string{"KV_SUSPENSIONS"},
 		remove: []string{topology.Retries},
-		info:   append(topology.Streams(), "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_LEASES", "KV_SHARES", "KV_ACCOUNTS", "KV_NOTICES"),
+		info:   append(topology.Streams(), "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_LEASES", "KV_SHARES", "KV_ACCOUNTS", "KV_NOTICES", "KV_ERASURES"),
 		get: append([]string{
 			topology.WebhookStatus, topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, "KV_BOOKS", "KV_LEASES",
 		}, watches...),
@@ -393,18 +393,23 @@ func rights() map[string]right {
 	monitor.consume[topology.Notifications] = []string{"books"}
 	monitor.consume[topology.Commands] = []string{topology.ConsumerCommands}
 
+	payloads := []string{ // which an erasure looks through
+		topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.Rejected, topology.Quarantine,
+	}
 	management := right{
 		publish: []string{
 			"crm.events.acme.crm_deal_created", "gancho.notifications.acme.id", "gancho.attempts.acme.id", "gancho.suspensions.acme.lane", "gancho.audit.acme",
-			"$KV.WEBHOOKS.key", "$KV.WEBHOOK_CLAIMS.key", "$KV.REPLAYS.key", "$KV.ENDED_SESSIONS.key", "$KV.ACCOUNTS.acme", "$KV.NOTICES.key",
+			"$KV.WEBHOOKS.key", "$KV.WEBHOOK_CLAIMS.key", "$KV.REPLAYS.key", "$KV.ENDED_SESSIONS.key", "$KV.ACCOUNTS.acme", "$KV.NOTICES.key", "$KV.ERASURES.key",
 		},
-		create: []string{topology.Audit, "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_ACCOUNTS", "KV_NOTICES"},
+		create: []string{topology.Audit, "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_ACCOUNTS", "KV_NOTICES", "KV_ERASURES"},
+		purge:  []string{topology.Retries, topology.Parked},
+		remove: payloads,
 		info: []string{
 			topology.Events, topology.Rejected, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.Quarantine, topology.WebhookStatus,
 			topology.Commands, "KV_SUSPENSIONS", "KV_SHARES",
 		},
-		get:     slices.Concat([]string{topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.WebhookStatus, "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_NOTICES"}, watches, shares),
-		consume: anyConsumer(slices.Concat([]string{topology.Failed, topology.WebhookStatus, topology.Events, "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_NOTICES"}, watches, shares)...),
+		get:     slices.Concat(payloads, []string{topology.WebhookStatus, "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_NOTICES", "KV_ERASURES"}, watches, shares),
+		consume: anyConsumer(slices.Concat([]string{topology.Failed, topology.WebhookStatus, topology.Events, "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_NOTICES", "KV_ERASURES"}, watches, shares)...),
 	}
 	management.consume[topology.Audit] = []string{"*"}
 	management.consume[topology.Attempts] = []string{"*", topology.ConsumerIndex}

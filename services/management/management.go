@@ -37,6 +37,7 @@ import (
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/console"
 	"gancho/services/management/internal/dryrun"
+	"gancho/services/management/internal/erasures"
 	"gancho/services/management/internal/idempotency"
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/ingest"
@@ -173,6 +174,10 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		if err != nil {
 			return ended(ctx, err)
 		}
+		erasureBucket, err := b.Bucket(ctx, topology.BucketErasures)
+		if err != nil {
+			return ended(ctx, err)
+		}
 		settings, err := b.Bucket(ctx, topology.BucketAccounts)
 		if err != nil {
 			return ended(ctx, err)
@@ -190,11 +195,12 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		links := portal.New(keys, revoked, hooks, light, dark)
 		counted := numbers.New(b, proc.Log)
 		jobs := replays.New(b, replayBucket, hooks, sends, proc.Log)
+		erased := erasures.New(b, erasureBucket, keys, proc.Log)
 		tails := tail.New(b)
 		changes := audit.New(b, proc.Log, proc.Metrics)
 		dry := dryrun.New(b, hooks, sends, cfg.Limits.EventMaxBytes)
 		handler, err := api.New(api.Options{
-			Gate: gate, Webhooks: hooks, Notifications: sends, Ingest: ingest.New(b, meter, cfg.Limits.EventMaxBytes), Tail: tails, Replays: jobs, Stopping: ctx.Done(),
+			Gate: gate, Webhooks: hooks, Notifications: sends, Ingest: ingest.New(b, meter, cfg.Limits.EventMaxBytes), Tail: tails, Replays: jobs, Erasures: erased, Stopping: ctx.Done(),
 			Accounts: accounts.New(b, settings, hooks, cfg.Limits.LogMaxAge), Idempotency: idempotency.New(answers, keys, proc.Log), Catalogue: types, DryRun: dry, PublicURL: cfg.PublicURL, EgressAddresses: cfg.EgressPublished,
 			Portal: links, Audit: changes, Numbers: counted, EventMaxBytes: cfg.Limits.EventMaxBytes, Log: proc.Log, Metrics: proc.Metrics,
 		})
@@ -231,6 +237,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		group.Go(func() error { return lists.Run(ctx) })
 		group.Go(func() error { return counted.Run(ctx) })
 		group.Go(func() error { return jobs.Run(ctx) })
+		group.Go(func() error { return erased.Run(ctx) })
 		select { // no page is shown before it is known which sessions have ended
 		case <-revoked.Loaded():
 		case <-ctx.Done():

@@ -63,7 +63,7 @@ func (m *Monitor) publishFailures(ctx context.Context, records []notification.Su
 	}
 	first := map[minute]*status.Change{}
 	for _, r := range records {
-		if r.State != notification.PermanentlyFailed {
+		if r.State != notification.PermanentlyFailed || r.Kind == notification.KindErased {
 			continue
 		}
 		k := minute{r.WebhookID, r.At.Unix() / 60}

@@ -79,6 +79,9 @@ func (s *Server) start() {
 // URL is where clients connect.
 func (s *Server) URL() string { return s.srv.ClientURL() }
 
+// StoreDir is where the server keeps its files.
+func (s *Server) StoreDir() string { return s.opts.StoreDir }
+
 // Restart stops the server and starts it again on the same port and store.
 func (s *Server) Restart() {
 	s.t.Helper()

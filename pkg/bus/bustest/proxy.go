@@ -168,8 +168,11 @@ func (p *Proxy) breakOff(b *Break, server net.Conn, back *answers, message []byt
 		return
 	}
 	answer := `"stream":`
-	if strings.HasPrefix(subject, "$JS.ACK.") {
+	switch {
+	case strings.HasPrefix(subject, "$JS.ACK."):
 		message, answer = append(message, "PING\r\n"...), "PONG\r\n"
+	case strings.HasPrefix(subject, "$JS.API."):
+		answer = `"type":`
 	}
 	answered := back.mute(answer)
 	if _, err := server.Write(message); err == nil {

@@ -42,7 +42,7 @@ func lists() []list {
 				{string(notification.Parked), "it waits outside the lanes; `reason` says for what. No attempt is used up", "it is released by itself, oldest first, when the reason is gone"},
 				{string(notification.Delivered), "a receiver answered with a 2xx in time", "nothing; it can be resent"},
 				{string(notification.PermanentlyFailed), "six attempts failed, or it ended without them: see `reason`", "nothing by itself; it can be resent while its payload is kept (`LOG_MAX_AGE`)"},
-				{string(notification.Cancelled), "its webhook was deleted first", "nothing; it cannot be resent"},
+				{string(notification.Cancelled), "its webhook was deleted first, or, with the reason `" + notification.ReasonErased + "`, its event was erased ([privacy.md](privacy.md))", "nothing; it cannot be resent. One that had ended when its event was erased keeps its state and has this reason"},
 			},
 		},
 		{

@@ -64,6 +64,7 @@ type grammar struct {
 	Tail          tailCmd          `cmd:"" group:"api" help:"Watch attempts as they are made."`
 	Listen        listenCmd        `cmd:"" group:"api" help:"Forward events to a local address as they come, to develop a receiver."`
 	Audit         auditCmd         `cmd:"" group:"api" help:"See who changed what."`
+	Erasures      erasuresCmd      `cmd:"" group:"api" help:"Erase the events of a document, a transaction, or one event; for operators."`
 	PortalLink    portalLinkCmd    `cmd:"" group:"api" help:"Make a link into the console for somebody without a token."`
 
 	Doctor   doctorCmd   `cmd:"" group:"broker" help:"Check the books: has every notification ended, or is it on its way? Say what is stuck."`

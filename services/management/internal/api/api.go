@@ -34,6 +34,7 @@ import (
 	"gancho/services/management/internal/auth"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/dryrun"
+	"gancho/services/management/internal/erasures"
 	"gancho/services/management/internal/httpstatus"
 	"gancho/services/management/internal/idempotency"
 	"gancho/services/management/internal/ingest"
@@ -59,6 +60,7 @@ type Options struct {
 	Ingest        *ingest.Service
 	Tail          *tail.Service
 	Replays       *replays.Service
+	Erasures      *erasures.Service
 	Accounts      *accounts.Service
 	Idempotency   *idempotency.Store
 	Catalogue     *catalogue.Catalogue
@@ -191,6 +193,7 @@ type route struct {
 	idempotent   bool     // obeys Idempotency-Key
 	anyAccount   bool     // of an operator without X-Account-Id about all accounts
 	operator     bool     // an operator's call about the account in the path
+	forAccount   bool     // an operator's call about the account in X-Account-Id
 	allAccounts  bool     // an operator's call, of one account or all
 	results      []result // on success
 	fails        []int    // statuses besides those every route may have
@@ -298,6 +301,8 @@ func (a *API) answer(c *call, rt *route) error {
 	return nil
 }
 
+var errOperatorOnly = problem.New(problem.Forbidden, "operator_only", "this call needs an operator's token")
+
 // check lets the request in. The account of an operator's call is the one in its path.
 func (a *API) check(c *call, rt *route) (auth.Caller, error) {
 	switch {
@@ -305,6 +310,12 @@ func (a *API) check(c *call, rt *route) (auth.Caller, error) {
 		return a.Gate.CheckAny(c.r, rt.write)
 	case rt.allAccounts:
 		return a.Gate.CheckOperator(c.r, rt.write)
+	case rt.forAccount:
+		caller, err := a.Gate.Check(c.r, rt.write)
+		if err == nil && !caller.Operator {
+			err = errOperatorOnly
+		}
+		return caller, err
 	case !rt.operator:
 		return a.Gate.Check(c.r, rt.write)
 	}
@@ -320,7 +331,7 @@ func (a *API) check(c *call, rt *route) (auth.Caller, error) {
 	case err != nil:
 		return caller, err
 	case !caller.Operator:
-		return caller, problem.New(problem.Forbidden, "operator_only", "this call needs an operator's token")
+		return caller, errOperatorOnly
 	case caller.Account != id:
 		return caller, problem.New(problem.Malformed, "bad_account", "X-Account-Id names another account than the path; leave the header out")
 	}

@@ -10,7 +10,7 @@ import (
 
 // kinds are the objects that the routes of a tag change.
 var kinds = map[string]string{
-	"webhooks": "webhook", "replays": "replay", "notifications": "notification", "accounts": "account", "console": "portal_link",
+	"webhooks": "webhook", "replays": "replay", "notifications": "notification", "accounts": "account", "console": "portal_link", "erasures": "erasure",
 }
 
 // audited wraps a route's handler: its change is recorded before it is acknowledged.

@@ -99,6 +99,7 @@ func document(routes []route, types []catalogue.Type) ([]byte, error) {
 			{Name: "receivers", Description: "the requests that receivers get"},
 			{Name: "audit", Description: "who changed what"},
 			{Name: "console", Description: "the console, for people without a token"},
+			{Name: "erasures", Description: "operators' calls that erase an account's events"},
 			{Name: "accounts", Description: "operators' calls about one account"},
 			{Name: "meta", Description: "this document"},
 		},

@@ -18,6 +18,7 @@ import (
 	"gancho/services/management/internal/accounts"
 	"gancho/services/management/internal/catalogue"
 	"gancho/services/management/internal/dryrun"
+	"gancho/services/management/internal/erasures"
 	"gancho/services/management/internal/ingest"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/portal"
@@ -289,6 +290,22 @@ func (a *API) routes() []route {
 			method: http.MethodPut, path: "/accounts/{id}", id: "updateAccount", tag: "accounts", operator: true, write: true, summary: "Change an account's settings",
 			about: "Takes any subset of the members; null takes a setting away.",
 			body:  accountUpdate{}, results: []result{{http.StatusOK, "changed", accounts.View{}, false, "", false}}, fails: []int{404}, handle: a.updateAccount,
+		},
+		{
+			method: http.MethodPost, path: "/erasures", id: "createErasure", tag: "erasures", forAccount: true, write: true,
+			summary: "Erase the events of a document, of a transaction, or one event",
+			about: "Takes exactly one of the members. A job overwrites the events and the recorded answers of their notifications in every stream, " +
+				"and cancels what is on its way; a request that is under way may still arrive. The CRM must have stopped publishing them.",
+			body: erasureCreate{}, results: []result{{http.StatusAccepted, "it runs", erasures.View{}, false, "", false}}, fails: []int{409}, handle: a.createErasure,
+		},
+		{
+			method: http.MethodGet, path: "/erasures", id: "listErasures", tag: "erasures", forAccount: true, summary: "List the erasures of an account, newest first",
+			about: "Ended ones are kept for 400 days.",
+			query: pages, results: []result{{http.StatusOK, "one page", erasures.View{}, true, "", false}}, fails: []int{422}, handle: a.listErasures,
+		},
+		{
+			method: http.MethodGet, path: "/erasures/{id}", id: "getErasure", tag: "erasures", forAccount: true, summary: "Show an erasure and its progress",
+			results: []result{{http.StatusOK, "the erasure", erasures.View{}, false, "", false}}, fails: []int{404}, handle: a.getErasure,
 		},
 		{
 			method: http.MethodGet, path: "/audit", id: "listAudit", tag: "audit", anyAccount: true, summary: "List who changed what, newest first",

@@ -117,6 +117,9 @@ func Reasons() []string {
 
 // Of explains a notification.
 func Of(f Facts) Explanation {
+	if f.Reason == Erased {
+		return Explanation{Erased, say(erased), say(cancelledNext)}
+	}
 	switch f.State {
 	case notification.Pending:
 		why := say(pending)
@@ -149,14 +152,11 @@ func Of(f Facts) Explanation {
 	case notification.PermanentlyFailed:
 		return failed(f)
 	case notification.Cancelled:
-		switch f.Reason {
-		case Superseded:
-			if f.Newer != "" {
-				return Explanation{Superseded, say(supersededBy, "event", f.Newer), say(cancelledNext)}
-			}
+		switch {
+		case f.Reason == Superseded && f.Newer != "":
+			return Explanation{Superseded, say(supersededBy, "event", f.Newer), say(cancelledNext)}
+		case f.Reason == Superseded:
 			return Explanation{Superseded, say(superseded), say(cancelledNext)}
-		case Erased:
-			return Explanation{Erased, say(erased), say(cancelledNext)}
 		}
 		return Explanation{WebhookDeleted, say(webhookDeleted), say(cancelledNext)}
 	}
