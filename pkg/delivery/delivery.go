@@ -179,6 +179,7 @@ func (s *Sender) Send(ctx context.Context, r Request) Outcome {
 		s.tls.ClientSessionCache.Put(hostname(m.origin.host), nil)
 	}
 	o.ResponseHeaders = rep.header
+	hideCredentials(o.ResponseHeaders)
 	secrets.hideHeader(o.ResponseHeaders)
 	o.ResponseBody = s.conclude(c, rep, min(BodyTime, s.timeout-o.Duration), secrets)
 	if rep.odd != "" {
@@ -358,6 +359,32 @@ func (e echo) hideHeader(h http.Header) {
 			h[hidden] = values
 		}
 	}
+}
+
+// hideCredentials masks the values of an answer's headers that give access to something of the receiver's. Challenges
+// (WWW-Authenticate) and addresses stay: they say why an attempt failed.
+func hideCredentials(h http.Header) {
+	for name, values := range h {
+		if !givesAccess(strings.ToLower(name)) {
+			continue
+		}
+		for i := range values {
+			values[i] = mask
+		}
+	}
+}
+
+func givesAccess(name string) bool {
+	switch name {
+	case "set-cookie", "set-cookie2", "cookie", "authorization", "proxy-authorization", "authentication-info", "proxy-authentication-info":
+		return true
+	}
+	for _, part := range []string{"token", "secret", "password", "session", "api-key", "apikey", "credential", "signature"} {
+		if strings.Contains(name, part) {
+			return true
+		}
+	}
+	return false
 }
 
 // read reads a body up to its limit and returns the beginning, readable and without echoes of the auth key. whole

@@ -4,9 +4,11 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestEchoForms: an auth key that a receiver repeats is hidden in every form in which texts usually carry one.
@@ -48,5 +50,39 @@ func TestEchoForms(t *testing.T) {
 	}
 	if got := echoes("short"); len(got) != 0 {
 		t.Errorf("a short key would blank out text: %q", got)
+	}
+}
+
+// TestAnswersCredentials: what a receiver hands out to its visitors is not kept, over either protocol.
+func TestAnswersCredentials(t *testing.T) {
+	t.Parallel()
+	ca := newAuthority(t)
+	secure := ca.server(t)
+	secure.NextProtos = []string{"h2"}
+	secret := []string{
+		"Set-Cookie", "Set-Cookie2", "Cookie", "Authorization", "Proxy-Authorization", "Authentication-Info", "X-Auth-Token", "X-Csrf-Token",
+		"X-Amz-Security-Token", "X-Api-Key", "Apikey", "X-Session-Id", "Client-Secret",
+	}
+	open := []string{"Www-Authenticate", "Location", "Retry-After", "Server", "X-Request-Id", "Etag"}
+	answer := func(w http.ResponseWriter, _ *http.Request) {
+		for _, name := range append(secret, open...) {
+			w.Header()[name] = []string{"CANARY", "CANARY"}
+		}
+		w.WriteHeader(401)
+	}
+	s := newSender(t, ca, 10*time.Second)
+	for proto, url := range map[string]string{"HTTP/1.1": receiver(t, nil, answer), "HTTP/2": receiver(t, secure, answer)} {
+		o := s.Send(t.Context(), request(url))
+		expect(t, o, "status_4xx")
+		for _, name := range secret {
+			if got := o.ResponseHeaders[name]; len(got) != 2 || got[0] != mask || got[1] != mask {
+				t.Errorf("%s: %s: %q", proto, name, got)
+			}
+		}
+		for _, name := range open {
+			if got := o.ResponseHeaders[name]; len(got) != 2 || got[0] != "CANARY" {
+				t.Errorf("%s: %s: %q is hidden", proto, name, got)
+			}
+		}
 	}
 }

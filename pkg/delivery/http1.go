@@ -192,7 +192,8 @@ func (rep *reply) read(c *conn) error {
 	return nil
 }
 
-// head returns the next head, with its end. It is valid until the next call.
+// head returns the next head, with its end, or without it when the connection ended after the status line. It is
+// valid until the next call.
 func (in *input) head(most int) ([]byte, error) {
 	for seen := 0; ; {
 		if n := endOfHead(in.buf[in.r:in.w], seen); n > 0 {
@@ -226,24 +227,27 @@ func (in *input) head(most int) ([]byte, error) {
 		case in.w == 0 && most == maxHeaderBytes:
 			return nil, &lostError{err}
 		}
-		return nil, badAnswer("the connection was closed inside the answer's headers")
+		if rest := in.buf[in.r:in.w]; bytes.IndexByte(rest, '\n') >= 0 { // the status came whole
+			in.r = in.w
+			return rest, nil
+		}
+		return nil, badAnswer("the connection was closed before the answer's status")
 	}
 }
 
 // endOfHead returns the size of the head in b with the empty line after it, 0 when that is not there yet. The first
 // seen bytes were searched before.
 func endOfHead(b []byte, seen int) int {
-	for i := max(0, seen-3); ; i++ {
+	// The line end before the empty line is the last one that was seen, or a new one.
+	for i := max(0, bytes.LastIndexByte(b[:seen], '\n')); ; i++ {
 		j := bytes.IndexByte(b[i:], '\n')
 		if j < 0 {
 			return 0
 		}
 		i += j
-		switch rest := b[i+1:]; {
-		case len(rest) > 0 && rest[0] == '\n':
-			return i + 2
-		case len(rest) > 1 && rest[0] == '\r' && rest[1] == '\n':
-			return i + 3
+		rest := bytes.TrimLeft(b[i+1:], "\r") // some programs write CR CR LF
+		if len(rest) > 0 && rest[0] == '\n' {
+			return len(b) - len(rest) + 1
 		}
 	}
 }
@@ -252,22 +256,30 @@ func endOfHead(b []byte, seen int) int {
 func (rep *reply) parse(head []byte) error {
 	text := string(head) // the headers are parts of it
 	line, text, _ := strings.Cut(text, "\n")
-	if err := rep.statusLine(strings.TrimSuffix(line, "\r")); err != nil {
+	rep.odd = ""
+	if err := rep.statusLine(strings.TrimRight(line, "\r")); err != nil {
 		return err
 	}
 	n := strings.Count(text, "\n")
 	rep.header = make(http.Header, min(n, 32))
-	rep.odd = ""
 	values := make([]string, 0, n)
 	last := "" // the header that a folded line continues
-	for line := range strings.Lines(text) {
-		line = strings.TrimRight(line, "\r\n")
+	for {
+		var ended bool
+		if line, text, ended = strings.Cut(text, "\n"); !ended {
+			rep.note("the connection was closed inside them")
+			break
+		}
+		line = strings.TrimRight(line, "\r")
 		if line == "" {
 			break
 		}
 		if line[0] == ' ' || line[0] == '\t' {
+			more := strings.Trim(line, " \t")
 			if list := rep.header[last]; len(list) > 0 {
-				list[len(list)-1] += " " + strings.Trim(line, " \t")
+				if more != "" {
+					list[len(list)-1] += " " + more
+				}
 			} else {
 				rep.note("a line before the first header begins with a space")
 			}
@@ -299,22 +311,44 @@ func (rep *reply) parse(head []byte) error {
 	return nil
 }
 
-// statusLine reads HTTP/1.x NNN and an optional reason.
+// statusLine reads HTTP/1.x NNN and an optional reason. Another version, and anything after the three digits, is noted.
 func (rep *reply) statusLine(line string) error {
-	version, rest, ok := strings.Cut(line, " ")
-	if !ok || len(version) != len("HTTP/1.1") || !strings.HasPrefix(version, "HTTP/1.") || version[7] < '0' || version[7] > '9' {
+	end := strings.IndexAny(line, " \t")
+	if end < 0 || !isVersion(line[:end]) {
 		return badAnswer("the answer is not HTTP: it begins with " + quote(line))
 	}
-	code, _, _ := strings.Cut(strings.TrimLeft(rest, " "), " ")
-	status, err := strconv.ParseUint(code, 10, 16)
-	if err != nil || len(code) != 3 {
+	version, rest := line[:end], strings.TrimLeft(line[end:], " \t")
+	digits := 0
+	for digits < len(rest) && '0' <= rest[digits] && rest[digits] <= '9' {
+		digits++
+	}
+	if digits != len("200") {
 		return badAnswer("the answer has no status: its first line is " + quote(line))
 	}
-	rep.minor, rep.status = version[7]-'0', int(status)
-	if status < 100 {
-		return badAnswer("the receiver answered with status " + code + ", which does not exist")
+	rep.status, _ = strconv.Atoi(rest[:digits])
+	if rep.status < 100 {
+		return badAnswer("the receiver answered with status " + rest[:digits] + ", which does not exist")
+	}
+	rep.minor = version[len(version)-1] - '0'
+	switch after := rest[digits:]; {
+	case len(version) != len("HTTP/1.1") || !strings.HasPrefix(version, "HTTP/1."):
+		rep.note("the answer's version is " + quote(version))
+	case after != "" && after[0] != ' ' && after[0] != '\t':
+		rep.note("the answer's first line is " + quote(line))
 	}
 	return nil
+}
+
+// isVersion accepts HTTP/1.1 and what old or careless programs write for it: in lower case, of another version, or
+// without its second part.
+func isVersion(text string) bool {
+	const prefix = "HTTP/"
+	if len(text) <= len(prefix) || !strings.EqualFold(text[:len(prefix)], prefix) {
+		return false
+	}
+	digit := func(c byte) bool { return '0' <= c && c <= '9' }
+	number := text[len(prefix):]
+	return digit(number[0]) && (len(number) == 1 || len(number) == 3 && number[1] == '.' && digit(number[2]))
 }
 
 func (rep *reply) note(odd string) {

@@ -100,7 +100,7 @@ type Outcome struct {
 	// RequestHeaders are those sent, the auth key and the signature as "***".
 	// Nil when no request could be built.
 	RequestHeaders http.Header
-	// ResponseHeaders are the receiver's, at most 64 KiB.
+	// ResponseHeaders are the receiver's, at most 64 KiB; cookies, tokens and the like are "***".
 	ResponseHeaders http.Header
 	// ResponseBody is the beginning of the body, at most 4 KiB: without a gzip or deflate coding, and in UTF-8 where
 	// its encoding is named. Any bytes may be in it; a character of UTF-8 is not cut in two.
