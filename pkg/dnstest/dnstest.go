@@ -36,6 +36,12 @@ func Start(tb testing.TB, answer func(q dnsmessage.Question, m *dnsmessage.Messa
 				continue
 			}
 			m.Additionals = nil
+			if m.RCode > 0xf { // EDNS holds the upper part
+				var h dnsmessage.ResourceHeader
+				_ = h.SetEDNS0(512, m.RCode, false)
+				m.RCode &= 0xf
+				m.Additionals = []dnsmessage.Resource{{Header: h, Body: &dnsmessage.OPTResource{}}}
+			}
 			if packed, err := m.Pack(); err == nil {
 				_, _ = c.WriteTo(packed, from)
 			}

@@ -105,6 +105,34 @@ func TestNameServersAsTheyAre(t *testing.T) {
 			}
 			return address(q, m)
 		}},
+		"BADVERS to EDNS": {func(q dnsmessage.Question, m *dnsmessage.Message) bool {
+			if len(m.Additionals) > 0 {
+				m.RCode = codeBadVersion
+				return true
+			}
+			return address(q, m)
+		}},
+		"sends more than it was asked for": {func(q dnsmessage.Question, m *dnsmessage.Message) bool {
+			for range 100 {
+				address(q, m)
+			}
+			return true
+		}},
+		"answers with another id first": {func() func(dnsmessage.Question, *dnsmessage.Message) bool {
+			var n atomic.Int32
+			return func(q dnsmessage.Question, m *dnsmessage.Message) bool {
+				if n.Add(1) <= 2 {
+					m.ID++
+				}
+				return address(q, m)
+			}
+		}()},
+		"an alias of itself, and an address": {func(q dnsmessage.Question, m *dnsmessage.Message) bool {
+			m.Answers = append(m.Answers, dnsmessage.Resource{
+				Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class}, Body: &dnsmessage.CNAMEResource{CNAME: q.Name},
+			})
+			return address(q, m)
+		}},
 		"silent to EDNS": {func(q dnsmessage.Question, m *dnsmessage.Message) bool {
 			return len(m.Additionals) == 0 && address(q, m)
 		}},
@@ -155,13 +183,15 @@ func TestTruncated(t *testing.T) {
 	t.Parallel()
 	const ip = "127.0.0.2"
 	for name, tc := range map[string]struct {
-		inUDP, overTCP bool
-		reached        bool
+		inUDP   bool
+		tcp     func(t *testing.T, addr string) bool
+		reached bool
 	}{
-		"over TCP":                     {false, true, true},
-		"some addresses, no TCP":       {true, false, true},
-		"no address, no TCP":           {false, false, false},
-		"some addresses, and over TCP": {true, true, true},
+		"over TCP":                     {false, serveTCP, true},
+		"some addresses, no TCP":       {true, nil, true},
+		"no address, no TCP":           {false, nil, false},
+		"some addresses, and over TCP": {true, serveTCP, true},
+		"some addresses, TCP silent":   {true, silentTCP, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -175,7 +205,7 @@ func TestTruncated(t *testing.T) {
 					}
 					return true
 				})
-				found = !tc.overTCP || serveTCP(t, addr)
+				found = tc.tcp == nil || tc.tcp(t, addr)
 			}
 			p := policy(t, Config{AllowCIDRs: []string{ip + "/32"}, AllowPorts: []string{"*"}, DNSServer: addr})
 			err := dialWithin(t, p, "hook.test:"+l.port)
@@ -187,6 +217,17 @@ func TestTruncated(t *testing.T) {
 			}
 		})
 	}
+}
+
+// silentTCP accepts connections and says nothing. It returns false when the port is taken.
+func silentTCP(t *testing.T, addr string) bool {
+	t.Helper()
+	ln, err := net.Listen("tcp4", addr)
+	if err != nil {
+		return false
+	}
+	t.Cleanup(func() { _ = ln.Close() })
+	return true
 }
 
 // serveTCP answers A queries over TCP with 127.0.0.2. It returns false when the port is taken.

@@ -34,6 +34,7 @@ const (
 	resolvMaxAge  = 5 * time.Second
 	maxServers    = 3    // as in the C library
 	maxUDPPayload = 1232 // fits into one packet everywhere (DNS flag day 2020)
+	maxUDPAnswer  = 8192 // some servers send more than they were asked for
 	maxAddresses  = 64   // of one answer
 )
 
@@ -256,7 +257,7 @@ func (s *nameServer) silentSince(at int64) {
 // ask puts q to s and records its answer or failure. [ask] records its silence.
 func (s *nameServer) ask(ctx context.Context, q dnsmessage.Question, edns bool) ([]netip.Addr, error) {
 	addrs, code, err := s.exchange(ctx, q, edns)
-	if err == nil && edns && (code == dnsmessage.RCodeFormatError || code == dnsmessage.RCodeNotImplemented) {
+	if err == nil && edns && (code == dnsmessage.RCodeFormatError || code == dnsmessage.RCodeNotImplemented || code == codeBadVersion) {
 		if addrs, code, err = s.exchange(ctx, q, false); err == nil && code != dnsmessage.RCodeFormatError {
 			s.plain.Store(true)
 		}
@@ -280,6 +281,9 @@ func (s *nameServer) ask(ctx context.Context, q dnsmessage.Question, edns bool) 
 	return fail(reason(err), false)
 }
 
+// codeBadVersion says that a server knows another version of EDNS only (RFC 6891, section 6.1.3).
+const codeBadVersion = dnsmessage.RCode(16)
+
 // codeText is a response code as it is written in RFC 1035 and in the output of name servers' tools.
 func codeText(code dnsmessage.RCode) string {
 	switch code {
@@ -291,6 +295,8 @@ func codeText(code dnsmessage.RCode) string {
 		return "NOTIMP"
 	case dnsmessage.RCodeRefused:
 		return "REFUSED"
+	case codeBadVersion:
+		return "BADVERS"
 	}
 	return fmt.Sprintf("with code %d", code)
 }
@@ -308,7 +314,12 @@ func (s *nameServer) exchange(ctx context.Context, q dnsmessage.Question, edns b
 	}
 	addrs, head, err := parse(msg)
 	if err == nil && head.Truncated {
-		whole, tcpErr := s.roundTrip(ctx, "tcp", query, q)
+		tcpCtx, cancel := ctx, context.CancelFunc(func() {})
+		if len(addrs) > 0 { // a firewall that drops TCP must not cost the attempt
+			tcpCtx, cancel = context.WithTimeout(ctx, askAgain)
+		}
+		whole, tcpErr := s.roundTrip(tcpCtx, "tcp", query, q)
+		cancel()
 		if tcpErr == nil {
 			addrs, head, err = parse(whole)
 		} else if len(addrs) == 0 { // some addresses are as good as all
@@ -351,7 +362,7 @@ func (s *nameServer) roundTrip(ctx context.Context, network string, query []byte
 		}
 		return msg, nil
 	}
-	buf := make([]byte, maxUDPPayload)
+	buf := make([]byte, maxUDPAnswer)
 	for {
 		n, err := c.Read(buf)
 		if err != nil {
@@ -430,5 +441,27 @@ func parse(msg []byte) ([]netip.Addr, dnsmessage.Header, error) {
 			}
 		}
 	}
+	if len(out) == 0 {
+		head.RCode = extended(p, head.RCode)
+	}
 	return out, head, nil
+}
+
+// extended returns the response code of a message whose answers p has read: EDNS holds its upper part.
+func extended(p dnsmessage.Parser, code dnsmessage.RCode) dnsmessage.RCode {
+	if p.SkipAllAnswers() != nil || p.SkipAllAuthorities() != nil {
+		return code
+	}
+	for {
+		h, err := p.AdditionalHeader()
+		if err != nil {
+			return code
+		}
+		if h.Type == dnsmessage.TypeOPT {
+			return h.ExtendedRCode(code)
+		}
+		if p.SkipAdditional() != nil {
+			return code
+		}
+	}
 }
