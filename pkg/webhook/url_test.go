@@ -249,8 +249,11 @@ func TestNormalizeURLOpened(t *testing.T) {
 		t.Errorf("::1 open: %q, %v", got, problem)
 	}
 	no443 := policy(t, egress.Config{AllowPorts: []string{"8443"}})
-	if got, problem := NormalizeURL("https://ok.example/", no443); problem == nil {
-		t.Errorf("443 closed: %q", got)
+	for _, url := range []string{"https://ok.example/", "https://ok.example:443/"} { // the sentence must not praise the port
+		const want = "url has the port 443, which is not open here; the operator opens ports with EGRESS_ALLOW_PORTS"
+		if got, problem := NormalizeURL(url, no443); problem == nil || problem.Code != CodeURLForbiddenPort || problem.Detail != want {
+			t.Errorf("443 closed: %q, %+v", got, problem)
+		}
 	}
 }
 

@@ -18,5 +18,8 @@ func TestUntil(t *testing.T) {
 		if c := change(suspension.Transition{Event: event, Flag: flag}, &webhook.Webhook{}); (c.Until != nil) != due {
 			t.Errorf("%s: until = %v", event, c.Until)
 		}
+		if c := change(suspension.Transition{Event: event}, &webhook.Webhook{}); c.Until != nil {
+			t.Errorf("%s of a URL that is not tried again: until = %v", event, c.Until)
+		}
 	}
 }
