@@ -643,6 +643,22 @@ func TestConsoleFailures(t *testing.T) {
 	}
 	x.until("both are listed", func() bool { return strings.Contains(string(b.get("/failures").raw), n.ID) })
 	b.get("/failures").want(200).has(x.failed, n.ID, "Send all again (2)", "Timeout")
+	today, tomorrow := time.Now().UTC().Format(time.DateOnly), time.Now().UTC().AddDate(0, 0, 1).Format(time.DateOnly)
+	for filter, want := range map[string]int{
+		query("event_name", "crm_deal_created"): 2, query("event_name", "crm_task_created"): 0, query("event_name", "<b>"): 2,
+		query("since", today): 2, query("since", tomorrow, "until", tomorrow): 0, query("until", "2026-01-01"): 0, query("until", "yesterday"): 2,
+		query("webhook_id", x.hook, "event_name", "crm_deal_created", "since", today, "until", tomorrow): 2,
+	} {
+		found := b.get("/failures" + filter).want(200).safe("en")
+		if n := strings.Count(string(found.raw), `name="id"`); n != want {
+			t.Errorf("%s: %d failures, want %d", filter, n, want)
+		}
+		if want == 0 {
+			found.has("No notification matches the filter.")
+			b.post("/failures/resend", append(fields(filter), "all", "1")...).leads("/failures" + filter) // nothing is sent
+			b.get("/failures").want(200).has("Choose at least one notification.", n.ID)
+		}
+	}
 	b.post("/failures/resend").leads("/failures")
 	b.get("/failures").want(200).has("Choose at least one notification.")
 	b.post("/failures/resend", "id", n.ID).leads("/failures")
@@ -652,6 +668,15 @@ func TestConsoleFailures(t *testing.T) {
 	b.post("/failures/resend", "all", "1", "webhook_id", x.hook).leads("/failures?webhook_id=" + x.hook)
 	b.get("/failures").want(200).has("1 notification is being sent again.")
 	b.get("/notifications/" + x.failed).want(200).has("send 2")
+}
+
+// fields are the pairs of a query string.
+func fields(q string) (pairs []string) {
+	values, _ := url.ParseQuery(strings.TrimPrefix(q, "?"))
+	for name, value := range values {
+		pairs = append(pairs, name, value[0])
+	}
+	return pairs
 }
 
 func TestConsoleTail(t *testing.T) {

@@ -28,17 +28,25 @@ func (s *instance) path(link string) string {
 // ids reads all pages of a list from path on.
 func (s *instance) ids(path string) (ids []string, partial bool) {
 	s.t.Helper()
+	rows, partial := s.rows(path)
+	for _, n := range rows {
+		ids = append(ids, text(n, "id"))
+	}
+	return ids, partial
+}
+
+// rows reads all pages of a list from path on.
+func (s *site) rows(path string) (rows []map[string]any, partial bool) {
+	s.t.Helper()
 	for path != "" {
 		r := s.do(acme, "GET", path, nil).want(200)
-		for _, n := range r.rows() {
-			ids = append(ids, text(n, "id"))
-		}
+		rows = append(rows, r.rows()...)
 		if r.json["partial"] == true {
 			partial = true
 		}
 		path = s.path(text(object(r.json, "links"), "next"))
 	}
-	return ids, partial
+	return rows, partial
 }
 
 func TestList(t *testing.T) {

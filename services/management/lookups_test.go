@@ -12,6 +12,7 @@ import (
 	"gancho/pkg/delivery"
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
+	"gancho/pkg/journal"
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/redistest"
@@ -46,6 +47,19 @@ func (s *instance) notified(ev event.Event, at time.Time, webhookID string) *not
 	return &n
 }
 
+// cancelled records that the notification ended because its webhook was deleted.
+func (s *site) cancelled(n *notification.Notification, at time.Time) {
+	s.t.Helper()
+	r := &notification.Record{
+		Kind: notification.KindCancelled, State: notification.Cancelled, At: at, Account: n.Account, WebhookID: n.WebhookID, NotificationID: n.ID,
+		EventID: n.EventID, EventName: n.EventName, EventSequence: n.EventSequence, URLKey: "k", URLHost: "hooks.example.com",
+		Send: n.Send, AttemptsDone: n.AttemptsDone, Previous: n.Journal,
+	}
+	if _, err := journal.Write(s.t.Context(), s.bus, r); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 func query(pairs ...string) string {
 	q := url.Values{}
 	for i := 0; i < len(pairs); i += 2 {
@@ -72,7 +86,8 @@ func TestLookUps(t *testing.T) {
 	gone := create("https://hooks.example.com/gone")
 
 	began := time.Now().UTC().Add(-time.Second).Format(time.RFC3339)
-	var ids []string // of events
+	var ids []string                  // of events
+	started := map[string]time.Time{} // first attempts of notifications whose webhook is deleted
 	for i := range 12 {
 		name := []string{"crm_deal_created", "crm_deal_updated"}[i%2]
 		ev, at := s.published("acme", name, fmt.Sprintf(`{"event_name":%q,"transaction_uuid":"t-%d","document":{"id":"d-%d","amount":10}}`, name, i/4, i%3),
@@ -81,7 +96,10 @@ func TestLookUps(t *testing.T) {
 		s.attempted(s.notified(ev, at, everything), "")
 		if i%2 == 0 {
 			s.attempted(s.notified(ev, at, deals), delivery.Status5xx)
-			s.attempted(s.notified(ev, at, gone), "")
+			n := s.notified(ev, at, gone)
+			started[n.ID] = s.attempted(n, delivery.Timeout).Attempt.StartedAt.Truncate(time.Millisecond)
+			s.attempted(n, delivery.Status5xx)
+			s.cancelled(n, started[n.ID].Add(time.Second))
 		}
 	}
 	foreign, at := s.published("globex", "crm_deal_created", `{"transaction_uuid":"t-0","document":{"id":"d-0"}}`, nil)
@@ -123,6 +141,21 @@ func TestLookUps(t *testing.T) {
 		}
 		if n := len(array(r, "notifications")); n != 3 {
 			t.Errorf("%s: %d notifications of the event, want 3", when, n)
+		}
+		rows, _ := s.rows(path + query("webhook_id", gone))
+		for _, n := range array(r, "notifications") {
+			if n, _ := n.(map[string]any); n["webhook_id"] == gone {
+				rows = append(rows, n)
+			}
+		}
+		if len(rows) != 7 {
+			t.Errorf("%s: %d notifications of the deleted webhook, want 7", when, len(rows))
+		}
+		for _, n := range rows {
+			last := object(n, "last_attempt")
+			if at := started[text(n, "id")].Format(time.RFC3339Nano); n["state"] != "cancelled" || n["created_at"] != at || last["number"] != 2.0 || last["reason"] != "status_5xx" {
+				t.Errorf("%s: %v of a deleted webhook, created at %v, last attempt %v; want cancelled, %v and the second", when, n["state"], n["created_at"], last, at)
+			}
 		}
 		why := map[string]string{}
 		for _, u := range array(r, "unmatched") {

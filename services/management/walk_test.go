@@ -101,6 +101,7 @@ func TestWalk(t *testing.T) {
 			}
 			if op.public {
 				s.do("", op.method, path, body).want(200)
+				refused(s.do("", op.method, path+"?no_such=1", body), 400)
 				return
 			}
 			refused(s.do("", op.method, path, body), 401)

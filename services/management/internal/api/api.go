@@ -121,7 +121,7 @@ func New(o Options) (*API, error) {
 		routes[i].path = Prefix + routes[i].path
 	}
 	routes = append(routes, a.older()...)
-	routes = append(routes, route{method: http.MethodGet, path: "/docs", public: true, handle: docs.show})
+	routes = append(routes, route{method: http.MethodGet, path: "/docs", public: true, anyQuery: true, handle: docs.show})
 	for i := range routes {
 		r := &routes[i]
 		if r.write && !r.rawBody { // events are no changes of settings
@@ -136,7 +136,7 @@ func New(o Options) (*API, error) {
 		a.mux.HandleFunc(p, func(w http.ResponseWriter, r *http.Request) { a.dispatch(w, r, methods) })
 	}
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		a.serve(w, r, &route{path: "unknown", public: true, handle: func(*call) (*answer, error) {
+		a.serve(w, r, &route{path: "unknown", public: true, anyQuery: true, handle: func(*call) (*answer, error) {
 			return nil, problem.New(problem.Missing, "no_such_path", "there is nothing at this path; see "+Prefix+"/openapi.json")
 		}})
 	})
@@ -170,7 +170,7 @@ func (a *API) dispatch(w http.ResponseWriter, r *http.Request, methods map[strin
 	}
 	slices.Sort(allowed)
 	allow := strings.Join(allowed, ", ")
-	a.serve(w, r, &route{path: "unknown", public: true, handle: func(c *call) (*answer, error) {
+	a.serve(w, r, &route{path: "unknown", public: true, anyQuery: true, handle: func(c *call) (*answer, error) {
 		c.w.Header().Set("Allow", allow)
 		return nil, problem.New(problem.NotAllowed, "method_not_allowed", "this path takes "+allow)
 	}})
@@ -186,6 +186,7 @@ type route struct {
 	public       bool // needs no token
 	write        bool // needs a token that may change things
 	query        []parameter
+	anyQuery     bool // unknown parameters are ignored: it is a page, or refused for another cause
 	headers      []parameter
 	body         any // the type of data, nil for none
 	rawBody      bool

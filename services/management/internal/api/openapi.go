@@ -211,7 +211,7 @@ func operation(r route, ref func(any) *huma.Schema) *huma.Operation {
 	for _, res := range r.results {
 		op.Responses[strconv.Itoa(res.status)] = response(res, ref, wrap)
 	}
-	fails := slices.Clone(r.fails)
+	fails := append(slices.Clone(r.fails), 400)
 	if r.idempotent {
 		fails = append(fails, 409)
 	}
@@ -223,7 +223,7 @@ func operation(r route, ref func(any) *huma.Schema) *huma.Operation {
 		op.Parameters = append(op.Parameters, &huma.Param{
 			Name: "X-Account-Id", In: "header", Description: "for an operator's token: the account to act for", Schema: &huma.Schema{Type: huma.TypeString},
 		})
-		fails = append(fails, 400, 401, 403, 429, 500, 503)
+		fails = append(fails, 401, 403, 429, 500, 503)
 		if r.body != nil || r.rawBody || r.action {
 			fails = append(fails, 413, 415, 422)
 		}

@@ -469,7 +469,7 @@ func (c *call) readQuery(rt *route) error {
 	for name, values := range query {
 		known := slices.ContainsFunc(rt.query, func(p parameter) bool { return p.name == name })
 		switch {
-		case !known && rt.public:
+		case !known && rt.anyQuery:
 		case !known:
 			return problem.At(problem.Malformed, "?"+name[:min(len(name), maxPointerBytes)], "unknown_parameter", "this call has no such query parameter; names are case-sensitive")
 		case len(values) > 1:

@@ -35,19 +35,44 @@ type failureList struct {
 	Next    string
 	Away    bool
 	Partial bool
-	Webhook string // filter
+	Webhook string // of the filter, "" for all
 	Hooks   []*webhook.Webhook
+	listFilter
+}
+
+// filter reads the filter from a form. A session of one webhook sees that one only.
+func (l *failureList) filter(form url.Values, only string) notifications.FailureFilter {
+	l.Webhook = cmp.Or(only, form.Get("webhook_id"))
+	f := notifications.FailureFilter{WebhookID: l.Webhook}
+	f.EventName, f.From, f.To = l.read(form)
+	return f
+}
+
+// Link returns the address of the first page.
+func (l *failureList) Link() string { return l.link("") }
+
+// link returns the address of this page behind that place.
+func (l *failureList) link(after string) string {
+	id := l.Webhook
+	if uuid.Validate(id) != nil {
+		id = ""
+	}
+	if q := l.query("webhook_id", id, "after", after); len(q) > 0 {
+		return "/failures?" + q.Encode()
+	}
+	return "/failures"
 }
 
 func (c *Console) failuresPage(v *visit) error {
 	query := v.r.URL.Query()
 	only := v.session.only()
-	data := failureList{Webhook: cmp.Or(only, query.Get("webhook_id")), First: true}
+	data := &failureList{First: true}
+	filter := data.filter(query, only)
 	after, err := strconv.ParseUint(query.Get("after"), 10, 64)
 	if err == nil && after > 0 {
 		data.First = false
 	}
-	found, err := c.Notifications.Failures(v.ctx, v.caller.Account, data.Webhook, after, failuresPerPage)
+	found, err := c.Notifications.Failures(v.ctx, v.caller.Account, filter, after, failuresPerPage)
 	if err != nil {
 		if problem.Of(err).Code() != "index_unavailable" {
 			return err
@@ -70,11 +95,7 @@ func (c *Console) failuresPage(v *visit) error {
 	}
 	data.Total, data.AtLeast, data.Partial = found.Total, found.Total >= notifications.MaxFailures, found.Partial
 	if found.Next > 0 {
-		q := url.Values{"after": {strconv.FormatUint(found.Next, 10)}}
-		if data.Webhook != "" {
-			q.Set("webhook_id", data.Webhook)
-		}
-		data.Next = "/failures?" + q.Encode()
+		data.Next = data.link(strconv.FormatUint(found.Next, 10))
 	}
 	return c.show(v, http.StatusOK, "failures", page{Title: "failures.title", Tab: "failures", Data: data})
 }
@@ -83,11 +104,13 @@ func (c *Console) failuresPage(v *visit) error {
 func (c *Console) postResendMany(v *visit) error {
 	ids := v.r.PostForm["id"]
 	only := v.session.only()
+	list := &failureList{}
+	filter := list.filter(v.r.PostForm, only)
 	if v.r.PostFormValue("all") != "" || only != "" {
 		chosen := ids
 		ids = nil
 		for after := uint64(0); ; {
-			found, err := c.Notifications.Failures(v.ctx, v.caller.Account, cmp.Or(only, v.r.PostFormValue("webhook_id")), after, failuresPerPage)
+			found, err := c.Notifications.Failures(v.ctx, v.caller.Account, filter, after, failuresPerPage)
 			if err != nil {
 				return err
 			}
@@ -101,10 +124,7 @@ func (c *Console) postResendMany(v *visit) error {
 			}
 		}
 	}
-	to := "/failures"
-	if id := v.r.PostFormValue("webhook_id"); uuid.Validate(id) == nil {
-		to += "?webhook_id=" + url.QueryEscape(id)
-	}
+	to := list.Link()
 	slices.Sort(ids)
 	ids = slices.Compact(ids)
 	if len(ids) == 0 {

@@ -164,9 +164,9 @@ type hookPage struct {
 	Away          bool
 	Partial       bool
 
-	State         notification.State // of the filter, "" for all
-	Event         string             // of the filter: a name, "" for all
-	Since, Until  string             // of the filter: days in UTC, both included
+	State notification.State // of the filter, "" for all
+	listFilter
+
 	Notifications []notifications.Listed
 	First         bool   // the newest are shown
 	Next          string // address of the next page, "" for none
@@ -183,19 +183,48 @@ func (p hookPage) StateLink(state any) string {
 
 // link returns the address of this page with that state, behind that cursor.
 func (p hookPage) link(state notification.State, after string) string {
-	q := url.Values{}
-	for name, value := range map[string]string{
-		"state": string(state), "event_name": p.Event, "since": p.Since, "until": p.Until, "after": after,
-	} {
-		if value != "" {
-			q.Set(name, value)
-		}
-	}
+	q := p.query("state", string(state), "after", after)
 	if len(q) == 0 {
 		return "/webhooks/" + p.ID + "#notifications"
 	}
 	return "/webhooks/" + p.ID + "?" + q.Encode() + "#notifications"
 }
+
+// listFilter is the part of a list's filter that all lists of notifications have.
+type listFilter struct {
+	Event        string // a name, "" for all
+	Since, Until string // days in UTC, both included
+}
+
+// read takes the filter from a form. Values that make no sense do not limit. From is included, to is not.
+func (l *listFilter) read(form url.Values) (name string, from, to time.Time) {
+	if name = form.Get("event_name"); !event.ValidName(name) {
+		name = ""
+	}
+	l.Event = name
+	if day, err := time.Parse(time.DateOnly, form.Get("since")); err == nil {
+		from, l.Since = day, form.Get("since")
+	}
+	if day, err := time.Parse(time.DateOnly, form.Get("until")); err == nil {
+		to, l.Until = day.AddDate(0, 0, 1), form.Get("until")
+	}
+	return name, from, to
+}
+
+// query returns the filter and more pairs of names and values, without the empty ones.
+func (l listFilter) query(more ...string) url.Values {
+	q := url.Values{}
+	pairs := append([]string{"event_name", l.Event, "since", l.Since, "until", l.Until}, more...)
+	for i := 0; i < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			q.Set(pairs[i], pairs[i+1])
+		}
+	}
+	return q
+}
+
+// Limits reports whether the filter leaves anything out.
+func (l listFilter) Limits() bool { return l != listFilter{} }
 
 // filter reads the filter of the list of notifications. Values that make no sense do not limit.
 func (p *hookPage) filter(query url.Values) notifications.Filter {
@@ -205,15 +234,7 @@ func (p *hookPage) filter(query url.Values) notifications.Filter {
 			f.State, p.State = s, s
 		}
 	}
-	if name := query.Get("event_name"); event.ValidName(name) {
-		f.EventName, p.Event = name, name
-	}
-	if day, err := time.Parse(time.DateOnly, query.Get("since")); err == nil {
-		f.From, p.Since = day, query.Get("since")
-	}
-	if day, err := time.Parse(time.DateOnly, query.Get("until")); err == nil {
-		f.To, p.Until = day.AddDate(0, 0, 1), query.Get("until")
-	}
+	f.EventName, f.From, f.To = p.read(query)
 	if after, ok := notifications.ParseCursor(query.Get("after")); ok {
 		f.After, p.First = after, false
 	}

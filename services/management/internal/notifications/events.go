@@ -345,7 +345,7 @@ func (s *Service) lookFor(ctx context.Context, e *storedEvent, hooks []*webhook.
 	for i, w := range hooks {
 		group.Go(func() error {
 			for _, id := range e.IDs() {
-				n, err := s.look(ctx, e.Account, event.NotificationID(id, w.UUID))
+				n, err := s.Get(ctx, e.Account, event.NotificationID(id, w.UUID))
 				switch {
 				case err == nil:
 					rows[i] = listed(n)

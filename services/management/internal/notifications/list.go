@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"gancho/pkg/notification"
+	"gancho/services/management/internal/explain"
 	"gancho/services/management/internal/index"
 	"gancho/services/management/internal/problem"
 )
@@ -60,7 +61,8 @@ func ParseCursor(s string) (Cursor, bool) {
 const readers = 16
 
 // listed shows the notifications at these places. Those that the index does not know completely are read from the
-// journal; those that are no longer there are left out.
+// journal: also the last attempt of those that were parked, cancelled or given up after it. Those that are no longer
+// there are left out.
 func (s *Service) listed(ctx context.Context, account string, places []index.Place) ([]Listed, error) {
 	found, err := s.index.Find(ctx, places)
 	if err != nil {
@@ -70,12 +72,12 @@ func (s *Service) listed(ctx context.Context, account string, places []index.Pla
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(readers)
 	for i, f := range found {
-		if f.Known {
+		if f.Known && (f.Attempt != nil || f.AttemptsMade == 0) {
 			rows[i] = listedRow(f, places[i].Webhook)
 			continue
 		}
 		group.Go(func() error {
-			n, err := s.look(ctx, account, f.ID.String())
+			n, err := s.Get(ctx, account, f.ID.String())
 			switch {
 			case err == nil:
 				rows[i] = listed(n)
@@ -103,7 +105,7 @@ type Listed struct {
 	ReplayID      *string        `json:"replay_id" nullable:"true"`
 	CreatedAt     time.Time      `json:"created_at"`
 	UpdatedAt     time.Time      `json:"updated_at"`
-	LastAttempt   *ListedAttempt `json:"last_attempt" doc:"null when the newest thing known of it is not an attempt"`
+	LastAttempt   *ListedAttempt `json:"last_attempt" doc:"of the current send; null before the first one"`
 }
 
 // ListedAttempt is an attempt in a list.
@@ -117,15 +119,15 @@ type ListedAttempt struct {
 	DurationMS float64   `json:"duration_ms"`
 }
 
-// listed returns n as a list shows it.
+// listed returns n, with its history, as a list shows it.
 func listed(n *Notification) Listed {
 	v := Listed{
 		ID: n.ID, WebhookID: n.WebhookID, EventID: n.EventID, EventName: n.EventName, State: string(n.State),
 		Reason: optional(n.Reason), Sends: n.Sends, AttemptsMade: n.AttemptsDone, ReplayID: optional(n.Replay),
 		CreatedAt: n.CreatedAt, UpdatedAt: n.UpdatedAt, NextAttemptAt: n.next(),
 	}
-	if len(n.History) > 0 && n.History[len(n.History)-1].Attempt != nil && n.State != notification.Pending {
-		a := ShowAttempt(n.History[len(n.History)-1].Attempt)
+	if last := explain.LastAttempt(n.History, n.Sends); last != nil {
+		a := ShowAttempt(last)
 		v.LastAttempt = &ListedAttempt{a.Number, a.Send, a.StartedAt, a.Outcome, a.Reason, a.HTTPStatus, a.DurationMS}
 	}
 	return v

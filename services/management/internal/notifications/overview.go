@@ -38,9 +38,19 @@ type Failures struct {
 	Partial bool
 }
 
-// Failures returns the permanent failures of the account's webhooks, or of one of them when webhookID is not
-// "", that failed before the place after (0: all), at most limit. It needs the index in Redis.
-func (s *Service) Failures(ctx context.Context, account, webhookID string, after uint64, limit int) (Failures, error) {
+// FailureFilter says which permanent failures are wanted. The zero value of a member does not limit.
+type FailureFilter struct {
+	WebhookID, EventName string
+	From, To             time.Time // when they failed for good: From included, To not
+}
+
+func (f *FailureFilter) wants(eventName string, at time.Time) bool {
+	return (f.EventName == "" || eventName == f.EventName) && !at.Before(f.From) && (f.To.IsZero() || at.Before(f.To))
+}
+
+// Failures returns the permanent failures of the account's webhooks that failed before the place after (0: all), at
+// most limit. It needs the index in Redis.
+func (s *Service) Failures(ctx context.Context, account string, f FailureFilter, after uint64, limit int) (Failures, error) {
 	places, partial, err := s.index.Failed(ctx, account)
 	if err != nil {
 		return Failures{}, away(err)
@@ -56,20 +66,33 @@ func (s *Service) Failures(ctx context.Context, account, webhookID string, after
 			page.Webhooks = append(page.Webhooks, w)
 		}
 	}
-	if webhookID != "" {
-		w := s.webhooks.Known(account, webhookID)
+	if f.WebhookID != "" {
+		w := s.webhooks.Known(account, f.WebhookID)
 		if w == nil {
 			return page, nil
 		}
-		if _, listed := hooks[webhookID]; !listed {
+		if _, listed := hooks[f.WebhookID]; !listed {
 			page.Webhooks = append(page.Webhooks, w)
 		}
-		if places, partial, err = s.index.FailedOf(ctx, webhookID); err != nil {
+		if places, partial, err = s.index.FailedOf(ctx, f.WebhookID); err != nil {
 			return Failures{}, away(err)
 		}
 		page.Partial = page.Partial || partial
 	} else { // a deleted webhook's cannot be sent again
 		places = slices.DeleteFunc(places, func(p index.Place) bool { return hooks[p.Webhook] == nil })
+	}
+	if f.EventName != "" || !f.From.IsZero() || !f.To.IsZero() {
+		found, err := s.index.Find(ctx, places)
+		if err != nil {
+			return Failures{}, away(err)
+		}
+		wanted := places[:0]
+		for i, row := range found {
+			if !row.Known || f.wants(row.EventName, row.UpdatedAt) {
+				wanted = append(wanted, places[i])
+			}
+		}
+		places = wanted
 	}
 	places = places[:min(len(places), MaxFailures)]
 	page.Total = len(places)
@@ -83,7 +106,7 @@ func (s *Service) Failures(ctx context.Context, account, webhookID string, after
 			return Failures{}, err
 		}
 		for _, l := range found {
-			if l.State == string(notification.PermanentlyFailed) { // else it was sent again since
+			if l.State == string(notification.PermanentlyFailed) && f.wants(l.EventName, l.UpdatedAt) { // else it was sent again since
 				page.Notifications = append(page.Notifications, l)
 			}
 		}

@@ -203,7 +203,7 @@ func (s *Service) newest(ctx context.Context, account string, records []notifica
 			continue
 		}
 		group.Go(func() error {
-			n, err := s.look(ctx, account, r.NotificationID)
+			n, err := s.Get(ctx, account, r.NotificationID)
 			switch {
 			case err == nil && n.newest != nil && n.newest.Sequence == r.Sequence:
 				rows[i] = listed(n)
