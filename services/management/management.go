@@ -128,6 +128,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	defer signal.Stop(hangUps)
 	proc.Health.Want("tokens", known.State)
 	group.Go(func() error { known.Watch(ctx, hangUps, proc.Log); return nil })
+	group.Go(func() error { known.KeepUse(ctx, redis); return nil })
 	// The copies are kept up to date until the last request has ended.
 	watch, stopWatch := context.WithCancel(context.WithoutCancel(ctx))
 	group.Go(func() error {

@@ -2,12 +2,15 @@ package cli
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
+	"gancho/pkg/suspension"
 	"gancho/pkg/tokens"
 )
 
@@ -71,6 +74,16 @@ func (c tokensAdd) Run(a *app) error {
 
 type tokensList struct{ tokenFile }
 
+// Help has more about the command.
+func (tokensList) Help() string {
+	return `When a token was used last comes from Redis (REDIS_URL, as management has it), at most 10 s late. A Redis that
+lost its data knows later uses only.
+
+Example:
+
+	docker compose run --rm gancho tokens list`
+}
+
 // Run runs the command.
 func (c tokensList) Run(a *app) error {
 	path, names, err := c.open(a.Environ)
@@ -85,15 +98,52 @@ func (c tokensList) Run(a *app) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	rows := [][]string{{"NAME", "ACCOUNT", "MAY"}}
+	used, why := lastUse(a.Environ)
+	rows := [][]string{{"NAME", "ACCOUNT", "MAY", "LAST USED"}}
 	for _, e := range entries {
 		may := "read and write"
 		if e.ReadOnly {
 			may = "read"
 		}
-		rows = append(rows, []string{tokens.Name(names, e.Token), e.Account, may})
+		name, last := tokens.Name(names, e.Token), "?"
+		if at, known := used[name]; known {
+			last = at.Format(time.RFC3339)
+		} else if why == "" {
+			last = "never"
+		}
+		rows = append(rows, []string{name, e.Account, may, last})
 	}
-	return a.rows(rows)
+	if err := a.rows(rows); err != nil {
+		return err
+	}
+	if why != "" {
+		fmt.Fprintln(a.Stderr, "when they were used is not known:", why)
+	}
+	return nil
+}
+
+// lastUse asks Redis when tokens were used, or says why it cannot.
+func lastUse(environ []string) (used map[string]time.Time, why string) {
+	var cfg struct {
+		RedisURL string `env:"REDIS_URL" secret:"true"`
+	}
+	if problems := service.Load(&cfg, environ); len(problems) > 0 {
+		return nil, problems[0]
+	}
+	if cfg.RedisURL == "" {
+		return nil, "set REDIS_URL as management has it"
+	}
+	client, err := suspension.Open(cfg.RedisURL)
+	if err != nil {
+		return nil, err.Error()
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if used, err = tokens.ReadUse(ctx, client); err != nil {
+		return nil, "Redis (" + suspension.Hosts(cfg.RedisURL) + "): " + suspension.Cause(err)
+	}
+	return used, ""
 }
 
 type tokensRemove struct {

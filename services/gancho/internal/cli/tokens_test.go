@@ -6,7 +6,9 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
+	"gancho/pkg/redistest"
 	"gancho/pkg/seal"
 	"gancho/pkg/tokens"
 )
@@ -21,11 +23,12 @@ func TestTokens(t *testing.T) {
 	if err := ring.Write(keys); err != nil {
 		t.Fatal(err)
 	}
+	redisURL := ""
 	run := func(args ...string) (int, string, string) {
 		var stdout, stderr strings.Builder
 		code := Run(Program{
 			Args: append([]string{"tokens"}, args...), Stdout: &stdout, Stderr: &stderr,
-			Environ: []string{"API_TOKENS_FILE=" + file, "ENCRYPTION_KEY_FILE=" + keys},
+			Environ: []string{"API_TOKENS_FILE=" + file, "ENCRYPTION_KEY_FILE=" + keys, "REDIS_URL=" + redisURL},
 		})
 		return code, stdout.String(), stderr.String()
 	}
@@ -55,11 +58,20 @@ func TestTokens(t *testing.T) {
 			}
 		}
 	}
-	list(names[0]+" acme read and write", names[1]+" acme read", names[2]+" * read and write")
+	list(names[0]+" acme read and write ?", names[1]+" acme read ?", names[2]+" * read and write ?")
+	server := redistest.Start(t)
+	redisURL = server.URL()
+	at := time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
+	if err := tokens.WriteUse(t.Context(), server.Client(), map[string]time.Time{names[1]: at}); err != nil {
+		t.Fatal(err)
+	}
+	list(names[0]+" acme read and write never", names[1]+" acme read 2026-11-27T12:00:00Z", names[2]+" * read and write never")
+	server.Stop()
+	list(names[0]+" acme read and write ?", names[1]+" acme read ?", names[2]+" * read and write ?")
 	if code, out, _ := run("remove", names[0]); code != exitOK || !strings.Contains(out, names[0]+" of acme") {
 		t.Errorf("remove: exit %d, %q", code, out)
 	}
-	list(names[1]+" acme read", names[2]+" * read and write")
+	list(names[1]+" acme read ?", names[2]+" * read and write ?")
 
 	before, err := os.ReadFile(file)
 	if err != nil {

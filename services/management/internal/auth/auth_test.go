@@ -27,6 +27,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/zap/zaptest"
 
+	"gancho/pkg/redistest"
+	"gancho/pkg/tokens"
 	"gancho/services/management/internal/httpstatus"
 	"gancho/services/management/internal/problem"
 )
@@ -187,6 +189,48 @@ func TestTokensAreReadAgain(t *testing.T) {
 		cancel()
 		<-done
 	})
+}
+
+// TestUseIsKept: what two replicas saw is in Redis when they stop; what Redis did not take is not forgotten.
+func TestUseIsKept(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	names := []byte("names")
+	stopped, stop := context.WithCancel(t.Context())
+	stop()
+	use := func(token string) *Tokens {
+		t.Helper()
+		known, err := OpenTokens(names, "acme:0123456789abcdef,globex:fedcba9876543210", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := known.find(token); !ok {
+			t.Fatal("the token is not known")
+		}
+		known.find("another")
+		return known
+	}
+	replica := use("0123456789abcdef")
+	replica.KeepUse(stopped, server.Client())
+	use("fedcba9876543210").KeepUse(stopped, server.Client())
+	used, err := tokens.ReadUse(t.Context(), server.Client())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, token := range []string{"0123456789abcdef", "fedcba9876543210"} {
+		if at := used[tokens.Name(names, token)]; time.Since(at) > time.Minute {
+			t.Errorf("used %v", used)
+		}
+	}
+	if len(used) != 2 || len(replica.used) != 0 {
+		t.Errorf("used %v, to be recorded %v", used, replica.used)
+	}
+	server.Stop()
+	replica = use("0123456789abcdef")
+	replica.KeepUse(stopped, server.Client())
+	if len(replica.used) != 1 {
+		t.Errorf("to be recorded: %v", replica.used)
+	}
 }
 
 // TestTokensAreComparedWhole: what stands at a token's place is not good before its whole hash is the same.

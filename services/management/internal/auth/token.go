@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
 	"gancho/pkg/tokens"
@@ -31,9 +32,9 @@ type Tokens struct {
 	trouble atomic.Pointer[string] // with the file
 
 	mu   sync.Mutex
-	text string        // of the file, as it was read last
-	next chan struct{} // closed by the next change
-	used map[string]time.Time
+	text string               // of the file, as it was read last
+	next chan struct{}        // closed by the next change
+	used map[string]time.Time // since it was recorded
 }
 
 // set is one reading of the tokens. It is immutable.
@@ -206,6 +207,48 @@ func (t *Tokens) changed() <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.next
+}
+
+// keepEvery is how often the use of tokens is recorded.
+const keepEvery = 10 * time.Second
+
+// KeepUse records in Redis when tokens were used, every 10 s and once more when ctx ends, for gancho tokens list.
+// What Redis does not take now it gets later.
+func (t *Tokens) KeepUse(ctx context.Context, client redis.UniversalClient) {
+	tick := time.NewTicker(keepEvery)
+	defer tick.Stop()
+	for over := false; !over; {
+		select {
+		case <-ctx.Done():
+			over = true
+		case <-tick.C:
+		}
+		used := t.takeUsed()
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		if tokens.WriteUse(limited, client, used) != nil {
+			t.putBack(used)
+		}
+		cancel()
+	}
+}
+
+func (t *Tokens) takeUsed() map[string]time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	used := t.used
+	t.used = map[string]time.Time{}
+	return used
+}
+
+// putBack keeps what was taken, unless a token was used again since.
+func (t *Tokens) putBack(used map[string]time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for name, at := range used {
+		if _, again := t.used[name]; !again {
+			t.used[name] = at
+		}
+	}
 }
 
 // hash is keyed with a secret of this process, so the duration of a look-up says nothing about tokens.
