@@ -27,6 +27,8 @@ type brokerConfig struct {
 
 	// EncryptionKeyFile is compared with the keys that the webhooks are sealed under. It may be missing.
 	EncryptionKeyFile string `env:"ENCRYPTION_KEY_FILE"`
+	// RedisURL is the suspension-monitor's or management's, for the doctor. It may be missing.
+	RedisURL string `env:"REDIS_URL" secret:"true"`
 }
 
 // brokerUser names the connection and its inbox. The rights that these commands need are the operator's.

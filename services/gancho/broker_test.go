@@ -1,6 +1,8 @@
 package gancho
 
 import (
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -16,6 +18,7 @@ import (
 	"gancho/pkg/journal"
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
+	"gancho/pkg/redistest"
 	"gancho/pkg/topology"
 )
 
@@ -111,7 +114,59 @@ func TestDoctor(t *testing.T) {
 	doctor(s).want(t, 1, `missing on the broker: .*NOTIFICATIONS`, `gancho topology --apply`)
 	b := s.Topology(bustest.Limits())
 	notify(t, b, 3, false)
-	doctor(s).want(t, 0, `matched +3`, `delivered +3`, `unaccounted +0`, `The books balance`, `nobody has kept the books yet`)
+	doctor(s).want(t, 0, `matched +3`, `delivered +3`, `unaccounted +0`, `The books balance`, `nobody has kept the books yet`, `Redis was not asked`)
+}
+
+// TestDoctorAsksRedis: every cause for which Redis cannot be used is named with its host, and without its password.
+func TestDoctorAsksRedis(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := taken.Addr().String()
+	_ = taken.Close()
+	server := redistest.Start(t, "--requirepass", "CANARY")
+	admin := server.Client()
+	do := func(args ...any) {
+		t.Helper()
+		if err := admin.Do(t.Context(), args...).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	do("ACL", "SETUSER", "reader", "on", ">CANARY", "+@all", "-@write", "~*")
+	do("ACL", "SETUSER", "monitor", "on", ">CANARY", "+@all", "-@dangerous", "~gancho:window:*")
+	do("ACL", "SETUSER", "management", "on", ">CANARY", "+@all", "-@dangerous", "~gancho:log:*")
+	with := func(login string) string { return "redis://" + login + "@" + server.Addr + "/0" }
+	ask := func(url, want string, serious bool) {
+		t.Helper()
+		d := &diagnosis{}
+		d.findRedis(t.Context(), url)
+		if want == "" {
+			if len(d.Findings) > 0 {
+				t.Errorf("found %+v", d.Findings)
+			}
+			return
+		}
+		if len(d.Findings) != 1 || !strings.Contains(d.Findings[0].What, want) || d.Findings[0].Serious != serious || strings.Contains(fmt.Sprint(d.Findings), "CANARY") {
+			t.Errorf("%s: found %+v, want %q", strings.ReplaceAll(url, "CANARY", "***"), d.Findings, want)
+		}
+	}
+	ask("", "Redis was not asked", false)
+	ask("redis://:p@ss/CANARY@127.0.0.1/0", "REDIS_URL: ", true)
+	ask("redis://:CANARY@"+closed+"/0", "Redis ("+closed+") cannot be used: connection refused", true)
+	ask("redis://no-such-host.invalid:6379/0", "Redis (no-such-host.invalid:6379) cannot be used: ", true)
+	ask(with(":wrong"), "cannot be used: login refused", true)
+	ask(with("reader:CANARY"), "the user may not do this", true)
+	ask(with("monitor:CANARY"), "", false)
+	ask(with("management:CANARY"), "", false)
+	do("CONFIG", "SET", "maxmemory", "1")
+	ask(with(":CANARY"), "memory is full", true)
+	do("CONFIG", "SET", "maxmemory", "0")
+	do("CONFIG", "SET", "appendonly", "no")
+	ask(with(":CANARY"), "keeps nothing over a restart", false)
+	do("REPLICAOF", "127.0.0.1", "1")
+	ask(with(":CANARY"), "it is a replica", true)
 }
 
 func TestDoctorFindsALostNotification(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -30,6 +31,7 @@ import (
 	"gancho/pkg/notification"
 	"gancho/pkg/service"
 	"gancho/pkg/sleep"
+	"gancho/pkg/topology"
 )
 
 // demoSettings make the tour short: what takes minutes and hours by default takes seconds. One request at
@@ -38,8 +40,8 @@ var demoSettings = []string{
 	"NATS_LISTEN=127.0.0.1:0", "NATS_SYNC_INTERVAL=1s", "OPS_ADDR=127.0.0.1:0", "REDIS_URL=", "REDIS_URL_FILE=", "NATS_URL_FILE=",
 	"ENCRYPTION_KEY_FILE=", "API_TOKENS=", "API_TOKENS_FILE=",
 	"ALLOW_HTTP_URLS=true", "EGRESS_ALLOW_CIDRS=127.0.0.0/8", "EGRESS_ALLOW_PORTS=*", "EGRESS_PROXY_URL=",
-	"ATTEMPT_TIMEOUT=1s", "RETRY_DELAYS=200ms,300ms,400ms,500ms,600ms", "RETRY_JITTER=0.1", "MAX_IN_FLIGHT_PER_URL=1",
-	"SUSPENSION_WINDOW=30s", "SUSPENSION_MIN_FAILURES=20", "SUSPENSION_MIN_SPAN=4s", "SUSPENSION_DURATION=2s", "SUSPENSION_MAX_DURATION=4s",
+	"ATTEMPT_TIMEOUT=10s", "RETRY_DELAYS=200ms,300ms,400ms,500ms,600ms", "RETRY_JITTER=0.1", "MAX_IN_FLIGHT_PER_URL=1",
+	"SUSPENSION_WINDOW=10m", "SUSPENSION_MIN_FAILURES=20", "SUSPENSION_MIN_SPAN=4s", "SUSPENSION_DURATION=2s", "SUSPENSION_MAX_DURATION=4s",
 	"LOG_LEVEL=info",
 }
 
@@ -49,10 +51,7 @@ const (
 	demoRounds, demoFirst = 10, 2
 	// demoLimit ends a tour that does not come to its end, demoPatience one that gets nowhere. A busy machine needs
 	// longer than the minute that the tour takes otherwise.
-	demoLimit, demoPatience = 5 * time.Minute, time.Minute
-	// demoDisorder is how far the order of arrival may differ from that of publishing: notifications are parked while
-	// several are handled at once, and released in the order in which they were parked.
-	demoDisorder = 2 * time.Second
+	demoLimit, demoPatience = 15 * time.Minute, time.Minute
 	// demoSilence is how long the progress may stand still before the tour reports the reason.
 	demoSilence = 5 * time.Second
 )
@@ -95,6 +94,7 @@ type demo struct {
 
 	receivers []*demoReceiver
 	ledger    []*demoEntry // every notification that must end
+	waiting   []string     // ids on PARKED that were never attempted when the dead receiver came back, the oldest first
 	began     time.Time
 	lastLine  string
 	counts    string    // of the last progress
@@ -110,7 +110,6 @@ type demoEntry struct {
 	state     notification.State
 	done      int  // attempts recorded
 	parked    bool // seen parked at least once
-	waits     bool // parked when its receiver came back
 }
 
 func (d *demo) run(environ []string) error {
@@ -223,11 +222,11 @@ func (d *demo) tour(ctx context.Context, health *service.Health, where addresses
 		d.moved = time.Now()
 	}
 	d.say("waiting until the dead receiver is suspended and its notifications are parked")
-	if err := d.progressUntil(ctx, func() bool { return d.count(dead, notification.Parked) > 0 }); err != nil {
+	if err := d.progressUntil(ctx, func() bool { return d.count(dead, notification.Parked) > 0 && d.count(dead, notification.Pending) == 0 }); err != nil {
 		return fmt.Errorf("the dead receiver was not suspended: %w", err)
 	}
-	for _, e := range d.ledger {
-		e.waits = e.state == notification.Parked
+	if err := d.readParked(ctx, dead); err != nil {
+		return fmt.Errorf("read what is parked: %w", err)
 	}
 	dead.comeBack()
 	d.say("the dead receiver is back; the next probe finds out, and what was parked is released, oldest first")
@@ -478,11 +477,11 @@ func (d *demo) balance() error {
 			problem("the %s receiver saw %d bodies that differ from what was published", r.name, n)
 		}
 	}
-	if parked == 0 {
-		problem("nothing was parked")
+	if len(d.waiting) == 0 {
+		problem("nothing was parked before its first attempt")
 	}
 	if out := d.outOfOrder(); out > 0 {
-		problem("%d parked notifications arrived before an older one", out)
+		problem("%d notifications arrived before one that was parked before them", out)
 	}
 	d.table(retried, parked, duplicates, lost, latency)
 	if len(problems) > 0 {
@@ -492,21 +491,39 @@ func (d *demo) balance() error {
 	return nil
 }
 
-// outOfOrder counts notifications without an attempt that were parked when the receiver came back and arrived before
-// one that is older by more than demoDisorder.
-func (d *demo) outOfOrder() (n int) {
-	var waited []*demoEntry // in the order of publishing
-	for _, e := range d.ledger {
-		if e.receiver.name == "dead" && e.waits && e.done == 1 && len(e.receiver.requests(e.id)) > 0 {
-			waited = append(waited, e)
+// readParked notes in which order PARKED holds a receiver's notifications that were never attempted.
+func (d *demo) readParked(ctx context.Context, r *demoReceiver) error {
+	all := jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverAllPolicy}
+	return d.bus.Read(ctx, topology.Parked, all, func(m jetstream.Msg, _, pending uint64) (bool, error) {
+		n, err := notification.Decode(m.Headers(), m.Data())
+		if err == nil && n.WebhookID == r.webhook.String() && n.AttemptsDone == 0 {
+			d.waiting = append(d.waiting, n.ID)
 		}
+		return pending > 0, err
+	})
+}
+
+// outOfOrder counts notifications that arrived before one that was parked before them. The receiver gets one request
+// at a time, so the order is exact; those that needed a second attempt after their release do not count.
+func (d *demo) outOfOrder() (n int) {
+	byID := map[string]*demoEntry{}
+	for _, e := range d.ledger {
+		byID[e.id] = e
 	}
-	for i, e := range waited {
-		arrived := e.receiver.requests(e.id)[0].at
-		if slices.ContainsFunc(waited[:i], func(older *demoEntry) bool {
-			return e.published.Sub(older.published) > demoDisorder && arrived.Before(older.receiver.requests(older.id)[0].at)
-		}) {
+	var last time.Time
+	for _, id := range d.waiting {
+		e := byID[id]
+		if e == nil || e.done != 1 {
+			continue
+		}
+		seen := e.receiver.requests(id)
+		if len(seen) == 0 {
+			continue // reported as one that the receiver never accepted
+		}
+		if at := seen[0].at; at.Before(last) {
 			n++
+		} else {
+			last = at
 		}
 	}
 	return n

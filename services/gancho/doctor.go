@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
 	"gancho/pkg/books"
@@ -18,6 +19,7 @@ import (
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/service"
+	"gancho/pkg/suspension"
 	"gancho/pkg/topology"
 )
 
@@ -40,15 +42,16 @@ type finding struct {
 	Advice  string `json:"advice"`
 }
 
-// Doctor audits the books itself, whether a suspension-monitor keeps them or not, and reports stuck messages and
-// their remedy. It changes nothing. asJSON shows it to programs. The exit code is 1 when the books do
-// not balance.
+// Doctor audits the books itself, whether a suspension-monitor keeps them or not, asks Redis, and reports stuck messages
+// and their remedy. It changes nothing. asJSON shows it to programs. The exit code is 1 when the books do not balance,
+// or Redis cannot be used.
 func Doctor(environ []string, asJSON bool, stdout, stderr io.Writer) int {
 	return withBroker(environ, stderr, func(ctx context.Context, b *bus.Bus, cfg brokerConfig) (int, error) {
 		d, err := examine(ctx, b, cfg)
 		if err != nil {
 			return 0, err
 		}
+		d.findRedis(ctx, cfg.RedisURL)
 		if asJSON {
 			enc := json.NewEncoder(stdout)
 			enc.SetIndent("", "  ")
@@ -179,6 +182,42 @@ func (d *diagnosis) findKeys(ctx context.Context, b *bus.Bus, file string) error
 			"Their notifications wait. Put the lines of these keys back into the file and restart dispatchers and management.")
 	}
 	return nil
+}
+
+// findRedis asks Redis as a service does: by a script that would write, but has nothing to write.
+func (d *diagnosis) findRedis(ctx context.Context, url string) {
+	if url == "" {
+		d.find(false, "Redis was not asked", "Set REDIS_URL, as the suspension-monitor or management has it, to have the doctor ask it.")
+		return
+	}
+	client, err := suspension.Open(url)
+	if err != nil {
+		d.find(true, err.Error(), "Nothing was asked of Redis.")
+		return
+	}
+	defer client.Close()
+	trouble := func(cause string) {
+		d.find(true, "Redis ("+suspension.Hosts(url)+") cannot be used: "+cause,
+			"Notifications are sent all the same. No URL is suspended or probed meanwhile, and lists are not shown.")
+	}
+	if err := suspension.RefuseCluster(ctx, client); err != nil {
+		trouble(err.Error())
+		return
+	}
+	for _, key := range []string{"gancho:window:doctor", "gancho:log:doctor"} { // the suspension-monitor's, management's
+		if err = client.Eval(ctx, `return redis.call('SETRANGE', KEYS[1], 0, '')`, []string{key}).Err(); !redis.HasErrorPrefix(err, "NOPERM") {
+			break
+		}
+	}
+	if err != nil {
+		trouble(suspension.Cause(err))
+		return
+	}
+	about, err := client.Info(ctx, "persistence").Result() // the shipped user may not ask
+	if err == nil && strings.Contains(about, "aof_enabled:0") {
+		d.find(false, "Redis ("+suspension.Hosts(url)+") keeps nothing over a restart", "Set appendonly yes, as deploy/redis/redis.conf does: "+
+			"after a restart the failures of the last minutes are forgotten, and lists are partial until they are filled again.")
+	}
 }
 
 // findForgotten finds notifications that are parked although their URL is active.
