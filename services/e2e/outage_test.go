@@ -187,3 +187,39 @@ func (s *system) tryPublishing(during time.Duration) (acknowledged []string) {
 		}
 	}
 }
+
+// TestStopsWithoutBrokerAndRedis: with both away at once, gone or silent, every service says why it is not ready, and
+// stops in time.
+func TestStopsWithoutBrokerAndRedis(t *testing.T) {
+	t.Parallel()
+	for name, away := range map[string]func(*system){
+		"gone":   func(s *system) { s.Broker.Kill(); s.redis.Kill() },
+		"silent": func(s *system) { s.Broker.Signal(syscall.SIGSTOP); s.redis.Pause() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSystem(t)
+			rc := newReceiver(t, succeed)
+			s.waitAll(ids(dealCreated, s.register(dealCreated, rc.URL), s.publishMany(1)), "delivered")
+			away(s)
+			s.tryPublishing(2 * time.Second) // they find out
+			for _, p := range s.Services() {
+				began := time.Now()
+				status, body := s.readyz(p)
+				t.Logf("%s: /readyz answers %d after %v: %s", p.Name, status, time.Since(began), body)
+				if status == 0 || name == "gone" && (status != http.StatusServiceUnavailable || !strings.Contains(body, "connection refused")) {
+					t.Errorf("%s: /readyz answers %d %s", p.Name, status, body)
+				}
+			}
+			for _, p := range s.Services() {
+				began := time.Now()
+				s.stopCleanly(p)
+				t.Logf("%s: stopped after %v", p.Name, time.Since(began))
+			}
+			if name == "silent" {
+				s.Broker.Signal(syscall.SIGCONT)
+				s.redis.Continue()
+			}
+		})
+	}
+}
