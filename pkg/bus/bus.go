@@ -123,6 +123,7 @@ type Bus struct {
 	writersMu sync.RWMutex
 	writers   map[string]*writer // by stream
 
+	holder    holder
 	lookEvery time.Duration // how often streams, buckets and consumers are looked at
 	keepers   sync.WaitGroup
 	closing   context.Context //nolint:containedctx // of the keepers, which end with Close
@@ -180,6 +181,7 @@ func connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 		b.metrics.restored.WithLabelValues(kind)
 	}
 	reg.MustRegister(b.metrics.publish, b.metrics.retried, b.metrics.batched, b.metrics.reconnects, b.metrics.recreated, b.metrics.restored, b.metrics.newer)
+	b.holder = holder{b: b, again: make(chan struct{}, 1), held: map[place]*Held{}}
 	b.closing, b.end = context.WithCancel(context.Background())
 	b.link.refused = map[string]time.Time{}
 	dialing, hangUp := context.WithCancel(context.Background())
@@ -207,6 +209,10 @@ func connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 		nats.ReconnectHandler(func(nc *nats.Conn) {
 			b.connected(nc)
 			b.metrics.reconnects.Inc()
+			select {
+			case b.holder.again <- struct{}{}:
+			default:
+			}
 			if b.ShouldLog("broker is back") {
 				b.log.Info("broker is back")
 			}

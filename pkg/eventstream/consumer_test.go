@@ -1,9 +1,7 @@
 package eventstream_test
 
 import (
-	"context"
 	"fmt"
-	"sync"
 	"testing"
 
 	"gancho/pkg/bus/bustest"
@@ -29,11 +27,6 @@ func TestKeep(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	keeping, stop := context.WithCancel(t.Context())
-	var work sync.WaitGroup
-	defer work.Wait()
-	defer stop()
-	work.Go(func() { c.Keep(keeping) })
 	seen := map[uint64]int{}
 	// Sequence 2 comes three times: the third time is two ack waits after the first.
 	for seen[2] < 3 {

@@ -30,7 +30,7 @@ type Follower struct{ c *bus.Consumer }
 // Follow returns the durable reader with that name, from the oldest event on. All that use its name share it.
 func Follow(ctx context.Context, b *bus.Bus, durable string) (*Follower, error) {
 	c, err := b.Consumer(ctx, topology.Events, jetstream.ConsumerConfig{
-		Durable: durable, AckWait: AckWait, MaxAckPending: 20_000, MaxDeliver: -1,
+		Durable: durable, AckWait: bus.AckWait, MaxAckPending: 20_000, MaxDeliver: -1,
 	})
 	return &Follower{c}, err
 }

@@ -27,8 +27,8 @@ type Puller struct {
 	lane     notification.Lane
 }
 
-// First returns the puller of first attempts, which all dispatchers share. ackWait must be well above the duration of
-// one attempt.
+// First returns the puller of first attempts, which all dispatchers share. ackWait is how long a dispatcher may be
+// silent about a notification.
 func First(ctx context.Context, b *bus.Bus, ackWait time.Duration) (*Puller, error) {
 	c, err := b.Consumer(ctx, topology.Notifications, jetstream.ConsumerConfig{
 		Durable: topology.ConsumerFirst, AckWait: ackWait, MaxAckPending: 50_000, MaxDeliver: -1,
@@ -69,8 +69,8 @@ func (p *Puller) AckPending(ctx context.Context) (int, error) {
 	return info.NumAckPending, nil
 }
 
-// Delivery is a notification handed to this process, which settles it with one of Ack, NakAfter and Wait. The broker
-// delivers a message again that is not settled within the consumer's ack wait.
+// Delivery is a notification handed to this process, which ends it with one of Ack, NakAfter, Wait and Abandon. The
+// broker delivers a message again that is neither settled nor kept with Hold within the consumer's ack wait.
 type Delivery struct {
 	notification.Notification
 
@@ -80,9 +80,21 @@ type Delivery struct {
 	StoredAt     time.Time // when the broker stored this message
 	Sequence     uint64    // in its stream
 
-	msg jetstream.Msg
-	bus *bus.Bus
+	msg  jetstream.Msg
+	meta *jetstream.MsgMetadata
+	held *bus.Held
+	bus  *bus.Bus
 }
+
+// Hold keeps the notification, which has just come, for this process until it is ended, however long that takes. It
+// reports false, and the delivery must then be left alone, when this process holds the message already.
+func (d *Delivery) Hold(ackWait time.Duration) bool {
+	d.held = d.bus.Hold(d.msg, d.meta, ackWait)
+	return d.held != nil
+}
+
+// Ours reports whether no other process can have got the notification while this one held it.
+func (d *Delivery) Ours() bool { return d.held.Ours() }
 
 // delivery decodes m; nil means that the message was set aside or waits for a newer version.
 func delivery(ctx context.Context, b *bus.Bus, lane notification.Lane, m jetstream.Msg, again func(*jetstream.MsgMetadata) bool) *Delivery {
@@ -91,7 +103,7 @@ func delivery(ctx context.Context, b *bus.Bus, lane notification.Lane, m jetstre
 		b.Logger().Error("a message without JetStream metadata was ignored", zap.Error(err))
 		return nil
 	}
-	d := &Delivery{Lane: lane, NumDelivered: int(meta.NumDelivered), StoredAt: meta.Timestamp, Sequence: meta.Sequence.Stream, msg: m, bus: b} //nolint:gosec // a count
+	d := &Delivery{Lane: lane, NumDelivered: int(meta.NumDelivered), StoredAt: meta.Timestamp, Sequence: meta.Sequence.Stream, msg: m, meta: meta, bus: b} //nolint:gosec // a count
 	d.Again = again(meta) || m.Headers().Get(notification.HeaderWaited) != ""
 	d.Notification, err = notification.Decode(m.Headers(), m.Data())
 	switch {
@@ -122,6 +134,7 @@ func (d *Delivery) Stream() string {
 // Ack settles the delivery without waiting for the broker. After a lost ack the notification comes again, and the
 // journal decides.
 func (d *Delivery) Ack() {
+	d.held.Release()
 	if err := d.msg.Ack(); err != nil {
 		d.bus.Logger().Debug("ack not sent; the message will come again", zap.Error(err))
 	}
@@ -129,16 +142,21 @@ func (d *Delivery) Ack() {
 
 // NakAfter has the broker deliver the same message again after the delay, with NumDelivered one higher.
 func (d *Delivery) NakAfter(delay time.Duration) {
+	d.held.Release()
 	if err := d.msg.NakWithDelay(max(delay, time.Millisecond)); err != nil {
 		d.bus.Logger().Debug("nak not sent; the message will come again after the ack wait", zap.Error(err))
 	}
 }
+
+// Abandon has the broker deliver the notification again after the ack wait: it could not be settled now.
+func (d *Delivery) Abandon() { d.held.Release() }
 
 // Wait moves a notification that only a newer version can handle to RETRIES as it is, to be delivered again after
 // wireversion.Wait. It uses up no delivery, however often the notification comes to the wrong process. Every version
 // keeps the headers that this needs: account, webhook and notification.
 func (d *Delivery) Wait(ctx context.Context) {
 	if err := d.wait(ctx); err != nil {
+		d.Abandon()
 		d.bus.Logger().Warn("a message for a newer version was not moved; it comes again", zap.String("stream", d.Stream()), zap.Error(err))
 		return
 	}

@@ -66,6 +66,59 @@ func TestNotifyIsStoredOnceAndUnchanged(t *testing.T) {
 	pull(t, first, 1)
 }
 
+// TestHold: a notification that is held stays with its process for longer than the ack wait; one that is not held any
+// more comes again. A message that the broker delivers again all the same is left alone while it is held.
+func TestHold(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	b := s.Topology(bustest.Limits())
+	first, err := lane.First(t.Context(), b, ackWait)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		if err := lane.Notify(b, bustest.Example(i)).Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	held := pull(t, first, 3)
+	for i, wait := range []time.Duration{ackWait, time.Hour, ackWait / 100} { // the last two are not kept in time
+		if !held[i].Hold(wait) {
+			t.Fatalf("delivery %d was refused", i)
+		}
+	}
+	for again := map[string]int{}; again[held[1].ID] < 2 || again[held[2].ID] < 2; {
+		d := pull(t, first, 1)[0]
+		again[d.ID]++
+		switch d.ID {
+		case held[0].ID:
+			t.Fatal("a notification that is kept was delivered again")
+		case held[1].ID:
+			if d.Hold(ackWait) {
+				t.Fatal("a notification is held twice")
+			}
+		case held[2].ID:
+			if held[2].Ours() {
+				t.Error("a notification whose ack wait has ended is ours")
+			}
+			if !d.Hold(ackWait) {
+				t.Fatal("a notification that came again could not be held")
+			}
+			held[2].Ack() // the late one
+			if !d.Ours() {
+				t.Error("a notification that has just come is not ours")
+			}
+			d.Abandon()
+			again[d.ID] = 2
+		}
+	}
+	held[0].Abandon()
+	held[1].Ack()
+	if d := pull(t, first, 1)[0]; d.ID != held[0].ID || !d.Hold(ackWait) || !d.Ours() {
+		t.Errorf("after the first was abandoned %s came", d.ID)
+	}
+}
+
 func TestRetriesCountToFive(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)

@@ -49,7 +49,7 @@ type Config struct {
 	// bytes>. The first seals, all open.
 	EncryptionKeyFile string `env:"ENCRYPTION_KEY_FILE"`
 
-	ackMargin time.Duration // of ackWait; 0: 5 s
+	ackWaitOr time.Duration // of tests; 0: bus.AckWait
 }
 
 // Validate reports settings that do not fit together.
@@ -79,8 +79,9 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// ackWait is how long the broker waits for a delivery to be settled before another dispatcher gets it:
-// twice an attempt and 5 s, so that a slow but living dispatcher keeps its work.
-func (c *Config) ackWait() time.Duration {
-	return 2*c.Delivery.Timeout + cmp.Or(c.ackMargin, 5*time.Second)
-}
+// ackWait is how long the broker waits for a silent dispatcher before another one gets its deliveries.
+func (c *Config) ackWait() time.Duration { return cmp.Or(c.ackWaitOr, bus.AckWait) }
+
+// probeWait is how long a probe may take before another dispatcher makes it: twice an attempt, and the ack wait, so
+// that a slow but living dispatcher keeps it.
+func (c *Config) probeWait() time.Duration { return 2*c.Delivery.Timeout + c.ackWait() }

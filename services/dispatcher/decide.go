@@ -80,6 +80,11 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position not
 		d.finishParking(ctx, m, d.startParking(m, a, position))
 		return false
 	}
+	request := d.unrecorded.begin(a.slot != nil && a.slot.near)
+	defer request.recorded()
+	if !m.Ours() { // this process was frozen, or cut off: another one may have it
+		return false
+	}
 	outcome, err := d.attempt(ctx, m, a.webhook, position)
 	if err != nil { // nothing was sent and nothing is used up
 		d.carryOut(ctx, m, notification.Decision{
@@ -87,6 +92,7 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position not
 		})
 		return false
 	}
+	request.answered()
 	a.slot.finish(outcome.Delivered, outcome.Duration)
 	d.conclude(ctx, m, position, a, outcome)
 	return true

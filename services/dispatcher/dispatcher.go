@@ -42,6 +42,7 @@ type Dispatcher struct {
 	sender       *delivery.Sender
 	schedule     schedule
 	limiter      *limiter
+	unrecorded   unrecorded
 	suspensions  *mirror.Mirror
 	drains       *drains
 	metrics      metrics
@@ -187,9 +188,14 @@ func (d *Dispatcher) pull(ctx context.Context, puller *lane.Puller, part int, wa
 		handed, err := puller.Pull(ctx, n, room, func(m *lane.Delivery) {
 			size := len(m.Body)
 			used += size
+			if !m.Hold(d.cfg.ackWait()) {
+				places.Give(1, size)
+				return
+			}
 			rest := d.arrive(work, m)
 			inFlight.Go(func() {
 				defer places.Give(1, size)
+				defer m.Abandon()
 				rest()
 			})
 		})

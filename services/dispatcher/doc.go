@@ -18,8 +18,16 @@
 // when they were at hand, so that a history is read at once (see notification.Record.Follow); nothing is decided by
 // the records it carries.
 //
+// # Crashes
+//
+// The broker hands a notification to another dispatcher when this one is silent about it for bus.AckWait; it is kept
+// until it is settled, however long its attempt takes (see bus.Hold). A dispatcher that was silent for so long, because
+// it was frozen or cut off, makes no request for the notifications that it held. At most mostUnrecorded attempts are
+// answered and not recorded at any time: a crash repeats those (see unrecorded).
+//
 // decide.go holds a notification's whole way; admit.go the one gate before an attempt; settle.go the writes and their
-// failures; record.go the journal record and the log line; limiter.go the slots; drain.go the way out of PARKED.
+// failures; record.go the journal record and the log line; limiter.go the slots;
+// unrecorded.go the attempts that the journal does not know yet; drain.go the way out of PARKED.
 //
 // # Isolation
 //

@@ -129,7 +129,7 @@ func (x *drains) act(backlogs []lane.Backlog) {
 		switch {
 		case !suspended:
 			x.start(k, x.release)
-		case flag.ProbeDue(time.Now(), x.d.cfg.ackWait()):
+		case flag.ProbeDue(time.Now(), x.d.cfg.probeWait()):
 			x.start(k, x.probe)
 		default:
 			x.moved(k, webhooks)
@@ -273,7 +273,7 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, permits f
 				p.slot.weigh(size)
 				inFlight.Go(func() {
 					defer x.places.Give(1, size)
-					x.d.handle(work, m, p)
+					x.handle(work, m, p)
 				})
 			})
 		}
@@ -303,6 +303,16 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, permits f
 	return nil
 }
 
+// handle is Dispatcher.handle for a notification that was just taken out.
+func (x *drains) handle(ctx context.Context, m *lane.Delivery, p permit) (attempted bool) {
+	if !m.Hold(x.d.cfg.ackWait()) {
+		p.slot.release()
+		return false
+	}
+	defer m.Abandon()
+	return x.d.handle(ctx, m, p)
+}
+
 // close removes a drain's consumer. Messages that it did not settle are parked as before; a consumer that cannot be
 // removed now is removed by the broker when it has been idle.
 func (x *drains) close(ctx context.Context, drain *lane.Drain) {
@@ -315,11 +325,11 @@ func (x *drains) close(ctx context.Context, drain *lane.Drain) {
 
 // probe sends the oldest parked notification to a suspended URL whose time has come, and waits for the
 // monitor's verdict. The claim is a compare-and-set on the flag, so one probe is in flight across all
-// dispatchers; a dispatcher that dies in the middle blocks it for no longer than the ack wait.
+// dispatchers; a dispatcher that dies in the middle blocks it for no longer than probeWait.
 func (x *drains) probe(ctx context.Context, k laneKey) error {
 	d, key := x.d, k.url()
 	flag, suspended := d.suspensions.Get(key.suspension())
-	if !suspended || !flag.ProbeDue(time.Now(), d.cfg.ackWait()) {
+	if !suspended || !flag.ProbeDue(time.Now(), d.cfg.probeWait()) {
 		return nil
 	}
 	drain, err := lane.OpenDrain(ctx, d.bus, k.account, k.lane, "*", 1, d.cfg.ackWait())
@@ -334,7 +344,7 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 		return err
 	}
 	for attempted := false; !attempted; {
-		took, err := drain.Take(ctx, 1, func(m *lane.Delivery) { attempted = d.handle(work, m, permit{probe: &claimed}) })
+		took, err := drain.Take(ctx, 1, func(m *lane.Delivery) { attempted = x.handle(work, m, permit{probe: &claimed}) })
 		if err != nil {
 			return err
 		}
@@ -349,7 +359,7 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 			return nil //nolint:nilerr // the lease or the process ended; another dispatcher goes on
 		}
 	}
-	verdict := time.NewTimer(d.cfg.ackWait())
+	verdict := time.NewTimer(d.cfg.probeWait())
 	defer verdict.Stop()
 	for {
 		change := x.flagChange(key)
@@ -388,11 +398,13 @@ func (x *drains) expire(ctx context.Context, k laneKey) error {
 				young = true
 				return
 			}
-			last, ok := x.d.resume(work, m)
-			if !ok {
+			if !m.Hold(x.d.cfg.ackWait()) {
 				return
 			}
-			x.d.end(work, m, last, notification.KindExpired, delivery.ExpiredWhileSuspended)
+			defer m.Abandon()
+			if last, ok := x.d.resume(work, m); ok {
+				x.d.end(work, m, last, notification.KindExpired, delivery.ExpiredWhileSuspended)
+			}
 		})
 		if err != nil {
 			return err

@@ -119,10 +119,12 @@ type urlLimit struct {
 	pace     pace
 	limit    int
 	inFlight int
-	held     amount        // in flight and waiting
-	size     int           // bytes of the largest event lately; 0: none came yet
-	streak   int           // successes since the last failure or growth
-	latency  time.Duration // moving average of an attempt; 0: unknown
+	held     amount           // in flight and waiting
+	size     int              // bytes of the largest event lately; 0: none came yet
+	streak   int              // successes since the last failure or growth
+	latency  time.Duration    // moving average of an attempt; 0: unknown
+	best     [2]time.Duration // shortest attempts of this bestFor and the last one; 0: unknown
+	bestAt   time.Time        // when the first of them began
 	waiting  []*slot
 	backlog  bool // something is parked: live traffic leaves half of the limit to it
 	used     time.Time
@@ -135,6 +137,7 @@ type slot struct {
 	limiter *limiter
 	key     urlKey
 	bytes   int       // counted for its event
+	near    bool      // the URL's receiver is near
 	granted chan bool // answers one that stands in line; nil: granted
 	ended   bool
 }
@@ -252,6 +255,24 @@ func (u *urlLimit) live() int {
 	return u.limit
 }
 
+// bestFor is how long the shortest attempt of a URL is remembered at least.
+const bestFor = time.Minute
+
+// took notes the duration of an attempt.
+func (u *urlLimit) took(d time.Duration) {
+	if u.used.Sub(u.bestAt) > bestFor {
+		u.best, u.bestAt = [2]time.Duration{0, u.best[0]}, u.used
+	}
+	if u.best[0] == 0 || d < u.best[0] {
+		u.best[0] = d
+	}
+}
+
+// near reports whether the URL's receiver has answered at once lately.
+func (u *urlLimit) near() bool {
+	return u.best[0] > 0 && u.best[0] < nearBelow || u.best[1] > 0 && u.best[1] < nearBelow
+}
+
 // firstSize is how large the events of a URL are taken to be before any came.
 const firstSize = 256 << 10
 
@@ -268,7 +289,7 @@ func (l *limiter) acquire(k urlKey, bytes int) *slot {
 	defer l.mu.Unlock()
 	u := l.get(k)
 	u.sized(bytes)
-	s := &slot{limiter: l, key: k, bytes: bytes}
+	s := &slot{limiter: l, key: k, bytes: bytes, near: u.near()}
 	switch room := l.room(u); {
 	case room.slots <= 0 || room.bytes < bytes:
 		return nil
@@ -308,7 +329,7 @@ func (l *limiter) take(k urlKey, n int) []*slot {
 		}
 		u.inFlight++
 		u.hold(amount{1, size})
-		slots = append(slots, &slot{limiter: l, key: k, bytes: size})
+		slots = append(slots, &slot{limiter: l, key: k, bytes: size, near: u.near()})
 	}
 	return slots
 }
@@ -360,6 +381,7 @@ func (l *limiter) done(s *slot, delivered bool, took time.Duration) {
 	}
 	u.latency += (took - u.latency) / 8
 	u.moved = u.used
+	u.took(took)
 	if took < slowAfter {
 		u.become(quick)
 	} else {

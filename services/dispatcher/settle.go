@@ -203,6 +203,7 @@ func (d *Dispatcher) retryDelivery(ctx context.Context, m *lane.Delivery, err er
 		d.fullness.refused(topology.Retries)
 		m.NakAfter(min(fullPause*time.Duration(m.NumDelivered), longestFullPause))
 	default:
+		m.Abandon()
 		d.lasting.Warn("notification not settled; it comes again", append(fields(m), zap.Error(err))...)
 	}
 }

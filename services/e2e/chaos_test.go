@@ -114,6 +114,9 @@ func audit(l ledgers) (problems []string, repeated int) {
 	return problems, repeated
 }
 
+// mostRepeated is how many attempts a crash may repeat at most: those that the journal does not know yet.
+const mostRepeated = 100
+
 // sighting is one request as a receiver saw it.
 type sighting struct {
 	attempt  string
@@ -327,6 +330,9 @@ func TestChaos(t *testing.T) {
 	problems, repeated := audit(l)
 	for _, p := range problems[:min(20, len(problems))] {
 		t.Error(p)
+	}
+	if repeated > mostRepeated*faults {
+		t.Errorf("%d attempts were repeated after %d faults", repeated, faults)
 	}
 	t.Logf("%d faults, %d notifications, %d attempts repeated after crashes, %d losses put right, %d problems", faults, len(published), repeated, l.lost, len(problems))
 }

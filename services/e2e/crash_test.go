@@ -111,6 +111,9 @@ func checkSix(t *testing.T, s *system, rc *receiver, notifications []string, kil
 			t.Errorf("notification %s has %d recorded attempts, want 6", id, len(n.Attempts))
 		}
 	}
+	if extra > mostRepeated*kills {
+		t.Errorf("%d attempts were repeated after %d kills", extra, kills)
+	}
 	t.Logf("%d notifications, %d repeated attempts after %d kills", len(notifications), extra, kills)
 }
 

@@ -152,9 +152,6 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		proc.Up()
 		var beside sync.WaitGroup
 		defer beside.Wait()
-		keeping, settled := context.WithCancel(context.WithoutCancel(ctx))
-		defer settled()
-		beside.Go(func() { events.Keep(keeping) })
 		beside.Go(func() { p.room.keep(ctx) })
 		beside.Go(func() { p.deferred.keep(ctx) })
 		p.consume(ctx, events)
