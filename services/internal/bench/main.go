@@ -50,6 +50,7 @@ func main() {
 	only := flag.String("only", "", "run the scenarios whose name holds this; those of growth (scale) and of stores (shares) only if it begins so")
 	syncs := flag.String("sync", "default,always", "sync_interval settings of the broker")
 	env := flag.String("env", "", "environment for the services, separated by spaces")
+	cost := flag.Bool("cost", false, "print the cost of one delivery in each process, at the broker and in Redis, for the scenarios of latency and throughput")
 	profile := flag.String("profile", "", "write a CPU profile of the dispatcher during throughput to this file")
 	bin := flag.String("bin", "", "use the programs in this folder instead of building them; built ones are left there when it is empty")
 	webhooks := flag.Int("webhooks", 100_000, "how many webhooks api and scale: webhooks load, at least 1,000")
@@ -81,7 +82,7 @@ func main() {
 	}
 	for sync := range strings.SplitSeq(*syncs, ",") {
 		b := newBench(f, programs, dir, sync, strings.Fields(*env))
-		b.profile, b.load = *profile, load
+		b.profile, b.load, b.cost = *profile, load, *cost
 		b.run(*only)
 		b.stop()
 	}
@@ -132,6 +133,7 @@ type bench struct {
 	redisURL string
 
 	load load
+	cost bool // print the cost of a delivery
 
 	js      jetstream.JetStream
 	nc      *nats.Conn
@@ -212,6 +214,10 @@ func (b *bench) run(only string) {
 		{"isolation: one takes 4.9 s at 500 events/s", b.slow},
 		{"isolation: 500 drip a byte a second", b.drip},
 		{"new webhooks", b.fresh},
+		{"crash: dispatcher", func(n string) { b.crash(n, func(s *testsystem.System) *testsystem.Process { return s.Dispatchers[0] }) }},
+		{"crash: publisher", func(n string) { b.crash(n, func(s *testsystem.System) *testsystem.Process { return s.Publisher }) }},
+		{"crash: suspension-monitor", func(n string) { b.crash(n, func(s *testsystem.System) *testsystem.Process { return s.Monitor }) }},
+		{"crash: management", func(n string) { b.crash(n, func(s *testsystem.System) *testsystem.Process { return s.Management }) }},
 		{"api: lists and pages", b.api}, // the last: it ends the other services
 	} {
 		if (strings.HasPrefix(s.name, "isolation") || strings.HasPrefix(s.name, "api")) && b.sync != "default" {
@@ -236,6 +242,10 @@ func (b *bench) scenario(name, eventName string, webhooks, events, rate int) {
 		b.register(eventName, fmt.Sprintf("http://%s/ok/%s/%d", b.target, eventName, i))
 	}
 	b.reset()
+	var before *costs
+	if b.cost {
+		before = b.costs()
+	}
 	b.cpu()
 	receiver := b.receiver.CPU()
 	if b.profile != "" && strings.HasPrefix(name, "throughput") {
@@ -274,6 +284,9 @@ func (b *bench) scenario(name, eventName string, webhooks, events, rate int) {
 	fmt.Printf("%30s %.2f (management and Redis), %s the limit of %.2f\n", "of it the read model", model, verdict, readModelLimit)
 	if r.Requests > want {
 		fmt.Printf("%30s %d\n", "duplicates:", r.Requests-want)
+	}
+	if b.cost {
+		b.costs().print(before, want)
 	}
 }
 

@@ -22,7 +22,10 @@ import (
 // report sums up the requests since the last reset.
 type report struct {
 	Requests int     `json:"requests"`
-	First    int64   `json:"first"` // Unix nanoseconds
+	Distinct int     `json:"distinct"` // without those that came again
+	Newest   int64   `json:"newest"`   // Unix nanoseconds, when the last one came that had not come before
+	Pause    int64   `json:"pause"`    // the longest time between two requests, in nanoseconds
+	First    int64   `json:"first"`    // Unix nanoseconds
 	Last     int64   `json:"last"`
 	P50      float64 `json:"p50"` // ms from publishing the event to its request
 	P99      float64 `json:"p99"`
@@ -30,8 +33,30 @@ type report struct {
 	CalmP99  float64 `json:"calm_p99"` // ms, of those
 }
 
-// arrival is a request: when its event was published and when it came, in Unix nanoseconds.
-type arrival struct{ sent, came int64 }
+// arrival is a request: its path, and when its event was published and when it came, in Unix nanoseconds.
+type arrival struct {
+	path       string
+	sent, came int64
+}
+
+// sum counts the requests, which are in order, once each.
+func (r *report) sum(all []arrival) {
+	type delivery struct {
+		path string
+		sent int64
+	}
+	seen := make(map[delivery]bool, len(all))
+	r.Requests = len(all)
+	for i, a := range all {
+		if i > 0 {
+			r.Pause = max(r.Pause, a.came-all[i-1].came)
+		}
+		if d := (delivery{a.path, a.sent}); !seen[d] {
+			seen[d], r.Newest = true, a.came
+		}
+	}
+	r.Distinct = len(seen)
+}
 
 // quantiles are the median and the 99th percentile of the time from publishing to arriving, in ms.
 func quantiles(all []arrival) (p50, p99 float64) {
@@ -106,7 +131,7 @@ func receive() {
 			times[0] = now
 		}
 		times[1] = now
-		took = append(took, arrival{sent, now})
+		took = append(took, arrival{r.URL.Path, sent, now})
 		mu.Unlock()
 	})
 	mux.HandleFunc("/reset", func(http.ResponseWriter, *http.Request) {
@@ -117,9 +142,10 @@ func receive() {
 	})
 	mux.HandleFunc("/report", func(w http.ResponseWriter, _ *http.Request) {
 		mu.Lock()
-		r := report{Requests: len(took), First: times[0], Last: times[1]}
+		r := report{First: times[0], Last: times[1]}
 		all := slices.Clone(took)
 		mu.Unlock()
+		r.sum(all)
 		r.P50, r.P99 = quantiles(all)
 		stalls := m.stalls()
 		all = slices.DeleteFunc(all, func(a arrival) bool { return during(stalls, a.sent, a.came) })

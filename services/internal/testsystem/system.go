@@ -27,6 +27,7 @@ type System struct {
 	Management  *Process
 	Dispatchers []*Process
 	NATSURL     string
+	MonitorURL  string // of the broker's monitoring; set by StartBroker
 	APIURL      string
 
 	t    T
@@ -79,7 +80,7 @@ func New(t T, o Options) *System {
 // configureBroker writes the broker's configuration, which counts at its next start, and returns the file.
 func (s *System) configureBroker(maxStore string) string {
 	s.t.Helper()
-	text := fmt.Sprintf("listen: 127.0.0.1:-1\nmax_payload: 2MB\njetstream { store_dir: %q", filepath.Join(s.opts.Store, "jetstream"))
+	text := fmt.Sprintf("listen: 127.0.0.1:-1\nhttp: 127.0.0.1:-1\nmax_payload: 2MB\njetstream { store_dir: %q", filepath.Join(s.opts.Store, "jetstream"))
 	if s.opts.Sync != "" {
 		text += ", sync_interval: " + s.opts.Sync
 	}
@@ -118,6 +119,7 @@ func (s *System) StartBroker() {
 	s.Broker.Start()
 	addr := s.Broker.Find(`Listening for client connections on (127\.0\.0\.1:\d+)`)
 	s.NATSURL = "nats://" + addr
+	s.MonitorURL = "http://" + s.Broker.Find(`Starting http monitor on (127\.0\.0\.1:\d+)`)
 	_, s.port, _ = strings.Cut(addr, ":")
 }
 

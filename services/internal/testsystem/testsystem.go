@@ -243,6 +243,29 @@ func CPUOf(pid int) time.Duration {
 	return time.Duration(user+system) * 10 * time.Millisecond // USER_HZ is 100 on Linux
 }
 
+// SystemCalls returns how often the running process has read and written, by the kernel's count: sockets through
+// sendmsg, recvmsg and the like are not in it.
+func (p *Process) SystemCalls() (reads, writes int64) {
+	if p.cmd == nil {
+		return 0, 0
+	}
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, 0
+	}
+	for line := range strings.Lines(string(raw)) {
+		name, value, _ := strings.Cut(line, ": ")
+		n, _ := strconv.ParseInt(strings.TrimSpace(value), 10, 64)
+		switch name {
+		case "syscr":
+			reads = n
+		case "syscw":
+			writes = n
+		}
+	}
+	return reads, writes
+}
+
 // PeakMemory returns the most resident memory the running process has had, in bytes.
 func (p *Process) PeakMemory() int64 {
 	if p.cmd == nil {
