@@ -11,10 +11,11 @@ import (
 	"time"
 )
 
-// origin is the scope of a kept connection: requests with one scheme and host (as in the URL, with its port if it has
-// one).
+// origin is the scope of a kept connection: requests with one scheme, host (as in the URL, with its port if it has
+// one) and client certificate.
 type origin struct {
 	scheme, host string
+	identity     *Identity
 }
 
 // How much a connection may bring: the bytes of a TLS handshake, and for each request the headers and body that are
@@ -154,6 +155,20 @@ func (c *conn) stale() bool {
 	_, err := c.stream.Read(c.probe[:])
 	c.probing = false
 	return !errors.Is(err, errNothing)
+}
+
+// alert returns the alert of TLS that ended an HTTP/2 connection, which net/http hides where a write failed first; nil
+// when it was not that, or is not known.
+func (c *conn) alert() error {
+	if c.h2.Err() == nil {
+		return nil
+	}
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+	var b [1]byte
+	if _, err := c.tls.Read(b[:]); isTLS(err) {
+		return err
+	}
+	return nil
 }
 
 func (c *conn) close() {

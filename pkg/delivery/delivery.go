@@ -71,6 +71,9 @@ type Request struct {
 	EventTime time.Time
 	// AuthHeader and AuthKey are the owner's header and its value, or empty.
 	AuthHeader, AuthKey string
+	// OAuth2 is whose token is sent as Authorization, and Identity the client certificate to show; nil for none.
+	OAuth2   *OAuth2
+	Identity *Identity
 	// Secrets (HMAC) and Ed25519 are signing keys, newest first; at least one in all. Each makes one signature.
 	Secrets [][]byte
 	Ed25519 []ed25519.PrivateKey
@@ -86,10 +89,11 @@ type Sender struct {
 	proxyFields []field
 	connect     func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	ctx    context.Context // ends dials when the Sender is closed
-	cancel context.CancelFunc
-	pool   pool
-	habits habits
+	ctx     context.Context // ends dials when the Sender is closed
+	cancel  context.CancelFunc
+	pool    pool
+	habits  habits
+	fetches sync.WaitGroup // of tokens
 	// scratch holds *[scratchBytes]byte for reading bodies.
 	scratch sync.Pool
 }
@@ -129,6 +133,7 @@ func New(cfg Config, policy *egress.Policy, userAgent string) (*Sender, error) {
 // as canceled.
 func (s *Sender) Close() {
 	s.cancel()
+	s.fetches.Wait()
 	s.pool.close()
 }
 
@@ -153,30 +158,52 @@ func (s *Sender) Send(ctx context.Context, r Request) Outcome {
 		o.Reason, o.Detail = BlockedAddress, detail
 		return o
 	}
+	a := attempt{deadline: o.Started.Add(s.timeout), identity: r.Identity}
+	secrets := echoes(r.AuthKey)
+	var token string
+	var wait time.Duration
+	if r.OAuth2 != nil {
+		var failed *failure
+		token, failed, err = s.bearer(ctx, &a, r.OAuth2)
+		wait = time.Since(o.Started)
+		switch {
+		case err != nil:
+			o.Duration, o.Canceled, o.Detail = wait, true, "canceled by our own stop before the request"
+			return o
+		case failed != nil:
+			o.Duration, o.Reason, o.Detail, o.RetryAfter = wait, failed.reason, tidy(failed.detail), failed.retryAfter
+			return o
+		}
+		m.setSecret("Authorization", "Bearer "+token)
+		secrets = slices.Concat(secrets, echoes("Bearer "+token))
+	}
 	o.RequestHeaders = m.shown()
-
-	a := attempt{deadline: o.Started.Add(s.timeout)}
 	rep, c, err := s.exchange(ctx, &a, m)
 	o.Duration = time.Since(o.Started)
 	o.Phases = Phases{DNS: a.dns, Connect: a.connect, TLS: a.tls}
-	secrets := echoes(r.AuthKey)
 	if err != nil {
 		if ctx.Err() != nil && time.Now().Before(a.deadline) {
 			o.Canceled, o.Detail = true, "canceled by our own stop; the request may have arrived"
 			return o
 		}
 		o.Reason, o.Detail = a.classify(err, s.timeout)
+		if o.Reason == Timeout && wait >= 100*time.Millisecond {
+			o.Detail += "; the token took " + wait.Round(time.Millisecond).String() + " of it"
+		}
 		o.Detail = tidy(secrets.hide(o.Detail))
 		o.Certificate = ended(err, o.Started.Add(o.Duration))
 		return o
 	}
 	o.Phases.FirstByte = o.Started.Add(o.Duration).Sub(a.got)
 	o.judge(rep)
+	if r.OAuth2 != nil && o.Status == http.StatusUnauthorized {
+		r.OAuth2.drop(token)
+	}
 	o.Certificate = c.leaf
 	o.Certificate.New = a.fresh && c.full
 	if c.tls != nil && c.leaf.EndsSoon(o.Started) {
 		// The next handshake is a full one: resumed sessions could go on with this one after its renewal.
-		s.tls.ClientSessionCache.Put(hostname(m.origin.host), nil)
+		s.sessions(m.origin).Put(hostname(m.origin.host), nil)
 	}
 	o.ResponseHeaders = rep.header
 	hideCredentials(o.ResponseHeaders)
@@ -249,31 +276,38 @@ func (s *Sender) send(ctx context.Context, a *attempt, c *conn, m *message) (*re
 // the body.
 func (s *Sender) conclude(c *conn, rep *reply, d time.Duration, secrets echo) []byte {
 	var kept []byte
+	var whole bool
+	switch {
+	case rep.resp == nil && rep.length == 0:
+		whole = true
+	case rep.resp == nil:
+		_ = c.SetReadDeadline(time.Now().Add(d))
+		kept, whole = s.read(rep.body, rep.header, secrets)
+	case rep.resp.Body != http.NoBody:
+		rep.timer.Reset(d)
+		kept, whole = s.read(rep.body, rep.header, secrets)
+	}
+	s.release(c, rep, whole)
+	return kept
+}
+
+// release keeps the connection of an answer if it can be used again. whole means that the body was read to its end.
+func (s *Sender) release(c *conn, rep *reply, whole bool) {
 	if rep.resp != nil {
-		if rep.resp.Body != http.NoBody {
-			rep.timer.Reset(d)
-			kept, _ = s.read(rep.body, rep.header, secrets)
-		}
 		_ = rep.resp.Body.Close()
 		rep.timer.Stop()
 		rep.cancel(nil)
 		s.pool.done(c)
-		return kept
-	}
-	whole := rep.length == 0
-	if !whole {
-		_ = c.SetReadDeadline(time.Now().Add(d))
-		kept, whole = s.read(rep.body, rep.header, secrets)
+		return
 	}
 	now := time.Now()
 	until, reusable := rep.finish(whole, now)
 	if !reusable || now.After(c.retire) {
 		c.close()
-		return kept
+		return
 	}
 	c.expires = until
 	s.pool.put(c)
-	return kept
 }
 
 // forbids judges the parts that the dialer does not see, and returns the cause of a refusal: a scheme that was allowed

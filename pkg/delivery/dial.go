@@ -17,9 +17,11 @@ import (
 // attempt is the time of one request and how far it came. It belongs to the goroutine of Send.
 type attempt struct {
 	deadline time.Time
+	identity *Identity
 
 	got   time.Time // when the request had its (last) connection; zero before
 	fresh bool      // it is the first on that connection
+	asked bool      // the receiver asked for a client certificate
 
 	step              step
 	dns, connect, tls time.Duration
@@ -141,7 +143,7 @@ func (s *Sender) dialAs(ctx context.Context, a *attempt, o origin, known habit) 
 	if o.scheme == "http" {
 		return c, false, nil
 	}
-	cfg := s.tlsFor(o, known)
+	cfg := s.tlsFor(a, o, known)
 	start := time.Now()
 	a.step = stepTLS
 	before := c.received.Load()
@@ -169,9 +171,11 @@ func (s *Sender) dialAs(ctx context.Context, a *attempt, o origin, known habit) 
 }
 
 // tlsFor is the handshake's offer to a receiver.
-func (s *Sender) tlsFor(o origin, known habit) *tls.Config {
+func (s *Sender) tlsFor(a *attempt, o origin, known habit) *tls.Config {
 	cfg := s.tls.Clone()
 	cfg.ServerName = hostname(o.host)
+	cfg.ClientSessionCache = s.sessions(o)
+	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return o.identity.show(a) }
 	if known.http1 {
 		cfg.NextProtos = []string{"http/1.1"}
 	}
@@ -184,6 +188,14 @@ func (s *Sender) tlsFor(o origin, known habit) *tls.Config {
 		cfg.NextProtos = []string{"http/1.1"}
 	}
 	return cfg
+}
+
+// sessions are the TLS sessions that requests to o may resume.
+func (s *Sender) sessions(o origin) tls.ClientSessionCache {
+	if o.identity != nil {
+		return o.identity.sessions
+	}
+	return s.tls.ClientSessionCache
 }
 
 // reach connects to the receiver, or to the proxy.

@@ -53,6 +53,11 @@ func (s *Sender) http2(ctx context.Context, a *attempt, c *conn, m *message) (*r
 		timer.Stop()
 		cancel(nil)
 		s.pool.done(c)
+		if a.asked && a.fresh {
+			if alert := c.alert(); alert != nil {
+				err = alert
+			}
+		}
 		return nil, err
 	}
 	return &reply{status: resp.StatusCode, header: resp.Header, body: resp.Body, resp: resp, timer: timer, cancel: cancel}, nil

@@ -54,6 +54,8 @@ func (s *Sender) compose(r *Request, now time.Time) (*message, error) {
 		return nil, errors.New("the auth header or key does not fit into a header")
 	case strings.EqualFold(r.AuthHeader, "Idempotency-Key"), strings.EqualFold(r.AuthHeader, "X-Idempotency-Key"):
 		return nil, errors.New("the auth header is a reserved one")
+	case r.OAuth2 != nil && strings.EqualFold(r.AuthHeader, "Authorization"):
+		return nil, errors.New("the auth header is that of the token")
 	case !httpguts.ValidHeaderFieldName(r.Method): // a token, as header names are
 		return nil, errors.New("the method is not usable")
 	}
@@ -67,7 +69,7 @@ func (s *Sender) compose(r *Request, now time.Time) (*message, error) {
 	if !httpguts.ValidHostHeader(u.Host) || strings.ContainsAny(u.RequestURI(), " \r\n\t") {
 		return nil, errors.New("the URL does not fit into a request")
 	}
-	m := &message{method: r.Method, url: u, body: r.Body, origin: origin{scheme: u.Scheme, host: u.Host}}
+	m := &message{method: r.Method, url: u, body: r.Body, origin: origin{u.Scheme, u.Host, r.Identity}}
 	m.fields = m.store[:0]
 
 	ts := strconv.FormatInt(now.Unix(), 10)

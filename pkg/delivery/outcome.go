@@ -199,10 +199,13 @@ func (a *attempt) classify(err error, timeout time.Duration) (Reason, string) {
 		return Connect, "connecting: " + err.Error()
 	}
 	if dialing || isTLS(err) {
+		if why := a.refused(err, time.Now()); why != "" {
+			return TLS, "TLS handshake: " + why
+		}
 		return TLS, handshakeFailure(err)
 	}
 	if _, lost := errors.AsType[*lostError](err); lost {
-		return Connect, "the connection was lost before an answer (the request may have arrived): " + cause(err)
+		return Connect, "the connection was lost before an answer (the request may have arrived): " + cause(err) + a.doubt()
 	}
 	if text, ok := errors.AsType[badAnswer](err); ok {
 		return BadResponse, string(text)
@@ -223,7 +226,7 @@ func (a *attempt) classify(err error, timeout time.Duration) (Reason, string) {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
 		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, errNothingSent),
 		strings.Contains(text, "http2: client conn"), strings.Contains(text, "http2: server sent GOAWAY"):
-		return Connect, "the connection was lost before an answer (the request may have arrived): " + text
+		return Connect, "the connection was lost before an answer (the request may have arrived): " + text + a.doubt()
 	}
 	return BadResponse, text
 }
