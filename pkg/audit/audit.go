@@ -25,8 +25,8 @@ import (
 
 // Actor is who made a change.
 type Actor struct {
-	Kind    string `json:"kind" enum:"token,jwt,console,operator"`
-	Name    string `json:"name" doc:"the subject of a JWT, or the public name of a token: tok_<8 hex>"`
+	Kind    string `json:"kind" enum:"token,jwt,console,operator,email" doc:"console: a session that a token, a JWT or a portal link opened; email: the link to unsubscribe in a notice"`
+	Name    string `json:"name" doc:"the subject of a JWT, or the public name of a token: tok_<8 hex>; of a portal link, its maker's; of an email, its address"`
 	Address string `json:"address"`
 }
 

@@ -22,7 +22,34 @@ type Webhook struct {
 	Suspension     *Suspension `json:"suspension"`
 	CreatedAt      time.Time   `json:"created_at"`
 	UpdatedAt      time.Time   `json:"updated_at"`
+	Auth           *Auth       `json:"auth"`           // nil: none; without its secret
+	Notify         *Notify     `json:"notify"`         // nil: whom the account says
 	SigningSecret  string      `json:"signing_secret"` // only in the answer that made it
+	NotifySecret   string      `json:"notify_secret"`  // of Notify.URL; only in the answer that made it
+}
+
+// Auth is how requests prove who sends them, beyond an auth header. Answers have no ClientSecret, Certificate or
+// PrivateKey, and only they have Subject and ExpiresAt.
+type Auth struct {
+	Type string `json:"type"` // oauth2 or mtls
+
+	TokenURL     string `json:"token_url,omitempty"`
+	ClientID     string `json:"client_id,omitempty"`
+	ClientSecret string `json:"client_secret,omitempty"`
+	Scope        string `json:"scope,omitempty"`
+	Audience     string `json:"audience,omitempty"`
+
+	Certificate string     `json:"certificate,omitempty"` // PEM
+	PrivateKey  string     `json:"private_key,omitempty"` // PEM
+	Subject     string     `json:"subject,omitempty"`
+	ExpiresAt   *time.Time `json:"expires_at,omitempty"`
+}
+
+// Notify is whom notices of a webhook's troubles go to.
+type Notify struct {
+	Emails   []string `json:"emails"`
+	URL      string   `json:"url,omitempty"`
+	Language string   `json:"language,omitempty"` // en, the default, or pt-BR
 }
 
 // Condition is one of those that must hold for an event to be sent. Value is JSON.
@@ -67,11 +94,13 @@ type Suspension struct {
 	OldestParkedAt *time.Time `json:"oldest_parked_at"`
 }
 
-// Change holds the settable members of a webhook. A nil member stays as it is; AuthHeader and AuthKey are removed by
-// RemoveAuth.
+// Change holds the settable members of a webhook. A nil member stays as it is. RemoveAuth removes those of AuthHeader,
+// AuthKey and Auth that are nil, RemoveNotify removes Notify.
 type Change struct {
 	Name, EventName, Method, URL, AuthHeader, AuthKey, Status, Signature *string
-	RemoveAuth                                                           bool
+	RemoveAuth, RemoveNotify                                             bool
+	Auth                                                                 *Auth
+	Notify                                                               *Notify
 	Conditions                                                           *[]Condition // in place of those it has
 }
 
@@ -88,8 +117,21 @@ func (c Change) data() map[string]any {
 	if c.Conditions != nil {
 		d["conditions"] = *c.Conditions
 	}
+	if c.Auth != nil {
+		d["auth"] = *c.Auth
+	}
+	if c.Notify != nil {
+		d["notify"] = *c.Notify
+	}
 	if c.RemoveAuth {
-		d["auth_header"], d["auth_key"] = nil, nil
+		for name, given := range map[string]bool{"auth_header": c.AuthHeader != nil, "auth_key": c.AuthKey != nil, "auth": c.Auth != nil} {
+			if !given {
+				d[name] = nil
+			}
+		}
+	}
+	if c.RemoveNotify {
+		d["notify"] = nil
 	}
 	return d
 }

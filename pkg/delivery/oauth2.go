@@ -19,6 +19,9 @@ import (
 	"golang.org/x/net/http/httpguts"
 )
 
+// TokenServer begins the detail of an attempt that got no token. No request was made to the receiver.
+const TokenServer = "the token server "
+
 // Bounds of tokens.
 const (
 	maxTokenBytes = 8 << 10 // receivers refuse larger headers
@@ -128,9 +131,9 @@ func (o *OAuth2) end(f *fetch, token string, life time.Duration, failed *failure
 func (o *OAuth2) server() string {
 	u, err := url.Parse(o.TokenURL)
 	if err != nil {
-		return "the token server"
+		return strings.TrimSpace(TokenServer)
 	}
-	return "the token server " + u.Host
+	return TokenServer + u.Host
 }
 
 // authorization is the client's, as RFC 6749, section 2.3.1, has it.

@@ -80,3 +80,19 @@ func write(t testing.TB, path, kind string, der []byte) {
 		t.Fatal(err)
 	}
 }
+
+// Client makes a client's certificate of that name, which is its own authority, and its key, both PEM.
+func Client(t testing.TB, name string, from, until time.Time) (certificate, private string) {
+	t.Helper()
+	k, c := key(t), &x509.Certificate{
+		SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, NotBefore: from, NotAfter: until,
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: sign(t, c, c, k, k)})),
+		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}

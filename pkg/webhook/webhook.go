@@ -53,7 +53,8 @@ type Webhook struct {
 	// URLGiven is the URL as its owner wrote it, when that differs from URL.
 	URLGiven   string    `json:"url_given,omitempty"`
 	AuthHeader string    `json:"auth_header,omitempty"`
-	AuthKey    string    `json:"auth_key,omitempty"`  // sealed, see SealContext
+	AuthKey    string    `json:"auth_key,omitempty"` // sealed, see SealContext
+	Auth       *Auth     `json:"auth,omitempty"`
 	Signature  Signature `json:"signature,omitempty"` // of the first secret
 	Secrets    []Secret  `json:"secrets"`             // newest first; the first always signs
 	Status     Status    `json:"status"`
@@ -85,7 +86,8 @@ type Webhook struct {
 // services of that version leave it alone, and its account's events wait for a newer publisher.
 const (
 	schemaConditions = 2
-	newestSchema     = wireversion.Newest + 1
+	schemaAuth       = 3
+	newestSchema     = wireversion.Newest + 2
 )
 
 // Secret is a signing secret at rest. During a rotation the old one signs along until it expires. One with a public
@@ -115,6 +117,9 @@ func Decode(b []byte) (*Webhook, error) {
 	if w.Account == "" || w.URL == "" && w.Kind == "" {
 		return nil, fmt.Errorf("decode webhook %s: it has no account or no URL", w.ID)
 	}
+	if w.Auth != nil && w.Auth.Type != OAuth2 && w.Auth.Type != MTLS {
+		return nil, fmt.Errorf("webhook %s: auth of an unknown type: %w", w.ID, wireversion.ErrNewer)
+	}
 	conditions, problems := condition.Compile(w.Conditions)
 	if problems != nil { // this version refuses to store such a webhook: only a newer one understands them
 		return nil, fmt.Errorf("webhook %s: condition %s: %w", w.ID, problems[0].Pointer, wireversion.ErrNewer)
@@ -126,7 +131,10 @@ func Decode(b []byte) (*Webhook, error) {
 // Encode returns the stored form.
 func (w *Webhook) Encode() ([]byte, error) {
 	stored := *w
-	if len(w.Conditions) > 0 {
+	switch {
+	case w.Auth != nil:
+		stored.Schema = schemaAuth
+	case len(w.Conditions) > 0:
 		stored.Schema = schemaConditions
 	}
 	return json.Marshal(&stored)
@@ -178,6 +186,7 @@ type Credentials struct {
 	AuthHeader, AuthKey string
 	Secrets             [][]byte // raw HMAC keys, newest first
 	Ed25519             []ed25519.PrivateKey
+	Auth                []byte // the secret of the webhook's Auth, nil without one
 }
 
 // Open opens the sealed secrets of w; those that expired before now are omitted.
@@ -189,6 +198,12 @@ func (w *Webhook) Open(keys *seal.Keyring, now time.Time) (Credentials, error) {
 			return Credentials{}, fmt.Errorf("open the auth key of webhook %s: %w", w.ID, err)
 		}
 		c.AuthKey = string(key)
+	}
+	if w.Auth != nil {
+		var err error
+		if c.Auth, err = w.OpenAuth(keys); err != nil {
+			return Credentials{}, err
+		}
 	}
 	for _, s := range w.Secrets {
 		if s.expired(now) {
@@ -251,6 +266,12 @@ func (w *Webhook) KeyIDs(now time.Time) ([]string, error) {
 			return nil, err
 		}
 	}
+	if w.Auth != nil {
+		sealed, _ := w.Auth.secret()
+		if err := add(*sealed); err != nil {
+			return nil, err
+		}
+	}
 	secrets := w.Secrets
 	if w.Notify != nil && w.Notify.URL != "" {
 		secrets = append(slices.Clone(secrets), w.Notify.Secret)
@@ -277,6 +298,11 @@ func (w *Webhook) Reseal(keys *seal.Keyring, now time.Time) (*Webhook, error) {
 	out.Version++
 	if w.AuthKey != "" {
 		out.AuthKey = keys.Seal([]byte(open.AuthKey), out.SealContext("auth_key"))
+	}
+	if w.Auth != nil {
+		auth := *w.Auth
+		out.Auth = &auth
+		out.SealAuth(keys, open.Auth)
 	}
 	if out.Notify, err = w.Notify.reseal(w, keys); err != nil {
 		return nil, fmt.Errorf("open the secret for notices of webhook %s: %w", w.ID, err)

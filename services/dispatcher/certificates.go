@@ -19,16 +19,17 @@ const (
 	certificateHosts = 10_000
 )
 
-// certificates remembers the hosts of receivers whose certificate ends soon or has ended, for two gauges and one
-// line of the log for each host and day. The latest full handshake decides: a connection kept from before a
-// renewal does not bring the host back. It is safe for concurrent use.
+// certificates remembers the hosts of receivers whose certificate ends soon or has ended, or the webhooks whose client
+// certificate does, for two gauges and one line of the log for each and day. The latest full handshake decides: a
+// connection kept from before a renewal does not bring the host back. It is safe for concurrent use.
 type certificates struct {
-	log    *zap.Logger
-	ending prometheus.Gauge
-	first  prometheus.Gauge
+	log     *zap.Logger
+	message string // of the line
+	ending  prometheus.Gauge
+	first   prometheus.Gauge
 
 	mu    sync.Mutex
-	hosts map[string]*certificate
+	hosts map[string]*certificate // by host, or by the webhook's key
 }
 
 type certificate struct {
@@ -38,9 +39,9 @@ type certificate struct {
 	warned time.Time // zero: not yet
 }
 
-func newCertificates(log *zap.Logger, reg prometheus.Registerer) *certificates {
+func newReceiverCertificates(log *zap.Logger, reg prometheus.Registerer) *certificates {
 	c := &certificates{
-		log: log, hosts: map[string]*certificate{},
+		log: log, message: "certificate ends", hosts: map[string]*certificate{},
 		ending: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "gancho_receiver_certificates_ending", Help: "Hosts of receivers whose certificate has ended or ends within 14 days (within a third of its validity where that is less).",
 		}),
@@ -52,14 +53,28 @@ func newCertificates(log *zap.Logger, reg prometheus.Registerer) *certificates {
 	return c
 }
 
-// saw takes over the facts about the host's certificate from an attempt at m.
-func (c *certificates) saw(m *lane.Delivery, host string, o delivery.Certificate) {
+func newClientCertificates(log *zap.Logger, reg prometheus.Registerer) *certificates {
+	c := &certificates{
+		log: log, message: "client certificate ends", hosts: map[string]*certificate{},
+		ending: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "gancho_client_certificates_ending", Help: "Webhooks whose client certificate (auth of type mtls) has ended or ends within 14 days (within a third of its validity where that is less).",
+		}),
+		first: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "gancho_client_certificate_first_end_timestamp_seconds", Help: "When the first of the certificates in gancho_client_certificates_ending ends, as Unix time; 0: there is none.",
+		}),
+	}
+	reg.MustRegister(c.ending, c.first)
+	return c
+}
+
+// saw takes over the facts about a certificate from an attempt at m, for the host. key is that host, or the webhook's.
+func (c *certificates) saw(m *lane.Delivery, key, host string, o delivery.Certificate) {
 	now := time.Now()
 	ending := o.EndsSoon(now)
-	if !ending && !o.New || !c.note(host, o, ending, now) {
+	if !ending && !o.New || !c.note(key, o, ending, now) {
 		return
 	}
-	c.log.Warn("certificate ends", zap.String("url_host", host), zap.String("account_id", m.Account), zap.String("webhook_id", m.WebhookID),
+	c.log.Warn(c.message, zap.String("url_host", host), zap.String("account_id", m.Account), zap.String("webhook_id", m.WebhookID),
 		zap.Time("certificate_ends_at", o.Until))
 }
 

@@ -40,13 +40,13 @@ type certificateRig struct {
 func newCertificateRig(t *testing.T) *certificateRig {
 	core, logs := observer.New(zap.InfoLevel)
 	metrics := prometheus.NewRegistry()
-	return &certificateRig{newCertificates(zap.New(core), metrics), t, metrics, logs}
+	return &certificateRig{newReceiverCertificates(zap.New(core), metrics), t, metrics, logs}
 }
 
 // at sees a certificate of 90 days that ends in left.
 func (r *certificateRig) at(host string, left time.Duration, handshake bool) {
 	until := time.Now().Add(left)
-	r.saw(&lane.Delivery{Notification: notification.Notification{Account: "acme", WebhookID: "w"}}, host,
+	r.saw(&lane.Delivery{Notification: notification.Notification{Account: "acme", WebhookID: "w"}}, host, host,
 		delivery.Certificate{From: until.Add(-90 * day), Until: until, New: handshake})
 }
 

@@ -117,11 +117,16 @@ func (d *Dispatcher) attempt(ctx context.Context, m *lane.Delivery, w *webhook.W
 	}
 	d.metrics.inFlight.Inc()
 	defer d.metrics.inFlight.Dec()
-	return d.sender.Send(ctx, delivery.Request{
+	outcome := d.sender.Send(ctx, delivery.Request{
 		Method: w.Method, URL: w.URL, Body: m.Body, EventName: m.EventName, NotificationID: m.ID,
 		Attempt: position.AttemptsDone + 1, Replay: m.Replay, EventTime: m.EventTime,
 		AuthHeader: credentials.AuthHeader, AuthKey: credentials.AuthKey, Secrets: credentials.Secrets, Ed25519: credentials.Ed25519,
-	}), nil
+		OAuth2: credentials.oauth2, Identity: credentials.identity,
+	})
+	if credentials.identity != nil {
+		d.clients.saw(m, w.Key(), webhook.URLHost(w.URL), credentials.identity.Certificate())
+	}
+	return outcome, nil
 }
 
 // conclude records the attempt, stores the next message, and acks.

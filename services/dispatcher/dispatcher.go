@@ -47,6 +47,7 @@ type Dispatcher struct {
 	drains       *drains
 	metrics      metrics
 	receivers    *certificates
+	clients      *certificates // those that webhooks show
 	credentials  credentials
 	crowded      atomic.Bool // too many delayed NAKs on RETRIES
 	backpressure backpressure
@@ -107,7 +108,7 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 	d := &Dispatcher{
 		cfg: cfg, name: host + "-" + uuid.NewString()[:8], log: proc.Log, lasting: service.Lasting(proc.Log), bus: b, registry: registered, keys: keys, sender: sender,
 		schedule: schedule{cfg.RetryDelays, cfg.RetryJitter, cfg.MaxRetryAfter}, limiter: newLimiter(cfg.MaxInFlightPerURL, amount{cfg.MaxInFlight, int(cfg.MaxInFlightBytes)}),
-		suspensions: suspensions, metrics: newMetrics(proc.Metrics), receivers: newCertificates(proc.Log, proc.Metrics), trace: proc.Trace,
+		suspensions: suspensions, metrics: newMetrics(proc.Metrics), receivers: newReceiverCertificates(proc.Log, proc.Metrics), clients: newClientCertificates(proc.Log, proc.Metrics), trace: proc.Trace,
 		fullness: fullness{log: proc.Log, bus: b},
 	}
 	proc.Health.Want("retries", d.backpressure.State)

@@ -78,6 +78,7 @@ func (x *drains) run(ctx context.Context) {
 		x.act(backlogs)
 		x.d.limiter.forget()
 		x.d.receivers.sweep()
+		x.d.clients.sweep()
 	}
 }
 

@@ -97,7 +97,7 @@ func (d *Dispatcher) observe(m *lane.Delivery, r *notification.Record, o deliver
 	if r.AttemptsDone == 1 && m.Lane == notification.LaneFirst && m.Replay == "" && m.Send == 1 { // a parked one waited on purpose
 		d.metrics.latency.Observe(o.Started.Sub(m.EventTime).Seconds())
 	}
-	d.receivers.saw(m, r.URLHost, o.Certificate)
+	d.receivers.saw(m, r.URLHost, r.URLHost, o.Certificate)
 	if r.State.Terminal() {
 		d.metrics.ended.WithLabelValues(string(r.State)).Inc()
 	}

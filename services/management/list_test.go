@@ -36,7 +36,7 @@ func (s *instance) ids(path string) (ids []string, partial bool) {
 }
 
 // rows reads all pages of a list from path on.
-func (s *site) rows(path string) (rows []map[string]any, partial bool) {
+func (s *instance) rows(path string) (rows []map[string]any, partial bool) {
 	s.t.Helper()
 	for path != "" {
 		r := s.do(acme, "GET", path, nil).want(200)

@@ -48,7 +48,7 @@ func (s *instance) notified(ev event.Event, at time.Time, webhookID string) *not
 }
 
 // cancelled records that the notification ended because its webhook was deleted.
-func (s *site) cancelled(n *notification.Notification, at time.Time) {
+func (s *instance) cancelled(n *notification.Notification, at time.Time) {
 	s.t.Helper()
 	r := &notification.Record{
 		Kind: notification.KindCancelled, State: notification.Cancelled, At: at, Account: n.Account, WebhookID: n.WebhookID, NotificationID: n.ID,

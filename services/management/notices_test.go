@@ -1,9 +1,13 @@
 package management_test
 
 import (
+	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
+
+	"gancho/pkg/seal"
 )
 
 // TestNotify holds who may be named for notices, and that nothing of what carries them shows.
@@ -58,4 +62,46 @@ func TestNotify(t *testing.T) {
 	b := s.browser("en")
 	b.get("/unsubscribe?from=x").want(http.StatusForbidden)
 	b.post("/unsubscribe", "from", "x").want(http.StatusForbidden)
+}
+
+// TestUnsubscribeIsRecorded: whom a link takes off a list, once, and the address that it was.
+func TestUnsubscribeIsRecorded(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	keys, _, err := seal.Load(s.cfg.EncryptionKeyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	notify := map[string]any{"emails": []string{"ana@example.com", "bia@example.com"}}
+	id := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/in", "notify", notify)).want(http.StatusCreated).id()
+	s.do(operator, "PUT", "/crm/v2/accounts/acme", map[string]any{"notify": notify}).want(http.StatusOK)
+	link := func(hook string) string {
+		return keys.Seal(fmt.Appendf(nil, `{"a":"acme","w":%q,"e":"ana@example.com"}`, hook), []byte("gancho notices unsubscribe"))
+	}
+	b := s.browser("en")
+	for _, hook := range []string{id, ""} {
+		for range 2 { // the second time there is nothing to change
+			b.get("/unsubscribe?from=" + url.QueryEscape(link(hook))).want(http.StatusOK).has("ana@example.com")
+			b.post("/unsubscribe", "from", link(hook)).want(http.StatusOK)
+		}
+	}
+	got := s.changes(acme, "?action=unsubscribe")
+	if len(got) != 2 {
+		t.Fatalf("%d records, want 2: %v", len(got), got)
+	}
+	for i, want := range []struct{ kind, id string }{{"account", "acme"}, {"webhook", id}} {
+		r := got[i]
+		if member(r["object"], "kind") != want.kind || member(r["object"], "id") != want.id || member(r["actor"], "kind") != "email" ||
+			member(r["actor"], "name") != "ana@example.com" || member(r["actor"], "address") != "127.0.0.1" {
+			t.Errorf("record %d: %v", i, r)
+		}
+		before, after := fmt.Sprint(member(member(r["before"], "notify"), "emails")), fmt.Sprint(member(member(r["after"], "notify"), "emails"))
+		if before != "[ana@example.com bia@example.com]" || after != "[bia@example.com]" {
+			t.Errorf("record %d: from %s to %s", i, before, after)
+		}
+	}
+	if n := len(s.changes(acme, "?actor="+url.QueryEscape("ana@example.com"))); n != 2 {
+		t.Errorf("%d records of ana's", n)
+	}
+	s.signedIn(acme, "en").get("/audit?action=unsubscribe").want(http.StatusOK).has("ana@example.com", "/webhooks/"+id)
 }

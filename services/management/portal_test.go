@@ -137,6 +137,11 @@ func TestPortalRights(t *testing.T) {
 	bound.get("/tail?webhook_id="+theirs).want(http.StatusOK).lacks("hooks.example.com/theirs", `"`+theirs+`"`)
 	bound.get("/failures?webhook_id="+theirs).want(http.StatusOK).lacks("hooks.example.com/theirs", `"`+theirs+`"`)
 	bound.post("/notifications/" + n.ID + "/resend").leads("/notifications/" + n.ID)
+	records := s.changes(acme, "") // the newest is the guest's, the oldest that of the token that made the link
+	made, first := member(records[0]["actor"], "name"), member(records[len(records)-1]["actor"], "name")
+	if records[0]["action"] != "resendNotification" || member(records[0]["actor"], "kind") != "console" || made != first || made == nil {
+		t.Errorf("the guest's change is recorded as %v, want the name %v", records[0], first)
+	}
 	bound.post("/sign-out").leads("/portal")
 	bound.get("/webhooks/" + mine).leads("/sign-in")
 	framed := s.browser("en")

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -33,6 +34,11 @@ func (applyCmd) Help() string {
 	    auth_header: Authorization
 	    auth_key: Bearer ${ERP_TOKEN}
 	    conditions: ["$changed contains deal_stage", "document.amount_total gt 1000"]
+	    notify: {emails: [ana@example.com], language: pt-BR}
+	  - name: Bank
+	    event_name: "*"
+	    url: https://api.example.com/in
+	    auth: {type: oauth2, token_url: "https://auth.example.com/token", client_id: crm, client_secret: "${BANK_SECRET}"}
 
 	gancho apply -f webhooks.yaml --dry-run
 	gancho apply -f webhooks.yaml --prune
@@ -183,6 +189,7 @@ func (p *plan) create(w wantedWebhook) error {
 		if id, secret = r.Value.ID, r.Value.SigningSecret; secret != "" {
 			p.say("    signing secret: %s  (shown this once)", secret)
 		}
+		p.sayNotifySecret(r.Value)
 	}
 	p.note("created", w.name, id, changed, secret)
 	return nil
@@ -200,8 +207,9 @@ func (p *plan) change(w wantedWebhook, old client.Result[client.Webhook]) error 
 	for name, value := range w.members {
 		before, shown := now[name]
 		switch {
-		case w.secret[name] && (!shown || name == "auth"):
+		case w.secret[name] && (!shown || name == "auth") && string(value) != "null":
 			set[name], hidden = value, true // only the API knows whether it is another one
+		case name == "notify" && sameNotify(before, value):
 		case !equalJSON(before, value):
 			set[name] = value
 		}
@@ -252,8 +260,24 @@ func (p *plan) change(w wantedWebhook, old client.Result[client.Webhook]) error 
 	if s := after.Value.SigningSecret; s != "" {
 		p.say("    signing secret: %s  (shown this once)", s)
 	}
+	p.sayNotifySecret(after.Value)
 	p.note("changed", w.name, old.Value.ID, changed, after.Value.SigningSecret)
 	return nil
+}
+
+func (p *plan) sayNotifySecret(w client.Webhook) {
+	if w.NotifySecret != "" {
+		p.say("    secret of notices: %s  (shown this once)", w.NotifySecret)
+	}
+}
+
+// sameNotify reports whether the file's notify means the one that is there: what is left out has its default.
+func sameNotify(before, value json.RawMessage) bool {
+	var is, wanted *client.Notify
+	if json.Unmarshal(before, &is) != nil || json.Unmarshal(value, &wanted) != nil || is == nil || wanted == nil {
+		return false
+	}
+	return slices.Equal(is.Emails, wanted.Emails) && is.URL == wanted.URL && is.Language == cmp.Or(wanted.Language, "en")
 }
 
 // shown is a member as it may be printed.
@@ -390,7 +414,7 @@ func (r *yamlReader) webhook(node *yaml.Node) (wantedWebhook, error) {
 		return w, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(members)) {
-		r.secret = name == "auth_key"
+		r.secret = name == "auth_key" || name == "auth"
 		value := members[name]
 		if name == "conditions" && value.Kind == yaml.SequenceNode {
 			w.members[name], err = r.conditions(value)

@@ -157,3 +157,51 @@ func TestReadWebhooksRefuses(t *testing.T) {
 		t.Errorf("%v, %v", got, err)
 	}
 }
+
+// TestApplyAuth holds what apply does with auth and notify: a secret is printed nowhere, also one that stands in the file,
+// and what means the same is no change.
+func TestApplyAuth(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "webhooks.yaml")
+	text := `
+webhooks:
+  - name: Bank
+    event_name: crm_deal_created
+    url: https://a.example.com/bank
+    auth: {type: oauth2, token_url: "https://auth.example.com/", client_id: crm, client_secret: hidden-in-file}
+    notify: {emails: [ana@example.com]}
+  - name: Erp
+    event_name: crm_deal_created
+    url: https://a.example.com/erp
+    auth: {type: mtls, certificate: "${CERT}", private_key: "${KEY}"}
+  - name: None
+    event_name: crm_deal_created
+    url: https://a.example.com/none
+    auth: null
+    notify: null
+`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	notify := `,"notify":{"emails":["ana@example.com"],"url":null,"language":"en"}`
+	bank := registered(1, "Bank", "crm_deal_created", "https://a.example.com/bank", notify+`,"auth":{"type":"oauth2","token_url":"https://auth.example.com/","client_id":"crm"}`)
+	none := registered(2, "None", "crm_deal_created", "https://a.example.com/none", `,"notify":null,"auth":null`)
+	f := newAPI(t, map[string][]answer{
+		"GET " + hooks: page("", bank, none), "PUT " + hooks + "/00000000-0000-4000-8000-000000000001": data(bank),
+		"POST " + hooks: {{status: 201, body: `{"data":` + registered(3, "Erp", "crm_deal_created", "https://a.example.com/erp", `,"notify_secret":"whsec_bm90aWNlcw=="`) + `}`}},
+	})
+	got := runWith(t, f.URL, []string{"CERT=hidden\ncertificate", "KEY=hidden\nkey"}, "apply", "-f", file)
+	if got.code != 0 || strings.Contains(got.stdout+got.stderr, "hidden") || !strings.Contains(got.stdout, "1 created, 0 changed, 0 deleted; 2 as they are") ||
+		!strings.Contains(got.stdout, "secret of notices: whsec_bm90aWNlcw==") {
+		t.Errorf("exit %d\n%s%s", got.code, got.stdout, got.stderr)
+	}
+	asked := strings.Join(f.seen, "\n")
+	for _, want := range []string{`"client_secret":"hidden-in-file"`, `"private_key":"hidden\nkey"`} {
+		if !strings.Contains(asked, want) {
+			t.Errorf("%s was not sent:\n%s", want, asked)
+		}
+	}
+	if strings.Contains(asked, "000000000002") || strings.Count(asked, `"notify"`) != 0 {
+		t.Errorf("it changes what is the same:\n%s", asked)
+	}
+}

@@ -199,6 +199,10 @@ func TestCommands(t *testing.T) {
 	if err := os.WriteFile(event, []byte(`{ "event_name":"crm_deal_created", "document":{"id":9007199254740993} }`), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	certificate := filepath.Join(filepath.Dir(event), "cert.pem")
+	if err := os.WriteFile(certificate, []byte("-----BEGIN CERTIFICATE-----\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for name, tc := range map[string]struct {
 		args    string
 		stdin   string
@@ -236,12 +240,27 @@ func TestCommands(t *testing.T) {
 		"webhooks_create_twice": {"webhooks create --name Deals --event crm_deal_created --url https://erp.example.com/in", "", map[string][]answer{
 			"POST " + hooks: problem(409, "webhook_exists", "this account has a webhook with this event_name and url already", ""),
 		}},
-		"webhooks_update":         {"webhooks update " + webhookID + " --status disabled --no-auth", "", map[string][]answer{"PUT " + hook: data(active)}},
-		"webhooks_update_nothing": {"webhooks update " + webhookID, "", nil},
-		"webhooks_update_status":  {"webhooks update " + webhookID + " --status broken", "", nil},
-		"webhooks_delete":         {"webhooks delete " + webhookID, "", map[string][]answer{"DELETE " + hook: {{status: 204}}}},
-		"webhooks_delete_json":    {"webhooks delete " + webhookID + " -o json", "", map[string][]answer{"DELETE " + hook: {{status: 204}}}},
-		"webhooks_test":           {"webhooks test " + webhookID, "", map[string][]answer{"POST " + hook + "/test": {{status: 202, body: `{"data":` + pending + `}`}}}},
+		"webhooks_update": {"webhooks update " + webhookID + " --status disabled --no-auth", "", map[string][]answer{"PUT " + hook: data(active)}},
+		"webhooks_create_oauth2": {"webhooks create --name Deals --event crm_deal_created --url https://erp.example.com/in --oauth2-token-url https://auth.example.com/token --oauth2-client-id crm " +
+			"--oauth2-client-secret-file - --oauth2-scope hooks --notify-email ana@example.com --notify-email bia@example.com --notify-url https://ops.example.com/in --notify-language pt-BR", "s3cret\n", map[string][]answer{
+			"POST " + hooks: {{status: 201, body: `{"data":` + strings.TrimSuffix(withSecret, "}") + `,"auth":{"type":"oauth2","token_url":"https://auth.example.com/token","client_id":"crm","scope":"hooks"},` +
+				`"notify":{"emails":["ana@example.com","bia@example.com"],"url":"https://ops.example.com/in","language":"pt-BR"},"notify_secret":"whsec_bm90aWNlcw=="}}`}},
+		}},
+		"webhooks_get_mtls": {"webhooks get " + webhookID, "", map[string][]answer{
+			"GET " + hook: data(strings.TrimSuffix(active, "}") + `,"auth":{"type":"mtls","subject":"CN=crm","expires_at":"2027-01-20T09:00:00Z"}}`),
+		}},
+		"webhooks_update_mtls": {"webhooks update " + webhookID + " --no-auth --client-certificate " + certificate + " --client-key - --no-notify", "-----BEGIN PRIVATE KEY-----\n", map[string][]answer{
+			"PUT " + hook: data(active),
+		}},
+		"webhooks_update_key":       {"webhooks update " + webhookID + " --client-key -", "", nil},
+		"webhooks_update_client":    {"webhooks update " + webhookID + " --oauth2-client-id crm", "", nil},
+		"webhooks_update_language":  {"webhooks update " + webhookID + " --notify-language en", "", nil},
+		"webhooks_update_no_notify": {"webhooks update " + webhookID + " --no-notify --notify-email ana@example.com", "", nil},
+		"webhooks_update_nothing":   {"webhooks update " + webhookID, "", nil},
+		"webhooks_update_status":    {"webhooks update " + webhookID + " --status broken", "", nil},
+		"webhooks_delete":           {"webhooks delete " + webhookID, "", map[string][]answer{"DELETE " + hook: {{status: 204}}}},
+		"webhooks_delete_json":      {"webhooks delete " + webhookID + " -o json", "", map[string][]answer{"DELETE " + hook: {{status: 204}}}},
+		"webhooks_test":             {"webhooks test " + webhookID, "", map[string][]answer{"POST " + hook + "/test": {{status: 202, body: `{"data":` + pending + `}`}}}},
 		"webhooks_test_wait": {"webhooks test --wait " + webhookID, "", map[string][]answer{
 			"POST " + hook + "/test": {{status: 202, body: `{"data":` + pending + `}`}},
 			"GET " + notifications:   slices.Concat(data(pending), data(delivered)),
@@ -319,7 +338,7 @@ func TestCommands(t *testing.T) {
 			f := newAPI(t, tc.answers)
 			got := run(t, f.URL, tc.stdin, split(tc.args)...)
 			var b strings.Builder
-			fmt.Fprintf(&b, "$ gancho %s\n", strings.ReplaceAll(tc.args, event, "deal.json"))
+			fmt.Fprintf(&b, "$ gancho %s\n", strings.NewReplacer(event, "deal.json", certificate, "cert.pem").Replace(tc.args))
 			for _, line := range f.seen {
 				b.WriteString("> " + strings.ReplaceAll(line, "\n", "\n> ") + "\n")
 			}

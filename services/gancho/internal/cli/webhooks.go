@@ -94,6 +94,16 @@ func (a *app) showWebhook(r client.Result[client.Webhook], err error) error {
 		{"signature", w.Signature},
 		{"status", w.Status},
 	}
+	if auth := w.Auth; auth != nil {
+		pairs = append(pairs, pair{"auth", authText(auth)})
+	}
+	if n := w.Notify; n != nil {
+		to := n.Emails
+		if n.URL != "" {
+			to = append(to, n.URL)
+		}
+		pairs = append(pairs, pair{"notices to", strings.Join(to, ", ") + " (" + n.Language + ")"})
+	}
 	if w.DisabledReason != nil {
 		pairs = append(pairs, pair{"disabled because", *w.DisabledReason})
 	}
@@ -110,7 +120,21 @@ func (a *app) showWebhook(r client.Result[client.Webhook], err error) error {
 	if w.SigningSecret != "" {
 		pairs = append(pairs, pair{"signing secret", w.SigningSecret + "  (shown this once)"})
 	}
+	if w.NotifySecret != "" {
+		pairs = append(pairs, pair{"secret of notices", w.NotifySecret + "  (shown this once)"})
+	}
 	return a.pairs(pairs...)
+}
+
+func authText(auth *client.Auth) string {
+	if auth.Type != "mtls" {
+		return auth.Type + ": client " + auth.ClientID + " at " + auth.TokenURL
+	}
+	text := auth.Type + ": certificate of " + auth.Subject
+	if auth.ExpiresAt != nil {
+		text += ", which ends " + stamp(*auth.ExpiresAt)
+	}
+	return text
 }
 
 func conditionText(c client.Condition) string {
@@ -144,6 +168,50 @@ type webhookFields struct {
 	AuthKeyFile string   `placeholder:"FILE" xor:"key" help:"File that holds the value; - is standard input."`
 	When        []string `sep:"none" xor:"when" placeholder:"CONDITION" help:"Send only events for which this holds, such as 'document.amount_total gt 1000' or '$$changed contains deal_stage'; again for more."`
 	Signature   *string  `enum:"hmac,ed25519" help:"hmac (the default: a secret both sides hold) or ed25519 (receivers verify with a public key)."`
+
+	Oauth2TokenURL         string `name:"oauth2-token-url" xor:"auth" placeholder:"URL" help:"Token server: a token of the grant client_credentials is sent as Authorization."`
+	Oauth2ClientID         string `name:"oauth2-client-id" placeholder:"ID" help:"The client's id there."`
+	Oauth2ClientSecretFile string `name:"oauth2-client-secret-file" placeholder:"FILE" help:"File that holds the client's secret; - is standard input."`
+	Oauth2Scope            string `name:"oauth2-scope" placeholder:"SCOPE" help:"Scope to ask for: words separated by spaces."`
+	Oauth2Audience         string `name:"oauth2-audience" placeholder:"AUDIENCE" help:"Audience to ask for."`
+	ClientCertificate      string `xor:"auth" placeholder:"FILE" help:"PEM file with the client certificate to show to the receiver (mTLS), and the intermediate ones."`
+	ClientKey              string `placeholder:"FILE" help:"PEM file with its private key, without a passphrase."`
+
+	NotifyEmail    []string `sep:"none" placeholder:"ADDRESS" help:"Send notices of its troubles to this e-mail address; again for more. Replaces whom they went to."`
+	NotifyURL      string   `name:"notify-url" placeholder:"URL" help:"Send them to this URL, as signed requests."`
+	NotifyLanguage string   `enum:",en,pt-BR" default:"" help:"Their language: en (the default) or pt-BR."`
+}
+
+// auth returns how requests prove who sends them, nil when no flag says so.
+func (f webhookFields) auth(a *app) (*client.Auth, error) {
+	switch {
+	case f.ClientCertificate != "" || f.ClientKey != "":
+		if f.ClientCertificate == "" || f.ClientKey == "" {
+			return nil, usage("give both --client-certificate and --client-key")
+		}
+		certificate, err := a.read(f.ClientCertificate)
+		if err != nil {
+			return nil, err
+		}
+		key, err := a.read(f.ClientKey)
+		if err != nil {
+			return nil, err
+		}
+		return &client.Auth{Type: "mtls", Certificate: string(certificate), PrivateKey: string(key)}, nil
+	case f.Oauth2TokenURL != "":
+		auth := &client.Auth{Type: "oauth2", TokenURL: f.Oauth2TokenURL, ClientID: f.Oauth2ClientID, Scope: f.Oauth2Scope, Audience: f.Oauth2Audience}
+		if f.Oauth2ClientSecretFile != "" {
+			secret, err := a.read(f.Oauth2ClientSecretFile)
+			if err != nil {
+				return nil, err
+			}
+			auth.ClientSecret = strings.TrimRight(string(secret), "\r\n")
+		}
+		return auth, nil
+	case f.Oauth2ClientID != "" || f.Oauth2ClientSecretFile != "" || f.Oauth2Scope != "" || f.Oauth2Audience != "":
+		return nil, usage("give --oauth2-token-url, too: the settings of a client are given together")
+	}
+	return nil, nil
 }
 
 // change returns the given settings, with the key read from its file.
@@ -163,6 +231,19 @@ func (f webhookFields) change(a *app) (client.Change, error) {
 			return c, err
 		}
 		c.Conditions = &conditions
+	}
+	var err error
+	if c.Auth, err = f.auth(a); err != nil {
+		return c, err
+	}
+	switch {
+	case f.NotifyEmail != nil || f.NotifyURL != "":
+		c.Notify = &client.Notify{Emails: f.NotifyEmail, URL: f.NotifyURL, Language: f.NotifyLanguage}
+		if c.Notify.Emails == nil {
+			c.Notify.Emails = []string{}
+		}
+	case f.NotifyLanguage != "":
+		return c, usage("give --notify-email or --notify-url, too: the settings of notices are given together")
 	}
 	return c, nil
 }
@@ -218,7 +299,8 @@ func (webhooksCreate) Help() string {
 
 	gancho webhooks create --name Deals --event 'crm_deal_*' --url https://example.com/hooks/deals
 	gancho webhooks create --name Won --event crm_deal_updated --url https://example.com/hooks/won --when 'document.amount_total gt 1000' --when '$changed contains deal_stage'
-	pass show erp | gancho webhooks create --name ERP --event crm_deal_updated --url https://erp.example.com/in --auth-header Authorization --auth-key-file -`
+	pass show erp | gancho webhooks create --name ERP --event crm_deal_updated --url https://erp.example.com/in --auth-header Authorization --auth-key-file -
+	pass show client | gancho webhooks create --name Bank --event '*' --url https://api.example.com/in --oauth2-token-url https://auth.example.com/token --oauth2-client-id crm --oauth2-client-secret-file -`
 }
 
 // Run runs the command.
@@ -242,8 +324,9 @@ type webhooksUpdate struct {
 	URL    *string `name:"url" placeholder:"URL" help:"Where to send notifications. What is parked follows."`
 	Status *string `enum:"active,disabled" help:"active or disabled: no new events are matched, and what waits is parked."`
 	webhookFields
-	NoAuth bool `help:"Send no auth header any more."`
-	Always bool `xor:"when" help:"Send all events of that name: remove the conditions."`
+	NoAuth   bool `help:"Remove the auth header, token and client certificate that are not given with it."`
+	NoNotify bool `help:"Send notices to whom the account says, if to anyone."`
+	Always   bool `xor:"when" help:"Send all events of that name: remove the conditions."`
 	apiFlags
 }
 
@@ -265,14 +348,15 @@ func (c webhooksUpdate) Run(a *app) error {
 		return err
 	}
 	change.Name, change.EventName, change.URL, change.Status, change.RemoveAuth = c.Name, c.Event, c.URL, c.Status, c.NoAuth
+	change.RemoveNotify = c.NoNotify
 	if c.Always {
 		change.Conditions = &[]client.Condition{}
 	}
 	if change == (client.Change{}) {
 		return usage("nothing to change was given")
 	}
-	if c.NoAuth && (change.AuthHeader != nil || change.AuthKey != nil) {
-		return usage("--no-auth removes the auth header; leave out --auth-header and --auth-key")
+	if c.NoNotify && change.Notify != nil {
+		return usage("--no-notify removes whom notices go to; leave out --notify-email and --notify-url")
 	}
 	defer a.interruptible()()
 	return a.showWebhook(a.client.UpdateWebhook(a.ctx, c.ID, change))

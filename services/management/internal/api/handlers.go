@@ -264,7 +264,7 @@ func (a *API) createPortalLink(c *call) (*answer, error) {
 	if c.caller.Kind == auth.KindJWT {
 		issuer = "" // it ends before the session does
 	}
-	sealed, link, err := a.Portal.Create(c.ctx, c.caller.Account, issuer, in)
+	sealed, link, err := a.Portal.Create(c.ctx, c.caller.Account, issuer, c.caller.Name, in)
 	if err != nil {
 		return nil, err
 	}

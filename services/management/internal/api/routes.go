@@ -389,6 +389,7 @@ type webhookCreate struct {
 
 	Conditions []condition.Condition `json:"conditions,omitempty" maxItems:"25" nullable:"false" doc:"all must hold for an event to be sent; none if left out"`
 	Notify     *notifyInput          `json:"notify,omitempty" doc:"who is told about its troubles; the answer to a new url carries notify_secret"`
+	Auth       *authInput            `json:"auth,omitempty" doc:"how requests prove who sends them, beyond auth_header"`
 }
 
 // notifyInput describes webhooks.NotifyInput in the OpenAPI document.
@@ -396,6 +397,20 @@ type notifyInput struct {
 	Emails   []string `json:"emails,omitempty" nullable:"false" maxItems:"10"`
 	URL      *string  `json:"url,omitempty" format:"uri" nullable:"true" maxLength:"2048" doc:"another one than the webhook's own; gets a signed request for each notice"`
 	Language string   `json:"language,omitempty" enum:"en,pt-BR" doc:"en if left out"`
+}
+
+// authInput describes webhooks.AuthInput in the OpenAPI document.
+type authInput struct {
+	Type         string     `json:"type" enum:"oauth2,mtls" doc:"oauth2: a token of the grant client_credentials is sent as Authorization. mtls: a client certificate is shown"`
+	TokenURL     string     `json:"token_url,omitempty" format:"uri" maxLength:"2048" doc:"oauth2: of the token server, under the rules of url"`
+	ClientID     string     `json:"client_id,omitempty" maxLength:"2048" doc:"oauth2"`
+	ClientSecret string     `json:"client_secret,omitempty" maxLength:"2048" writeOnly:"true" doc:"oauth2; never returned"`
+	Scope        string     `json:"scope,omitempty" maxLength:"2048" doc:"oauth2"`
+	Audience     string     `json:"audience,omitempty" maxLength:"2048" doc:"oauth2"`
+	Certificate  string     `json:"certificate,omitempty" maxLength:"32768" writeOnly:"true" doc:"mtls: PEM, with the intermediate certificates after it"`
+	PrivateKey   string     `json:"private_key,omitempty" maxLength:"32768" writeOnly:"true" doc:"mtls: PEM, without a passphrase; never returned"`
+	Subject      string     `json:"subject,omitempty" doc:"mtls: as it is"`
+	ExpiresAt    *time.Time `json:"expires_at,omitempty" doc:"mtls: as it is"`
 }
 
 type webhookUpdate struct {
@@ -416,6 +431,7 @@ type webhookUpdate struct {
 	Suspension *webhooks.Suspension `json:"suspension,omitempty" doc:"as it is"`
 	PublicKey  string               `json:"public_key,omitempty" doc:"as it is"`
 	Notify     *notifyInput         `json:"notify,omitempty" doc:"replaces whom notices go to; null: whom the account says"`
+	Auth       *authInput           `json:"auth,omitempty" doc:"replaces what it has; null removes it. Without its secret it keeps the one that is there, while the client and the origins stay the same"`
 }
 
 // conditionsTest describes dryrun.Input in the OpenAPI document.

@@ -13,6 +13,7 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -79,6 +80,7 @@ const (
 	KindJWT      Kind = "jwt"
 	KindConsole  Kind = "console" // a session that a token or a JWT opened
 	KindOperator Kind = "operator"
+	KindEmail    Kind = "email" // the link in a notice; only in records of changes
 )
 
 // Caller is who makes a request and for which account.
@@ -213,7 +215,7 @@ func (g *Gate) Identify(token, remoteAddr string) (Caller, error) {
 		}
 		return Caller{}, g.refuse("bad_token", unauthorized("bad_token", err.Error(), err))
 	}
-	c.Address = host(remoteAddr)
+	c.Address = AddressOf(remoteAddr)
 	return c, nil
 }
 
@@ -243,7 +245,7 @@ func (g *Gate) Visit(token, account, remoteAddr string, write bool) (Caller, err
 	if err != nil {
 		return Caller{}, g.refuse("bad_token", unauthorized("bad_token", err.Error(), err))
 	}
-	c.Kind, c.Address = KindConsole, host(remoteAddr)
+	c.Kind, c.Address = KindConsole, AddressOf(remoteAddr)
 	if c.Operator {
 		c.Account = account
 	}
@@ -257,6 +259,7 @@ func (g *Gate) Visit(token, account, remoteAddr string, write bool) (Caller, err
 type Guest struct {
 	Account, Session string
 	Issuer           string // the public name of the configured token that made the link, "" for a JWT
+	By               string // the name of who made it, "" where a version before made it
 	ReadOnly         bool
 	Expires          time.Time
 }
@@ -268,11 +271,8 @@ func (g *Gate) Admit(guest Guest, remoteAddr string, write bool) (Caller, error)
 		return Caller{}, g.refuse("bad_token", unauthorized("bad_token", "the token that made the portal link has ended", nil))
 	}
 	c := Caller{
-		Account: guest.Account, Kind: KindConsole, Name: "portal " + guest.Issuer, Address: host(remoteAddr), ReadOnly: guest.ReadOnly,
+		Account: guest.Account, Kind: KindConsole, Name: cmp.Or(guest.By, guest.Issuer, "portal"), Address: AddressOf(remoteAddr), ReadOnly: guest.ReadOnly,
 		Expires: guest.Expires, guest: true, issuer: guest.Issuer, limit: "portal " + guest.Session,
-	}
-	if guest.Issuer == "" {
-		c.Name = "portal"
 	}
 	if err := g.count(c); err != nil {
 		return c, err

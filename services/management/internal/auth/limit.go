@@ -61,8 +61,8 @@ func client(remoteAddr string) string {
 	return a.String()
 }
 
-// host is a client's address without the port.
-func host(remoteAddr string) string {
+// AddressOf is a client's address without the port.
+func AddressOf(remoteAddr string) string {
 	if ap, err := netip.ParseAddrPort(remoteAddr); err == nil {
 		return ap.Addr().Unmap().String()
 	}

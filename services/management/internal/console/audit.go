@@ -24,7 +24,7 @@ type auditData struct {
 func auditActions() []string {
 	return []string{
 		"createWebhook", "updateWebhook", "deleteWebhook", "suspendWebhook", "resumeWebhook", "rotateSecret", "testWebhook", "resendNotification",
-		"createReplay", "startReplay", "pauseReplay", "resumeReplay", "cancelReplay", "createPortalLink", "updateAccount",
+		"createReplay", "startReplay", "pauseReplay", "resumeReplay", "cancelReplay", "createPortalLink", "updateAccount", "unsubscribe",
 	}
 }
 

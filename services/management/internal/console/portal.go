@@ -51,7 +51,7 @@ func (c *Console) visitor(v *visit, write bool) (auth.Caller, error) {
 	if l := language(s.Grant.Language); slices.Contains(languages(), l) {
 		v.lang = l
 	}
-	return c.Gate.Admit(auth.Guest{Account: s.Account, Session: s.ID, Issuer: s.Grant.Issuer, ReadOnly: !s.Grant.Write, Expires: s.Ends}, v.r.RemoteAddr, write)
+	return c.Gate.Admit(auth.Guest{Account: s.Account, Session: s.ID, Issuer: s.Grant.Issuer, By: s.Grant.By, ReadOnly: !s.Grant.Write, Expires: s.Ends}, v.r.RemoteAddr, write)
 }
 
 // invitation is the page of a portal link.

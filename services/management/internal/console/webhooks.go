@@ -324,6 +324,7 @@ type hookForm struct {
 	Shown    string // the name it has now
 	Values   map[string]string
 	HasKey   bool
+	HasAuth  string // type of the auth that it has now, "" for none
 	Problems map[string]fieldProblem
 	General  []fieldProblem // of no field
 	Names    []string       // of events
@@ -342,7 +343,10 @@ type fieldProblem struct {
 
 // formFields are those of the form, in the API's names.
 func formFields() []string {
-	return []string{"name", "event_name", "http_method", "url", "auth_header", "auth_key", "status", "signature", "notify_emails", "notify_url", "notify_language"}
+	return []string{
+		"name", "event_name", "http_method", "url", "auth_header", "auth_key", "status", "signature", "notify_emails", "notify_url", "notify_language",
+		"auth_type", "auth_token_url", "auth_client_id", "auth_client_secret", "auth_scope", "auth_audience", "auth_certificate", "auth_private_key",
+	}
 }
 
 func (c *Console) newForm() hookForm {
@@ -372,7 +376,9 @@ func (f hookForm) filled(v *visit, e *problem.Error) hookForm {
 		f.Values[name] = v.r.PostFormValue(name)
 	}
 	f = f.withConditions(conditionRows(v))
-	f.Values["auth_key"] = "" // a secret is not repeated into the page
+	for _, secret := range []string{"auth_key", "auth_client_secret", "auth_private_key"} {
+		f.Values[secret] = "" // it is not repeated into the page
+	}
 	f.Problems = map[string]fieldProblem{}
 	for _, p := range e.Problems {
 		fp := problemText(p)
@@ -383,6 +389,11 @@ func (f hookForm) filled(v *visit, e *problem.Error) hookForm {
 		if rest, found := strings.CutPrefix(field, "notify/"); found {
 			part, _, _ := strings.Cut(rest, "/")
 			field = "notify_" + part
+		}
+		if rest, found := strings.CutPrefix(field, "auth/"); found {
+			field = "auth_" + rest
+		} else if field == "auth" {
+			field = "auth_type"
 		}
 		if p.Pointer == "" {
 			f.General = append(f.General, fp)
@@ -427,6 +438,9 @@ func (c *Console) postWebhook(v *visit) error {
 		in.Conditions = conditions(rows)
 	}
 	in.Notify = v.notify()
+	if in.Auth = v.auth(); in.Auth.Null {
+		in.Auth = webhooks.Field[webhooks.AuthInput]{}
+	}
 	if h, k := value("auth_header"), value("auth_key"); h != "" || k != "" {
 		in.AuthHeader, in.AuthKey = present(h), present(k)
 		if h == "" {
@@ -459,6 +473,28 @@ func (v *visit) notify() webhooks.Field[webhooks.NotifyInput] {
 	return webhooks.Set(in)
 }
 
+// auth is how requests prove who sends them, as the form says; absent when it does not ask. An empty secret is absent, so
+// that the one that is there stays.
+func (v *visit) auth() webhooks.Field[webhooks.AuthInput] {
+	if !v.r.PostForm.Has("auth_type") {
+		return webhooks.Field[webhooks.AuthInput]{}
+	}
+	value := func(name string) webhooks.Field[string] {
+		return given(strings.TrimSpace(v.r.PostFormValue("auth_" + name)))
+	}
+	in := webhooks.AuthInput{Type: value("type")}
+	switch in.Type.Value {
+	case "":
+		return webhooks.Field[webhooks.AuthInput]{Present: true, Null: true}
+	case webhook.OAuth2:
+		in.TokenURL, in.ClientID, in.ClientSecret = value("token_url"), value("client_id"), given(v.r.PostFormValue("auth_client_secret"))
+		in.Scope, in.Audience = value("scope"), value("audience")
+	case webhook.MTLS:
+		in.Certificate, in.PrivateKey = value("certificate"), value("private_key")
+	}
+	return webhooks.Set(in)
+}
+
 func present(s string) webhooks.Field[string] { return webhooks.Set(s) }
 
 // given is a field that is absent when it is empty.
@@ -483,6 +519,12 @@ func (c *Console) editForm(v *visit) (hookForm, error) {
 		status = string(webhook.Disabled)
 	}
 	f.Values = map[string]string{"name": w.Name, "event_name": w.EventName, "http_method": w.Method, "url": w.URL, "status": status, "signature": w.Signature}
+	if a := w.Auth; a != nil {
+		f.HasAuth = a.Type
+		for name, value := range map[string]string{"type": a.Type, "token_url": a.TokenURL, "client_id": a.ClientID, "scope": a.Scope, "audience": a.Audience} {
+			f.Values["auth_"+name] = value
+		}
+	}
 	if n := w.Notify; n != nil {
 		f.Values["notify_emails"], f.Values["notify_language"] = strings.Join(n.Emails, ", "), n.Language
 		if n.URL != nil {
@@ -510,7 +552,7 @@ func (c *Console) postWebhookChange(v *visit) error {
 	value := v.r.PostFormValue
 	in := webhooks.Input{
 		Name: present(value("name")), EventName: present(strings.TrimSpace(value("event_name"))), URL: present(strings.TrimSpace(value("url"))),
-		Method: given(value("http_method")), Status: given(value("status")), Signature: given(value("signature")), Notify: v.notify(),
+		Method: given(value("http_method")), Status: given(value("status")), Signature: given(value("signature")), Notify: v.notify(), Auth: v.auth(),
 	}
 	switch h, k := value("auth_header"), value("auth_key"); {
 	case h == "" && k == "":

@@ -217,6 +217,9 @@ func Happened(a *notification.Attempt) Sentence {
 	if !ok {
 		text = happened[delivery.Status4xx]
 	}
+	if strings.HasPrefix(a.Detail, delivery.TokenServer) {
+		text = noToken
+	}
 	return say(text, "status", a.HTTPStatus, "took", Took(a.DurationMS))
 }
 

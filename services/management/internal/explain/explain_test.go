@@ -118,6 +118,10 @@ func TestHappened(t *testing.T) {
 			}
 		}
 	}
+	a := &notification.Attempt{Reason: delivery.Status4xx, Detail: delivery.TokenServer + "auth.example.com: it answered with status 401"}
+	if words := Happened(a).In(language.English); words != "the token server gave no token, so nothing was sent" {
+		t.Errorf("without a token: %q", words)
+	}
 	if n := len(delivery.Reasons()); len(happened) != n {
 		t.Errorf("%d reasons have words, there are %d", len(happened), n)
 	}

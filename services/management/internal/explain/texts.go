@@ -76,6 +76,11 @@ var happened = map[delivery.Reason]language.Text{
 	delivery.ExpiredWhileSuspended: in("it expired", "ela expirou"),
 }
 
+// noToken says how an attempt failed that needed a token, whatever its reason.
+//
+//nolint:gochecknoglobals // as above
+var noToken = in("the token server gave no token, so nothing was sent", "o servidor de tokens não deu um token, então nada foi enviado")
+
 func in(english, portuguese string) language.Text {
 	return language.Text{English: english, Portuguese: portuguese}
 }

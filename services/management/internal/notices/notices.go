@@ -429,8 +429,8 @@ func (s *Service) letter(r *record, a *about, who *webhook.Notify, address strin
 	}, err
 }
 
-// departure is the content of a link to unsubscribe, sealed.
-type departure struct {
+// Departure is the content of a link to unsubscribe, sealed.
+type Departure struct {
 	Account string `json:"a"`
 	Webhook string `json:"w"` // "": of the account's list
 	Email   string `json:"e"`
@@ -439,7 +439,7 @@ type departure struct {
 const sealedAs = "gancho notices unsubscribe"
 
 func (s *Service) leave(r *record, who *webhook.Notify, address string) string {
-	d := departure{Account: r.Account, Email: address}
+	d := Departure{Account: r.Account, Email: address}
 	if w := s.Webhooks.Known(r.Account, r.WebhookID); w != nil && w.Notify == who {
 		d.Webhook = w.ID
 	}
@@ -450,23 +450,18 @@ func (s *Service) leave(r *record, who *webhook.Notify, address string) string {
 	return s.Keys.Seal(plain, []byte(sealedAs))
 }
 
-// Leaving returns the address that a link to unsubscribe is for, "" when the link is not good.
-func (s *Service) Leaving(sealed string) string {
-	d, _ := s.departure(sealed)
-	return d.Email
-}
-
-func (s *Service) departure(sealed string) (d departure, ok bool) {
+// Leaving returns what a link to unsubscribe is for; without an address when it is none.
+func (s *Service) Leaving(sealed string) Departure {
+	var d Departure
 	plain, err := s.Keys.Open(sealed, []byte(sealedAs))
-	return d, err == nil && json.Unmarshal(plain, &d) == nil && d.Email != ""
+	if err != nil || json.Unmarshal(plain, &d) != nil {
+		return Departure{}
+	}
+	return d
 }
 
-// Leave takes the address of a link to unsubscribe off the list that it came from.
-func (s *Service) Leave(ctx context.Context, sealed string) error {
-	d, ok := s.departure(sealed)
-	if !ok {
-		return problem.New(problem.Forbidden, "bad_link", "this link is not complete")
-	}
+// Leave takes the address off the list that it is on. One that is on none is no error.
+func (s *Service) Leave(ctx context.Context, d Departure) error {
 	return s.Webhooks.TellNoMore(ctx, d.Account, d.Webhook, d.Email)
 }
 

@@ -288,14 +288,15 @@ func TestLetter(t *testing.T) {
 
 	// One click, and ana is told no more.
 	link := strings.Trim(strings.TrimPrefix(p.letters(ana)[0].header.Get("List-Unsubscribe"), "<https://gancho.example.com/unsubscribe?from="), ">")
-	if s.Leaving(link) != ana {
-		t.Fatalf("the link is for %q", s.Leaving(link))
+	departure := s.Leaving(link)
+	if departure.Email != ana || departure.Account != "acme" || departure.Webhook != d.hook.ID {
+		t.Fatalf("the link is for %+v", departure)
 	}
-	if err := s.Leave(t.Context(), link); err != nil {
+	if err := s.Leave(t.Context(), departure); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Leave(t.Context(), link+"x"); err == nil {
-		t.Error("a broken link is good")
+	if broken := s.Leaving(link + "x"); broken.Email != "" {
+		t.Errorf("a broken link is good: %+v", broken)
 	}
 	d.until("she is off the list", func() bool {
 		v, err := d.hooks.Show(t.Context(), "acme", d.hook.ID)

@@ -39,6 +39,7 @@ const (
 type Grant struct {
 	// Issuer is the public name of the configured token that made the link, "" for a JWT. The session ends with it.
 	Issuer   string `json:"i,omitempty"`
+	By       string `json:"b,omitempty"` // the name of who made it, for records of changes
 	Webhook  string `json:"w,omitempty"` // "": all of the account's
 	Write    bool   `json:"x,omitempty"`
 	Language string `json:"l,omitempty"` // "": as the browser asks
@@ -80,10 +81,10 @@ func New(keys *seal.Keyring, used *revocation.List, hooks *webhooks.Service, lig
 
 const sealedAs = "gancho portal link"
 
-// Create makes a link into an account and returns its sealed form. issuer is as in Grant.
-func (s *Service) Create(ctx context.Context, account, issuer string, in Input) (string, Link, error) {
+// Create makes a link into an account and returns its sealed form. issuer and by are as in Grant.
+func (s *Service) Create(ctx context.Context, account, issuer, by string, in Input) (string, Link, error) {
 	l := Link{
-		Grant: Grant{Issuer: issuer, Webhook: in.WebhookID.Value, Write: in.Scope.Value == ScopeWrite, Language: in.Language.Value, Theme: in.Theme.Value},
+		Grant: Grant{Issuer: issuer, By: by, Webhook: in.WebhookID.Value, Write: in.Scope.Value == ScopeWrite, Language: in.Language.Value, Theme: in.Theme.Value},
 		ID:    rand.Text(), Account: account,
 	}
 	var problems problem.List

@@ -24,6 +24,7 @@ type View struct {
 	Method         string                `json:"http_method"`
 	URL            string                `json:"url" format:"uri" doc:"as its owner wrote it; its normalised form is called, suspended and compared"`
 	AuthHeader     *string               `json:"auth_header" nullable:"true" doc:"name of the header that carries auth_key, which is never returned"`
+	Auth           *Auth                 `json:"auth" doc:"how its requests prove who sends them, beyond auth_header; null: not at all. Its secret is never returned"`
 	Status         string                `json:"status" enum:"active,suspended,disabled"`
 	DisabledReason *string               `json:"disabled_reason" nullable:"true" enum:"gone" doc:"gone: its receiver answered 410 to all six attempts of a notification; null where its owner disabled it, or it is not disabled"`
 	Conditions     []condition.Condition `json:"conditions" nullable:"false" doc:"all must hold for an event to be sent"`
@@ -127,7 +128,7 @@ func (s *Service) views(ctx context.Context, account string, page []*webhook.Web
 		if w.AuthHeader != "" {
 			v.AuthHeader = &w.AuthHeader
 		}
-		v.Notify = notifyView(w.Notify)
+		v.Notify, v.Auth = notifyView(w.Notify), authView(w.Auth)
 		if key := w.PublicKey(); key != nil {
 			v.PublicKey = delivery.PublicKey(key)
 		}

@@ -129,6 +129,7 @@ type Input struct {
 	Status     Field[string]      `json:"status"`
 	Signature  Field[string]      `json:"signature"`
 	Notify     Field[NotifyInput] `json:"notify"`
+	Auth       Field[AuthInput]   `json:"auth"`
 	// Conditions replace those the webhook has; null removes them.
 	Conditions Field[[]condition.Condition] `json:"conditions"`
 
@@ -227,11 +228,12 @@ func (s *Service) apply(w *webhook.Webhook, in Input, problems problem.List) err
 		w.Method = strings.ToUpper(v)
 		found(webhook.CheckMethod(w.Method))
 	})
+	moved := false
 	use("url", in.URL, func(v string) {
 		normal, p := webhook.NormalizeURL(v, s.policy)
 		found(p)
-		moved := w.URL != "" && w.AuthKey != "" && p == nil && webhook.Origin(w.URL) != webhook.Origin(normal)
-		if moved && !in.AuthHeader.Null && (!in.AuthKey.Present || in.AuthKey.Null) {
+		moved = w.URL != "" && p == nil && webhook.Origin(w.URL) != webhook.Origin(normal)
+		if moved && w.AuthKey != "" && !in.AuthHeader.Null && (!in.AuthKey.Present || in.AuthKey.Null) {
 			problems.Add("/data/auth_key", "auth_key_required",
 				"the url has another origin: give auth_key for it, or take it away with auth_header null")
 		}
@@ -261,6 +263,7 @@ func (s *Service) apply(w *webhook.Webhook, in Input, problems problem.List) err
 		}
 	}
 	s.applyAuth(w, in, found)
+	s.applyProof(w, in.Auth, moved, &problems)
 	s.applyNotify(w, in.Notify, &problems)
 	return problems.Err()
 }
@@ -430,7 +433,7 @@ func (s *Service) Gone(ctx context.Context, account, id string, began time.Time)
 
 func equal(a, b *webhook.Webhook) bool {
 	return a.Name == b.Name && a.EventName == b.EventName && a.Method == b.Method && a.URL == b.URL && a.URLGiven == b.URLGiven && a.Status == b.Status &&
-		a.AuthHeader == b.AuthHeader && a.AuthKey == b.AuthKey && a.Signs() == b.Signs() && webhook.SameNotify(a, b) && slices.Equal(a.Secrets, b.Secrets) &&
+		a.AuthHeader == b.AuthHeader && a.AuthKey == b.AuthKey && a.Signs() == b.Signs() && webhook.SameNotify(a, b) && webhook.SameAuth(a, b) && slices.Equal(a.Secrets, b.Secrets) &&
 		slices.EqualFunc(a.Conditions, b.Conditions, condition.Condition.Equal)
 }
 
