@@ -1,6 +1,7 @@
 package management
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -155,15 +156,16 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		proc.Health.Want("webhooks", registered.Degraded)
 		suspended := mirror.New(proc.Log)
 		proc.Health.Want("suspensions", suspended.State)
-		hooks := webhooks.New(webhooks.Options{
-			Bus: b, Registry: registered, Claims: claims, Suspensions: suspended, Keys: keys, Policy: policy, Names: types.Names(), PerAccount: cfg.WebhooksPerAccount, Log: proc.Log,
-		})
 		limits, err := share.LimitsOf(ctx, b, cfg.Limits)
 		if err != nil {
 			return ended(ctx, err)
 		}
 		meter := share.New(cfg.Share, limits, registered.HasOthers)
 		group.Go(func() error { return ended(ctx, meter.Watch(ctx, b, proc.Log, nil)) })
+		perAccount := func(account string) int { return cmp.Or(meter.Settings(account).Webhooks, cfg.WebhooksPerAccount) }
+		hooks := webhooks.New(webhooks.Options{
+			Bus: b, Registry: registered, Claims: claims, Suspensions: suspended, Keys: keys, Policy: policy, Names: types.Names(), PerAccount: perAccount, Log: proc.Log,
+		})
 		sends := notifications.New(b, hooks, lists, types, meter, cfg.Limits.EventMaxBytes, limits.Retries)
 		lasting := service.Lasting(proc.Log)
 		lists.Exhausted = func(ctx context.Context, r *notification.Summary) { sends.Gone(ctx, r, lasting) }

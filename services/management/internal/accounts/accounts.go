@@ -28,8 +28,8 @@ type View struct {
 	ID         string    `json:"id"`
 	Status     string    `json:"status" enum:"active,deferred"`
 	Share      *float64  `json:"share" nullable:"true" doc:"the part of each shared store that the account may hold, above 0 up to 1; null: ACCOUNT_SHARE"`
-	Webhooks   *int      `json:"webhooks" nullable:"true" doc:"how many webhooks it may have; null: WEBHOOKS_PER_ACCOUNT"`
-	IngestRate *float64  `json:"ingest_rate" nullable:"true" doc:"events a second over HTTP; null: no limit of its own"`
+	Webhooks   *int      `json:"webhooks" nullable:"true" doc:"how many webhooks it may have, then 422 too_many_webhooks; null: WEBHOOKS_PER_ACCOUNT"`
+	IngestRate *float64  `json:"ingest_rate" nullable:"true" doc:"events a second over HTTP, then 429 account_rate; null: no limit of its own"`
 	Retention  Retention `json:"retention"`
 
 	Notify       *webhooks.Notify `json:"notify" doc:"who is told about the troubles of webhooks that name nobody themselves"`

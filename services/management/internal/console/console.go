@@ -27,6 +27,7 @@ import (
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/replays"
 	"gancho/services/management/internal/revocation"
+	"gancho/services/management/internal/shares"
 	"gancho/services/management/internal/tail"
 	"gancho/services/management/internal/webhooks"
 )
@@ -304,7 +305,13 @@ func (c *Console) answer(v *visit, rt *route) error {
 			return err
 		}
 	}
-	return rt.handle(v)
+	err := rt.handle(v)
+	if rt.write && err != nil && problem.Of(err).Code() == shares.Code {
+		// The page that the action was on says so, and has the button for another try.
+		v.fields = append(v.fields, zap.String("refused", shares.Code))
+		return c.done(v, path.Dir(v.r.URL.EscapedPath()), flash{Bad: true, Key: "problem." + shares.Code})
+	}
+	return err
 }
 
 // redirect sends the browser to a path of this console, with GET.

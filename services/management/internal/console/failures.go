@@ -15,6 +15,7 @@ import (
 	"gancho/pkg/webhook"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
+	"gancho/services/management/internal/shares"
 )
 
 const failuresPerPage = 50
@@ -148,6 +149,9 @@ func (c *Console) postResendMany(v *visit) error {
 	n := flash{Key: "done.resent_many", Args: map[string]string{"sent": strconv.Itoa(sent)}}
 	if sent < len(ids) {
 		n = flash{Bad: true, Key: "done.resent_some", Args: map[string]string{"sent": strconv.Itoa(sent), "refused": strconv.Itoa(len(ids) - sent)}}
+		if slices.ContainsFunc(refused, func(p *problem.Error) bool { return p != nil && p.Code() == shares.Code }) {
+			n.Key = "done.resent_share"
+		}
 	}
 	return c.done(v, to, n)
 }

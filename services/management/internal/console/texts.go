@@ -421,6 +421,7 @@ var texts = map[string]text{
 	"done.resent":            {"It is being sent again.", "Ela está sendo reenviada."},
 	"done.resent_many.one":   {"{n} notification is being sent again.", "{n} notificação está sendo reenviada."},
 	"done.resent_many.other": {"{n} notifications are being sent again.", "{n} notificações estão sendo reenviadas."},
+	"done.resent_share":      {"{sent} are being sent again, {refused} could not be: so many of this account's notifications wait that nothing can be added for now. Try again when fewer wait.", "{sent} estão sendo reenviadas, {refused} não puderam: há tantas notificações desta conta em espera que nada pode ser acrescentado por ora. Tente de novo quando houver menos em espera."},
 	"done.resent_some":       {"{sent} are being sent again, {refused} could not be: they are on their way already, or their payload or webhook is gone.", "{sent} estão sendo reenviadas, {refused} não puderam: já estão a caminho, ou o payload ou o webhook não existe mais."},
 	"done.none_chosen":       {"Choose at least one notification.", "Escolha ao menos uma notificação."},
 
@@ -542,6 +543,7 @@ var texts = map[string]text{
 	"problem.cross_origin":           {"The form was sent from another site, so it was not accepted.", "O formulário foi enviado de outro site, por isso não foi aceito."},
 	"problem.bad_form":               {"The form cannot be read.", "O formulário não pode ser lido."},
 	"problem.too_large":              {"That is too much at once.", "Isso é demais de uma só vez."},
+	"problem.account_share":          {"So many of this account's notifications wait that nothing can be added for now. Nothing is lost; try again when fewer wait.", "Há tantas notificações desta conta em espera que nada pode ser acrescentado por ora. Nada se perde; tente de novo quando houver menos em espera."},
 	"problem.rate_limited":           {"Your token makes more requests than it may; wait a moment.", "Seu token faz mais requisições do que pode; espere um momento."},
 	"problem.broker_unavailable":     {"The message broker does not answer. Nothing may have been changed; try again.", "O broker de mensagens não responde. Talvez nada tenha sido alterado; tente de novo."},
 	"problem.index_unavailable":      {"Lists of notifications are away, because Redis does not answer.", "As listas de notificações estão indisponíveis, porque o Redis não responde."},

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"time"
 
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
@@ -23,11 +24,12 @@ type Service struct {
 	bus           *bus.Bus
 	meter         *share.Meter
 	eventMaxBytes int
+	rates         rates
 }
 
 // New returns a service that takes events of at most eventMaxBytes, without the wrapper of a CloudEvent.
 func New(b *bus.Bus, m *share.Meter, eventMaxBytes int) *Service {
-	return &Service{b, m, eventMaxBytes}
+	return &Service{bus: b, meter: m, eventMaxBytes: eventMaxBytes}
 }
 
 // Accepted is where an event was stored.
@@ -90,6 +92,9 @@ func (s *Service) Accept(ctx context.Context, e Event) (Accepted, error) {
 		key = e.Account + ":" + e.Name + ":idempotency-" + hex.EncodeToString(sum[:16])
 	}
 	if err := shares.Check(s.meter, e.Account); err != nil {
+		return Accepted{}, err
+	}
+	if err := s.rates.take(e.Account, s.meter.Settings(e.Account).IngestRate, time.Now()); err != nil {
 		return Accepted{}, err
 	}
 	hold, over := s.meter.AdmitEvent(e.Account, int64(len(e.Body))+share.Overhead)

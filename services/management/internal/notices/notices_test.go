@@ -160,7 +160,7 @@ func newDesk(t *testing.T, notify webhooks.NotifyInput) *desk {
 	}
 	d.meter = share.New(share.Config{Share: 1}, limits, reg.HasOthers)
 	d.hooks = webhooks.New(webhooks.Options{
-		Bus: d.bus, Registry: reg, Claims: claims, Suspensions: mirror.New(bustest.Logger(t)), Keys: d.keys, Policy: policy, Names: names, PerAccount: 10, Log: bustest.Logger(t),
+		Bus: d.bus, Registry: reg, Claims: claims, Suspensions: mirror.New(bustest.Logger(t)), Keys: d.keys, Policy: policy, Names: names, PerAccount: func(string) int { return 10 }, Log: bustest.Logger(t),
 	})
 	loaded := make(chan struct{})
 	go func() { _ = reg.Run(ctx, func() { close(loaded) }, d.hooks.Changed) }()

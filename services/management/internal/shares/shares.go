@@ -12,6 +12,9 @@ import (
 	"gancho/services/management/internal/problem"
 )
 
+// Code is that of the error for an account with its share of a store.
+const Code = "account_share"
+
 const (
 	// retryAfter is how long a client should wait for room: the counts are a second old.
 	retryAfter = 2 * time.Second
@@ -36,7 +39,7 @@ func Refusal(over share.Excess) error {
 }
 
 func refusal(detail string) error {
-	return &problem.Error{Kind: problem.Limited, Problems: []problem.Problem{{Code: "account_share", Detail: detail}}, RetryAfter: retryAfter}
+	return &problem.Error{Kind: problem.Limited, Problems: []problem.Problem{{Code: Code, Detail: detail}}, RetryAfter: retryAfter}
 }
 
 // Notify stores n for its first attempt if its account has room for it, else it returns 429 account_share.

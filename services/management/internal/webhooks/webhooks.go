@@ -58,8 +58,8 @@ type Options struct {
 	Keys        *seal.Keyring
 	Policy      *egress.Policy
 	Names       event.Names
-	// PerAccount is how many webhooks one account may have.
-	PerAccount int
+	// PerAccount returns how many webhooks the account may have.
+	PerAccount func(account string) int
 	Log        *zap.Logger
 }
 
@@ -72,7 +72,7 @@ type Service struct {
 	keys        *seal.Keyring
 	policy      *egress.Policy
 	names       event.Names
-	most        int // of an account
+	most        func(account string) int
 	log         *zap.Logger
 	changes     broadcast.Signal
 	byName      roster
@@ -176,9 +176,9 @@ func (s *Service) Create(ctx context.Context, account string, in Input) (View, s
 		w.Name = string(w.EventName)
 	}
 	// Registrations at the same moment may exceed it by a few.
-	if s.registry.Count(account) >= s.most {
+	if has, may := s.registry.Count(account), s.most(account); has >= may {
 		return View{}, "", problem.New(problem.Invalid, "too_many_webhooks",
-			fmt.Sprintf("this account has %d webhooks, as many as it may; delete some, or ask the operator for more", s.most))
+			fmt.Sprintf("this account has %d webhooks and may have %d; delete some, or ask the operator for more", has, may))
 	}
 	shown := s.rotate(w, now, false)
 	notifySecret := s.notifySecret(nil, w)
