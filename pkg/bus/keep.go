@@ -37,8 +37,10 @@ type Held struct {
 	msg    jetstream.Msg
 	wait   time.Duration
 
-	since time.Time // when its ack wait began; guarded by the holder's mu
-	lost  bool      // its ack wait may have ended; guarded by the holder's mu
+	// The rest is guarded by the holder's mu.
+	since     time.Time // when its ack wait began
+	lost      bool      // its ack wait may have ended
+	delivered uint64    // how often it was delivered when it came to this process last
 }
 
 // Hold keeps m, which has just come from a consumer with that ack wait, for this process until Release. It returns nil
@@ -47,10 +49,16 @@ type Held struct {
 func (b *Bus) Hold(m jetstream.Msg, meta *jetstream.MsgMetadata, wait time.Duration) *Held {
 	x := &b.holder
 	x.begin.Do(func() { b.keepers.Go(func() { x.run(b.closing) }) })
-	h := &Held{holder: x, place: place{meta.Stream, meta.Sequence.Stream}, msg: m, wait: wait, since: time.Now()}
+	h := &Held{
+		holder: x, place: place{meta.Stream, meta.Sequence.Stream}, msg: m, wait: wait, since: time.Now(),
+		delivered: meta.NumDelivered,
+	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if before := x.held[h.place]; before != nil && !before.late(h.since) {
+	if before := x.held[h.place]; before != nil {
+		if h.delivered == before.delivered+1 { // no other process had it in between
+			before.since, before.lost, before.delivered = h.since, false, h.delivered
+		}
 		return nil
 	}
 	x.held[h.place] = h
