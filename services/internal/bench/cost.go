@@ -79,7 +79,7 @@ func (b *bench) costs() *costs {
 
 // allocations returns how many objects and bytes the service has allocated.
 func (b *bench) allocations(p *testsystem.Process) (objects, bytes float64) {
-	for line := range strings.Lines(string(b.get(b.system.Ops(p) + "/metrics"))) {
+	for line := range strings.Lines(string(b.get(b.ops[p.Name] + "/metrics"))) {
 		if rest, ok := strings.CutPrefix(line, "gancho_go_memstats_mallocs_total "); ok {
 			objects, _ = strconv.ParseFloat(strings.TrimSpace(rest), 64)
 		}

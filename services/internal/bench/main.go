@@ -47,7 +47,7 @@ func main() {
 		receive()
 		return
 	}
-	only := flag.String("only", "", "run the scenarios whose name holds this; those of growth (scale) and of stores (shares) only if it begins so")
+	only := flag.String("only", "", "run the scenarios whose name holds this; those of growth (scale), of stores (shares) and of kills (crash) only if it begins so")
 	syncs := flag.String("sync", "default,always", "sync_interval settings of the broker")
 	env := flag.String("env", "", "environment for the services, separated by spaces")
 	cost := flag.Bool("cost", false, "print the cost of one delivery in each process, at the broker and in Redis, for the scenarios of latency and throughput")
@@ -132,8 +132,10 @@ type bench struct {
 	dir      string // of the broker's store and the key file
 	redisURL string
 
-	load load
-	cost bool // print the cost of a delivery
+	load    load
+	cost    bool              // print the cost of a delivery
+	ops     map[string]string // addresses of the services' ops servers, by name
+	crashed bool              // the webhooks of the crash scenarios are registered
 
 	js      jetstream.JetStream
 	nc      *nats.Conn
@@ -176,6 +178,10 @@ func newBench(f *fatal, bin, dir, sync string, env []string) *bench {
 		options.Sync = sync
 	}
 	b.system = testsystem.New(f, options)
+	b.ops = map[string]string{}
+	for _, p := range b.system.Services() { // now: their output is not kept for ever
+		b.ops[p.Name] = b.system.Ops(p)
+	}
 	if b.client, err = client.New(client.Config{URL: b.system.APIURL, Token: testsystem.Token}); err != nil {
 		f.Fatalf("%v", err)
 	}
@@ -221,6 +227,9 @@ func (b *bench) run(only string) {
 		{"api: lists and pages", b.api}, // the last: it ends the other services
 	} {
 		if (strings.HasPrefix(s.name, "isolation") || strings.HasPrefix(s.name, "api")) && b.sync != "default" {
+			continue
+		}
+		if strings.HasPrefix(s.name, "crash") != strings.HasPrefix(only, "crash") {
 			continue
 		}
 		if strings.Contains(s.name, only) {
