@@ -132,7 +132,7 @@ func (c onlyClose) Read([]byte) (int, error) {
 		if _, err := c.Write([]byte(" ")); err != nil {
 			return 0, err
 		}
-		<-time.After(10 * time.Millisecond)
+		<-time.After(10 * time.Millisecond) // without a read only a write that fails shows the end
 	}
 }
 

@@ -238,6 +238,31 @@ func (c *crowd) total(hooks []*webhook.Webhook) (n int) {
 	return n
 }
 
+// others counts the first attempts of all other webhooks. The caller holds mu.
+func (c *crowd) others(hooks []*webhook.Webhook) (n int) {
+	for _, seen := range c.seen {
+		n += len(seen)
+	}
+	return n - c.total(hooks)
+}
+
+// open is what the notifications of the account hold, while all that were let on are open.
+func (c *crowd) open(account string) (size int64) {
+	c.t.Helper()
+	s, err := c.js.Stream(c.t.Context(), topology.Notifications)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for seq := uint64(1); ; seq++ {
+		m, err := s.GetMsg(c.t.Context(), seq, jetstream.WithGetMsgSubject(topology.SubjectNotification(account, "*")))
+		if err != nil {
+			return size
+		}
+		seq = m.Sequence
+		size += int64(len(m.Data)) + share.Overhead
+	}
+}
+
 // TestHealthyAccountFillsNotifications: an account whose receivers are well sends three times what NOTIFICATIONS holds.
 // The others' first attempts go on, and all of its own follow, each once.
 func TestHealthyAccountFillsNotifications(t *testing.T) {
@@ -276,13 +301,16 @@ func TestOpenWorkDefersItsAccount(t *testing.T) {
 	watching, end := context.WithCancel(t.Context())
 	defer end()
 	go func() { _ = meter.Watch(watching, c.b, c.log, nil) }()
-	c.until("the books have counted its share", func() bool {
-		open, _ := meter.Open("large")
-		return open.Parked > 600<<10
-	})
 	c.stop() // another publisher takes over, and the first crashes nothing
+	c.rig.until("the books have counted all that was let on", func() bool {
+		open, _ := meter.Open("large")
+		return open == share.Open{Parked: c.open("large")}
+	})
+	c.mu.Lock()
+	others := c.others(hooks)
+	c.mu.Unlock()
 	c.start()
-	c.until("the other publisher holds the lease", func() bool { return len(c.steps("large")) >= 1 })
+	c.until("events pass the other publisher", func() bool { return c.others(hooks) > others+5 })
 	c.mu.Lock()
 	if n := c.total(hooks); n > 11*len(hooks) {
 		t.Errorf("%d notifications of the account were let on, its share is %d", n, 10*len(hooks))
