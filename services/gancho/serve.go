@@ -136,8 +136,8 @@ func prepare(cfg *Config, environ []string) (*stack, []string, error) {
 		}
 	}
 	vars["NATS_SYNC_INTERVAL"] = cfg.NATSSyncInterval
-	vars["NATS_URL"], vars["REDIS_URL"] = "nats://127.0.0.1:4222", "redis://127.0.0.1:6379" // replaced when they listen
-	vars["NATS_URL_FILE"], vars["REDIS_URL_FILE"] = "", ""                                  // REDIS_URL holds the file's content
+	vars["NATS_URL"], vars["REDIS_URL"] = "nats://127.0.0.1:4222", cmp.Or(cfg.RedisURL, "redis://127.0.0.1:6379") // replaced when they listen
+	vars["NATS_URL_FILE"], vars["REDIS_URL_FILE"] = "", ""                                                        // RedisURL holds the file's content
 	for k, v := range vars {
 		s.environ = append(s.environ, k+"="+v)
 	}

@@ -57,6 +57,7 @@ func TestServeFailsBeforeItShowsAToken(t *testing.T) {
 	t.Cleanup(func() { _ = taken.Close() }) // after the parallel tests
 	for variable, value := range map[string]string{
 		"NATS_LISTEN": taken.Addr().String(), "HTTP_ADDR": taken.Addr().String(), "OPS_ADDR": taken.Addr().String(), "RETRY_DELAYS": "10s",
+		"REDIS_URL": "redis://:p/w@127.0.0.1/0",
 	} {
 		t.Run(variable, func(t *testing.T) {
 			t.Parallel()

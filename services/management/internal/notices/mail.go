@@ -7,12 +7,13 @@ import (
 	"fmt"
 	"net"
 	"net/mail"
-	"net/netip"
-	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	gomail "github.com/wneessen/go-mail"
+
+	"gancho/pkg/address"
 )
 
 // mailTimeout bounds each step of a conversation with the mail server, and sendTimeout the whole of one message.
@@ -34,50 +35,41 @@ type Server struct {
 	timeout time.Duration
 }
 
+// form is that of SMTP_URL.
+var form = address.Form{Schemes: []string{"smtp", "smtps"}, Parameters: []string{"from"}, At: true}
+
 // ParseServer reads smtp(s)://user:password@host:port?from=address. No error repeats the text, which holds a secret.
 func ParseServer(text string) (*Server, error) {
-	u, err := url.Parse(text)
-	if err != nil || u.Host == "" || u.Path != "" && u.Path != "/" || u.Fragment != "" {
-		return nil, errors.New("SMTP_URL: not of the form smtp://user:password@host:port?from=gancho@example.com (write reserved characters as %XX)")
+	a, err := form.Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("SMTP_URL: %w; write smtp://user:password@host:port?from=gancho@example.com (STARTTLS), or smtps://", err)
 	}
-	s := &Server{host: u.Hostname(), user: u.User.Username(), timeout: mailTimeout}
-	s.password, _ = u.User.Password()
-	switch u.Scheme {
-	case "smtp":
-		s.port = 587
-	case "smtps":
-		s.port, s.implicit = 465, true
-	default:
-		return nil, errors.New("SMTP_URL: its scheme must be smtp (STARTTLS) or smtps (TLS from the start)")
+	s := &Server{host: strings.Trim(a.Hosts[0], "[]"), port: 587, user: a.User, password: a.Password, implicit: a.Scheme == "smtps", timeout: mailTimeout}
+	if s.implicit {
+		s.port = 465
 	}
-	if p := u.Port(); p != "" {
-		if s.port, err = strconv.Atoi(p); err != nil || s.port < 1 || s.port > 65535 {
-			return nil, errors.New("SMTP_URL: its port must be 1 to 65535")
-		}
+	if host, port, err := net.SplitHostPort(a.Hosts[0]); err == nil {
+		s.host = host
+		s.port, _ = strconv.Atoi(port) // the form is checked
 	}
-	a, err := netip.ParseAddr(s.host)
-	s.loopback = s.host == "localhost" || err == nil && a.IsLoopback()
-	query := u.Query()
-	if s.from, err = mail.ParseAddress(query.Get("from")); err != nil {
+	s.loopback = address.Loopback(s.host)
+	if s.from, err = mail.ParseAddress(a.Parameters.Get("from")); err != nil {
 		return nil, errors.New("SMTP_URL: its parameter from must be an e-mail address, such as from=gancho@example.com")
-	}
-	if query.Del("from"); len(query) > 0 {
-		return nil, errors.New("SMTP_URL: it may have no other parameter than from")
 	}
 	return s, nil
 }
 
 // dial connects, with TLS where it is implicit.
-func (s *Server) dial(ctx context.Context, network, address string) (net.Conn, error) {
+func (s *Server) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	d := &net.Dialer{Timeout: s.timeout}
 	if !s.implicit {
-		return d.DialContext(ctx, network, address)
+		return d.DialContext(ctx, network, addr)
 	}
 	config := s.tls
 	if config == nil {
 		config = &tls.Config{ServerName: s.host, MinVersion: tls.VersionTLS12}
 	}
-	return (&tls.Dialer{NetDialer: d, Config: config}).DialContext(ctx, network, address)
+	return (&tls.Dialer{NetDialer: d, Config: config}).DialContext(ctx, network, addr)
 }
 
 // letter is one e-mail.

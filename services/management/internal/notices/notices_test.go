@@ -538,6 +538,9 @@ func TestParseServer(t *testing.T) {
 	t.Parallel()
 	for _, bad := range []string{
 		"", "smtp://", "http://user:s3cret@mail.example.com?from=a@example.com", "smtp://user:s3cret@mail.example.com", "smtp://u:s3cret@mail.example.com:0?from=a@example.com",
+		"smtp://u:s3@cret@mail.example.com?from=a@example.com", "smtp://u:25/s3cret@mail.example.com?from=a@example.com", "smtp://u:25?s3cret@mail.example.com?from=a@example.com",
+		"smtp://u:25#s3cret@mail.example.com?from=a@example.com", "smtp://u:s3cret%@mail.example.com?from=a@example.com", "smtp://u:s3cret@a.example,b.example?from=a@example.com",
+		"smtp://u:s3cret@mail.example.com?from=a@example.com&from=b@example.com", "smtp://u:s3cret@?from=a@example.com",
 		"smtp://u:s3cret@mail.example.com?from=nobody", "smtp://u:s3cret@mail.example.com?from=a@example.com&tls=no", "smtp://u:s3cret@mail.example.com/x?from=a@example.com",
 	} {
 		if _, err := ParseServer(bad); err == nil || strings.Contains(err.Error(), "s3cret") {
