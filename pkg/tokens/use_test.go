@@ -23,11 +23,15 @@ func TestUse(t *testing.T) {
 		}
 	}
 	want := map[string]time.Time{"tok_1": at.Add(time.Minute), "tok_2": at.Add(time.Hour)}
-	for _, when := range []string{"at first", "after a restart"} {
+	check := func(when string) {
+		t.Helper()
 		got, err := ReadUse(t.Context(), server.As("management"))
 		if err != nil || !maps.Equal(got, want) {
 			t.Errorf("%s: used %v, %v; want %v", when, got, err, want)
 		}
-		server.Restart()
 	}
+	check("at first")
+	server.Stop()
+	server.Restart()
+	check("after a restart")
 }
