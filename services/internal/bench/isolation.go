@@ -29,9 +29,9 @@ const (
 func (b *bench) isolation(name, bad string, rate int) {
 	var calm, troubled []report
 	for range isolationRuns {
-		calm = append(calm, b.isolationRun("ok", rate))
+		calm = append(calm, b.isolationRun("ok", rate, isolationRun))
 		b.idle()
-		troubled = append(troubled, b.isolationRun(bad, rate))
+		troubled = append(troubled, b.isolationRun(bad, rate, isolationRun))
 		b.idle()
 	}
 	compare(name, calm, troubled)
@@ -50,7 +50,7 @@ func format(v []float64) (out []string) {
 }
 
 // isolationRun is one run; the first six URLs behave as kind says (ok, hang or fail).
-func (b *bench) isolationRun(kind string, rate int) report {
+func (b *bench) isolationRun(kind string, rate int, lasts time.Duration) report {
 	const eventName = "crm_product_updated"
 	var hooks []string
 	for i := range isolationURLs {
@@ -62,7 +62,7 @@ func (b *bench) isolationRun(kind string, rate int) report {
 	}
 	time.Sleep(known)
 	b.reset()
-	events := int(isolationRun.Seconds()) * rate
+	events := int(lasts.Seconds()) * rate
 	b.publishAt(eventName, events, rate)
 	healthy := isolationURLs - isolationBad
 	if kind == "ok" {
@@ -99,7 +99,7 @@ func (b *bench) among(name, bad string, urls, events, rate int) {
 		time.Sleep(known)
 		before := b.count(kind)
 		go b.publishAt(badEvent, events, rate)
-		r = b.isolationRun("ok", 20)
+		r = b.isolationRun("ok", 20, isolationRun)
 		b.idleEvents()
 		sent, parked = b.count(kind)-before, b.waiting("PARKED")
 		for _, id := range hooks {
@@ -111,7 +111,7 @@ func (b *bench) among(name, bad string, urls, events, rate int) {
 	var alone, quick, troubled []report
 	sent, parked := 0, 0
 	for range isolationRuns {
-		alone = append(alone, b.isolationRun("ok", 20))
+		alone = append(alone, b.isolationRun("ok", 20, isolationRun))
 		b.idle()
 		r, _, _ := beside("back")
 		quick = append(quick, r)

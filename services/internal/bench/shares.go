@@ -20,6 +20,9 @@ import (
 const (
 	greedy      = "greedy"
 	greedyToken = "test-token-of-greedy"
+
+	// sharesRun is how long one side of a pair lasts: 2,000 first attempts.
+	sharesRun = 5 * time.Second
 )
 
 // small limits make an attack a matter of seconds; the share of each store is the part that counts.
@@ -77,15 +80,18 @@ func shares(f *fatal, bin, dir, only string, env []string) {
 		}
 		b := newBench(f, bin, dir, "default", append(slices.Clone(small), env...))
 		var calm, attacked []report
-		for range isolationRuns {
-			calm = append(calm, b.isolationRun("ok", 20))
+		began := time.Now()
+		for i := range isolationRuns {
+			calm = append(calm, b.isolationRun("ok", 20, sharesRun))
 			b.idle()
 			a.begin(b)
-			attacked = append(attacked, b.isolationRun("ok", 20))
+			attacked = append(attacked, b.isolationRun("ok", 20, sharesRun))
 			b.repel()
 			b.idle()
+			fmt.Printf("%30s pair %d of %d: p99 %.1f ms, under attack %.1f ms\n", "", i+1, isolationRuns, p99(calm[i]), p99(attacked[i]))
 		}
 		compare(a.name, calm, attacked)
+		fmt.Printf("%30s took %s\n", "", time.Since(began).Round(time.Second))
 		b.stop()
 	}
 }
