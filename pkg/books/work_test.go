@@ -75,6 +75,26 @@ func TestLedgerKnowsWhatAccountsHold(t *testing.T) {
 	})
 }
 
+// TestLedgerCountsAnErasureOnce: the record of an erasure ends a send only where its end was not read.
+func TestLedgerCountsAnErasureOnce(t *testing.T) {
+	t.Parallel()
+	l := newLedger()
+	read := uuid.NewString()
+	unread := uuid.NewString()
+	for i, id := range []string{read, unread} {
+		l.arrive(lane.Arrival{Notification: notification.Notification{Account: "a", WebhookID: id, ID: id, Send: 1}}, uint64(i+1)) //nolint:gosec // a count
+	}
+	s := notification.Summary{Account: "a", WebhookID: read, NotificationID: read, Send: 1, State: notification.Delivered}
+	l.record(s)
+	s.Kind = notification.KindErased
+	l.record(s)
+	s.WebhookID, s.NotificationID = unread, unread
+	l.record(s)
+	if want := (Counts{Matched: 2, Delivered: 2}); l.counts != want || len(l.open) > 0 {
+		t.Errorf("counts %+v with %d open, want %+v", l.counts, len(l.open), want)
+	}
+}
+
 // TestLedgerReadsTheFormWithoutSizes: a checkpoint of the version before is read on from.
 func TestLedgerReadsTheFormWithoutSizes(t *testing.T) {
 	t.Parallel()

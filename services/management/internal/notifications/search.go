@@ -95,8 +95,12 @@ func (s *Service) Search(ctx context.Context, account string, f Filter) (Page, e
 	return page, nil
 }
 
-// wants reports whether the current state of a notification still matches the search.
+// wants reports whether the current state of a notification still matches the search. One whose event was erased is not
+// found by its event.
 func (f *Filter) wants(l *Listed) bool {
+	if l.Reason != nil && *l.Reason == notification.ReasonErased && (f.EventID != "" || f.DocumentID != "" || f.TransactionUUID != "") {
+		return false
+	}
 	return (f.State == "" || l.State == string(f.State)) && (f.EventID == "" || l.EventID == f.EventID)
 }
 
