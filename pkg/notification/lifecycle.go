@@ -89,8 +89,11 @@ func Resume(n *Notification, r Receipt, last *Record, now time.Time) Decision {
 	if last != nil {
 		d.Position.Journal = last.Sequence
 	}
-	if last != nil && last.Send >= n.Send {
+	switch {
+	case last != nil && last.Send >= n.Send:
 		d = resumeRecorded(n, r, last, now)
+	case last == nil && n.Journal > 0 && r.Lane == LaneRetry: // its records were removed: each delivery was an attempt
+		d.Position.AttemptsDone = min(n.AttemptsDone+r.NumDelivered-1, MaxAttempts-1)
 	}
 	switch {
 	case d.Step == StepSend && r.Exhausted:

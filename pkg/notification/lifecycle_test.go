@@ -91,6 +91,32 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// TestResumeWithoutRecords: a retry whose records were removed from the journal goes on with the attempts that its deliveries
+// stand for, has one left at least, and never more than six in all.
+func TestResumeWithoutRecords(t *testing.T) {
+	t.Parallel()
+	for delivered := 1; delivered <= MaxAttempts-1; delivered++ {
+		for _, done := range []int{1, 2, 5} {
+			n := notifications().Example(1)
+			n.Send, n.AttemptsDone, n.Journal = 1, done, 7
+			want := min(done+delivered-1, MaxAttempts-1)
+			d := Resume(&n, Receipt{Lane: LaneRetry, NumDelivered: delivered, Again: true}, nil, noon)
+			if d.Step != StepSend || d.Position.AttemptsDone != want || d.Position.Journal != 0 {
+				t.Errorf("delivery %d after %d attempts: step %d at %+v, want attempt %d", delivered, done, d.Step, d.Position, want+1)
+			}
+			d = Resume(&n, Receipt{Lane: LaneRetry, NumDelivered: delivered, Exhausted: true}, nil, noon)
+			if d.Step != StepReschedule || d.Next.AttemptsDone != want {
+				t.Errorf("exhausted after delivery %d: step %d, the next message has %d attempts, want %d", delivered, d.Step, d.Next.AttemptsDone, want)
+			}
+		}
+		parked := notifications().Example(1)
+		parked.Send, parked.AttemptsDone, parked.Journal = 1, 3, 7
+		if d := Resume(&parked, Receipt{Lane: LaneParked, NumDelivered: delivered}, nil, noon); d.Step != StepSend || d.Position.AttemptsDone != 3 {
+			t.Errorf("parked: step %d after %d attempts", d.Step, d.Position.AttemptsDone)
+		}
+	}
+}
+
 // world is a broker, a journal and dispatchers that may stop between any two writes.
 type world struct {
 	t        *rapid.T

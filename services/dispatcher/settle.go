@@ -90,17 +90,22 @@ func (d *Dispatcher) keepFailed(ctx context.Context, n *notification.Notificatio
 }
 
 // recordAttempt writes the record of an attempt. A notification taken out of PARKED very soon may have missed
-// the record of its being parked; that one is no conflict.
+// the record of its being parked; that one is no conflict. Neither is a journal from which the record before was
+// removed: those after it would be there, because the oldest of an account go first.
 func (d *Dispatcher) recordAttempt(ctx context.Context, r *notification.Record) (uint64, error) {
 	sequence, err := journal.Write(ctx, d.bus, r)
 	if !errors.Is(err, bus.ErrConflict) {
 		return sequence, err
 	}
 	last, lookErr := journal.Last(ctx, d.bus, r.Account, r.NotificationID)
-	if lookErr != nil || !r.Overtaken(last) {
+	switch {
+	case errors.Is(lookErr, bus.ErrNotFound) && r.Previous > 0:
+		r.Previous = 0
+	case lookErr != nil || !r.Overtaken(last):
 		return 0, err
+	default:
+		r.Follow(last)
 	}
-	r.Follow(last)
 	return journal.Write(ctx, d.bus, r)
 }
 
