@@ -217,6 +217,18 @@ func (x *Books) search(ctx context.Context, o owner, all []Lost, there uint64) (
 		last, err := journal.Last(ctx, x.bus, o.account, s.id.String())
 		switch {
 		case errors.Is(err, bus.ErrNotFound):
+			removed, err := x.mayBeRemoved(ctx, s)
+			if err != nil {
+				return nil, err
+			}
+			if removed {
+				x.ledger.unread(s.key)
+				if x.bus.ShouldLog("unread records") {
+					x.log.Warn("records were removed before the books read them: their notifications count as unread and are not repaired",
+						zap.String("account_id", s.account), zap.String("notification_id", s.id.String()))
+				}
+				continue
+			}
 		case errors.Is(err, wireversion.ErrNewer):
 			continue // it is for a newer version to say
 		case err != nil:
@@ -230,6 +242,20 @@ func (x *Books) search(ctx context.Context, o owner, all []Lost, there uint64) (
 		gone = append(gone, s)
 	}
 	return gone, nil
+}
+
+// mayBeRemoved reports whether the journal may have had a record of the send, of which it has none, that was removed
+// before it was read. Nothing carries the send, so its end is such a record: to send it again would be wrong.
+func (x *Books) mayBeRemoved(ctx context.Context, s Lost) (bool, error) {
+	changed := time.Unix(int64(s.changed), 0)
+	if x.journal.At().Unread.Before(changed) {
+		return false, nil
+	}
+	oldest, err := journal.Oldest(ctx, x.bus, s.account)
+	if err != nil && !errors.Is(err, bus.ErrNotFound) {
+		return false, err
+	}
+	return err != nil || !oldest.Before(changed), nil
 }
 
 // report summarises the books as they are now.

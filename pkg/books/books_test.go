@@ -18,6 +18,7 @@ import (
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/topology"
+	"gancho/pkg/waittest"
 )
 
 // desk is a broker and books on it. The test plays the services.
@@ -331,6 +332,66 @@ func TestLateDuplicateIsNoLoss(t *testing.T) {
 	}
 	d.settle(last)
 	d.check(0, Counts{Matched: 1, Delivered: 1, Duplicates: 1}, nil)
+}
+
+// TestRemovedRecordsAreNoLoss: records go before the books read them, because the journal is full, because the account had
+// its share of it, or because the books start late. Their sends ended and are not sent again; one of an account whose
+// older records are all there was lost, and is found.
+func TestRemovedRecordsAreNoLoss(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		remove       func(d *desk, last uint64)
+		unread, lost uint64
+		of           string // account of the one that is lost
+	}{
+		"the oldest of all": {func(d *desk, last uint64) {
+			d.must(d.bus.Purge(d.t.Context(), topology.Attempts, last))
+		}, 4, 0, "other"},
+		"the oldest of one": {func(d *desk, _ uint64) {
+			d.must(d.bus.PurgeOldest(d.t.Context(), topology.Attempts, topology.SubjectsOf(topology.Attempts, "acme"), 1))
+		}, 2, 1, "other"},
+		"the books start late": {func(d *desk, last uint64) {
+			d.must(d.bus.Purge(d.t.Context(), topology.Attempts, last))
+			d.open()
+		}, 5, 0, "other"},
+		"none":                       {func(*desk, uint64) {}, 0, 1, "other"},
+		"none, and it never had one": {func(*desk, uint64) {}, 0, 1, "fresh"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDesk(t, nil)
+			end := func(account string, i int) (journal uint64) { // a notification that is delivered
+				d.notify(d.example(account, i))
+				m := d.take(d.first)
+				journal = d.record(&m.Notification, notification.Delivered, time.Time{}).Journal
+				m.Ack()
+				return journal
+			}
+			last := end("other", 1)
+			d.must(d.books.CatchUp(t.Context()))
+			second := time.Now().Unix() // the books know seconds
+			waittest.Until(t, "the next second has begun", func() bool { return time.Now().Unix() > second })
+			d.notify(d.example(tc.of, 2))
+			lost := d.take(d.first)
+			lost.Ack() // without a record
+			for i := range 3 {
+				last = end("acme", i)
+			}
+			tc.remove(d, last)
+			end("acme", 3)
+			d.settle(6)
+			r, found := d.audit()
+			if r.Counts.Unread != tc.unread || r.Unaccounted != tc.lost || uint64(len(found)) != tc.lost {
+				t.Fatalf("%d unread, %d unaccounted (%d by name); want %d and %d", r.Counts.Unread, r.Unaccounted, len(found), tc.unread, tc.lost)
+			}
+			if tc.lost == 1 && found[0].id.String() != lost.ID {
+				t.Errorf("%v is lost, want %s", found[0], lost.ID)
+			}
+			if r.Counts.Delivered != 6-tc.unread-tc.lost {
+				t.Errorf("%d of the 6 are delivered", r.Counts.Delivered)
+			}
+		})
+	}
 }
 
 func TestResendIsASendOfItsOwn(t *testing.T) {

@@ -26,7 +26,9 @@
 // RETRIES must be on PARKED; if there are fewer messages than that, PARKED is searched for their ids. A missing
 // send is compared with its newest journal record (an event that came again after the duplicate window
 // opens a send that had ended: it is counted as a duplicate), and is unaccounted when two audits in a row
-// miss it. With the default period that takes less than a minute.
+// miss it. A send without any record, opened before the oldest record that its account still has, may have had one: where
+// records were removed from the journal before the books read them, such a send has ended and counts as unread. It
+// is never taken for one that was not sent. With the default period that takes less than a minute.
 //
 // Counting alone would not do: between two messages that were moved and not yet settled, one that is lost
 // does not show.

@@ -53,7 +53,8 @@ type Counts struct {
 	// Duplicates were opened after they had ended, as when an event comes again after the duplicate window. Matched
 	// leaves them out.
 	Duplicates uint64 `json:"duplicates"`
-	// Unread were removed from NOTIFICATIONS before the books read them, and left no record: late duplicates, or lost.
+	// Unread were removed from NOTIFICATIONS before the books read them, and left no record: late duplicates, or lost. Or
+	// their records were removed before the books read them: they ended. Matched leaves them out.
 	Unread uint64 `json:"unread"`
 }
 
@@ -207,6 +208,15 @@ func (l *ledger) duplicate(k key) {
 		l.remove(k, e)
 		l.counts.Matched--
 		l.counts.Duplicates++
+	}
+}
+
+// unread closes a send whose records were removed before they were read.
+func (l *ledger) unread(k key) {
+	if e, ok := l.open[k]; ok {
+		l.remove(k, e)
+		l.counts.Matched--
+		l.counts.Unread++
 	}
 }
 

@@ -16,6 +16,8 @@ import (
 type Position struct {
 	Sequence uint64    `json:"sequence"` // everything up to here has been read
 	Created  time.Time `json:"created"`
+	// Unread is until when messages were stored of which some were removed before they could be read; zero: none were.
+	Unread time.Time `json:"unread,omitzero"`
 }
 
 // Reader reads the headers of a stream in order, each message once, from a position that its user keeps.
@@ -57,20 +59,31 @@ func (r *Reader) Tail(ctx context.Context) (last uint64, met Progress, err error
 	switch {
 	case r.at.Created.IsZero():
 		r.at = Position{Created: info.Created, Sequence: max(info.State.FirstSeq, 1) - 1}
+		if r.at.Sequence > 0 {
+			r.at.Unread = oldestOf(info)
+		}
 	case !r.at.Created.Equal(info.Created):
 		// One that was restored from a backup holds messages older than itself, and goes on where it was.
 		restored := info.State.LastSeq >= r.at.Sequence && (info.State.Msgs == 0 || info.State.FirstTime.Before(info.Created))
 		if r.c = nil; restored {
 			r.at.Created = info.Created
 		} else {
-			r.at, met.Renewed = Position{Created: info.Created}, true
+			r.at, met.Renewed = Position{Created: info.Created, Unread: info.Created}, true
 		}
 	}
 	if first := info.State.FirstSeq; first > r.at.Sequence+1 {
 		met.Missed = first - r.at.Sequence - 1
-		r.at.Sequence = first - 1
+		r.at.Sequence, r.at.Unread = first-1, oldestOf(info)
 	}
 	return info.State.LastSeq, met, nil
+}
+
+// oldestOf is when the stream's oldest message was stored; now when it has none.
+func oldestOf(info *jetstream.StreamInfo) time.Time {
+	if info.State.Msgs == 0 {
+		return info.TimeStamp
+	}
+	return info.State.FirstTime
 }
 
 // ReadTo hands every message up to the sequence to handle.
@@ -85,7 +98,9 @@ func (r *Reader) ReadTo(ctx context.Context, last uint64, handle func(m jetstrea
 			return fmt.Errorf("read %s: %w", r.stream, err)
 		}
 		if !left { // the rest up to last has been removed
-			r.at.Sequence = max(r.at.Sequence, last)
+			if last > r.at.Sequence {
+				r.at.Sequence, r.at.Unread = last, time.Now()
+			}
 		}
 	}
 	return nil
@@ -133,6 +148,9 @@ func (r *Reader) fetch(ctx context.Context, handle func(jetstream.Msg, *jetstrea
 			return false, errGap
 		}
 		r.next++
+		if meta.Sequence.Stream > r.at.Sequence+1 {
+			r.at.Unread = meta.Timestamp
+		}
 		r.at.Sequence = meta.Sequence.Stream
 		handle(m, meta)
 		left = meta.NumPending > 0

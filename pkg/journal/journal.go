@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"iter"
 	"strconv"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -87,6 +88,16 @@ func Last(ctx context.Context, b *bus.Bus, account, id string) (*notification.Re
 		return nil, err
 	}
 	return decode(raw.Data, raw.Sequence)
+}
+
+// Oldest returns when the oldest record that is kept of the account was stored, bus.ErrNotFound when none is. Records of
+// an account are removed oldest first, so all that were stored later are there.
+func Oldest(ctx context.Context, b *bus.Bus, account string) (time.Time, error) {
+	raw, err := b.Get(ctx, topology.Attempts, topology.SubjectAttempts(account, "*"), 1)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return raw.Time, nil
 }
 
 func decode(body []byte, sequence uint64) (*notification.Record, error) {
