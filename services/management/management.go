@@ -168,6 +168,13 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		})
 		sends := notifications.New(b, hooks, lists, types, meter, cfg.Limits.EventMaxBytes, limits.Retries)
 		lasting := service.Lasting(proc.Log)
+		lists.Owners = func() map[string]string {
+			owners := map[string]string{}
+			for _, w := range registered.All() {
+				owners[w.ID] = w.Account
+			}
+			return owners
+		}
 		lists.Exhausted = func(ctx context.Context, r *notification.Summary) { sends.Gone(ctx, r, lasting) }
 		replayBucket, err := b.Bucket(ctx, topology.BucketReplays)
 		if err != nil {

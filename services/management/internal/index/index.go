@@ -96,6 +96,8 @@ type Index struct {
 	// Exhausted, if not nil, is called for each permanent failure before its record is acknowledged, at least once over
 	// all replicas. It is set before Run.
 	Exhausted func(ctx context.Context, r *notification.Summary)
+	// Owners, if not nil, returns the account of each webhook that exists. It is set before Run.
+	Owners func() map[string]string
 
 	trouble atomic.Pointer[trouble]
 	recent  recent

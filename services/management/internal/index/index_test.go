@@ -109,6 +109,54 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// TestAccountDropsItsOwn: an account with many webhooks, all busier than those of others, fills the index. Its own quietest
+// go; those of others stay, also one that was deleted since.
+func TestAccountDropsItsOwn(t *testing.T) {
+	t.Parallel()
+	rdb := redistest.Start(t).Client()
+	x := New(Config{MaxEntries: 1000, MaxAge: time.Hour}, rdb, nil, zaptest.NewLogger(t))
+	x.Owners = func() map[string]string {
+		owners := map[string]string{}
+		for h := range 20 {
+			owners[hookID(h)] = []string{"attacker", "other"}[min(h/18, 1)]
+		}
+		return owners
+	}
+	now := time.Now()
+	for h := range 21 { // the last one is deleted
+		w := newWrites()
+		for i := range 100 {
+			at := now.Add(time.Duration(i) * time.Millisecond)
+			if h >= 18 {
+				at = at.Add(-time.Minute)
+			}
+			w.summary(summaryOf(&notification.Record{NotificationID: uuid.NewString(), WebhookID: hookID(h), State: notification.Delivered, Send: 1, At: at, Sequence: 1}))
+		}
+		if err := x.write(t.Context(), w); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := x.sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	left := 0
+	for h := range 21 {
+		entries, _, err := x.Recent(t.Context(), hookID(h))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h >= 18 && len(entries) != 100 {
+			t.Errorf("webhook %d, not the attacker's, has %d entries", h, len(entries))
+		}
+		if h < 18 && len(entries) > 0 {
+			left++
+		}
+	}
+	if left != 7 {
+		t.Errorf("%d of the attacker's webhooks are left, want the 7 that there is room for", left)
+	}
+}
+
 // summaryOf is what the journal's reader gets of r.
 func summaryOf(r *notification.Record) *notification.Summary {
 	s := &notification.Summary{

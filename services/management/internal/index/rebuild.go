@@ -1,9 +1,13 @@
 package index
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -301,7 +305,7 @@ func (x *Index) trimAll(ctx context.Context) error {
 }
 
 // sweep keeps the index within its bounds: webhooks without an entry younger than MaxAge are dropped, and
-// while there are more than MaxEntries entries, those that were quiet longest.
+// while there are more than MaxEntries entries, those that were quiet longest, of accounts above their share first.
 func (x *Index) sweep(ctx context.Context) error {
 	if held, err := x.rdb.SetNX(ctx, keyJanitor, x.name, sweepEvery).Result(); x.check(err) != nil || !held {
 		return x.check(err)
@@ -335,10 +339,8 @@ func (x *Index) sweep(ctx context.Context) error {
 	}
 	oldest := float64(time.Now().Add(-x.cfg.MaxAge).UnixMilli())
 	dropped := 0
-	for i, z := range webhooks {
-		if z.Score >= oldest && total <= int64(x.cfg.MaxEntries) {
-			break
-		}
+	for _, i := range x.victims(webhooks, sizes, oldest, total) {
+		z := webhooks[i]
 		_, err := x.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 			p.Del(ctx, keysOf(name(z))...)
 			p.ZRem(ctx, keyWebhooks, name(z))
@@ -355,6 +357,65 @@ func (x *Index) sweep(ctx context.Context) error {
 		x.log.Info("quiet webhooks dropped from the index", zap.Int("webhooks", dropped), zap.Int64("entries_left", total))
 	}
 	return nil
+}
+
+// victims returns which of the webhooks, quiet longest first, are to be dropped: those without an entry since oldest, and
+// while more than MaxEntries remain, the quietest of the account that has the most if that is more than its share, else
+// the quietest of all. total is the sum of sizes.
+func (x *Index) victims(webhooks []redis.Z, sizes []int64, oldest float64, total int64) []int {
+	var gone []int
+	next := 0
+	for ; next < len(webhooks) && webhooks[next].Score < oldest; next++ {
+		gone = append(gone, next)
+		total -= sizes[next]
+	}
+	most := int64(x.cfg.MaxEntries)
+	if total <= most {
+		return gone
+	}
+	var owners map[string]string
+	if x.Owners != nil {
+		owners = x.Owners()
+	}
+	type account struct {
+		webhooks []int
+		entries  int64
+	}
+	accounts := map[string]*account{}
+	for i := next; i < len(webhooks); i++ {
+		n := name(webhooks[i])
+		owner, isFailures := strings.CutPrefix(n, failuresOf)
+		if !isFailures {
+			owner = owners[n] // "": deleted since
+		}
+		a := accounts[owner]
+		if a == nil {
+			a = &account{}
+			accounts[owner] = a
+		}
+		a.webhooks, a.entries = append(a.webhooks, i), a.entries+sizes[i]
+	}
+	all := slices.Collect(maps.Values(accounts))
+	quietest := func(a *account) int {
+		if len(a.webhooks) == 0 {
+			return len(webhooks)
+		}
+		return a.webhooks[0]
+	}
+	for total > most {
+		victim := slices.MaxFunc(all, func(a, b *account) int { return cmp.Compare(a.entries, b.entries) })
+		if float64(victim.entries) <= indexShare*float64(most) {
+			victim = slices.MinFunc(all, func(a, b *account) int { return cmp.Compare(quietest(a), quietest(b)) })
+		}
+		if len(victim.webhooks) == 0 {
+			break
+		}
+		i := victim.webhooks[0]
+		gone = append(gone, i)
+		victim.webhooks, victim.entries = victim.webhooks[1:], victim.entries-sizes[i]
+		total -= sizes[i]
+	}
+	return gone
 }
 
 func name(z redis.Z) string {
