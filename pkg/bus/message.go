@@ -117,6 +117,19 @@ func (b *Bus) Discard(ctx context.Context, stream string) (bool, error) {
 	return true, b.Purge(ctx, stream, state.Last)
 }
 
+// PurgeOldest removes the oldest messages of the subjects that match the filter, so that keep of them remain; keep is
+// at least 1. Doing it again removes nothing.
+func (b *Bus) PurgeOldest(ctx context.Context, stream, filter string, keep uint64) error {
+	s, err := b.Stream(ctx, stream)
+	if err != nil {
+		return err
+	}
+	if err := s.Purge(ctx, jetstream.WithPurgeSubject(filter), jetstream.WithPurgeKeep(max(keep, 1))); err != nil {
+		return fmt.Errorf("purge %s of %s: %w", stream, filter, err)
+	}
+	return nil
+}
+
 // ServerID identifies one run of the broker's server that this process is connected to, "" without a connection.
 func (b *Bus) ServerID() string { return b.nc.ConnectedServerId() }
 
@@ -147,8 +160,26 @@ func (b *Bus) read(ctx context.Context, stream string, read func(context.Context
 	}
 }
 
+// headerBodySize is the broker's header for the size of a body that it left out.
+const headerBodySize = "Nats-Msg-Size"
+
+// StoredSize returns how many bytes a message takes in its stream that was read without its body.
+func StoredSize(m jetstream.Msg) int64 {
+	const frame, headers = 8 + 8 + 4 + 2 + 4 + 8, len("NATS/1.0\r\n\r\n")
+	size := frame + headers + len(m.Subject()) + BodySize(m)
+	for k, values := range m.Headers() {
+		if k == headerBodySize {
+			continue
+		}
+		for _, v := range values {
+			size += len(k) + len(": \r\n") + len(v)
+		}
+	}
+	return int64(size)
+}
+
 // BodySize returns how many bytes the body of a message has that was read without it.
 func BodySize(m jetstream.Msg) int {
-	n, _ := strconv.Atoi(m.Headers().Get("Nats-Msg-Size"))
+	n, _ := strconv.Atoi(m.Headers().Get(headerBodySize))
 	return n
 }

@@ -175,6 +175,13 @@ func (m *Meter) tally(account string) *tally {
 	return t
 }
 
+// Part returns how many bytes the account may hold of a store with that limit.
+func (m *Meter) Part(account string, store int64) int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.limit(account, store)
+}
+
 // limit returns the account's part of a store.
 func (m *Meter) limit(account string, store int64) int64 {
 	part := cmp.Or(m.settings[account].Share, m.share)

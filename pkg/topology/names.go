@@ -120,6 +120,14 @@ func SubjectFailed(account, webhook, id string) string {
 	return "gancho.failed." + account + "." + webhook + "." + id
 }
 
+// SubjectsOf returns the subjects of all of an account's records in a history, ATTEMPTS or FAILED.
+func SubjectsOf(stream, account string) string {
+	if stream == Failed {
+		return SubjectFailed(account, "*", "*")
+	}
+	return SubjectAttempts(account, "*")
+}
+
 // SubjectParked returns the subject of a webhook's notifications in one lane of PARKED.
 func SubjectParked(account, lane, webhook string) string {
 	return "gancho.parked." + account + "." + lane + "." + webhook

@@ -311,6 +311,20 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	_, err = publisher.ConsumerState(ctx, topology.Durable{Stream: topology.Notifications, Name: topology.ConsumerFirst})
 	must(t, "publisher looks at the first attempts", err)
 	must(t, "publisher trims", publisher.Purge(ctx, topology.Notifications, 1))
+	for _, stream := range []string{topology.Attempts, topology.Failed} {
+		r := publisher.NewReader(stream, "shares", bus.Position{})
+		last, _, err := r.Tail(ctx)
+		must(t, "publisher looks at a history", err)
+		read := 0
+		must(t, "publisher counts a history", r.ReadTo(ctx, last, func(jetstream.Msg, *jetstream.MsgMetadata) { read++ }))
+		if read == 0 {
+			t.Errorf("publisher counted nothing on %s", stream)
+		}
+		r.Close(ctx)
+		_, err = publisher.Get(ctx, stream, topology.SubjectsOf(stream, "acme"), 1)
+		must(t, "publisher looks for an account's oldest record", err)
+		must(t, "publisher removes an account's oldest records", publisher.PurgeOldest(ctx, stream, topology.SubjectsOf(stream, "acme"), 1))
+	}
 
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -351,13 +365,14 @@ func rights() map[string]right {
 	publisher := right{
 		publish: []string{"gancho.notifications.acme.id", "gancho.rejected.bad_json", "gancho.quarantine.CRM_EVENTS.reason", "gancho.accounts.acme.deferred", "$KV.SHARES.deferred.acme", "$KV.SHARES.work", "$KV.LEASES.shares"},
 		create:  []string{topology.Events, topology.Rejected, topology.Notifications, topology.Quarantine, "KV_SHARES"},
-		purge:   []string{topology.Notifications},
-		info:    slices.Concat([]string{topology.Attempts, topology.Retries, topology.Parked, "KV_LEASES", "KV_ACCOUNTS"}, watches),
+		purge:   []string{topology.Notifications, topology.Attempts, topology.Failed},
+		info:    slices.Concat([]string{topology.Attempts, topology.Failed, topology.Retries, topology.Parked, "KV_LEASES", "KV_ACCOUNTS"}, watches),
 		get:     slices.Concat([]string{topology.Events, "KV_LEASES"}, watches, shares),
-		lookUp:  []string{topology.Notifications, topology.Attempts},
+		lookUp:  []string{topology.Notifications, topology.Attempts, topology.Failed},
 		consume: anyConsumer(slices.Concat(watches, shares)...),
 	}
 	publisher.consume[topology.Events] = []string{topology.ConsumerPublisher, "shares"}
+	publisher.consume[topology.Attempts], publisher.consume[topology.Failed] = []string{"shares"}, []string{"shares"}
 
 	dispatcher := right{
 		publish: []string{

@@ -17,6 +17,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/eventstream"
+	"gancho/pkg/history"
 	"gancho/pkg/share"
 	"gancho/pkg/sleep"
 	"gancho/pkg/topology"
@@ -32,6 +33,8 @@ type deferrals struct {
 	shares *bus.Bucket
 	maxAge time.Duration // of CRM_EVENTS
 	kept   *keptCounter
+
+	histories *history.Keeper
 
 	mu       sync.Mutex
 	lines    map[string]*line // accounts with events that are not covered by a record yet
@@ -278,6 +281,7 @@ func (d *deferrals) hold(ctx context.Context, lease *bus.Lease) {
 	held, lost := context.WithCancel(ctx)
 	var work sync.WaitGroup
 	work.Go(func() { d.kept.run(held) })
+	work.Go(func() { d.histories.Run(held) })
 	running := map[string]bool{}
 	var mu sync.Mutex
 	renew := time.Now()

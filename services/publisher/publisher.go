@@ -25,6 +25,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
+	"gancho/pkg/history"
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/registry"
@@ -134,6 +135,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	}
 	p.deferred = newDeferrals(p, shares, cfg.Limits.EventsMaxAge, proc.Metrics)
 	p.deferred.kept = &keptCounter{log: p.log, bus: b, shares: shares, share: cfg.Share.Share, limit: limits.Events}
+	p.deferred.histories = history.New(b, p.meter, p.log, proc.Metrics)
 	p.room = &room{p: p, limit: limits.Notifications, window: cfg.Limits.DuplicateWindow, replicas: cfg.Limits.Replicas, shares: shares}
 	proc.Health.Want("shares", p.deferred.state)
 	group, ctx := errgroup.WithContext(ctx)
