@@ -123,7 +123,7 @@ tidy-check: needs-go ## fail when tidy would change a file
 	.ci/work-sync
 
 .PHONY: vuln
-vuln: needs-go ## known vulnerabilities in what we call; REQUIRE_VULN_DB=1 fails where they cannot be looked up
+vuln: needs-go ## known vulnerabilities in the code that runs; REQUIRE_VULN_DB=1 fails where they cannot be looked up
 	@.ci/vuln $(GOVULNCHECK_VERSION)
 
 .PHONY: sbom

@@ -88,7 +88,7 @@ func FuzzParse(f *testing.F) {
 			if err != nil || a.Scheme == "unix" || form.At {
 				continue
 			}
-			// What was read is what net/url reads: there is one meaning.
+			// It reads the same as net/url: there is one meaning.
 			u, err := url.Parse(raw)
 			password, _ := u.User.Password()
 			if err != nil || u.Host != strings.Join(a.Hosts, ",") || u.User.Username() != a.User || password != a.Password {

@@ -74,7 +74,7 @@ func (x *Books) CatchUp(ctx context.Context) error {
 		return err
 	}
 	if p.Missed > 0 || p.Renewed {
-		x.log.Warn("part of the journal was removed before it was read", zap.Uint64("records", p.Missed), zap.Bool("made_anew", p.Renewed))
+		x.log.Warn("part of the journal was removed before it was read", zap.Uint64("records", p.Missed), zap.Bool("recreated", p.Renewed))
 	}
 	fresh := len(x.ledger.open) == 0 && x.ledger.counts == Counts{}
 	err = x.notifications.Read(ctx, func(p bus.Progress) {

@@ -146,7 +146,7 @@ func (d *desk) settle(seq uint64) {
 	}
 }
 
-// audit audits twice, which is what it takes, and returns the second report.
+// audit audits twice, as it must, and returns the second report.
 func (d *desk) audit() (*Report, []Lost) {
 	d.t.Helper()
 	_, _, err := d.books.Audit(d.t.Context())
@@ -217,7 +217,7 @@ func TestBooksBalance(t *testing.T) {
 	d.check(0, Counts{Matched: 6, Delivered: 1, PermanentlyFailed: 1}, open)
 }
 
-// TestLostNotificationsAreFound seeds the faults that lose a notification, each beside healthy ones.
+// TestLostNotificationsAreFound seeds the faults that lose a notification, each among healthy ones.
 func TestLostNotificationsAreFound(t *testing.T) {
 	t.Parallel()
 	later := time.Now().Add(time.Hour)
@@ -240,7 +240,7 @@ func TestLostNotificationsAreFound(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			d := newDesk(t, nil)
-			for i := range 3 { // parked beside it, of the same webhook
+			for i := range 3 { // parked next to it, of the same webhook
 				d.notify(d.example("acme", i))
 				m := d.take(d.first)
 				d.must(lane.Park(d.bus, d.record(&m.Notification, notification.Parked, time.Time{}), "lane").Wait(t.Context()))
@@ -251,7 +251,7 @@ func TestLostNotificationsAreFound(t *testing.T) {
 			tc.lose(d, m)
 			m.Ack()
 			d.settle(m.Sequence)
-			d.books.settled = time.Hour // what has just changed is left for a later audit
+			d.books.settled = time.Hour // the latest changes are left for a later audit
 			if r, found := d.audit(); r.Unaccounted != 0 || len(found) != 0 {
 				t.Fatalf("audited while it may still move: got %+v", r)
 			}
@@ -290,7 +290,7 @@ func TestLostNotificationsAreFound(t *testing.T) {
 	}
 }
 
-// TestPurgedIsRepairedFromTheEvent loses what is on RETRIES after NOTIFICATIONS has forgotten it too.
+// TestPurgedIsRepairedFromTheEvent empties RETRIES after NOTIFICATIONS has forgotten its messages too.
 func TestPurgedIsRepairedFromTheEvent(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t, func(l *topology.Limits) { l.DuplicateWindow = time.Second })
@@ -447,10 +447,10 @@ func TestRestartIsExact(t *testing.T) {
 	d.books = New(d.bus, ReaderKeeper, bustest.Logger(t))
 	d.must(d.books.CatchUp(t.Context()))
 	if diff := cmp.Diff(want.counts, d.books.ledger.counts); diff != "" {
-		t.Error("made anew (-want +got):\n" + diff)
+		t.Error("made again (-want +got):\n" + diff)
 	}
 	if len(want.open) != len(d.books.ledger.open) {
-		t.Errorf("made anew: got %d open, want %d", len(d.books.ledger.open), len(want.open))
+		t.Errorf("made again: got %d open, want %d", len(d.books.ledger.open), len(want.open))
 	}
 }
 

@@ -95,7 +95,7 @@ func (k *Keeper) hold(ctx context.Context, lease *bus.Lease) {
 		loaded, problem, err := books.Load(held, k.Bucket)
 		if err == nil {
 			if problem != "" {
-				k.Log.Error("the books are made anew from the streams", zap.String("problem", problem))
+				k.Log.Error("the books are made again from the streams", zap.String("reason", problem))
 			}
 			k.Log.Info("keeping the books", zap.Bool("from_checkpoint", loaded))
 			k.keep(held, books)

@@ -112,7 +112,7 @@ func TestLedgerReadsTheFormWithoutSizes(t *testing.T) {
 	}
 }
 
-// TestKeeperCountsWhatAccountsHold: what is written on NOTIFICATIONS shows in the bucket SHARES, and its end too.
+// TestKeeperCountsWhatAccountsHold: a message on NOTIFICATIONS shows in the bucket SHARES, and its end too.
 func TestKeeperCountsWhatAccountsHold(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: it takes seconds")

@@ -157,7 +157,7 @@ func (w *watch) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if anew := !w.created.IsZero() && !info.Created.Equal(w.created); anew {
+	if again := !w.created.IsZero() && !info.Created.Equal(w.created); again {
 		if w.refill != nil {
 			if err := w.refill(ctx); err != nil {
 				return fmt.Errorf("write back bucket %s: %w", w.name, err)
@@ -282,12 +282,12 @@ func (w *watch) look(ctx context.Context) {
 		info, err := w.info(ctx)
 		switch {
 		case errors.Is(err, jetstream.ErrStreamNotFound):
-			w.b.setProblem(w.what(), "deleted by somebody; its owner creates it anew")
+			w.b.setProblem(w.what(), "deleted while services ran; its owner creates it again")
 		case err != nil: // the next look finds out
 		case !info.Created.Equal(w.created):
 			return
 		case w.settled.Load() && written > w.seen.Load() && seen == w.seen.Load():
-			w.b.trouble("watch "+w.name, errors.New("it is silent; beginning anew"))
+			w.b.trouble("watch "+w.name, errors.New("it is silent; beginning again"))
 			return
 		default:
 			w.b.setProblem(w.what(), "")

@@ -12,7 +12,7 @@ import (
 	"gancho/pkg/topology"
 )
 
-// TestWatchLoadsAllKeys: loaded is told when every key is there, although others are written all the time.
+// TestWatchLoadsAllKeys: loaded is called when every key is there, although others are written all the time.
 // A publisher that believed the broker's client here would not notify webhooks that it has not read yet.
 func TestWatchLoadsAllKeys(t *testing.T) {
 	t.Parallel()

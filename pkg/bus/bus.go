@@ -164,10 +164,10 @@ func connect(cfg Config, name string, log *zap.Logger, reg prometheus.Registerer
 			Name: "gancho_nats_reconnects_total", Help: "Reconnections to NATS.",
 		}),
 		recreated: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gancho_jetstream_recreated_total", Help: "Streams, buckets and consumers that somebody deleted while the service ran, and that it created anew.",
+			Name: "gancho_jetstream_recreated_total", Help: "Streams, buckets and consumers that were deleted while the service ran, and that it created again.",
 		}, []string{"kind"}),
 		restored: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gancho_jetstream_restored_total", Help: "Streams, buckets and consumers whose settings somebody changed while the service ran, and that it set back; one that cannot be set back counts at each try.",
+			Name: "gancho_jetstream_restored_total", Help: "Streams, buckets and consumers whose settings were changed while the service ran, and that it set back; one that cannot be set back counts at each try.",
 		}, []string{"kind"}),
 		newer: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gancho_newer_messages_total", Help: "Times that this service left a message to a newer version, by stream.",
@@ -439,7 +439,7 @@ func (b *Bus) answer(differ []Change) error {
 	for _, c := range differ {
 		all = append(all, fmt.Sprintf("%s is %s, asked for was %s", c.Field, cmp.Or(c.Have, "none"), c.Want))
 	}
-	return fmt.Errorf("nats-server %s does not do what is asked of it: %s; %s or newer is needed", b.link.serverVersion(), strings.Join(all, ", "), oldest)
+	return fmt.Errorf("nats-server %s does not support all that is asked of it: %s; %s or newer is needed", b.link.serverVersion(), strings.Join(all, ", "), oldest)
 }
 
 // lookEvery is how often an owner looks at its streams and buckets, and a consumer's user at the consumer.
@@ -481,8 +481,8 @@ func (b *Bus) keepOne(k *kept) {
 		b.setBackStream(ctx, k)
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		b.metrics.recreated.WithLabelValues(k.kind).Inc()
-		b.log.Error("a "+k.kind+" was deleted by somebody; it is created anew, empty", zap.String(k.kind, k.name))
-		b.setProblem(what, "deleted by somebody")
+		b.log.Error("a "+k.kind+" was deleted while services ran; it is created again, empty", zap.String(k.kind, k.name))
+		b.setProblem(what, "deleted while services ran")
 		again := k.again()
 		s, err = b.js.CreateStream(ctx, again)
 		if err == nil {

@@ -28,7 +28,7 @@ func leaderOf(t *testing.T, js jetstream.JetStream, stream string) string {
 }
 
 // TestClusterReadsWhatWasAcknowledged writes at the leader of a bucket and asks at once at servers that may
-// lag behind: what was acknowledged is there for everybody.
+// lag behind: acknowledged messages are there for all.
 func TestClusterReadsWhatWasAcknowledged(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: it takes seconds")

@@ -101,7 +101,7 @@ func (c *Consumer) create(ctx context.Context) error {
 	}
 	if there == nil && c.c != nil {
 		c.b.metrics.recreated.WithLabelValues("consumer").Inc()
-		c.b.log.Error("a consumer was deleted by somebody; it is created anew",
+		c.b.log.Error("a consumer was deleted while services ran; it is created again",
 			zap.String("consumer", cfg.Durable), zap.String("stream", c.stream), zap.Uint64("after_seq", c.floor))
 	}
 	c.c = made
@@ -132,7 +132,7 @@ func (c *Consumer) look(ctx context.Context) {
 	c.setBack(ctx, info.Config)
 	paused := ""
 	if until := info.Config.PauseUntil; info.Paused && until != nil { // on purpose: it is not undone
-		paused = "paused by somebody until " + until.UTC().Format(time.RFC3339)
+		paused = "paused until " + until.UTC().Format(time.RFC3339)
 	}
 	problems := c.b.problems
 	if c.cfg.Durable == topology.ConsumerIndex || c.cfg.Durable == topology.ConsumerIndexPending { // only lists grow old

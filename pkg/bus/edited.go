@@ -175,7 +175,7 @@ func (b *Bus) setBackStream(ctx context.Context, k *kept) {
 			}
 		}
 		if forGood != "" {
-			return errors.New("the broker lets nobody take back " + forGood)
+			return errors.New("the broker does not allow taking back " + forGood)
 		}
 		return nil
 	})
@@ -193,9 +193,9 @@ func (b *Bus) setBack(kind, name string, edits []Change, undo func() error) {
 	for _, c := range edits {
 		changes = append(changes, fmt.Sprintf("%s %s -> %s", c.Field, cmp.Or(c.Want, "none"), cmp.Or(c.Have, "none")))
 	}
-	problem := "edited by somebody: " + strings.Join(changes, ", ")
+	problem := "edited while services ran: " + strings.Join(changes, ", ")
 	if b.ShouldLog(what + problem) {
-		b.log.Error("a "+kind+" was edited by somebody; setting it back", zap.String(kind, name), zap.Strings("changes", changes))
+		b.log.Error("a "+kind+" was edited while services ran; setting it back", zap.String(kind, name), zap.Strings("changes", changes))
 	}
 	b.setProblem(what, problem)
 	b.metrics.restored.WithLabelValues(kind).Inc()

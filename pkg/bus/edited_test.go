@@ -70,10 +70,10 @@ func (s *service) reported(kind, name, change string) {
 	for _, e := range s.log.All() {
 		fields := fmt.Sprint(e.ContextMap())
 		switch {
-		case e.Level == zap.ErrorLevel && e.Message == "a "+kind+" was edited by somebody; setting it back":
+		case e.Level == zap.ErrorLevel && e.Message == "a "+kind+" was edited while services ran; setting it back":
 			asError = asError || e.ContextMap()[kind] == name && strings.Contains(fields, change)
 		case e.Message == "waiting":
-			asReason = asReason || strings.Contains(fields, "settings of "+kind+" "+name+": edited by somebody: ") && strings.Contains(fields, change)
+			asReason = asReason || strings.Contains(fields, "settings of "+kind+" "+name+": edited while services ran: ") && strings.Contains(fields, change)
 		}
 	}
 	if !asError || !asReason {
@@ -125,7 +125,7 @@ func editStream(t *testing.T, js jetstream.JetStream, name string, edit func(*je
 	}
 }
 
-// TestEditedConsumerIsSetBack: row 72 of the bad inputs. Whoever pulls a consumer that somebody edited says so,
+// TestEditedConsumerIsSetBack: row 72 of the bad inputs. A service that pulls an edited consumer says so,
 // is not ready, and sets it back as soon as the broker lets it.
 func TestEditedConsumerIsSetBack(t *testing.T) {
 	if testing.Short() {
@@ -180,12 +180,12 @@ func TestEditedConsumerIsSetBack(t *testing.T) {
 		t.Errorf("set back %v times, state %q; want 2, ready", got, d.State())
 	}
 
-	// The stream, whose owner is away, lets nobody have more: not ready as long as that lasts.
+	// The stream, whose owner is down, allows no more: not ready as long as that lasts.
 	editConsumer(t, js, topology.Retries, topology.ConsumerRetries, func(c *jetstream.ConsumerConfig) { c.MaxAckPending = 3 })
 	editStream(t, js, topology.Retries, func(c *jetstream.StreamConfig) { c.ConsumerLimits.MaxAckPending = 3 })
 	for range 2 {
 		idle(t, retries)
-		if want := "settings of consumer dispatcher-retries: edited by somebody: max_ack_pending 500000 -> 3"; d.State() != want {
+		if want := "settings of consumer dispatcher-retries: edited while services ran: max_ack_pending 500000 -> 3"; d.State() != want {
 			t.Errorf("state %q, want %q", d.State(), want)
 		}
 	}
@@ -254,7 +254,7 @@ func TestPausedConsumer(t *testing.T) {
 	if _, err := js.PauseConsumer(t.Context(), topology.Notifications, topology.ConsumerFirst, end); err != nil {
 		t.Fatal(err)
 	}
-	want := "consumer dispatcher: paused by somebody until " + end.UTC().Format(time.RFC3339)
+	want := "consumer dispatcher: paused until " + end.UTC().Format(time.RFC3339)
 	for round := range 3 {
 		idle(t, first)
 		if d.State() != want {
@@ -289,7 +289,7 @@ func TestPausedConsumer(t *testing.T) {
 		if _, err := index.Pull(t.Context(), 1, 0); err != nil {
 			t.Fatal(err)
 		}
-		return strings.HasPrefix(m.Degraded(), "consumer management-index: paused by somebody until ")
+		return strings.HasPrefix(m.Degraded(), "consumer management-index: paused until ")
 	})
 	if m.State() != "" {
 		t.Errorf("not ready: %s", m.State())
@@ -345,7 +345,7 @@ func TestWhatAConsumerSaysOfItself(t *testing.T) {
 	}
 }
 
-// TestEditedStreamIsSetBack: row 72 of the bad inputs, for streams and buckets. The owner, and nobody else, sets
+// TestEditedStreamIsSetBack: row 72 of the bad inputs, for streams and buckets. Only the owner sets
 // back what would lose or refuse messages; ages and sizes that operators choose stay as they are.
 func TestEditedStreamIsSetBack(t *testing.T) {
 	t.Parallel()
@@ -380,9 +380,9 @@ func TestEditedStreamIsSetBack(t *testing.T) {
 		by.reported(kind, name, e.change)
 	}
 
-	// What is another's is left to it.
+	// Another owner's settings are left to it.
 	editStream(t, js, topology.Retries, func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour })
-	// What operators choose is theirs, and stays beside what is set back.
+	// Operators' choices stay when the rest is set back.
 	editStream(t, js, topology.Notifications, func(c *jetstream.StreamConfig) {
 		c.MaxBytes, c.MaxMsgSize, c.Duplicates, c.Subjects = 1<<30, 1<<20, time.Minute, append(c.Subjects, "gancho.later.*")
 		c.AllowDirect, c.Compression, c.Description = false, jetstream.S2Compression, "ours"
@@ -450,10 +450,10 @@ func TestWhatCannotBeSetBack(t *testing.T) {
 	}
 	editStream(t, js, topology.Notifications, func(c *jetstream.StreamConfig) { c.DenyPurge, c.MaxMsgs = true, 10 })
 	waittest.Until(t, "what can be is set back", func() bool { return streamConfig(t, js, topology.Notifications).MaxMsgs == -1 })
-	const denied = "settings of stream NOTIFICATIONS: edited by somebody: deny_purge false -> true"
+	const denied = "settings of stream NOTIFICATIONS: edited while services ran: deny_purge false -> true"
 	waittest.Until(t, "not ready", func() bool { return owner.State() == denied })
 	editStream(t, js, topology.Rejected, func(c *jetstream.StreamConfig) { c.Sealed = true })
-	want := denied + "; settings of stream REJECTED_EVENTS: edited by somebody: sealed false -> true"
+	want := denied + "; settings of stream REJECTED_EVENTS: edited while services ran: sealed false -> true"
 	waittest.Until(t, "not ready for both", func() bool { return owner.State() == want })
 	count := owner.restored("stream")
 	waittest.Until(t, "tried again", func() bool { return owner.restored("stream") > count+4 })
@@ -462,7 +462,7 @@ func TestWhatCannotBeSetBack(t *testing.T) {
 	}
 	owner.reported("stream", topology.Rejected, "sealed false -> true")
 	for _, e := range owner.log.FilterMessage("trouble with the broker; trying again").All() {
-		if !strings.Contains(fmt.Sprint(e.ContextMap()), "the broker lets nobody take back ") {
+		if !strings.Contains(fmt.Sprint(e.ContextMap()), "the broker does not allow taking back ") {
 			t.Errorf("log: %s %v", e.Message, e.ContextMap())
 		}
 	}

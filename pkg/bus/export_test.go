@@ -6,7 +6,7 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// SyncingBroker has the stream's writer act as beside a broker that syncs every message: what waits goes in batches.
+// SyncingBroker has the stream's writer act as with a broker that syncs every message: waiting messages go in batches.
 func (b *Bus) SyncingBroker(stream string) {
 	w := b.writer(stream)
 	w.mu.Lock()
@@ -14,7 +14,7 @@ func (b *Bus) SyncingBroker(stream string) {
 	w.synced = true
 }
 
-// Written is what a writer holds and has done.
+// Written is a writer's state.
 type Written struct {
 	Queued, InFlight, Batches int
 	Spared                    bool

@@ -127,7 +127,7 @@ func (e *unfitError) Error() string { return e.why }
 func (b *Bus) connected(nc *nats.Conn) {
 	b.link.set(true, nc.ConnectedServerVersion())
 	if why := b.TooOld(); why != "" && b.ShouldLog("version") {
-		b.log.Error("the broker is too old", zap.String("problem", why))
+		b.log.Error("the broker is too old", zap.String("reason", why))
 	}
 }
 

@@ -71,14 +71,14 @@ func TestOldBroker(t *testing.T) {
 	unversioned, _ := watched(t, url)
 	unversioned.IgnoreVersion()
 	go func() { _ = unversioned.Own(ctx, topology.Dispatcher, bustest.Limits()) }()
-	want := "stream RETRIES: nats-server " + version + " does not do what is asked of it: allow_msg_schedules is false, asked for was true; 2.12.0 or newer is needed"
+	want := "stream RETRIES: nats-server " + version + " does not support all that is asked of it: allow_msg_schedules is false, asked for was true; 2.12.0 or newer is needed"
 	waittest.Until(t, want, func() bool { return unversioned.State() == want })
 	consumers, _ := watched(t, url)
 	consumers.IgnoreVersion()
 	go func() {
 		_, _ = consumers.Consumer(ctx, topology.Retries, jetstream.ConsumerConfig{Durable: "c"})
 	}()
-	want = "consumer c: nats-server " + version + " does not do what is asked of it: metadata is none, asked for was gancho.settings; 2.12.0 or newer is needed"
+	want = "consumer c: nats-server " + version + " does not support all that is asked of it: metadata is none, asked for was gancho.settings; 2.12.0 or newer is needed"
 	waittest.Until(t, want, func() bool { return consumers.State() == want })
 	cancel()
 	<-owned //nolint:errcheck // it ended

@@ -14,7 +14,7 @@ import (
 	"gancho/pkg/topology"
 )
 
-// TestDeletedConsumerIsDoubted: row 72 of the bad inputs. What a consumer that was created anew hands out
+// TestDeletedConsumerIsDoubted: row 72 of the bad inputs. What a consumer that was created again hands out
 // is known to be doubtful, what is stored later is not.
 func TestDeletedConsumerIsDoubted(t *testing.T) {
 	t.Parallel()

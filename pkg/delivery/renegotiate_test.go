@@ -74,7 +74,7 @@ func renegotiate(c net.Conn, certs []tls.Certificate) byte {
 	return kind[0]
 }
 
-// spied keeps what is written first.
+// spied keeps the first bytes that are written.
 type spied struct {
 	net.Conn
 

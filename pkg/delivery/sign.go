@@ -87,7 +87,7 @@ func ParsePublicKey(whpk string) (ed25519.PublicKey, error) {
 	}
 	key, err := base64.StdEncoding.DecodeString(encoded)
 	if err != nil || len(key) != ed25519.PublicKeySize {
-		return nil, errors.New("public key: what follows whpk_ is not the base64 of 32 bytes")
+		return nil, errors.New("public key: the part after whpk_ is not the base64 of 32 bytes")
 	}
 	return key, nil
 }
@@ -100,7 +100,7 @@ func ParseSecret(whsec string) ([]byte, error) {
 	}
 	key, err := base64.StdEncoding.DecodeString(encoded)
 	if err != nil {
-		return nil, errors.New("signing secret: what follows whsec_ is not base64")
+		return nil, errors.New("signing secret: the part after whsec_ is not base64")
 	}
 	if len(key) < minKeyBytes || len(key) > maxKeyBytes {
 		return nil, errors.New("signing secret: its key must have 24 to 64 bytes")

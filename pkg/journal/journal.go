@@ -116,7 +116,7 @@ func History(ctx context.Context, b *bus.Bus, last *notification.Record) iter.Se
 		for oldest := last; yield(oldest, wireversion.Check(oldest.Schema)); {
 			carried, err := oldest.Carried()
 			if err != nil && b.ShouldLog("carried records") {
-				b.Logger().Warn("the records that a record carries cannot be read; they are read from the journal", zap.Uint64("sequence", oldest.Sequence), zap.Error(err))
+				b.Logger().Warn("the records that a record carries cannot be read; they are read from the journal", zap.Uint64("stream_seq", oldest.Sequence), zap.Error(err))
 			}
 			for _, r := range carried {
 				if !yield(r, wireversion.Check(r.Schema)) {

@@ -128,7 +128,7 @@ func TestCarriedIsNotTrusted(t *testing.T) {
 	}
 }
 
-// BenchmarkFollow is what the sixth record of a send costs beside its own encoding.
+// BenchmarkFollow measures the sixth record of a send, without its own encoding.
 func BenchmarkFollow(b *testing.B) {
 	records := make([]*Record, 6)
 	for i := range records {

@@ -179,7 +179,7 @@ func TestTornAppendOnlyFile(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		tear func(dir string)
-		kept bool // what was written before the damage is still there
+		kept bool // keys written before the damage are still there
 	}{
 		{"cut in a command", change(log, func(b []byte) []byte { return b[:len(b)-5] }), true},
 		{"cut in a transaction", change(log, func(b []byte) []byte { return b[:bytes.LastIndex(b, []byte("*1\r\n$4\r\nEXEC"))] }), true},

@@ -145,7 +145,7 @@ func (r *Registry) Restores() {
 			}
 		}
 		r.mu.Unlock()
-		r.log.Error("the bucket of webhooks was deleted by somebody; what this process knows is written back", zap.Int("webhooks", r.Len()))
+		r.log.Error("the bucket of webhooks was deleted while services ran; this process writes its copy back", zap.Int("webhooks", r.Len()))
 		for key, value := range values {
 			if _, err := r.bucket.Create(ctx, key, value); err != nil && !errors.Is(err, bus.ErrConflict) {
 				return err

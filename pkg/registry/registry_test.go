@@ -24,7 +24,7 @@ import (
 	"gancho/pkg/webhook"
 )
 
-// TestDeletedBucket: row 72 of the bad inputs, for buckets. The owner creates it anew and writes back what it
+// TestDeletedBucket: row 72 of the bad inputs, for buckets. The owner creates it again and writes back what it
 // knows; who watches is not ready meanwhile, keeps its copy, and follows the new one.
 func TestDeletedBucket(t *testing.T) {
 	if testing.Short() {
@@ -32,7 +32,7 @@ func TestDeletedBucket(t *testing.T) {
 	}
 	t.Parallel()
 	s := bustest.Start(t)
-	s.Topology(bustest.Limits()).Close() // else that one would create it anew
+	s.Topology(bustest.Limits()).Close() // else that one would create it again
 	owner, other := s.Connect("management"), s.Connect("publisher")
 	if err := owner.Own(t.Context(), topology.Management, bustest.Limits()); err != nil {
 		t.Fatal(err)
@@ -239,7 +239,7 @@ func (r *rig) write(key string, value []byte, header nats.Header) error {
 	return err
 }
 
-// TestForgedRecords: whatever somebody else writes into the bucket is not used by a process with the keys, is counted
+// TestForgedRecords: entries that others write into the bucket are not used by a process with the keys, is counted
 // there, and is put right by management, with which processes without the keys follow.
 func TestForgedRecords(t *testing.T) {
 	t.Parallel()
@@ -283,19 +283,19 @@ func TestForgedRecords(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, forge := range map[string]func() error{
-		"a broker's answer":       func() error { return r.write(w.Key(), []byte(`{"stream":"CRM_EVENTS","seq":17}`), nil) },
-		"unsigned":                func() error { return r.write(w.Key(), unsigned, nil) },
-		"signed by somebody else": func() error { return r.write(w.Key(), ours(elsewhere), nil) },
+		"a broker's answer": func() error { return r.write(w.Key(), []byte(`{"stream":"CRM_EVENTS","seq":17}`), nil) },
+		"unsigned":          func() error { return r.write(w.Key(), unsigned, nil) },
+		"signed by another": func() error { return r.write(w.Key(), ours(elsewhere), nil) },
 		"changed under its MAC": func() error {
 			return r.write(w.Key(), []byte(strings.Replace(string(good), "good.example", "evil.example", 1)), nil)
 		},
-		"another account's, copied":   func() error { return r.write(w.Key(), r.value(other.Key()), nil) },
-		"an older one":                func() error { return r.write(w.Key(), old, nil) },
-		"an empty one":                func() error { return r.write(w.Key(), nil, nil) },
-		"a bare deletion":             func() error { return r.write(w.Key(), nil, nats.Header{"KV-Operation": {"DEL"}}) },
-		"another's deletion":          func() error { return r.write(w.Key(), registry.SignDeletion(r.keys, other), nil) },
-		"a deletion by somebody else": func() error { return r.write(w.Key(), ours(registry.SignDeletion(foreign, &evil)), nil) },
-		"not JSON":                    func() error { return r.write(w.Key(), []byte("x"), nil) },
+		"another account's, copied": func() error { return r.write(w.Key(), r.value(other.Key()), nil) },
+		"an older one":              func() error { return r.write(w.Key(), old, nil) },
+		"an empty one":              func() error { return r.write(w.Key(), nil, nil) },
+		"a bare deletion":           func() error { return r.write(w.Key(), nil, nats.Header{"KV-Operation": {"DEL"}}) },
+		"another's deletion":        func() error { return r.write(w.Key(), registry.SignDeletion(r.keys, other), nil) },
+		"a deletion by another":     func() error { return r.write(w.Key(), ours(registry.SignDeletion(foreign, &evil)), nil) },
+		"not JSON":                  func() error { return r.write(w.Key(), []byte("x"), nil) },
 		"a member behind the MAC": func() error {
 			return r.write(w.Key(), append(good[:len(good)-1:len(good)-1], []byte(`,"url":"https://evil.example/"}`)...), nil)
 		},
@@ -320,11 +320,11 @@ func TestForgedRecords(t *testing.T) {
 			}
 		}
 	}
-	// No key was changed or deleted for whoever is told of changes.
+	// No change or deletion of a key was announced.
 	dispatcher.mu.Lock()
 	for _, c := range dispatcher.changes {
 		if strings.HasSuffix(c, "false") {
-			t.Errorf("a deletion was told: %q", dispatcher.changes)
+			t.Errorf("a deletion was announced: %q", dispatcher.changes)
 		}
 	}
 	dispatcher.mu.Unlock()
@@ -488,7 +488,7 @@ func TestAuthenticate(t *testing.T) {
 	if cfg.AllowRollup || cfg.MaxMsgsPerSubject != topology.WebhooksHistory || cfg.Metadata[topology.RecordsKey] != topology.RecordsAuthenticated {
 		t.Errorf("the bucket is %+v", cfg)
 	}
-	late := legacy("late") // by somebody who knows the earlier form
+	late := legacy("late") // by an intruder who knows the earlier form
 	r.until("it is not used", func() bool { return strings.HasPrefix(string(r.value(late.Key())), `{"deleted":true`) })
 	if management.Get("acme", late.ID) != nil {
 		t.Error("a record without a MAC is used")

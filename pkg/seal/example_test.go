@@ -6,7 +6,7 @@ import (
 	"gancho/pkg/seal"
 )
 
-// What was sealed for one purpose opens for no other one: the context is part of it.
+// A value sealed for one purpose opens for no other one: the context is part of it.
 func ExampleKeyring() {
 	ring := seal.New()
 	sealed := ring.Seal([]byte("Bearer 123"), []byte("acme/webhook-1/auth_key"))

@@ -229,13 +229,13 @@ func TestRotation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	anew := during.Seal(plain, context)
-	if id, _ := KeyID(anew); id != "new" {
-		t.Errorf("sealed anew under %q", id)
+	again := during.Seal(plain, context)
+	if id, _ := KeyID(again); id != "new" {
+		t.Errorf("sealed again under %q", id)
 	}
 
 	after := load(t, two)
-	if got, err := after.Open(anew, context); err != nil || string(got) != "s" {
+	if got, err := after.Open(again, context); err != nil || string(got) != "s" {
 		t.Errorf("after rotation: %q, %v", got, err)
 	}
 	if _, err := after.Open(sealed, context); err == nil || !strings.Contains(err.Error(), `its key is not in ENCRYPTION_KEY_FILE; add the line again: "old"`) {
@@ -328,7 +328,7 @@ func TestMAC(t *testing.T) {
 
 func FuzzOpen(f *testing.F) {
 	ring := load(f, "k1:"+b64(32, 1))
-	// Fixed, as each worker process of the fuzzer runs this function anew.
+	// Fixed, as each worker process of the fuzzer runs this function again.
 	const sealed = "v1.k1.INyZVSpYmCd745A3z8j3DPSPF0H4jm4C7_aaWtw"
 	f.Add(sealed, []byte("c"))
 	f.Add("v1.k1.", []byte(""))

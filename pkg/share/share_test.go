@@ -7,7 +7,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// accounts of the model: what is really stored, and whether the account exists.
+// accounts of the model: the bytes really stored, and whether the account exists.
 type model struct {
 	meter  *Meter
 	clock  time.Time

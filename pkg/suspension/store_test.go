@@ -467,7 +467,7 @@ func spread(n int) Key {
 	return Key{Account: fmt.Sprintf("account-%d", n%97), URLKey: fmt.Sprintf("%032x", n)}
 }
 
-// TestGuardCountsAccounts: one account's dead URLs are suspended and keep nobody else's from it; many accounts' are
+// TestGuardCountsAccounts: one account's dead URLs are suspended and keep no other's from it; many accounts' are
 // held, whatever a large account does.
 func TestGuardCountsAccounts(t *testing.T) {
 	t.Parallel()
@@ -657,7 +657,7 @@ func TestRestoreAfterFlush(t *testing.T) {
 		if lost, err := w.store.Lost(t.Context()); err != nil || lost {
 			t.Errorf("Lost after Restore: %v, %v", lost, err)
 		}
-		// What failed with ErrLost is given again.
+		// Observations that failed with ErrLost are given again.
 		wantEvents(t, w.observe(failed), "suspended")
 		newer := w.get(probing)
 		if n := w.restore(copies...); n != 0 {

@@ -23,9 +23,9 @@ var descriptions = map[string]string{
 	ConsumerMaxDeliveries: "the dispatchers: notifications that the broker delivers no more",
 	ConsumerMonitor:       "the suspension-monitor: counts failures and successes",
 	ConsumerCommands:      "the suspension-monitor: suspends and resumes by hand",
-	ConsumerIndex:         "management: lists notifications by what became of them",
+	ConsumerIndex:         "management: lists notifications by their states",
 	ConsumerIndexPending:  "management: lists notifications before their first attempt",
-	ConsumerNotices:       "management: tells owners what happened to their webhooks",
+	ConsumerNotices:       "management: sends owners notices about their webhooks",
 	ConsumerIndexEvents:   "management: finds events by transaction and document",
 }
 

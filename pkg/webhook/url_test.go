@@ -276,7 +276,7 @@ func TestURLKeyAndHost(t *testing.T) {
 	}
 }
 
-// FuzzNormalizeURL: what is accepted is accepted again unchanged, is what Go's client would send, and names
+// FuzzNormalizeURL: an accepted URL is accepted again unchanged, is what Go's client would send, and names
 // no address the policy refuses.
 func FuzzNormalizeURL(f *testing.F) {
 	for _, s := range []string{

@@ -15,7 +15,7 @@ import (
 	"gancho/pkg/webhook"
 )
 
-// TestMissingKey: what is sealed under a key that is not there is named before anything is to be sent, and once a
+// TestMissingKey: a secret sealed under a key that is not there is named before anything is to be sent, and once a
 // minute however many notifications wait for it.
 func TestMissingKey(t *testing.T) {
 	t.Parallel()

@@ -367,7 +367,7 @@ func TestParksForSuspendedURLAndReleasesInOrder(t *testing.T) {
 		t.Skip("-short: it takes seconds")
 	}
 	t.Parallel()
-	r := newRig(t, func(c *Config) { c.MaxInFlightPerURL = 1 }) // order is kept up to what is in flight
+	r := newRig(t, func(c *Config) { c.MaxInFlightPerURL = 1 }) // order is kept up to the requests in flight
 	rc := newReceiver(t, ok)
 	w := r.webhook(rc.URL, nil)
 	f := r.flag(w, time.Time{})
@@ -580,7 +580,7 @@ func nameServer(t *testing.T, answer func(name string) string) string {
 }
 
 // TestLoopIsBounded: a receiver that answers each notification with two more events. The loop grows to the URL's
-// share and not beyond, others are delivered beside it, and it ends with its webhook.
+// share and not beyond, others are delivered at the same time, and it ends with its webhook.
 func TestLoopIsBounded(t *testing.T) {
 	t.Parallel()
 	const share = 4
@@ -820,7 +820,7 @@ func TestJournalDecides(t *testing.T) {
 func TestReleasesInOrderOfEvents(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(c *Config) {
-		c.MaxInFlightPerURL = 1 // order is kept up to what is in flight
+		c.MaxInFlightPerURL = 1 // order is kept up to the requests in flight
 		c.RetryDelays = slices.Repeat([]time.Duration{time.Hour}, 5)
 	})
 	rc := newReceiver(t, func(attempt string, w http.ResponseWriter) {

@@ -271,7 +271,7 @@ func TestOneAccountLeavesPlaces(t *testing.T) {
 }
 
 // TestSlowURLsLeavePlaces: T12. However many URLs are slow or have not shown how they are, there are places for those
-// that answer quickly, and beside slow ones some for new ones.
+// that answer quickly, and next to slow ones some for new ones.
 func TestSlowURLsLeavePlaces(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -331,7 +331,7 @@ func TestSlowURLsLeavePlaces(t *testing.T) {
 		}
 		settle(time.Millisecond)
 
-		// Beside another account it is the same with the hundred places that this one has then.
+		// Next to another account it is the same with the hundred places that this one has then.
 		few := urlKey{"few", "url"}
 		s.try(few)
 		if got := flood(2000, 100); got != 75 {
@@ -345,7 +345,7 @@ func TestSlowURLsLeavePlaces(t *testing.T) {
 		settle(time.Millisecond)
 		s.restart(drip(0))
 		if s.urls[drip(0)].pace != unknown {
-			t.Error("a resumed URL does not begin anew")
+			t.Error("a resumed URL does not begin again")
 		}
 		if s.all != (load{}) {
 			t.Errorf("in the end %v are held", s.all)
@@ -353,8 +353,8 @@ func TestSlowURLsLeavePlaces(t *testing.T) {
 	})
 }
 
-// TestWaitingCountsForTheAccount: what waits for URLs that nothing is known of takes places of its account, so a flood
-// of new URLs that do not answer leaves the others theirs.
+// TestWaitingCountsForTheAccount: a delivery that waits for URLs that nothing is known of takes places of its account,
+// so a flood of new URLs that do not answer leaves the others theirs.
 func TestWaitingCountsForTheAccount(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -75,7 +75,7 @@ func TestBooksBalanceThroughKills(t *testing.T) {
 	}
 }
 
-// TestRemovedRetryIsFoundAndRepaired removes what waits for a retry behind everybody's back.
+// TestRemovedRetryIsFoundAndRepaired removes a waiting retry behind all services' backs.
 func TestRemovedRetryIsFoundAndRepaired(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, "RETRY_DELAYS=30s,30s,30s,30s,30s")

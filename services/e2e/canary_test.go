@@ -23,7 +23,7 @@ import (
 	"gancho/services/internal/testsystem"
 )
 
-// canaries are texts that must not come out where they do not belong, by what they are.
+// canaries are texts that must not come out where they do not belong, by their kind.
 type canaries map[string]string
 
 // find reports which of them text holds, raw or in base64.
@@ -82,17 +82,17 @@ func (s *system) raw(method, path, bearer string, body any) (int, string) {
 }
 
 // TestSecretsStayInside lets everything happen to webhooks whose auth keys, signing secrets, URLs and events
-// carry marks, with receivers that repeat all they are told, and then looks for the marks in every output:
+// carry marks, with receivers that repeat all they get, and then looks for the marks in every output:
 // logs of all services (at level debug), metrics, answers of the API, the broker's files and Redis's.
 func TestSecretsStayInside(t *testing.T) {
 	t.Parallel()
 	const otherToken = "CANARY-token-of-another-account"
 	s := newSystem(t, "LOG_LEVEL=debug", "API_TOKENS="+account+":"+token+",other:"+otherToken)
 
-	// What a receiver is told it tells everybody: in its status, its headers and its body.
+	// A receiver repeats all it gets: in its status, its headers and its body.
 	echo := func(status int) string {
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			body, _ := io.ReadAll(r.Body) // what came is enough
+			body, _ := io.ReadAll(r.Body) // the first part is enough
 			for k, v := range r.Header {
 				w.Header()["Echo-"+k] = v
 			}

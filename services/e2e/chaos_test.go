@@ -38,7 +38,7 @@ type ledgers struct {
 	seen      map[string][]sighting // requests at the receivers
 	bodies    map[string][]string   // and what they brought
 	said      map[string]outcome    // what the API says
-	kept      map[string]bool       // what FAILED keeps
+	kept      map[string]bool       // kept on FAILED
 	left      map[string]int        // by stream: messages for the dispatchers that wait, or that none of them acknowledged
 	again     int                   // deliveries of first attempts that the broker repeated
 	lost      int                   // notifications that the books found lost, and put right
@@ -247,7 +247,7 @@ func (s *system) kept() map[string]bool {
 func (s *system) left() (counts map[string]int, again int) {
 	s.t.Helper()
 	counts = map[string]int{}
-	for _, stream := range []string{topology.Retries, topology.Parked} { // work queues: what is acknowledged is gone
+	for _, stream := range []string{topology.Retries, topology.Parked} { // work queues: acknowledged messages are gone
 		st, err := s.js.Stream(s.t.Context(), stream)
 		if err != nil {
 			s.t.Fatal(err)
@@ -346,7 +346,7 @@ func owe(published map[string]string, hooks []hook, transaction string) {
 	}
 }
 
-// fault breaks one thing. What is frozen or down is mended by a later fault or by mend.
+// fault breaks one thing. Frozen or stopped processes are mended by a later fault or by mend.
 func (s *system) fault(random *rand.Rand) {
 	s.t.Helper()
 	ours := s.Services()

@@ -374,7 +374,7 @@ func testComposeSecrets(t *testing.T, c compose) {
 		}
 	}
 
-	// The broker and Redis get every variable that their configuration names, and no password beside.
+	// The broker and Redis get every variable that their configuration names, and no other password.
 	named := regexp.MustCompile(`(NATS|REDIS)_[A-Z_]+[A-Z]`)
 	inner := []string{"NATS_PASSWORD", "REDIS_PASSWORD", "REDIS_MORE_USERS", "REDIS_MORE_CONF"} // of the scripts among themselves
 	for name, s := range c.Services {

@@ -54,14 +54,14 @@ func TestDrippingURLsDoNotHoldUpOthers(t *testing.T) {
 		otherAccount, otherToken = "other", "test-token-of-other"
 	)
 	s := newSystem(t, fmt.Sprint("MAX_IN_FLIGHT=", places), "ATTEMPT_TIMEOUT=2s", "API_TOKENS="+account+":"+token+","+otherAccount+":"+otherToken)
-	var open, bodies, beside, most atomic.Int64 // beside: healthy requests that came while answers dripped; most: how many did then
+	var open, bodies, unhindered, most atomic.Int64 // unhindered: healthy requests that came while answers dripped; most: how many did then
 	line := newReceiver(t, drips("", "HTTP/1.1 200 OK, and more of it ", &open))
 	headers := newReceiver(t, drips("HTTP/1.1 200 OK\r\n", "Set-Cookie: a\r\n", &open))
 	body := newReceiver(t, drips("HTTP/1.1 200 OK\r\n\r\n", "x", &bodies))
 	good := newReceiver(t, func(http.ResponseWriter, string) {
 		n := open.Load()
 		if n > 0 {
-			beside.Add(1)
+			unhindered.Add(1)
 		}
 		for seen := most.Load(); n > seen && !most.CompareAndSwap(seen, n); seen = most.Load() {
 		}
@@ -91,7 +91,7 @@ func TestDrippingURLsDoNotHoldUpOthers(t *testing.T) {
 	}
 	publish()
 	s.Until("the healthy ones have their first", func() bool { return good.total() == len(hooks) })
-	beside.Store(0)
+	unhindered.Store(0)
 	s.token = token
 	kinds := []*receiver{line, headers, line, headers, body}
 	for i := range urls {
@@ -110,7 +110,7 @@ func TestDrippingURLsDoNotHoldUpOthers(t *testing.T) {
 	})
 	parked := s.parked()
 	t.Logf("before the last healthy request %d went to dripping URLs, at most %d open; %d of %d notifications parked", asked(), most.Load(), parked, urls*events)
-	if n := beside.Load(); n < int64(len(hooks)*events/2) {
+	if n := unhindered.Load(); n < int64(len(hooks)*events/2) {
 		t.Errorf("%d of %d healthy requests came while answers dripped, want most of them", n, len(hooks)*events)
 	}
 	if n := most.Load(); n >= places/2 {

@@ -45,7 +45,7 @@ func TestChaosCatchesSeededBugs(t *testing.T) {
 			t.Parallel()
 			patience := 2 * time.Minute
 			if tc.want != "" {
-				patience = 8 * time.Second // what is stuck stays so
+				patience = 8 * time.Second // a stuck one stays so
 			}
 			l := runFaulty(t, tc.fault, patience)
 			problems, _ := audit(l)

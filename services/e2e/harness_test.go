@@ -36,7 +36,7 @@ var binaries = sync.OnceValues(func() (string, error) {
 })
 
 // newestBinaries builds the services once more, as the version yet to come (build tag rehearsal); the broker
-// beside them is the same.
+// next to them is the same.
 var newestBinaries = sync.OnceValues(func() (string, error) {
 	old, err := binaries()
 	if err != nil {
@@ -207,7 +207,7 @@ func (s *system) register(eventName, url string) hook {
 	return h
 }
 
-// settle waits until every webhook counts for what is published next: a second after its registration at the
+// settle waits until every webhook counts for the next events: a second after its registration at the
 // latest, in practice milliseconds, on a busy machine more.
 func (s *system) settle() {
 	<-time.After(time.Until(time.Unix(0, s.registered.Load()).Add(time.Second)))
@@ -263,7 +263,7 @@ func (s *system) notification(id string) note {
 // seenID is the header in which a receiver hands its answer the webhook-id.
 const seenID = "X-Seen"
 
-// receiver is an endpoint that counts what it sees.
+// receiver is an endpoint that counts its requests.
 type receiver struct {
 	*httptest.Server
 

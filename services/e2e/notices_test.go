@@ -13,7 +13,7 @@ import (
 )
 
 // TestNoticeReachesItsURL: a webhook whose URL always fails is suspended, and its owner's URL gets a signed notice of
-// it, with the times of what comes next.
+// it, with the times of the next steps.
 func TestNoticeReachesItsURL(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, "SUSPENSION_WINDOW=10m", "SUSPENSION_MIN_FAILURES=4", "SUSPENSION_MIN_SPAN=0s", "SUSPENSION_DURATION=1h", "SUSPENSION_MAX_DURATION=1h")
@@ -74,7 +74,7 @@ func TestNoticeReachesItsURL(t *testing.T) {
 			t.Errorf("told twice: %s", r.body)
 		}
 		told[notice.Type] = true
-		if notice.Type == "webhook.permanent_failure" { // of what was in flight
+		if notice.Type == "webhook.permanent_failure" { // of those in flight
 			continue
 		}
 		if notice.Data.WebhookID != h.ID || notice.Data.Until == "" || notice.Data.Text == "" {

@@ -78,7 +78,7 @@ func TestDeletedConsumers(t *testing.T) {
 	}
 	txs = append(txs, s.publishMany(20)...)
 	s.Until("deliveries go on", func() bool { return rc.total() >= 60 })
-	for _, g := range gone { // now with nobody who remembers what was acknowledged
+	for _, g := range gone { // now without a process that remembers the acknowledgements
 		if g.owner.Running() {
 			s.stopCleanly(g.owner)
 		}
@@ -104,8 +104,8 @@ func TestDeletedConsumers(t *testing.T) {
 	}
 }
 
-// TestDeletedStream: a stream that is gone makes who needs it unready until its owner, and nobody else,
-// has created it anew.
+// TestDeletedStream: a stream that is gone makes services that need it unready until its owner, and no other,
+// has created it again.
 func TestDeletedStream(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t)
@@ -140,7 +140,7 @@ func TestDeletedStream(t *testing.T) {
 	})
 }
 
-// TestEditedConsumer is row 72 of the bad inputs: somebody edits the consumer of retries again and again while
+// TestEditedConsumer is row 72 of the bad inputs: the consumer of retries is edited again and again while
 // notifications are on theirs. The dispatcher tells and sets it back; each notification has its six attempts.
 func TestEditedConsumer(t *testing.T) {
 	t.Parallel()
@@ -211,7 +211,7 @@ func TestEditedConsumer(t *testing.T) {
 	for ; value(d, early) <= 0; repeated++ { // until one came back before its time
 		edit(func(c *jetstream.ConsumerConfig) { c.AckWait = time.Second })
 	}
-	if log := d.Log(); !strings.Contains(log, `"a consumer was edited by somebody; setting it back"`) || !strings.Contains(log, "settings of consumer dispatcher-retries: edited by somebody: max_deliver 5 -> 1") {
+	if log := d.Log(); !strings.Contains(log, `"a consumer was edited while services ran; setting it back"`) || !strings.Contains(log, "settings of consumer dispatcher-retries: edited while services ran: max_deliver 5 -> 1") {
 		t.Error("the dispatcher's log does not tell")
 	}
 
@@ -220,7 +220,7 @@ func TestEditedConsumer(t *testing.T) {
 	must(t, "pause the consumer", err)
 	s.Until("the dispatcher says that it is paused", func() bool {
 		status, body := s.readyz(d)
-		return status == http.StatusServiceUnavailable && strings.Contains(body, "consumer dispatcher-retries: paused by somebody until ")
+		return status == http.StatusServiceUnavailable && strings.Contains(body, "consumer dispatcher-retries: paused until ")
 	})
 	_, err = s.js.ResumeConsumer(ctx, topology.Retries, topology.ConsumerRetries)
 	must(t, "resume the consumer", err)

@@ -340,7 +340,7 @@ type right struct {
 	create  []string            // streams it may create and update
 	purge   []string            // streams it may purge
 	remove  []string            // streams it may delete single messages of
-	info    []string            // streams it may look at beside those it creates
+	info    []string            // streams it may look at in addition to those it creates
 	get     []string            // streams it may read single messages of
 	lookUp  []string            // streams it may read the newest message of a subject of; in a cluster that is get
 	consume map[string][]string // stream: consumers it may create, pull and delete; "*" for any other name
@@ -644,7 +644,7 @@ func TestRedisUsers(t *testing.T) {
 	}
 }
 
-// TestRedisStartNeedsPasswords: an empty password would let everybody in.
+// TestRedisStartNeedsPasswords: an empty password would let anyone in.
 func TestRedisStartNeedsPasswords(t *testing.T) {
 	t.Parallel()
 	cmd := exec.Command("/bin/sh", filepath.Join("..", "..", "deploy", "redis", "start.sh"))

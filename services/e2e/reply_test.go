@@ -69,7 +69,7 @@ func TestReplySubjectsAreNoWayIn(t *testing.T) {
 			t.Error("a stream was created by an answer")
 		}
 	}
-	// A stream takes the answer for a message. It has none of our headers, so nobody is told of it.
+	// A stream takes the answer for a message. It has none of our headers, so it reaches no service.
 	first, err := lane.First(ctx, b.bus(t, userDispatcher), 10*time.Second)
 	must(t, "first attempts", err)
 	if n, err := first.Pull(ctx, 10, bus.Unbounded, func(d *lane.Delivery) { t.Errorf("an answer of the broker became a delivery: %+v", d.Notification) }); n > 0 || err != nil {

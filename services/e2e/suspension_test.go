@@ -308,7 +308,7 @@ func TestFrozenProbingDispatcher(t *testing.T) {
 func TestByHand(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, quickly...)
-	rc, moved := newReceiver(t, fail), newReceiver(t, succeed) // what comes before the flag is parked at its retry
+	rc, moved := newReceiver(t, fail), newReceiver(t, succeed) // notifications before the flag are parked at its retry
 	h, other := s.register(dealCreated, rc.URL), s.register("crm_deal_*", rc.URL)
 	for range 2 { // idempotent
 		if status := s.call(http.MethodPost, "/crm/v2/webhooks/"+h.ID+"/suspend", nil, nil); status/100 != 2 {
@@ -327,7 +327,7 @@ func TestByHand(t *testing.T) {
 		now := s.hook(h.ID)
 		return now.Suspension != nil && now.Suspension.Parked == 5
 	})
-	// What was parked follows a changed URL.
+	// Parked notifications follow a changed URL.
 	if status := s.call(http.MethodPut, "/crm/v2/webhooks/"+h.ID, map[string]any{"url": moved.URL + "/new"}, nil); status != http.StatusOK {
 		t.Fatalf("PUT: status %d", status)
 	}

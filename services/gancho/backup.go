@@ -201,7 +201,7 @@ func readManifest(dir string) (*manifest, error) {
 			return nil, fmt.Errorf("read the backup: %w", err)
 		}
 		if hex.EncodeToString(sum.Sum(nil)) != s.SHA256 {
-			return nil, fmt.Errorf("%s is not what was backed up: its checksum differs", s.File)
+			return nil, fmt.Errorf("%s differs from the backup's: its checksum is another one", s.File)
 		}
 	}
 	return &m, nil

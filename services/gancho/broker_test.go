@@ -22,7 +22,7 @@ import (
 	"gancho/pkg/topology"
 )
 
-// command is one of the commands that talk to the broker, with what it printed.
+// command is one of the commands that talk to the broker, with its output.
 type command struct {
 	code     int
 	out, err string

@@ -229,7 +229,7 @@ func (d *demo) tour(ctx context.Context, health *service.Health, where addresses
 		return fmt.Errorf("read what is parked: %w", err)
 	}
 	dead.comeBack()
-	d.say("the dead receiver is back; the next probe finds out, and what was parked is released, oldest first")
+	d.say("the dead receiver is back; the next probe finds out, and parked notifications are released, oldest first")
 	if err := d.progressUntil(ctx, func() bool { return d.open() == 0 }); err != nil {
 		return fmt.Errorf("%d notifications have not ended: %w", d.open(), err)
 	}
@@ -474,7 +474,7 @@ func (d *demo) balance() error {
 			problem("the %s receiver saw %d requests that no event accounts for", r.name, n)
 		}
 		if n := r.changed(); n > 0 {
-			problem("the %s receiver saw %d bodies that differ from what was published", r.name, n)
+			problem("the %s receiver saw %d bodies that differ from the published ones", r.name, n)
 		}
 	}
 	if len(d.waiting) == 0 {
@@ -487,7 +487,7 @@ func (d *demo) balance() error {
 	if len(problems) > 0 {
 		return fmt.Errorf("the books do not balance:\n  %s", strings.Join(problems[:min(10, len(problems))], "\n  "))
 	}
-	fmt.Fprintf(d.out, "The books balance: every notification ended once, as its receiver saw it, and what was parked arrived oldest first.\n")
+	fmt.Fprintf(d.out, "The books balance: every notification ended once, as its receiver saw it, and parked ones arrived oldest first.\n")
 	return nil
 }
 

@@ -133,13 +133,13 @@ func (d *diagnosis) judge(state map[string]bus.Part) {
 	age := func(t time.Time) time.Duration { return r.At.Sub(t).Round(time.Second) }
 	switch {
 	case d.Kept == nil:
-		d.find(false, "nobody has kept the books yet", "Is a suspension-monitor running? It finds lost notifications and puts them right.")
+		d.find(false, "the books have not been kept yet", "Is a suspension-monitor running? It finds lost notifications and puts them right.")
 	case age(d.Kept.At) > late:
-		d.find(false, fmt.Sprintf("nobody has kept the books for %v", age(d.Kept.At)), "Is a suspension-monitor running, and does its log say why it cannot?")
+		d.find(false, fmt.Sprintf("the books have not been kept for %v", age(d.Kept.At)), "Is a suspension-monitor running, and does its log say why it cannot?")
 	}
 	if r.Unaccounted > 0 {
 		d.find(true, fmt.Sprintf("%d notifications are unaccounted for: nothing carries them", r.Unaccounted),
-			"The suspension-monitor schedules them anew within a minute. If they stay, look for \"cannot be put right\" in its log.")
+			"The suspension-monitor schedules them again within a minute. If they stay, look for \"cannot be put right\" in its log.")
 	} else if !d.Balanced {
 		d.find(true, "the counts do not add up", "This is a fault of Gancho. Keep a backup (gancho backup) and report it.")
 	}

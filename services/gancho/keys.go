@@ -213,14 +213,14 @@ func (r *resealer) reseal(ctx context.Context, others []*webhook.Webhook) error 
 	said := time.Now()
 	for i, w := range others {
 		if err := r.one(ctx, w); err != nil {
-			return fmt.Errorf("%d of %d webhooks are sealed anew; run it again for the others: %w", i, len(others), err)
+			return fmt.Errorf("%d of %d webhooks are sealed again; run it again for the others: %w", i, len(others), err)
 		}
 		if time.Since(said) > progressEvery {
 			said = time.Now()
-			fmt.Fprintf(r.stdout, "%d of %d sealed anew\n", i+1, len(others))
+			fmt.Fprintf(r.stdout, "%d of %d sealed again\n", i+1, len(others))
 		}
 	}
-	fmt.Fprintf(r.stdout, "%d sealed anew\n", len(others)-r.broken)
+	fmt.Fprintf(r.stdout, "%d sealed again\n", len(others)-r.broken)
 	return nil
 }
 

@@ -85,7 +85,7 @@ func TestReseal(t *testing.T) {
 	}
 	reseal(s, path, true).want(t, 1, `40 webhooks`, `key `+old.Current()+`: 40\n`, `key `+added+`: 0 \(the first`, `40 webhooks need another key`)
 
-	// Owners change names meanwhile, as management does it, and one sets its auth key anew.
+	// Owners change names meanwhile, as management does it, and one sets its auth key again.
 	ctx, stop := context.WithCancel(t.Context())
 	var changes [count]atomic.Int64
 	var owners sync.WaitGroup
@@ -106,7 +106,7 @@ func TestReseal(t *testing.T) {
 	got := reseal(s, path, false)
 	stop()
 	owners.Wait()
-	got.want(t, 0, `40 sealed anew`, `key `+added+`: 40 \(the first`, `Everything is sealed under `+added)
+	got.want(t, 0, `40 sealed again`, `key `+added+`: 40 \(the first`, `Everything is sealed under `+added)
 	reseal(s, path, false).want(t, 0, `^40 webhooks\n  key \S+: 40 \(the first in the file\)\nEverything`)
 	e, err := bucket.Get(t.Context(), gone.Key())
 	if err != nil || !strings.Contains(string(e.Value), added) {
@@ -143,7 +143,7 @@ func TestReseal(t *testing.T) {
 	}
 }
 
-// TestResealNamesWhatDoesNotOpen: a webhook whose key is gone is named and left as it is, the others are sealed anew.
+// TestResealNamesWhatDoesNotOpen: a webhook whose key is gone is named and left as it is, the others are sealed again.
 func TestResealNamesWhatDoesNotOpen(t *testing.T) {
 	t.Parallel()
 	s := bustest.Start(t)
@@ -169,9 +169,9 @@ func TestResealNamesWhatDoesNotOpen(t *testing.T) {
 	if w, err := webhook.Decode(e.Value); err != nil || w.AuthKey != lost.AuthKey {
 		t.Errorf("what does not open was changed: %v", err)
 	}
-	reseal(s, writeKeys(t, c+b+a), false).want(t, 0, `1 sealed anew`, `key c: 2 \(the first`, `Everything`)
+	reseal(s, writeKeys(t, c+b+a), false).want(t, 0, `1 sealed again`, `key c: 2 \(the first`, `Everything`)
 
-	// Someone else's webhook under this key, as nobody but an attacker would put it.
+	// Someone else's webhook under this key, as only an attacker would put it.
 	if e, err = bucket.Get(t.Context(), fine.Key()); err != nil {
 		t.Fatal(err)
 	}

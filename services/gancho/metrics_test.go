@@ -21,7 +21,7 @@ import (
 	"gancho/pkg/waittest"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "write the golden files again")
 
 // TestMetrics compares name, type, labels and help of every metric of all services with testdata/metrics.golden.
 // Dashboards and alerts are written against them.
@@ -32,7 +32,7 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	addr := l.Addr().String()
-	_ = l.Close() // management takes it; nobody else asks for this very port
+	_ = l.Close() // management takes it; no one else asks for this very port
 	var cfg Config
 	environ := []string{
 		"DATA_DIR=" + t.TempDir(), "NATS_LISTEN=127.0.0.1:0", "NATS_SYNC_INTERVAL=1s", "HTTP_ADDR=" + addr, "API_TOKENS=acme:token",
@@ -117,6 +117,6 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("the metrics changed; go test ./services/gancho -run TestMetrics -update writes them anew (-want +got):\n%s", diff)
+		t.Errorf("the metrics changed; go test ./services/gancho -run TestMetrics -update writes them again (-want +got):\n%s", diff)
 	}
 }

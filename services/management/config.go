@@ -109,7 +109,7 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("TRUSTED_PROXIES: %w", err))
 	}
 	if c.APITokens == "" && c.APITokensFile == "" && c.JWTJWKSURL == "" && c.JWTHMACSecret == "" {
-		errs = append(errs, errors.New("API_TOKENS: nobody could use the API; set it, API_TOKENS_FILE, JWT_JWKS_URL or JWT_HMAC_SECRET"))
+		errs = append(errs, errors.New("API_TOKENS: no one could use the API; set it, API_TOKENS_FILE, JWT_JWKS_URL or JWT_HMAC_SECRET"))
 	}
 	errs = append(errs, c.jwt().Check(), console.CheckAncestors(c.ConsoleFrameAncestors))
 	if _, err := catalogue.New(c.EventNames, ""); err != nil {

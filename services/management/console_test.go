@@ -543,7 +543,7 @@ func TestConsoleWebhooks(t *testing.T) {
 		t.Errorf("after the change: %v", got)
 	}
 	b.get(path).want(200).has("The webhook was changed.", "This webhook is disabled")
-	b.post(path, change...).want(412).safe("en").has("Somebody else changed the webhook meanwhile", "Novo")
+	b.post(path, change...).want(412).safe("en").has("Another user has changed the webhook", "Novo")
 	b.post(path, "name", "Novo", "event_name", "crm_deal_*", "url", "https://hooks.example.com/y", "status", "active").leads(path)
 	if got := s.do(acme, "GET", "/crm/v2"+path, nil).want(200).data(); got["auth_header"] != nil || got["status"] != "active" {
 		t.Errorf("after emptying the header: %v", got)

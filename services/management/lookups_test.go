@@ -134,7 +134,7 @@ func TestLookUps(t *testing.T) {
 				t.Errorf("%s: %s: %d notifications (%d different), want %d; partial %v", when, name, len(got), len(unique), tc.want, partial)
 			}
 		}
-		// An event: what became of it, and why not more did.
+		// An event: its fate, and why it has no more notifications.
 		r := s.do(acme, "GET", "/crm/v2/events/"+ids[0], nil).want(200).data()
 		if r["event_name"] != "crm_deal_created" || r["transaction_uuid"] != "t-0" || r["document_id"] != "d-0" || r["origin"] != "erp" || len(array(r, "changed")) != 1 {
 			t.Errorf("%s: event %v", when, r)

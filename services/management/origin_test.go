@@ -43,7 +43,7 @@ func TestSecretsFollowTheOrigin(t *testing.T) {
 	}
 	s.do(acme, "PUT", "/crm/v2/webhooks/"+id, map[string]any{"url": "https://one.example.com/y"}).want(http.StatusOK) // the same origin
 	if w := stored(id); w.AuthKey != before.AuthKey || w.Version != 2 {
-		t.Errorf("version %d, sealed anew: %v; want 2 and the same seal", w.Version, w.AuthKey != before.AuthKey)
+		t.Errorf("version %d, sealed again: %v; want 2 and the same seal", w.Version, w.AuthKey != before.AuthKey)
 	}
 	s.do(acme, "PUT", "/crm/v2/webhooks/"+id, map[string]any{"url": "https://two.example.com/x", "auth_header": "X-Key", "auth_key": "second"}).want(http.StatusOK)
 	after := stored(id)

@@ -189,7 +189,7 @@ func TestReplaySurvives(t *testing.T) {
 }
 
 // TestReplayIsCancelled: row 92 of the bad inputs. A running replay of many events stops when its owner cancels it,
-// is told as cancelled with what it has sent, and cannot go on.
+// is shown as cancelled with the number it has sent, and cannot go on.
 func TestReplayIsCancelled(t *testing.T) {
 	t.Parallel()
 	s := start(t, nil)

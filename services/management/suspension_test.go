@@ -101,7 +101,7 @@ func TestSuspension(t *testing.T) {
 	id, sibling := create("crm_deal_created"), create("crm_deal_updated")
 	path := "/crm/v2/webhooks/" + id
 
-	// By hand: both webhooks of the URL are suspended, with what waits.
+	// By hand: both webhooks of the URL are suspended, with their waiting notifications.
 	r := s.do(acme, "POST", path+"/suspend", `{"data":{}}`).want(200)
 	sus := object(r.data(), "suspension")
 	if r.data()["status"] != "suspended" || sus["reason"] != "by_hand" || sus["until"] != nil || sus["parked"] != 0.0 {
@@ -201,7 +201,7 @@ func TestSuspension(t *testing.T) {
 	}
 }
 
-// What was parked because its URL had many requests open waits for the probe once the URL is suspended.
+// A notification that was parked because its URL had many requests open waits for the probe once the URL is suspended.
 func TestExplainParkedBeforeSuspension(t *testing.T) {
 	t.Parallel()
 	s := start(t, nil)

@@ -216,7 +216,7 @@ func TestHeadersThatRuleNothing(t *testing.T) {
 }
 
 // TestBodiesThatLie: row 84 of the bad inputs, written by hand as no client would. Each is refused and its connection
-// closed; what stands behind a body is not taken for a part of it.
+// closed; bytes behind a body are not taken for a part of it.
 func TestBodiesThatLie(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: it takes seconds")
@@ -228,7 +228,7 @@ func TestBodiesThatLie(t *testing.T) {
 	t.Run("all", func(t *testing.T) {
 		for name, tc := range map[string]struct {
 			head, body string
-			cut        bool // nothing follows, and the server is told
+			cut        bool // nothing follows, and the server learns it
 			status     int
 		}{
 			"length 1 and more":        {"Content-Length: 1\r\n", whole + "\r\n\r\n", false, 400},

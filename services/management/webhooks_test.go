@@ -134,7 +134,7 @@ func TestSameDestinationTwice(t *testing.T) {
 }
 
 // TestConcurrentChangesMerge: row 89 of the bad inputs, on two replicas. Of many changes to one revision one wins
-// and the others are told; changes without a condition lose nothing of each other, nor of those with one.
+// and the others learn of it; changes without a condition lose nothing of each other, nor of those with one.
 func TestConcurrentChangesMerge(t *testing.T) {
 	t.Parallel()
 	s := start(t, nil)
@@ -165,7 +165,7 @@ func TestConcurrentChangesMerge(t *testing.T) {
 		t.Fatalf("%q won with the same If-Match, and the name is %v", won, now)
 	}
 
-	// Each of 20 appends a letter to what it has read, until nobody was faster; each of 30 sets another member.
+	// Each of 20 appends a letter to the name it has read, until no other was faster; each of 30 sets another member.
 	const letters = 20
 	s.do(acme, "PUT", path, map[string]any{"name": "n"}).want(200)
 	merged := []map[string]any{{"http_method": "PATCH"}, {"event_name": "crm_deal_*"}, {"auth_header": "X-Key", "auth_key": "s3cret"}}

@@ -32,7 +32,7 @@ import (
 	"gancho/services/internal/testsystem"
 )
 
-// rig is a publisher on a real broker; the test plays the CRM and looks at what is stored.
+// rig is a publisher on a real broker; the test plays the CRM and looks at the streams.
 type rig struct {
 	t        *testing.T
 	js       jetstream.JetStream
@@ -258,7 +258,7 @@ func TestBulkChange(t *testing.T) {
 	}
 }
 
-// TestCloudEventsStructured: what is in the wrapper goes on, and what cannot is rejected with its wrapper.
+// TestCloudEventsStructured: the wrapper's event goes on, and one that cannot is rejected with its wrapper.
 func TestCloudEventsStructured(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -415,7 +415,7 @@ func TestUnreadableConditionWaits(t *testing.T) {
 	}
 }
 
-// TestTextStaysText: rows 52, 60 and 68 of the bad inputs. Whatever text is in an event or in headers beside it, the
+// TestTextStaysText: rows 52, 60 and 68 of the bad inputs. Whatever text is in an event or in its headers, the
 // body goes on byte for byte, the headers do not, and the log holds none of it.
 func TestTextStaysText(t *testing.T) {
 	t.Parallel()

@@ -72,7 +72,7 @@ func newCrowd(t *testing.T) *crowd {
 	return c
 }
 
-// start starts a publisher and returns once it pulls events: what was published before comes in no order.
+// start starts a publisher and returns once it pulls events: those published before come in no order.
 func (c *crowd) start() {
 	c.t.Helper()
 	c.rig.start()
@@ -131,7 +131,7 @@ func (c *crowd) release(account string) {
 	}
 }
 
-// probe publishes events of an account that harms nobody, each once the one before was attempted, until stop is called.
+// probe publishes events of a harmless account, each once the one before was attempted, until stop is called.
 // stop fails the test when fewer than five came through.
 func (c *crowd) probe(account string) (stop func()) {
 	c.t.Helper()
@@ -348,7 +348,7 @@ func TestOneLargeFanOut(t *testing.T) {
 	c.once(1, hooks)
 }
 
-// TestAloneAnAccountIsNotDeferred: with nobody else there, nine tenths of the stores are its own.
+// TestAloneAnAccountIsNotDeferred: with no other account, nine tenths of the stores are its own.
 func TestAloneAnAccountIsNotDeferred(t *testing.T) {
 	t.Parallel()
 	c := newCrowd(t)

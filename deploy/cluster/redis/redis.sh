@@ -4,7 +4,7 @@
 # very first start, REDIS_FIRST_PRIMARY is the primary.
 #
 # usage: redis.sh [redis-server options]; the data is in the working directory
-# From the environment, beside the passwords that deploy/redis/start.sh needs:
+# From the environment, in addition to the passwords that deploy/redis/start.sh needs:
 #   REDIS_SELF                  host:port under which the others reach this one
 #   REDIS_FIRST_PRIMARY         host:port
 #   SENTINELS                   host:port of each, separated by spaces

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Starts one Sentinel. What it knows and decides is in sentinel.conf in the working
-# directory, which must last; logins are written anew on each start.
+# Starts one Sentinel. Its state and decisions are in sentinel.conf in the working
+# directory, which must last; logins are written at each start.
 #
 # usage: sentinel.sh [redis-server options]
 # From the environment:

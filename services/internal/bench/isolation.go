@@ -88,7 +88,7 @@ func (b *bench) drip(name string) { b.among(name, "drip", 500, 10, 1) }
 func (b *bench) among(name, bad string, urls, events, rate int) {
 	const badEvent = "crm_source_created"
 	run := 0
-	beside := func(kind string) (r report, sent, parked int) {
+	among := func(kind string) (r report, sent, parked int) {
 		if urls > 1 {
 			run++
 		}
@@ -113,9 +113,9 @@ func (b *bench) among(name, bad string, urls, events, rate int) {
 	for range isolationRuns {
 		alone = append(alone, b.isolationRun("ok", 20, isolationRun))
 		b.idle()
-		r, _, _ := beside("back")
+		r, _, _ := among("back")
 		quick = append(quick, r)
-		r, sent, parked = beside(bad)
+		r, sent, parked = among(bad)
 		troubled = append(troubled, r)
 	}
 	compare(name, quick, troubled)
@@ -146,7 +146,7 @@ func compare(name string, calm, troubled []report) {
 		for i := range a {
 			ratios = append(ratios, t[i]/a[i])
 		}
-		fmt.Printf("%30s all healthy %6.1f ms, beside them %6.1f ms; ratio %.2f (of %d: %s)\n",
+		fmt.Printf("%30s all healthy %6.1f ms, next to them %6.1f ms; ratio %.2f (of %d: %s)\n",
 			m.what, median(a), median(t), median(ratios), len(ratios), strings.Join(format(ratios), " "))
 	}
 	share := 0.0

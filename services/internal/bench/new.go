@@ -29,25 +29,25 @@ func (b *bench) fresh(name string) {
 	}
 	defer store.Close()
 	fmt.Println(name)
-	for _, beside := range []int{0, 500} {
+	for _, others := range []int{0, 500} {
 		for _, wait := range []time.Duration{0, time.Millisecond, 10 * time.Millisecond, known} {
 			stop, stopped := make(chan struct{}), make(chan struct{})
 			go func() {
 				defer close(stopped)
-				for beside > 0 {
+				for others > 0 {
 					select {
 					case <-stop:
 						return
 					default:
-						b.publishAt(other, beside/10, beside)
+						b.publishAt(other, others/10, others)
 					}
 				}
 			}()
 			var hooks, told []string
 			for i := range each {
-				id := b.register(eventName, fmt.Sprintf("http://%s/ok/%s/%d-%d-%d", b.target, eventName, beside, wait, i))
+				id := b.register(eventName, fmt.Sprintf("http://%s/ok/%s/%d-%d-%d", b.target, eventName, others, wait, i))
 				time.Sleep(wait)
-				transaction := fmt.Sprintf("%d-%d-%d", beside, wait, i)
+				transaction := fmt.Sprintf("%d-%d-%d", others, wait, i)
 				if _, err := b.js.Publish(ctx, "crm.events."+testsystem.Account+"."+eventName, fmt.Appendf(nil, `{"transaction_uuid":%q}`, transaction)); err != nil {
 					b.f.Fatalf("publish: %v", err)
 				}
@@ -66,7 +66,7 @@ func (b *bench) fresh(name string) {
 					b.f.Fatalf("%v", err)
 				}
 			}
-			fmt.Printf("%30s %3d of %d events missed a webhook registered %v before, beside %d events/s\n", "", missed, each, wait, beside)
+			fmt.Printf("%30s %3d of %d events missed a webhook registered %v before, among %d events/s\n", "", missed, each, wait, others)
 			for _, id := range hooks {
 				b.remove(id)
 			}

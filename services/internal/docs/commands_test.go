@@ -79,7 +79,7 @@ func startServe(t *testing.T) (url, token string) {
 	cmd.Env = []string{
 		"DATA_DIR=" + filepath.Join(dir, "data"), "HTTP_ADDR=" + strings.TrimPrefix(url, "http://"), "OPS_ADDR=127.0.0.1:0", "NATS_LISTEN=127.0.0.1:0",
 		"NATS_SYNC_INTERVAL=1s", "API_TOKENS=acme:" + token, "RETRY_DELAYS=100ms,100ms,100ms,100ms,100ms",
-		"EGRESS_DNS_SERVER=127.0.0.1:" + freePort(t), // nobody answers: the page's receiver does not exist
+		"EGRESS_DNS_SERVER=127.0.0.1:" + freePort(t), // no one answers: the page's receiver does not exist
 	}
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log

@@ -80,7 +80,7 @@ func lists() []list {
 			first: "status", actions: "how it is left", closed: []string{string(webhook.Active), string(suspension.Suspended), string(webhook.Disabled)}, words: []word{
 				{string(webhook.Active), "events are matched and sent", ""},
 				{string(suspension.Suspended), "its URL is set aside; `suspension` says since when, until when and why. Events are matched, their notifications parked", "a successful probe, `POST .../resume`, or any change of the webhook"},
-				{string(webhook.Disabled), "set by its owner with `PUT {\"data\":{\"status\":\"disabled\"}}`. New events are not matched; what was on its way is parked", "`PUT {\"data\":{\"status\":\"active\"}}`"},
+				{string(webhook.Disabled), "set by its owner with `PUT {\"data\":{\"status\":\"disabled\"}}`. New events are not matched; notifications on their way are parked", "`PUT {\"data\":{\"status\":\"active\"}}`"},
 			},
 		},
 		{
@@ -88,17 +88,17 @@ func lists() []list {
 			about: "`suspension.reason` of a webhook, and `reason` of the events `suspended`, `probing` and `resumed`.",
 			first: "reason", actions: "how it ends", closed: []string{suspension.ReasonAlwaysFailing, suspension.ReasonByHand}, words: []word{
 				{suspension.ReasonAlwaysFailing, "within 10 min it had at least 20 failures, no success, and at least 1 min between the first and the last (`SUSPENSION_*`); `evidence` has the numbers", "a probe at `until` succeeds; each failed one doubles the time, from 5 min up to 6 h"},
-				{suspension.ReasonByHand, "somebody called `POST .../suspend`", "only `POST .../resume` or a changed URL; no probes are made"},
+				{suspension.ReasonByHand, "a call of `POST .../suspend`", "only `POST .../resume` or a changed URL; no probes are made"},
 			},
 		},
 		{
 			title: "Status events",
 			about: "Published on `gancho.webhooks.<account_id>.<webhook_id>.<event>` (stream `WEBHOOK_STATUS`), one for each webhook of the URL, so that the CRM can tell the owner.",
 			first: "event", closed: append(names(suspension.EventAtRisk, suspension.EventSuspended, suspension.EventProbing, suspension.EventResumed), "permanent_failure"), words: []word{
-				{string(suspension.EventAtRisk), "half of the failures that lead to a suspension are reached; told once until the URL works again", ""},
+				{string(suspension.EventAtRisk), "half of the failures that lead to a suspension are reached; sent once until the URL works again", ""},
 				{string(suspension.EventSuspended), "the URL is suspended; `until` is when it is tried again, null after a suspension by hand", ""},
 				{string(suspension.EventProbing), "the oldest parked notification is being sent to find out", ""},
-				{string(suspension.EventResumed), "the URL is active again; what was parked is released", ""},
+				{string(suspension.EventResumed), "the URL is active again; parked notifications are released", ""},
 				{"permanent_failure", "notifications of this webhook failed for good; at most one event per webhook and minute, `evidence` names the first of them", ""},
 			},
 		},

@@ -52,12 +52,12 @@ type grammar struct {
 	Demo        demoCmd        `cmd:"" group:"run" help:"Show everything at work in under a minute, check the books, and end."`
 	Setup       setupCmd       `cmd:"" group:"run" help:"Make an encryption key and a first operator token where they are missing."`
 	Tokens      tokensCmd      `cmd:"" group:"run" help:"Add, list and remove tokens of the API."`
-	Status      statusCmd      `cmd:"" group:"run" help:"Ask every process of an installation whether it is ready, and show what is wrong."`
+	Status      statusCmd      `cmd:"" group:"run" help:"Ask every process of an installation whether it is ready, and show its faults."`
 	Healthcheck healthcheckCmd `cmd:"" group:"run" help:"Ask the process at OPS_ADDR whether it is ready; the exit code says."`
 
 	Webhooks      webhooksCmd      `cmd:"" group:"api" help:"Register, show, change, test, suspend and resume webhooks."`
 	Apply         applyCmd         `cmd:"" group:"api" help:"Make the account's webhooks what a file says."`
-	Notifications notificationsCmd `cmd:"" group:"api" help:"See what became of notifications, and why; send one again."`
+	Notifications notificationsCmd `cmd:"" group:"api" help:"See how notifications ended, and why; send one again."`
 	Replays       replaysCmd       `cmd:"" group:"api" help:"Send a range of past events to a webhook again."`
 	Events        eventsCmd        `cmd:"" group:"api" help:"Publish an event, or say what became of one."`
 	Usage         usageCmd         `cmd:"" group:"api" help:"Count what accounts used; for operators."`
@@ -68,7 +68,7 @@ type grammar struct {
 	PortalLink    portalLinkCmd    `cmd:"" group:"api" help:"Make a link into the console for somebody without a token."`
 
 	Doctor   doctorCmd   `cmd:"" group:"broker" help:"Check the books: has every notification ended, or is it on its way? Say what is stuck."`
-	Topology topologyCmd `cmd:"" group:"broker" help:"Compare streams, buckets and consumers with what they should be."`
+	Topology topologyCmd `cmd:"" group:"broker" help:"Compare streams, buckets and consumers with their configuration."`
 	Backup   backupCmd   `cmd:"" group:"broker" help:"Copy every stream and bucket into a folder."`
 	Restore  restoreCmd  `cmd:"" group:"broker" help:"Make streams and buckets from a backup on an empty broker."`
 	Keys     keysCmd     `cmd:"" group:"broker" help:"Change the key that the webhooks' secrets are sealed under."`

@@ -28,12 +28,12 @@ func (c keysAdd) Run(a *app) error {
 }
 
 type keysReseal struct {
-	DryRun bool `help:"Only count what is sealed under which key."`
+	DryRun bool `help:"Only count the secrets under each key."`
 }
 
 // Help has more about the command.
 func (keysReseal) Help() string {
-	return `It connects to the broker at NATS_URL as its user management (or operator) and seals what is under another key anew under the first one of ENCRYPTION_KEY_FILE. The services may run, all of them with this key file. It can be stopped and run again. Exit code 1 says that something still needs another key.
+	return `It connects to the broker at NATS_URL as its user management (or operator) and seals what is under another key again under the first one of ENCRYPTION_KEY_FILE. The services may run, all of them with this key file. It can be stopped and run again. Exit code 1 says that something still needs another key.
 
 Example:
 

@@ -15,7 +15,7 @@ type replaysCmd struct {
 	Start  replaysStart  `cmd:"" help:"Start a replay that is a preview."`
 	Pause  replaysPause  `cmd:"" help:"Pause a replay that runs."`
 	Resume replaysResume `cmd:"" help:"Go on with a replay that is paused."`
-	Cancel replaysCancel `cmd:"" help:"End a replay. What it has sent stays sent."`
+	Cancel replaysCancel `cmd:"" help:"End a replay. Its notifications stay sent."`
 }
 
 type replaysCreate struct {

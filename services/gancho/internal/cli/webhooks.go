@@ -19,7 +19,7 @@ type webhooksCmd struct {
 	Get          webhooksGet          `cmd:"" help:"Show a webhook and, when it is suspended, why."`
 	Create       webhooksCreate       `cmd:"" help:"Register a webhook and show its signing secret, this once."`
 	Update       webhooksUpdate       `cmd:"" help:"Change a webhook; this also lifts a suspension of its URL."`
-	Delete       webhooksDelete       `cmd:"" help:"Delete a webhook. What waits for it is cancelled."`
+	Delete       webhooksDelete       `cmd:"" help:"Delete a webhook. Notifications that wait for it are cancelled."`
 	Match        webhooksMatch        `cmd:"" help:"Hold its conditions against an event; nothing is sent."`
 	Test         webhooksTest         `cmd:"" help:"Send it a sample of its event through the real path."`
 	Suspend      webhooksSuspend      `cmd:"" help:"Suspend its URL until it is resumed by hand or changed."`
@@ -321,8 +321,8 @@ type webhooksUpdate struct {
 	webhookArg
 	Name   *string `help:"What people call it."`
 	Event  *string `help:"Event name, or a pattern with one *."`
-	URL    *string `name:"url" placeholder:"URL" help:"Where to send notifications. What is parked follows."`
-	Status *string `enum:"active,disabled" help:"active or disabled: no new events are matched, and what waits is parked."`
+	URL    *string `name:"url" placeholder:"URL" help:"Where to send notifications. Parked notifications follow."`
+	Status *string `enum:"active,disabled" help:"active or disabled: no new events are matched, and waiting notifications are parked."`
 	webhookFields
 	NoAuth   bool `help:"Remove the auth header, token and client certificate that are not given with it."`
 	NoNotify bool `help:"Send notices to whom the account says, if to anyone."`
@@ -393,7 +393,7 @@ type webhooksMatch struct {
 	webhookArg
 	File    string   `arg:"" optional:"" help:"File that holds the event, a JSON object; - is standard input."`
 	EventID string   `placeholder:"ID" help:"Id of a past event of the account, instead of a file."`
-	Changed []string `placeholder:"PATH" help:"With a file: what the change touched ($$changed)."`
+	Changed []string `placeholder:"PATH" help:"With a file: the paths that the change touched ($$changed)."`
 	Origin  string   `placeholder:"ORIGIN" help:"With a file: who caused it ($$origin)."`
 	apiFlags
 }

@@ -32,7 +32,7 @@ type View struct {
 	IngestRate *float64  `json:"ingest_rate" nullable:"true" doc:"events a second over HTTP, then 429 account_rate; null: no limit of its own"`
 	Retention  Retention `json:"retention"`
 
-	Notify       *webhooks.Notify `json:"notify" doc:"who is told about the troubles of webhooks that name nobody themselves"`
+	Notify       *webhooks.Notify `json:"notify" doc:"who gets notices about the troubles of webhooks that name no recipient"`
 	NotifySecret string           `json:"notify_secret,omitempty" doc:"whsec_..., signs the requests to notify.url; only in the answer that made it"`
 }
 

@@ -40,7 +40,7 @@ var pages = []parameter{
 }
 
 // cursorPages says how lists that go back to the oldest are paged.
-const cursorPages = "Pages follow links.next, a place that new ones do not move. The newest come from an index; what it has no room for is read from the log, " +
+const cursorPages = "Pages follow links.next, a place that new ones do not move. The newest come from an index; those that it has no room for are read from the log, " +
 	"slower: such a page can be short, or empty, although has_more is true. Answers 503 while the index is away."
 
 var cursor = []parameter{
@@ -95,7 +95,7 @@ func (a *API) routes() []route {
 		{
 			method: http.MethodPut, path: "/webhooks/{id}", id: "updateWebhook", tag: "webhooks", write: true,
 			summary: "Change a webhook",
-			about: "Takes any subset of the members. A change lifts the suspension of the URL the webhook had; what was parked follows a changed URL. " +
+			about: "Takes any subset of the members. A change lifts the suspension of the URL the webhook had; parked notifications follow a changed URL. " +
 				"202: the change is stored, the suspension will be lifted. null removes auth_header and auth_key.",
 			headers: ifMatch, body: webhookUpdate{},
 			results: []result{{http.StatusOK, "changed", webhooks.View{}, false, "", true}, {http.StatusAccepted, "changed; the suspension is being lifted", webhooks.View{}, false, "", true}},
@@ -103,7 +103,7 @@ func (a *API) routes() []route {
 		},
 		{
 			method: http.MethodDelete, path: "/webhooks/{id}", id: "deleteWebhook", tag: "webhooks", write: true,
-			summary: "Delete a webhook", about: "What waits for it is cancelled. An attempt in flight may end; none follows.",
+			summary: "Delete a webhook", about: "Notifications that wait for it are cancelled. An attempt in flight may end; none follows.",
 			headers: ifMatch, results: []result{{status: http.StatusNoContent, about: "deleted"}}, fails: []int{404, 412}, handle: a.deleteWebhook,
 		},
 		{
@@ -142,7 +142,7 @@ func (a *API) routes() []route {
 		},
 		{
 			method: http.MethodGet, path: "/webhooks/{id}/stats", id: "getStats", tag: "webhooks",
-			summary: "Count what a webhook got, step by step",
+			summary: "Count a webhook's attempts and notifications, step by step",
 			about: "The last 24 hours by hours if left out. Times are rounded to steps, down and up. Numbers are complete up to a few seconds ago; minutes are kept for 48 hours, hours and days for 400 days. " +
 				"A message counts in the step in which the broker stored it.",
 			query:   spanOfSteps,
@@ -206,7 +206,7 @@ func (a *API) routes() []route {
 		},
 		{
 			method: http.MethodGet, path: "/events", id: "findEvents", tag: "events",
-			summary: "Find events of the account, newest first, and what became of each",
+			summary: "Find events of the account, newest first, and how each ended",
 			about:   "Filters combine. " + cursorPages,
 			query: slices.Concat([]parameter{
 				{name: "transaction_uuid", kind: "string"},
@@ -219,7 +219,7 @@ func (a *API) routes() []route {
 		},
 		{
 			method: http.MethodGet, path: "/events/{event}", id: "getEvent", tag: "events",
-			summary: "Show what became of an event: its notifications, and why other webhooks have none",
+			summary: "Show the fate of an event: its notifications, and why other webhooks have none",
 			about:   "event is the event's id.",
 			results: []result{{http.StatusOK, "the event", notifications.Event{}, false, "", false}}, fails: []int{404}, handle: a.getEvent,
 		},
@@ -239,7 +239,7 @@ func (a *API) routes() []route {
 		},
 		{
 			method: http.MethodPost, path: "/portal_links", id: "createPortalLink", tag: "console", write: true,
-			summary: "Make a link into the console for somebody without a token",
+			summary: "Make a link into the console for a person without a token",
 			about: "It opens one session of the account, or of one webhook, once. Its page asks whether to go on, so that a preview does not use it up. " +
 				"The session ends after session_ttl seconds, and when the configured token that made the link is removed.",
 			body: portalCreate{}, results: []result{{http.StatusCreated, "the link", portalLink{}, false, "", false}}, handle: a.createPortalLink,
@@ -316,7 +316,7 @@ func (a *API) routes() []route {
 				{name: "to", kind: "string", format: "date-time", about: "changed before this time"},
 				{name: "action", kind: "string", about: "the operationId of the call, such as updateWebhook"},
 				{name: "actor", kind: "string", about: "the subject of a JWT or the public name of a token"},
-				{name: "object", kind: "string", about: "the id of what was changed"},
+				{name: "object", kind: "string", about: "the id of the changed object"},
 			}, cursor),
 			results: []result{{http.StatusOK, "one page", audit.Record{}, true, "", false}}, fails: []int{422}, handle: a.listAudit,
 		},
@@ -341,7 +341,7 @@ var moved = []result{{http.StatusOK, "done; a running one stops at once", replay
 type replayCreate struct {
 	From  string `json:"from" format:"date-time" doc:"events stored from this time on"`
 	To    string `json:"to,omitempty" format:"date-time" doc:"and before this time; now by default"`
-	State string `json:"state,omitempty" enum:"delivered,permanently_failed" doc:"only notifications in this state; all that have ended by default, and events the webhook was never told"`
+	State string `json:"state,omitempty" enum:"delivered,permanently_failed" doc:"only notifications in this state; all that have ended by default, and events of which the webhook has no notification"`
 	Rate  int    `json:"rate,omitempty" minimum:"1" maximum:"1000" doc:"notifications a second; 50 if left out"`
 }
 
@@ -438,8 +438,8 @@ type webhookUpdate struct {
 type conditionsTest struct {
 	EventID    string                `json:"event_id,omitempty" format:"uuid" doc:"of an event of the account; or give body"`
 	Body       map[string]any        `json:"body,omitempty" doc:"an event as the CRM writes it"`
-	Changed    []string              `json:"changed,omitempty" nullable:"false" doc:"beside body: the paths of $changed" example:"[\"deal_stage\"]"`
-	Origin     string                `json:"origin,omitempty" doc:"beside body: $origin"`
+	Changed    []string              `json:"changed,omitempty" nullable:"false" doc:"with body: the paths of $changed" example:"[\"deal_stage\"]"`
+	Origin     string                `json:"origin,omitempty" doc:"with body: $origin"`
 	Conditions []condition.Condition `json:"conditions,omitempty" maxItems:"25" nullable:"false" doc:"instead of those of the webhook"`
 }
 
@@ -656,7 +656,7 @@ type accountUpdate struct {
 	Webhooks   *int                `json:"webhooks,omitempty" nullable:"true" minimum:"1" maximum:"1000000"`
 	IngestRate *float64            `json:"ingest_rate,omitempty" nullable:"true" exclusiveMinimum:"0" maximum:"1000000"`
 	Retention  *accounts.Retention `json:"retention,omitempty"`
-	Notify     *notifyInput        `json:"notify,omitempty" doc:"who is told about the troubles of webhooks that name nobody; null takes it away"`
+	Notify     *notifyInput        `json:"notify,omitempty" doc:"who gets notices about the troubles of webhooks that name no recipient; null takes it away"`
 }
 
 func (a *API) getAccount(c *call) (*answer, error) {

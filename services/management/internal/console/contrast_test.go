@@ -7,7 +7,7 @@ import (
 	"gancho/services/management/internal/portal"
 )
 
-// TestContrast: text has 4.5:1 to what it stands on and the edges of controls have 3:1, in both palettes
+// TestContrast: text has 4.5:1 to its background and the edges of controls have 3:1, in both palettes
 // (WCAG 2.2, 1.4.3 and 1.4.11).
 func TestContrast(t *testing.T) {
 	t.Parallel()

@@ -286,7 +286,7 @@ func (x *Index) trim(ctx context.Context, k kind, first uint64, most int64) erro
 		}
 	}
 	if len(gone) > aged {
-		x.log.Info("the oldest postings are dropped; the streams still have what they were about",
+		x.log.Info("the oldest postings are dropped; the streams still have their notifications",
 			zap.String("postings", k.name), zap.Int("accounts", len(short)), zap.Int64("bytes_left", total))
 	}
 	x.listed.forget() // another process may have dropped some that this one knows to be listed

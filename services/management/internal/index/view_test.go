@@ -113,7 +113,7 @@ func TestSearch(t *testing.T) {
 			if err := x.write(t.Context(), w); err != nil {
 				t.Fatal(err)
 			}
-			if rand.IntN(3) == 0 { // somebody asks meanwhile
+			if rand.IntN(3) == 0 { // another query in between
 				if _, err := x.Search(t.Context(), "acme", Query{Limit: 3}); err != nil {
 					t.Fatal(err)
 				}

@@ -121,7 +121,7 @@ func (p *post) letters(to string) []received {
 	return slices.DeleteFunc(slices.Clone(p.took), func(r received) bool { return r.to != to })
 }
 
-// desk is a service with what it needs, on a broker of its own.
+// desk is a service with its surroundings, on a broker of its own.
 type desk struct {
 	t     *testing.T
 	bus   *bus.Bus
@@ -286,7 +286,7 @@ func TestLetter(t *testing.T) {
 		t.Errorf("List-Unsubscribe = %q", first.header.Get("List-Unsubscribe"))
 	}
 
-	// One click, and ana is told no more.
+	// One click, and ana gets no more notices.
 	link := strings.Trim(strings.TrimPrefix(p.letters(ana)[0].header.Get("List-Unsubscribe"), "<https://gancho.example.com/unsubscribe?from="), ">")
 	departure := s.Leaving(link)
 	if departure.Email != ana || departure.Account != "acme" || departure.Webhook != d.hook.ID {
@@ -309,7 +309,7 @@ func TestLetter(t *testing.T) {
 	}
 }
 
-// TestOneNoticeAnHour: what happens again within the window is told together when it is over.
+// TestOneNoticeAnHour: repetitions within the window come in one notice when it is over.
 func TestOneNoticeAnHour(t *testing.T) {
 	t.Parallel()
 	p := newPost(t, nil)
@@ -319,7 +319,7 @@ func TestOneNoticeAnHour(t *testing.T) {
 	d.until("the first is told at once", func() bool { return len(p.letters(ana)) == 1 })
 	for range 5 {
 		d.happens("permanent_failure")
-		d.happens("probing") // no owner is told
+		d.happens("probing") // no owner gets a notice of it
 	}
 	d.quiet()
 	stop()
@@ -375,7 +375,7 @@ func TestMailServerNeverTakesIt(t *testing.T) {
 	d.until("the next is told", func() bool { return len(p.letters(ana)) == 1 })
 }
 
-// TestMailServerIsSilent: a server that takes the connection and says nothing costs a try, and nobody else's notice
+// TestMailServerIsSilent: a server that takes the connection and says nothing costs a try, and no one else's notice
 // waits for it.
 func TestMailServerIsSilent(t *testing.T) {
 	t.Parallel()
@@ -457,7 +457,7 @@ func TestNoticesSurviveARestart(t *testing.T) {
 		return r != nil && r.Sending != nil && r.Sending.Tries == 2 && slices.Equal(r.Sending.Mail, []string{bia})
 	})
 	stop()
-	d.happens("resumed") // while nobody follows
+	d.happens("resumed") // while no one follows
 	p.mu.Lock()
 	p.answers = func(string, int) error { return nil }
 	p.mu.Unlock()
@@ -485,7 +485,8 @@ func TestNoticesSurviveARestart(t *testing.T) {
 	}
 }
 
-// TestLostAnswer: the mail server took the letter and its answer was lost: it is sent again, as nobody can know.
+// TestLostAnswer: the mail server took the letter and its answer was lost: it is sent again, since neither side can
+// know.
 func TestLostAnswer(t *testing.T) {
 	t.Parallel()
 	p := newPost(t, nil)

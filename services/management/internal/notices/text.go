@@ -65,7 +65,7 @@ var (
 			Portuguese: "{host} está ativo de novo. O que esperava está sendo enviado, do mais antigo ao mais novo.",
 		},
 		"disabled": {
-			English:    "The webhook gets no new events until somebody sets it active again.",
+			English:    "The webhook gets no new events until it is set active again.",
 			Portuguese: "O webhook não recebe eventos novos até que alguém o ative de novo.",
 		},
 		"permanent_failure": {

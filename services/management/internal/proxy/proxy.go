@@ -1,8 +1,8 @@
 // Package proxy finds the client of a request behind the proxies that the operator trusts.
 //
-// A trusted proxy's X-Forwarded-For, X-Forwarded-Proto and X-Forwarded-Host are believed; those of anybody else
-// are ignored. Of several addresses in X-Forwarded-For the client is the last one that is no trusted proxy: what
-// stands before it was sent by the client itself.
+// A trusted proxy's X-Forwarded-For, X-Forwarded-Proto and X-Forwarded-Host are believed; those of others are
+// ignored. Of several addresses in X-Forwarded-For the client is the last one that is no trusted proxy: the client
+// itself sent those before it.
 package proxy
 
 import (
@@ -31,7 +31,7 @@ func Parse(list []string) (Trusted, error) {
 		case err != nil:
 			errs = append(errs, fmt.Errorf("%q is neither an address nor a CIDR; give such as 10.0.0.7 or 10.0.0.0/8", text))
 		case p.Bits() == 0:
-			errs = append(errs, fmt.Errorf("%q trusts everybody; name the proxies", text))
+			errs = append(errs, fmt.Errorf("%q trusts every address; name the proxies", text))
 		default:
 			trusted = append(trusted, p)
 		}

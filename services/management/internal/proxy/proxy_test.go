@@ -15,8 +15,8 @@ func TestParse(t *testing.T) {
 		"10.0.0.7, 10.1.0.0/16,2001:db8::1": "",
 		"proxy":                             `"proxy" is neither`,
 		"10.0.0.0/33":                       "neither an address nor a CIDR",
-		"0.0.0.0/0":                         "trusts everybody",
-		"::/0":                              "trusts everybody",
+		"0.0.0.0/0":                         "trusts every address",
+		"::/0":                              "trusts every address",
 	} {
 		_, err := Parse(strings.Split(text, ","))
 		if (err == nil) != (bad == "") || err != nil && !strings.Contains(err.Error(), bad) {

@@ -90,7 +90,7 @@ func (j *job) key() string { return j.Account + "." + j.ID }
 
 // View is a replay as its owner sees it.
 type View struct {
-	ID               string    `json:"id" format:"uuid" doc:"also the Gancho-Replay header of what it sends"`
+	ID               string    `json:"id" format:"uuid" doc:"also the Gancho-Replay header of its notifications"`
 	WebhookID        string    `json:"webhook_id" format:"uuid"`
 	State            State     `json:"state" enum:"preview,running,paused,done,cancelled"`
 	Problem          *string   `json:"problem" nullable:"true" doc:"why it ended or paused by itself"`

@@ -113,7 +113,7 @@ func (s *Service) try(ctx context.Context, seen *job) {
 		return // another replica has it, or the owner changed it
 	}
 	log := s.log.With(zap.String("account_id", j.Account), zap.String("replay_id", j.ID), zap.String("webhook_id", j.WebhookID))
-	log.Info("replay runs", zap.Uint64("position", j.Position), zap.Uint64("sent", j.Sent))
+	log.Info("replay runs", zap.Uint64("stream_seq", j.Position), zap.Uint64("sent", j.Sent))
 	r := &run{s: s, job: &j, noted: time.Now()}
 	err := r.run(ctx, stop)
 	if err != nil && ctx.Err() == nil && !errors.Is(err, errTaken) {

@@ -53,7 +53,7 @@ const maxEmail = 254
 func (s *Service) applyNotify(w *webhook.Webhook, f Field[NotifyInput], problems *problem.List) {
 	defer func() {
 		if w.Notify != nil && w.Notify.URL != "" && w.Notify.URL == w.URL {
-			problems.Add("/data/notify/url", "same_url", "notify.url is the webhook's own: when that fails, nobody would be told; give another one")
+			problems.Add("/data/notify/url", "same_url", "notify.url is the webhook's own: when that fails, no notice would arrive; give another one")
 		}
 	}()
 	if f.Null {

@@ -12,7 +12,7 @@ import (
 	"gancho/pkg/webhook"
 )
 
-// TestRoster changes webhooks at random and compares the roster with one that is made anew.
+// TestRoster changes webhooks at random and compares the roster with one that is made again.
 func TestRoster(t *testing.T) {
 	t.Parallel()
 	var r roster

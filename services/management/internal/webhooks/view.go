@@ -30,7 +30,7 @@ type View struct {
 	Conditions     []condition.Condition `json:"conditions" nullable:"false" doc:"all must hold for an event to be sent"`
 	Signature      string                `json:"signature" enum:"hmac,ed25519"`
 	PublicKey      string                `json:"public_key,omitempty" doc:"whpk_...; verifies the signatures, where signature is ed25519"`
-	Notify         *Notify               `json:"notify" doc:"who is told about its troubles; null: whom the account says"`
+	Notify         *Notify               `json:"notify" doc:"who gets notices about its troubles; null: the account's recipients"`
 	Suspension     *Suspension           `json:"suspension" doc:"why its URL is set aside; null when it is not"`
 	CreatedAt      time.Time             `json:"created_at"`
 	UpdatedAt      time.Time             `json:"updated_at"`

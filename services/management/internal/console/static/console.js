@@ -24,7 +24,7 @@ function fromNow(at) {
   return "";
 }
 
-// countdown is what remains: 4:07, or 1:04:07.
+// countdown is the time that remains: 4:07, or 1:04:07.
 function countdown(at) {
   const n = Math.ceil((at - Date.now()) / 1000);
   if (n <= 0) return now;
@@ -248,7 +248,7 @@ function follow() {
     show();
   });
   $("tail-clear").addEventListener("click", () => { rows.replaceChildren(); waiting = []; empty.hidden = false; tail.hidden = true; show(); });
-  // A screen reader is told how many came, not each of them.
+  // A screen reader announces how many came, not each of them.
   setInterval(() => {
     if (news) $("announce").textContent = news === 1 ? tail.dataset.newsOne : tail.dataset.news.replace("{n}", news);
     news = 0;
