@@ -23,7 +23,6 @@ type applyCmd struct {
 	apiFlags
 }
 
-// Help has more about the command.
 func (applyCmd) Help() string {
 	return `The file has a list, webhooks, of objects with the members of the API; the name of a webhook is its identity. A member that is left out gets its default. ${NAME} in a text is the environment variable of that name, for secrets. A condition may be written as on the command line. Example:
 
@@ -46,7 +45,6 @@ func (applyCmd) Help() string {
 It stops at the first error; run again, it goes on. Signing secrets of new webhooks are shown this once.`
 }
 
-// Run runs the command.
 func (c applyCmd) Run(a *app) error {
 	text, err := a.read(c.File)
 	if err != nil {

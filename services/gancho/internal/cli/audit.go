@@ -16,7 +16,6 @@ type auditCmd struct {
 	apiFlags
 }
 
-// Help has more about the command.
 func (auditCmd) Help() string {
 	return `An operator without --account sees the changes of all accounts. Examples:
 
@@ -24,7 +23,6 @@ func (auditCmd) Help() string {
 	gancho audit --from 7d --action deleteWebhook -o json`
 }
 
-// Run runs the command.
 func (c auditCmd) Run(a *app) error {
 	f := client.ChangeFilter{Action: c.Action, Actor: c.Actor, Object: c.Object}
 	var err error

@@ -4,7 +4,6 @@ type doctorCmd struct {
 	Output string `short:"o" enum:"table,json" default:"table" help:"table for people, json for programs."`
 }
 
-// Help has more about the command.
 func (doctorCmd) Help() string {
 	return `It connects to the broker at NATS_URL, audits the books itself, and names what is stuck and what to do. With ENCRYPTION_KEY_FILE it looks for missing keys. It changes nothing. Exit code 1 says that the books do not balance, or that something serious was found.
 
@@ -13,7 +12,6 @@ Example:
 	NATS_URL=nats://operator:secret@127.0.0.1:4222 gancho doctor`
 }
 
-// Run runs the command.
 func (c doctorCmd) Run(a *app) error {
 	a.code = a.Doctor(a.Environ, c.Output == "json", a.Stdout, a.Stderr)
 	return nil
@@ -23,7 +21,6 @@ type topologyCmd struct {
 	Apply bool `help:"Create what is missing and loosen limits. Nothing that could drop messages is done."`
 }
 
-// Help has more about the command.
 func (topologyCmd) Help() string {
 	return `It connects to the broker at NATS_URL and compares its streams, buckets and consumers with what the services would create with this environment. Exit code 1 says that something is missing or differs.
 
@@ -33,7 +30,6 @@ Examples:
 	EVENTS_MAX_AGE=336h gancho topology --apply`
 }
 
-// Run runs the command.
 func (c topologyCmd) Run(a *app) error {
 	a.code = a.Topology(a.Environ, c.Apply, a.Stdout, a.Stderr)
 	return nil
@@ -43,7 +39,6 @@ type backupCmd struct {
 	Dir string `arg:"" placeholder:"DIR" help:"New or empty folder."`
 }
 
-// Help has more about the command.
 func (backupCmd) Help() string {
 	return `It copies every stream and bucket of the broker at NATS_URL, with what consumers have settled. The services may run. It names the encryption keys that a restore needs; they and the tokens are not part of it: keep those elsewhere.
 
@@ -52,7 +47,6 @@ Example:
 	gancho backup ./backup-$(date +%F)`
 }
 
-// Run runs the command.
 func (c backupCmd) Run(a *app) error {
 	a.code = a.Backup(a.Environ, c.Dir, a.Stdout, a.Stderr)
 	return nil
@@ -63,7 +57,6 @@ type restoreCmd struct {
 	WithoutKeys bool   `help:"Restore although ENCRYPTION_KEY_FILE lacks keys that the backup needs."`
 }
 
-// Help has more about the command.
 func (restoreCmd) Help() string {
 	return `It makes the streams and buckets of a backup on the broker at NATS_URL, which must hold none that has messages. Stop all services before. ENCRYPTION_KEY_FILE must have the keys that the backup names.
 
@@ -72,7 +65,6 @@ Example:
 	ENCRYPTION_KEY_FILE=./keys gancho restore ./backup-2026-01-31`
 }
 
-// Run runs the command.
 func (c restoreCmd) Run(a *app) error {
 	a.code = a.Restore(a.Environ, c.Dir, c.WithoutKeys, a.Stdout, a.Stderr)
 	return nil

@@ -257,7 +257,6 @@ func (a *app) interruptible() (stop func()) {
 
 type serveCmd struct{}
 
-// Help has more about the command.
 func (serveCmd) Help() string {
 	return `It runs publisher, dispatcher, suspension-monitor and management on an embedded NATS server and, unless REDIS_URL is set, an embedded Redis. All settings are environment variables. It makes its own encryption key and a first API token, which it prints once.
 
@@ -267,7 +266,6 @@ Examples:
 	HTTP_ADDR=127.0.0.1:8081 DATA_DIR=/var/lib/gancho gancho serve`
 }
 
-// Run runs the command.
 func (serveCmd) Run(a *app) error {
 	a.code = a.Serve(a.Environ, a.Stdout, a.Stderr)
 	return nil
@@ -275,7 +273,6 @@ func (serveCmd) Run(a *app) error {
 
 type demoCmd struct{}
 
-// Run runs the command.
 func (demoCmd) Run(a *app) error {
 	a.code = a.Demo(a.Environ, a.Stdout, a.Stderr)
 	return nil
@@ -285,7 +282,6 @@ type setupCmd struct {
 	Dir string `required:"" placeholder:"DIR" help:"Folder for encryption/keys and tokens/api."`
 }
 
-// Help has more about the command.
 func (setupCmd) Help() string {
 	return `It makes DIR/encryption/keys (ENCRYPTION_KEY_FILE) and DIR/tokens/api (API_TOKENS_FILE), and leaves alone what is there. The token is printed when it is made, and only then.
 
@@ -294,14 +290,12 @@ Example:
 	gancho setup --dir ./secrets`
 }
 
-// Run runs the command.
 func (c setupCmd) Run(a *app) error { return a.Setup(c.Dir, a.Stdout) }
 
 type healthcheckCmd struct {
 	Verbose bool `short:"v" help:"Also say when nothing is wrong."`
 }
 
-// Run runs the command.
 func (c healthcheckCmd) Run(a *app) error {
 	var cfg struct{ Service service.Config }
 	service.Load(&cfg, a.Environ) // what else is wrong is for the process that is asked to say
@@ -311,7 +305,6 @@ func (c healthcheckCmd) Run(a *app) error {
 
 type versionCmd struct{}
 
-// Run runs the command.
 func (versionCmd) Run(a *app) error {
 	_, err := fmt.Fprintln(a.Stdout, "gancho", service.Version)
 	return err

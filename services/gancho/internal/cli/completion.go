@@ -12,7 +12,6 @@ type completionCmd struct {
 	Shell string `arg:"" enum:"bash,zsh,fish" help:"bash, zsh or fish."`
 }
 
-// Help has more about the command.
 func (completionCmd) Help() string {
 	return `Examples:
 
@@ -21,7 +20,6 @@ func (completionCmd) Help() string {
 	gancho completion fish > ~/.config/fish/completions/gancho.fish`
 }
 
-// Run runs the command.
 func (c completionCmd) Run(a *app) error {
 	places := places(a.kong.Model.Node, "", "")
 	write := map[string]func(io.Writer, []place) error{"bash": bash, "zsh": zsh, "fish": fish}[c.Shell]

@@ -24,7 +24,6 @@ type eventsGet struct {
 	apiFlags
 }
 
-// Run runs the command.
 func (c eventsGet) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err
@@ -90,7 +89,6 @@ type eventsFind struct {
 	apiFlags
 }
 
-// Help has more about the command.
 func (eventsFind) Help() string {
 	return `Examples:
 
@@ -98,7 +96,6 @@ func (eventsFind) Help() string {
 	gancho events find --transaction 6c1f5a0e -o json | jq '.[].unmatched'`
 }
 
-// Run runs the command.
 func (c eventsFind) Run(a *app) error {
 	selected, err := rangeFlags{From: c.From, To: c.To}.selected(a.now)
 	if err != nil {
@@ -151,7 +148,6 @@ type eventsSend struct {
 	apiFlags
 }
 
-// Help has more about the command.
 func (eventsSend) Help() string {
 	return `The file's bytes are passed on as they are. Examples:
 
@@ -159,7 +155,6 @@ func (eventsSend) Help() string {
 	echo '{"document":{"id":"1"}}' | gancho events send - --event crm_deal_created`
 }
 
-// Run runs the command.
 func (c eventsSend) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err
@@ -213,7 +208,6 @@ type usageCmd struct {
 	apiFlags
 }
 
-// Help has more about the command.
 func (usageCmd) Help() string {
 	return `It needs an operator's token. Examples:
 
@@ -221,7 +215,6 @@ func (usageCmd) Help() string {
 	gancho usage acme --step 1h -o json`
 }
 
-// Run runs the command.
 func (c usageCmd) Run(a *app) error {
 	selected, err := rangeFlags{From: c.From, To: c.To}.selected(a.now)
 	if err != nil {
@@ -257,7 +250,6 @@ type tailCmd struct {
 	apiFlags
 }
 
-// Help has more about the command.
 func (tailCmd) Help() string {
 	return `It goes on until it is interrupted, and connects again by itself. With -o json every attempt is one line. Examples:
 
@@ -268,7 +260,6 @@ func (tailCmd) Help() string {
 // tailFormat are the columns of a tail: they cannot be aligned afterwards, so they have fixed widths.
 const tailFormat = "%-20s  %-9s  %-6s  %-15s  %8s  %-7s  %-18s  %-36s  %s\n"
 
-// Run runs the command.
 func (c tailCmd) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err

@@ -17,7 +17,6 @@ type keysAdd struct {
 	File string `arg:"" placeholder:"FILE" help:"The key file."`
 }
 
-// Run runs the command.
 func (c keysAdd) Run(a *app) error {
 	id, err := seal.Add(c.File)
 	if err != nil {
@@ -31,7 +30,6 @@ type keysReseal struct {
 	DryRun bool `help:"Only count the secrets under each key."`
 }
 
-// Help has more about the command.
 func (keysReseal) Help() string {
 	return `It connects to the broker at NATS_URL as its user management (or operator) and seals what is under another key again under the first one of ENCRYPTION_KEY_FILE. The services may run, all of them with this key file. It can be stopped and run again. Exit code 1 says that something still needs another key.
 
@@ -40,7 +38,6 @@ Example:
 	ENCRYPTION_KEY_FILE=./keys NATS_URL=nats://management:secret@127.0.0.1:4222 gancho keys reseal`
 }
 
-// Run runs the command.
 func (c keysReseal) Run(a *app) error {
 	a.code = a.Reseal(a.Environ, c.DryRun, a.Stdout, a.Stderr)
 	return nil
@@ -51,12 +48,10 @@ type keysRemove struct {
 	ID   string `arg:"" placeholder:"KEY_ID" help:"The id of the key, as gancho keys reseal shows it."`
 }
 
-// Help has more about the command.
 func (keysRemove) Help() string {
 	return `What is still sealed under the key is lost with it: remove it when gancho keys reseal says that nothing is. Keep it with the backups that need it.`
 }
 
-// Run runs the command.
 func (c keysRemove) Run(a *app) error {
 	if err := seal.Remove(c.File, c.ID); err != nil {
 		return err

@@ -23,7 +23,6 @@ type listenCmd struct {
 	apiFlags
 }
 
-// Help has more about the command.
 func (listenCmd) Help() string {
 	return `It forwards the account's events to a local address as they are stored, one after the other, until it is interrupted. The requests are those of a webhook: the event's bytes, the headers and the signature, made with a secret of this run, which it prints. It needs no address that can be reached from outside, sends nothing again, and leaves nothing behind.
 
@@ -36,7 +35,6 @@ Examples:
 // listenFormat are the columns of a listener, which come one by one.
 const listenFormat = "%-20s  %-28s  %-7s  %8s  %9s  %s\n"
 
-// Run runs the command.
 func (c listenCmd) Run(a *app) error {
 	target, err := url.Parse(c.Forward)
 	if err != nil || target.Scheme != "http" && target.Scheme != "https" || target.Host == "" {

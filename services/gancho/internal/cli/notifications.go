@@ -85,7 +85,6 @@ type notificationsList struct {
 	apiFlags
 }
 
-// Help has more about the command.
 func (notificationsList) Help() string {
 	return `Examples:
 
@@ -94,7 +93,6 @@ func (notificationsList) Help() string {
 	gancho notifications list WEBHOOK --state permanently_failed --limit 0 -o json | jq -r '.[].id'`
 }
 
-// Run runs the command.
 func (c notificationsList) Run(a *app) error {
 	selected, err := c.selected(a.now)
 	if err != nil {
@@ -163,7 +161,6 @@ type notificationsGet struct {
 	apiFlags
 }
 
-// Run runs the command.
 func (c notificationsGet) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err
@@ -259,7 +256,6 @@ type notificationsExplain struct {
 	apiFlags
 }
 
-// Run runs the command.
 func (c notificationsExplain) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err
@@ -295,7 +291,6 @@ type notificationsResend struct {
 	apiFlags
 }
 
-// Run runs the command.
 func (c notificationsResend) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err

@@ -15,14 +15,12 @@ type portalLinkCmd struct {
 	apiFlags
 }
 
-// Help has more about the command.
 func (portalLinkCmd) Help() string {
 	return `The link opens the console of the account once. Example:
 
 	gancho portal-link --webhook ID --write --session 8h`
 }
 
-// Run runs the command.
 func (c portalLinkCmd) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err

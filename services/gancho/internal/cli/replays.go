@@ -27,7 +27,6 @@ type replaysCreate struct {
 	apiFlags
 }
 
-// Help has more about the command.
 func (replaysCreate) Help() string {
 	return `Examples:
 
@@ -36,7 +35,6 @@ func (replaysCreate) Help() string {
 	gancho replays start REPLAY`
 }
 
-// Run runs the command.
 func (c replaysCreate) Run(a *app) error {
 	selected, err := rangeFlags{c.State, c.From, c.To}.selected(a.now)
 	if err != nil {
@@ -102,7 +100,6 @@ type replaysList struct {
 	apiFlags
 }
 
-// Run runs the command.
 func (c replaysList) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err
@@ -144,7 +141,6 @@ type replaysGet struct {
 	apiFlags
 }
 
-// Run runs the command.
 func (c replaysGet) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err
@@ -158,7 +154,6 @@ type replaysStart struct {
 	apiFlags
 }
 
-// Run runs the command.
 func (c replaysStart) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err
@@ -172,7 +167,6 @@ type replaysPause struct {
 	apiFlags
 }
 
-// Run runs the command.
 func (c replaysPause) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err
@@ -186,7 +180,6 @@ type replaysResume struct {
 	apiFlags
 }
 
-// Run runs the command.
 func (c replaysResume) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err
@@ -200,7 +193,6 @@ type replaysCancel struct {
 	apiFlags
 }
 
-// Run runs the command.
 func (c replaysCancel) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err

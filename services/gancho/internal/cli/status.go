@@ -15,7 +15,6 @@ type statusCmd struct {
 	Addrs []string `arg:"" optional:"" placeholder:"HOST:PORT" help:"OPS_ADDR of each process (GANCHO_OPS_ADDRS, separated by commas; OPS_ADDR). A name with several addresses is asked at each."`
 }
 
-// Help has more about the command.
 func (statusCmd) Help() string {
 	return `Exit code 1 says that a process is not ready or cannot be reached.
 
@@ -24,7 +23,6 @@ Example:
 	docker compose run --rm gancho status`
 }
 
-// Run runs the command.
 func (c statusCmd) Run(a *app) error {
 	var cfg struct {
 		Service service.Config

@@ -48,7 +48,6 @@ type tokensAdd struct {
 	Read    bool   `help:"It may read only."`
 }
 
-// Help has more about the command.
 func (tokensAdd) Help() string {
 	return `Management reads the file again within a second, without a restart.
 
@@ -58,7 +57,6 @@ Examples:
 	docker compose run --rm --no-deps setup tokens add acme`
 }
 
-// Run runs the command.
 func (c tokensAdd) Run(a *app) error {
 	path, names, err := c.open(a.Environ)
 	if err != nil {
@@ -152,12 +150,10 @@ type tokensRemove struct {
 	Name string `arg:"" placeholder:"NAME" help:"The token's name, such as tok_0a1b2c3d, as gancho tokens list shows it."`
 }
 
-// Help has more about the command.
 func (tokensRemove) Help() string {
 	return `It is refused within a second, and the sessions of the console that began with it end.`
 }
 
-// Run runs the command.
 func (c tokensRemove) Run(a *app) error {
 	path, names, err := c.open(a.Environ)
 	if err != nil {

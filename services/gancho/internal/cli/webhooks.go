@@ -34,7 +34,6 @@ type webhookArg struct {
 
 type webhooksList struct{ apiFlags }
 
-// Help has more about the command.
 func (webhooksList) Help() string {
 	return `Examples:
 
@@ -42,7 +41,6 @@ func (webhooksList) Help() string {
 	gancho webhooks list -o json | jq -r '.[] | select(.status == "suspended") | .id'`
 }
 
-// Run runs the command.
 func (c webhooksList) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err
@@ -68,7 +66,6 @@ type webhooksGet struct {
 	apiFlags
 }
 
-// Run runs the command.
 func (c webhooksGet) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err
@@ -293,7 +290,6 @@ type webhooksCreate struct {
 	apiFlags
 }
 
-// Help has more about the command.
 func (webhooksCreate) Help() string {
 	return `Examples:
 
@@ -303,7 +299,6 @@ func (webhooksCreate) Help() string {
 	pass show client | gancho webhooks create --name Bank --event '*' --url https://api.example.com/in --oauth2-token-url https://auth.example.com/token --oauth2-client-id crm --oauth2-client-secret-file -`
 }
 
-// Run runs the command.
 func (c webhooksCreate) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err
@@ -330,7 +325,6 @@ type webhooksUpdate struct {
 	apiFlags
 }
 
-// Help has more about the command.
 func (webhooksUpdate) Help() string {
 	return `What is not given stays as it is. Examples:
 
@@ -338,7 +332,6 @@ func (webhooksUpdate) Help() string {
 	gancho webhooks update ID --status disabled`
 }
 
-// Run runs the command.
 func (c webhooksUpdate) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err
@@ -367,7 +360,6 @@ type webhooksDelete struct {
 	apiFlags
 }
 
-// Run runs the command.
 func (c webhooksDelete) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err
@@ -398,7 +390,6 @@ type webhooksMatch struct {
 	apiFlags
 }
 
-// Help has more about the command.
 func (webhooksMatch) Help() string {
 	return `The exit code is 0 when all conditions hold, else 1. Examples:
 
@@ -406,7 +397,6 @@ func (webhooksMatch) Help() string {
 	gancho webhooks match ID --event-id 8f0d6c1e-7f4a-5a52-8f0b-2b9f9f0c6a10`
 }
 
-// Run runs the command.
 func (c webhooksMatch) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err
@@ -460,7 +450,6 @@ type webhooksTest struct {
 	apiFlags
 }
 
-// Help has more about the command.
 func (webhooksTest) Help() string {
 	return `Example:
 
@@ -473,7 +462,6 @@ const (
 	testFor   = 90 * time.Second
 )
 
-// Run runs the command.
 func (c webhooksTest) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err
@@ -505,7 +493,6 @@ type webhooksSuspend struct {
 	apiFlags
 }
 
-// Run runs the command.
 func (c webhooksSuspend) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err
@@ -519,7 +506,6 @@ type webhooksResume struct {
 	apiFlags
 }
 
-// Run runs the command.
 func (c webhooksResume) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err
@@ -533,7 +519,6 @@ type webhooksRotateSecret struct {
 	apiFlags
 }
 
-// Run runs the command.
 func (c webhooksRotateSecret) Run(a *app) error {
 	if err := c.connect(a); err != nil {
 		return err

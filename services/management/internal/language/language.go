@@ -3,8 +3,9 @@ package language
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
+
+	xlanguage "golang.org/x/text/language"
 )
 
 // Language is a tag of BCP 47.
@@ -36,24 +37,15 @@ func Fill(text string, arguments []any, show func(argument any) string) string {
 	return strings.NewReplacer(pairs...).Replace(text)
 }
 
+// matcher chooses among ours, in the order of languages.
+var (
+	languages = []Language{English, Portuguese}
+	matcher   = xlanguage.NewMatcher([]xlanguage.Tag{xlanguage.English, xlanguage.BrazilianPortuguese})
+)
+
 // Accepted returns the language that Accept-Language ranks highest (RFC 9110, section 12.5.4), English when it names
 // none of ours. It takes Portuguese of any country: a reader who asks for it first prefers it to English.
 func Accepted(header string) Language {
-	best, weight := English, 0.0
-	for part := range strings.SplitSeq(header, ",") {
-		tag, parameters, _ := strings.Cut(part, ";")
-		q := 1.0
-		if v, ok := strings.CutPrefix(strings.TrimSpace(parameters), "q="); ok {
-			var err error
-			if q, err = strconv.ParseFloat(v, 64); err != nil || q > 1 {
-				continue
-			}
-		}
-		primary, _, _ := strings.Cut(strings.ToLower(strings.TrimSpace(tag)), "-")
-		l := map[string]Language{"pt": Portuguese, "en": English, "*": English}[primary]
-		if l != "" && q > weight {
-			best, weight = l, q
-		}
-	}
-	return best
+	_, i := xlanguage.MatchStrings(matcher, header)
+	return languages[i]
 }
