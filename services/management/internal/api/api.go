@@ -87,24 +87,14 @@ type API struct {
 	mux      *http.ServeMux
 	document []byte // OpenAPI
 	tag      string // of the document
-	duration *prometheus.HistogramVec
-	panics   prometheus.Counter
+	requests *accesslog.Log
 }
 
 // New returns the API.
 func New(o Options) (*API, error) {
-	a := &API{
-		Options: o, mux: http.NewServeMux(),
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "gancho_http_request_duration_seconds", Help: "Duration of requests to the API, by route, method and status.",
-			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
-		}, []string{"route", "method", "status"}),
-		panics: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "gancho_http_panics_total", Help: "Panics while handling a request to the API.",
-		}),
-	}
+	a := &API{Options: o, mux: http.NewServeMux()}
 	a.Log = o.Log.Named("api")
-	o.Metrics.MustRegister(a.duration, a.panics)
+	a.requests = accesslog.New(a.Log, o.Metrics, "gancho_http", "the API")
 	routes := a.routes()
 	var err error
 	if a.document, err = document(routes, a.Catalogue.Types()); err != nil {
@@ -260,15 +250,11 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, rt *route) {
 		c.ctx, cancel = context.WithTimeout(r.Context(), requestTimeout)
 		defer cancel()
 	}
-	failure := accesslog.Guard(a.Log, a.panics, id, func() error { return a.answer(c, rt) })
+	failure := a.requests.Guard(id, func() error { return a.answer(c, rt) })
 	if failure != nil && rec.Status == 0 {
 		writeProblem(rec, failure)
 	}
-	took, method := time.Since(began), accesslog.Method(r.Method)
-	a.duration.WithLabelValues(rt.path, method, strconv.Itoa(rec.Status)).Observe(took.Seconds())
-	accesslog.Line{
-		ID: id, Method: method, Route: rt.path, Answer: rec, Took: took, Caller: c.caller, RemoteAddr: r.RemoteAddr, Failure: failure, More: c.fields,
-	}.Log(a.Log)
+	a.requests.Write(accesslog.Line{ID: id, Route: rt.path, Request: r, Answer: rec, Began: began, Caller: c.caller, Failure: failure, More: c.fields})
 }
 
 // answer runs the gates and the handler, and writes the handler's answer.

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/url"
 	"path"
-	"strconv"
 	"strings"
 	"time"
 
@@ -71,8 +70,7 @@ type Console struct {
 	cross    *http.CrossOriginProtection
 	mux      *http.ServeMux
 	pages    pages
-	duration *prometheus.HistogramVec
-	panics   prometheus.Counter
+	requests *accesslog.Log
 }
 
 // New returns the console.
@@ -80,16 +78,9 @@ func New(o Options) (*Console, error) {
 	c := &Console{
 		Options: o, sessions: sessions{keys: o.Keys, plainHTTP: o.PlainHTTP, ended: o.Ended, log: o.Log},
 		cross: http.NewCrossOriginProtection(), mux: http.NewServeMux(),
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "gancho_console_request_duration_seconds", Help: "Duration of requests to the console, by route, method and status.",
-			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
-		}, []string{"route", "method", "status"}),
-		panics: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "gancho_console_panics_total", Help: "Panics while making a page of the console.",
-		}),
 	}
 	c.Log = o.Log.Named("console")
-	o.Metrics.MustRegister(c.duration, c.panics)
+	c.requests = accesslog.New(c.Log, o.Metrics, "gancho_console", "the console")
 	var err error
 	if c.pages, err = loadPages(); err != nil {
 		return nil, err
@@ -238,15 +229,11 @@ func (c *Console) serve(w http.ResponseWriter, r *http.Request, rt *route) {
 		v.ctx, cancel = context.WithTimeout(r.Context(), requestTimeout)
 		defer cancel()
 	}
-	failure := accesslog.Guard(c.Log, c.panics, id, func() error { return c.answer(v, rt) })
+	failure := c.requests.Guard(id, func() error { return c.answer(v, rt) })
 	if failure != nil && v.w.Status == 0 {
 		c.showProblem(v, failure)
 	}
-	took, method := time.Since(began), accesslog.Method(r.Method)
-	c.duration.WithLabelValues(rt.pattern, method, strconv.Itoa(v.w.Status)).Observe(took.Seconds())
-	accesslog.Line{
-		ID: id, Method: method, Route: rt.pattern, Answer: v.w, Took: took, Caller: v.caller, RemoteAddr: r.RemoteAddr, Failure: failure, More: v.fields,
-	}.Log(c.Log)
+	c.requests.Write(accesslog.Line{ID: id, Route: rt.pattern, Request: r, Answer: v.w, Began: began, Caller: v.caller, Failure: failure, More: v.fields})
 }
 
 // answer runs the gates and the handler.
