@@ -49,7 +49,7 @@ type Orphan struct{ Account, NotificationID string }
 
 // Names of readers: the broker's rights name them.
 const (
-	ReaderKeeper = "books"
+	readerKeeper = "books"
 	ReaderDoctor = "doctor"
 )
 
@@ -67,8 +67,8 @@ func (x *Books) Close(ctx context.Context) {
 	x.journal.Close(ctx)
 }
 
-// CatchUp reads both streams to their ends.
-func (x *Books) CatchUp(ctx context.Context) error {
+// catchUp reads both streams to their ends.
+func (x *Books) catchUp(ctx context.Context) error {
 	p, err := x.journal.Mark(ctx)
 	if err != nil {
 		return err
@@ -124,7 +124,7 @@ func (x *Books) Audit(ctx context.Context) (*Report, []Lost, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := x.CatchUp(ctx); err != nil {
+	if err := x.catchUp(ctx); err != nil {
 		return nil, nil, err
 	}
 	// Most often every webhook's are where they should be, so they are counted before they are listed.

@@ -62,7 +62,7 @@ func newDesk(t *testing.T, change func(*topology.Limits)) *desk {
 func (d *desk) open() {
 	d.t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; { // the broker may have just come back
-		d.books = New(d.bus, ReaderKeeper, bustest.Logger(d.t))
+		d.books = New(d.bus, readerKeeper, bustest.Logger(d.t))
 		d.books.settled = -time.Hour
 		_, problem, err := d.books.Load(d.t.Context(), d.bucket)
 		if err == nil && problem == "" {
@@ -271,7 +271,7 @@ func TestLostNotificationsAreFound(t *testing.T) {
 			repairs := map[string]int{}
 			fix := &reconciler{log: bustest.Logger(t), bus: d.bus, done: func(kind string) { repairs[kind]++ }}
 			fix.repair(t.Context(), found, nil)
-			if r, _ = d.audit(); r.Unaccounted != 0 || repairs[RepairLost] != 1 {
+			if r, _ = d.audit(); r.Unaccounted != 0 || repairs[repairLost] != 1 {
 				t.Errorf("after repairs %v: got %+v, want 0 unaccounted", repairs, r)
 			}
 			if tc.state == notification.Retrying && name == "recorded and not scheduled" {
@@ -444,8 +444,8 @@ func TestRestartIsExact(t *testing.T) {
 	}
 	want := *d.books.ledger
 	// Without a checkpoint the streams tell the same.
-	d.books = New(d.bus, ReaderKeeper, bustest.Logger(t))
-	d.must(d.books.CatchUp(t.Context()))
+	d.books = New(d.bus, readerKeeper, bustest.Logger(t))
+	d.must(d.books.catchUp(t.Context()))
 	if diff := cmp.Diff(want.counts, d.books.ledger.counts); diff != "" {
 		t.Error("made again (-want +got):\n" + diff)
 	}
@@ -458,18 +458,18 @@ func TestFrozenKeeperCannotStore(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t, nil)
 	d.notify(d.example("acme", 1))
-	d.must(d.books.CatchUp(t.Context()))
+	d.must(d.books.catchUp(t.Context()))
 	d.must(d.books.Store(t.Context(), d.bucket))
 	frozen := d.books
 	d.open()
 	d.notify(d.example("acme", 2))
-	d.must(d.books.CatchUp(t.Context()))
+	d.must(d.books.catchUp(t.Context()))
 	d.must(d.books.Store(t.Context(), d.bucket))
 	if err := frozen.Store(t.Context(), d.bucket); !errors.Is(err, bus.ErrConflict) {
 		t.Errorf("storing over a newer checkpoint: got %v, want a conflict", err)
 	}
 	// What the frozen one overwrote of the newer checkpoint is noticed.
-	next := New(d.bus, ReaderKeeper, bustest.Logger(t))
+	next := New(d.bus, readerKeeper, bustest.Logger(t))
 	if _, problem, err := next.Load(t.Context(), d.bucket); err != nil || (problem == "" && len(next.ledger.open) != 2) {
 		t.Errorf("got %d open, problem %q, error %v", len(next.ledger.open), problem, err)
 	}

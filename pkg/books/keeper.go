@@ -89,7 +89,7 @@ func (k *Keeper) hold(ctx context.Context, lease *bus.Lease) {
 			}
 		}
 	})
-	books := New(k.Bus, ReaderKeeper, k.Log)
+	books := New(k.Bus, readerKeeper, k.Log)
 	defer func() { books.Close(work) }()
 	for held.Err() == nil {
 		loaded, problem, err := books.Load(held, k.Bucket)
@@ -155,7 +155,7 @@ func (k *Keeper) keep(ctx context.Context, books *Books) {
 		for next := time.Now().Add(max(k.Period, 20*time.Since(began))); ctx.Err() == nil && time.Now().Before(next); {
 			began := time.Now()
 			if k.Shares != nil {
-				if err := books.CatchUp(ctx); err == nil {
+				if err := books.catchUp(ctx); err == nil {
 					k.count(ctx, books)
 				}
 			}

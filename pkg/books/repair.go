@@ -20,17 +20,17 @@ import (
 
 // Kinds of repairs.
 const (
-	// RepairLost is a send without a message: it was scheduled again with the attempts in its journal.
-	RepairLost = "lost"
-	// RepairEnded is a send that nothing carried and whose event is not kept any more: it was ended as permanently
+	// repairLost is a send without a message: it was scheduled again with the attempts in its journal.
+	repairLost = "lost"
+	// repairEnded is a send that nothing carried and whose event is not kept any more: it was ended as permanently
 	// failed.
-	RepairEnded = "ended"
-	// RepairOrphan is a schedule for a send that ended: it was removed.
-	RepairOrphan = "orphaned_schedule"
+	repairEnded = "ended"
+	// repairOrphan is a schedule for a send that ended: it was removed.
+	repairOrphan = "orphaned_schedule"
 )
 
 // Kinds returns the closed list.
-func Kinds() []string { return []string{RepairLost, RepairEnded, RepairOrphan} }
+func Kinds() []string { return []string{repairLost, repairEnded, repairOrphan} }
 
 // maxMoves bounds the search for a step that the broker does not know yet.
 const maxMoves = 100
@@ -65,7 +65,7 @@ func (r *reconciler) repair(ctx context.Context, found []Lost, orphans []Orphan)
 		if err != nil {
 			r.log.Warn("a schedule of a notification that ended is not removed; it is tried again", zap.String("notification_id", o.NotificationID), zap.Error(err))
 		} else if removed {
-			r.done(RepairOrphan)
+			r.done(repairOrphan)
 			r.log.Warn("a schedule of a notification that ended was removed", zap.String("account_id", o.Account), zap.String("notification_id", o.NotificationID))
 		}
 	}
@@ -78,25 +78,25 @@ func (r *reconciler) revive(ctx context.Context, s Lost) (string, error) {
 		last, err = nil, nil
 	}
 	if err != nil {
-		return RepairLost, err
+		return repairLost, err
 	}
 	n, err := r.message(ctx, s, last)
 	if errors.Is(err, errNoPayload) && last != nil {
-		return RepairEnded, r.end(ctx, s, last)
+		return repairEnded, r.end(ctx, s, last)
 	}
 	if err != nil {
-		return RepairLost, err
+		return repairLost, err
 	}
 	next, at := n.Repaired(int(s.send), last)
 	// The message begins with the id of the move that got lost. Where the broker knows an id, the move was made and the
 	// message it stored is gone.
 	for range maxMoves {
 		if stored, err := lane.Reschedule(ctx, r.bus, &next, at); stored || err != nil {
-			return RepairLost, err
+			return repairLost, err
 		}
 		next.Moves++
 	}
-	return RepairLost, errors.New("the broker takes every step of it for one that it has")
+	return repairLost, errors.New("the broker takes every step of it for one that it has")
 }
 
 // message finds the bytes again: on NOTIFICATIONS, on FAILED (after a resend), or in CRM_EVENTS.

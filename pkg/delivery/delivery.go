@@ -29,12 +29,12 @@ import (
 
 // Limits of an attempt.
 const (
-	MinTimeout = 100 * time.Millisecond
-	MaxTimeout = time.Minute
-	// BodyTime is how long a body may take after the headers. It only decides
+	minTimeout = 100 * time.Millisecond
+	maxTimeout = time.Minute
+	// bodyTime is how long a body may take after the headers. It only decides
 	// whether the connection is kept, so it is short: a dripping body must not
 	// hold a slot that other notifications wait for.
-	BodyTime = 500 * time.Millisecond
+	bodyTime = 500 * time.Millisecond
 
 	maxHeaderBytes = 64 << 10
 	maxBodyBytes   = 64 << 10
@@ -53,7 +53,7 @@ type Config struct {
 
 // Validate reports a timeout out of range.
 func (c Config) Validate() error {
-	if c.Timeout < MinTimeout || c.Timeout > MaxTimeout {
+	if c.Timeout < minTimeout || c.Timeout > maxTimeout {
 		return fmt.Errorf("ATTEMPT_TIMEOUT: %s is out of range; use 100ms to 60s", c.Timeout)
 	}
 	return nil
@@ -208,7 +208,7 @@ func (s *Sender) Send(ctx context.Context, r Request) Outcome {
 	o.ResponseHeaders = rep.header
 	hideCredentials(o.ResponseHeaders)
 	secrets.hideHeader(o.ResponseHeaders)
-	o.ResponseBody = s.conclude(c, rep, min(BodyTime, s.timeout-o.Duration), secrets)
+	o.ResponseBody = s.conclude(c, rep, min(bodyTime, s.timeout-o.Duration), secrets)
 	if rep.odd != "" {
 		if o.Detail != "" {
 			o.Detail += "; "

@@ -11,7 +11,7 @@
 //
 // The status decides, and it has to arrive with all headers within the attempt's timeout, counted from the
 // start of [Sender.Send]: name look-up, connection, TLS and the request included. After it the body may
-// take [BodyTime] more, never past the timeout; a slow or broken body changes nothing about the verdict.
+// take 500 ms more, never past the timeout; a slow or broken body changes nothing about the verdict.
 // At most 64 KiB of it are read. A body that ends in time leaves the connection usable for the next
 // attempt, any other costs the receiver its connection.
 //

@@ -42,7 +42,7 @@ func TestEchoForms(t *testing.T) {
 				if !strings.HasPrefix(got, "before ") || !strings.HasSuffix(got, " after") {
 					t.Errorf("more than the key is hidden: %q", got)
 				}
-				if body, _ := newSender(t, nil, MaxTimeout).read(strings.NewReader(strings.Repeat("x", keptBodyBytes-3)+form), nil, secrets); strings.Contains(string(body), "CAN") {
+				if body, _ := newSender(t, nil, maxTimeout).read(strings.NewReader(strings.Repeat("x", keptBodyBytes-3)+form), nil, secrets); strings.Contains(string(body), "CAN") {
 					t.Errorf("cut in the middle, %q is told", body[keptBodyBytes-8:])
 				}
 			}

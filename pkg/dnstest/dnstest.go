@@ -55,7 +55,7 @@ func Address(q dnsmessage.Question, a [4]byte) dnsmessage.Resource {
 	return dnsmessage.Resource{Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class}, Body: &dnsmessage.AResource{A: a}}
 }
 
-// Address6 is the record that says where q's name is: an IPv6 address.
-func Address6(q dnsmessage.Question, a [16]byte) dnsmessage.Resource {
+// address6 is the record that says where q's name is: an IPv6 address.
+func address6(q dnsmessage.Question, a [16]byte) dnsmessage.Resource {
 	return dnsmessage.Resource{Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class}, Body: &dnsmessage.AAAAResource{AAAA: a}}
 }

@@ -263,9 +263,9 @@ func split(err error) []error {
 	return []error{err}
 }
 
-// WarnUnknown logs variables that are not read by cfg but are nearly named like one that is. (A variable
+// warnUnknown logs variables that are not read by cfg but are nearly named like one that is. (A variable
 // of another service is no mistake: services often share an environment.)
-func WarnUnknown(log *zap.Logger, cfg any, environ []string) {
+func warnUnknown(log *zap.Logger, cfg any, environ []string) {
 	fields := Fields(cfg)
 	read := map[string]bool{}
 	for _, f := range fields {

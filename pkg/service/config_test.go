@@ -85,7 +85,7 @@ func TestLoad(t *testing.T) {
 func TestWarnUnknown(t *testing.T) {
 	t.Parallel()
 	core, logs := observer.New(zapcore.WarnLevel)
-	WarnUnknown(zap.New(core), &outer{}, []string{"INER_WAIT=1s", "REDIS_URL=redis://:secret@h", "PATH=/bin", "COUNT=2", "INNER_WAITS=1"})
+	warnUnknown(zap.New(core), &outer{}, []string{"INER_WAIT=1s", "REDIS_URL=redis://:secret@h", "PATH=/bin", "COUNT=2", "INNER_WAITS=1"})
 	var got []string
 	for _, e := range logs.All() {
 		m := e.ContextMap()

@@ -9,11 +9,11 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// LastingEvery is how often a Lasting logger repeats a line.
-const LastingEvery = time.Minute
+// lastingEvery is how often a Lasting logger repeats a line.
+const lastingEvery = time.Minute
 
 // Lasting returns a logger for troubles that are met again and again while they last, such as a server that is down:
-// a line with the same message and the same error is written once in LastingEvery, a line with another cause at once.
+// a line with the same message and the same error is written once a minute, a line with another cause at once.
 // The other fields do not count. All loggers made of the returned one share this memory.
 func Lasting(log *zap.Logger) *zap.Logger {
 	return log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
@@ -39,7 +39,7 @@ const maxWritten = 1000
 func (w *written) due(line string, now time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if last, ok := w.last[line]; ok && now.Sub(last) < LastingEvery {
+	if last, ok := w.last[line]; ok && now.Sub(last) < lastingEvery {
 		return false
 	}
 	if len(w.last) >= maxWritten {

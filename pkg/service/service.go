@@ -215,7 +215,7 @@ func Main[C any](name string, common func(*C) *Config, run func(context.Context,
 		return ExitConfig
 	}
 	defer shell.Close()
-	WarnUnknown(shell.Log, &cfg, os.Environ())
+	warnUnknown(shell.Log, &cfg, os.Environ())
 	err = shell.Run(*common(&cfg), func(ctx context.Context) error { return run(ctx, cfg, shell.Process(name)) })
 	return shell.ExitCode(name, err, os.Stderr)
 }

@@ -284,16 +284,16 @@ func (m *Meter) Used(account, store string) (used, limit int64) {
 	return m.usedWork(account), m.limit(account, m.limits.work())
 }
 
-// TakeWork takes over a count of the books.
-func (m *Meter) TakeWork(w Work) {
+// takeWork takes over a count of the books.
+func (m *Meter) takeWork(w Work) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.work, m.workAt = w, m.now()
 	m.forget()
 }
 
-// TakeKept takes over a count of CRM_EVENTS.
-func (m *Meter) TakeKept(k Kept) {
+// takeKept takes over a count of CRM_EVENTS.
+func (m *Meter) takeKept(k Kept) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.kept = k

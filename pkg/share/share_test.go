@@ -51,7 +51,7 @@ func (m *model) count() {
 	for a := range all {
 		m.known[a] = true
 	}
-	m.meter.TakeWork(NewWork(m.clock, m.last, all))
+	m.meter.takeWork(NewWork(m.clock, m.last, all))
 	m.meter.Settled(m.last)
 }
 
@@ -168,14 +168,14 @@ func TestEventsAreHeldToTheirShare(t *testing.T) {
 	if admit("a", 1, 2) || !admit("b", 200, 3) || admit("b", 1, 4) {
 		t.Fatal("what this process stored counts at once")
 	}
-	m.TakeKept(Kept{At: at, Position: 3, Total: 300, Exact: true, Accounts: map[string]int64{"a": 100, "b": 200}})
+	m.takeKept(Kept{At: at, Position: 3, Total: 300, Exact: true, Accounts: map[string]int64{"a": 100, "b": 200}})
 	if !admit("a", 100, 5) || admit("b", 1, 6) {
 		t.Fatal("the count holds")
 	}
 	if over := m.OverEvents(); len(over) != 0 {
 		t.Fatalf("%v are over", over)
 	}
-	m.TakeKept(Kept{At: at.Add(time.Second), Position: 6, Total: 401, Exact: true, Accounts: map[string]int64{"a": 201, "b": 200}})
+	m.takeKept(Kept{At: at.Add(time.Second), Position: 6, Total: 401, Exact: true, Accounts: map[string]int64{"a": 201, "b": 200}})
 	if over := m.OverEvents(); len(over) != 1 || over[0] != "a" {
 		t.Fatalf("%v are over", over)
 	}
@@ -187,7 +187,7 @@ func TestEventsAreHeldToTheirShare(t *testing.T) {
 	if !admit("b", 700, 9) || admit("b", 1, 10) {
 		t.Fatal("an account that is alone gets nine tenths")
 	}
-	m.TakeKept(Kept{At: at.Add(2 * time.Second), Position: 10, Total: 950})
+	m.takeKept(Kept{At: at.Add(2 * time.Second), Position: 10, Total: 950})
 	if others = true; !admit("new", 200, 11) || admit("new", 1, 12) {
 		t.Fatal("an account that stored nothing is not held to what others stored")
 	}
@@ -232,7 +232,7 @@ func BenchmarkAdmit(b *testing.B) {
 		hold.Stored(i)
 		if i%5000 == 0 {
 			m.Settled(i)
-			m.TakeWork(Work{At: time.Now(), Position: i})
+			m.takeWork(Work{At: time.Now(), Position: i})
 		}
 	}
 }

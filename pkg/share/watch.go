@@ -90,12 +90,12 @@ func (m *Meter) apply(log *zap.Logger, e bus.Entry) {
 	case e.Key == keyWork:
 		var w *Work
 		if w, err = decodeWork(e.Value); err == nil {
-			m.TakeWork(*w)
+			m.takeWork(*w)
 		}
 	case e.Key == keyKept:
 		var k *Kept
 		if k, err = decode(e.Value, func(k *Kept) int { return k.Schema }); err == nil {
-			m.TakeKept(*k)
+			m.takeKept(*k)
 		}
 	}
 	if err != nil {

@@ -525,7 +525,7 @@ func (m *machine) restore(at time.Time, f Flag) bool {
 	if w := m.load(at.UnixMilli()); w != nil && w.Resumed >= toMilli(f.Since) {
 		return false
 	}
-	if m.flag != nil && !f.Supersedes(m.flag.flag(m.key)) {
+	if m.flag != nil && !f.supersedes(m.flag.flag(m.key)) {
 		return false
 	}
 	r := f.record()

@@ -366,7 +366,7 @@ func (s *Store) startProbe(ctx context.Context, at time.Time, key Key, trip stri
 // should hold the same. copied is nil when the bucket's last entry, whose
 // revision is given, is a deletion, or when there is none (revision 0).
 //
-// The newer one wins. Two flags are ordered by Flag.Supersedes. A deletion is
+// The newer one wins. Two flags are ordered by Flag.supersedes. A deletion is
 // newer than a flag that was decided without knowing it. A flag that is missing
 // in Redis was resumed only if the URL's window says so; otherwise Redis has
 // lost it.

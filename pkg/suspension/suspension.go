@@ -152,9 +152,9 @@ func (f Flag) ProbeDue(now time.Time, patience time.Duration) bool {
 	return !now.Before(f.Until)
 }
 
-// Supersedes reports whether f is a later step than other, both of one URL: a
+// supersedes reports whether f is a later step than other, both of one URL: a
 // later suspension, or a later stretch of the same one.
-func (f Flag) Supersedes(other Flag) bool {
+func (f Flag) supersedes(other Flag) bool {
 	if !f.Since.Equal(other.Since) {
 		return f.Since.After(other.Since)
 	}

@@ -52,11 +52,11 @@ const (
 	RecordsAuthenticated = "authenticated"
 )
 
-// AuditMaxAge is how long the records of changes are kept.
-const AuditMaxAge = 400 * 24 * time.Hour
+// auditMaxAge is how long the records of changes are kept.
+const auditMaxAge = 400 * 24 * time.Hour
 
-// AuditPerAccount is how many of them an account keeps: its own push out its own.
-const AuditPerAccount = 200_000
+// auditPerAccount is how many of them an account keeps: its own push out its own.
+const auditPerAccount = 200_000
 
 // EndedSessionsMaxAge is how long the end of a session is kept: longer than any session lasts.
 const EndedSessionsMaxAge = 25 * time.Hour

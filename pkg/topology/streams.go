@@ -81,8 +81,8 @@ func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 			limits(Commands, 24*time.Hour, "gancho.suspensions.*.*"),
 		}
 	case Management:
-		audit := limits(Audit, AuditMaxAge, SubjectAudit("*"))
-		audit.MaxMsgsPerSubject = AuditPerAccount
+		audit := limits(Audit, auditMaxAge, SubjectAudit("*"))
+		audit.MaxMsgsPerSubject = auditPerAccount
 		return []jetstream.StreamConfig{
 			audit,
 			limits(Numbers, 48*time.Hour, SubjectNumbers),

@@ -131,7 +131,7 @@ func prepare(cfg *Config, environ []string) (*stack, []string, error) {
 		if _, err := os.Stat(s.tokenFile); err == nil {
 			vars["API_TOKENS_FILE"] = s.tokenFile
 		} else {
-			s.firstToken = NewToken()
+			s.firstToken = newToken()
 			vars["API_TOKENS"] = firstAccount + ":" + s.firstToken
 		}
 	}
@@ -201,8 +201,8 @@ func free(ctx context.Context, variable, addr string) error {
 	return l.Close()
 }
 
-// NewToken returns a random API token.
-func NewToken() string {
+// newToken returns a random API token.
+func newToken() string {
 	b := make([]byte, 24)
 	_, _ = rand.Read(b) // it never fails
 	return "gancho_" + base64.RawURLEncoding.EncodeToString(b)

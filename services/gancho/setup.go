@@ -64,7 +64,7 @@ func setupToken(path string, stdout io.Writer) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("make the folder of the API tokens: %w", err)
 	}
-	token := NewToken()
+	token := newToken()
 	err := writeNew(path, "# <account_id>:<token>, or <account_id>:<token>:read; the account * is an operator.\n"+operatorAccount+":"+token+"\n")
 	switch {
 	case errors.Is(err, fs.ErrExist):

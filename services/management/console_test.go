@@ -619,7 +619,7 @@ func TestConsoleEventTypes(t *testing.T) {
 	b.get("/event_types").want(200).safe("en").has("crm_deal_created", "receiver.py", "receiver.go", "ed25519.mjs", "webhook-signature")
 	s.signedIn(acme, "pt-BR").get("/event_types/crm_deal_updated").want(200).safe("pt-BR").has("Exemplo", "deal_stage", "JSON Schema")
 	b.get("/event_types/crm_deal_created").want(200).safe("en").has(id, "Send sample")
-	b.get("/event_types/crm_task_created").want(200).safe("en").has("No webhook is for this event.").lacks(id)
+	b.get("/event_types/crm_task_created").want(200).safe("en").has("No webhook takes this event.").lacks(id)
 	b.get("/event_types/crm_nope_at_all").want(404)
 	note := b.post("/event_types/crm_deal_deleted/send", "webhook_id", id).leads("/notifications/")
 	b.get(note).want(200).has("crm_deal_deleted", "A sample event is on its way.")

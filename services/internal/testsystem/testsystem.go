@@ -279,11 +279,11 @@ func (p *Process) PeakMemory() int64 {
 	if p.cmd == nil {
 		return 0
 	}
-	return PeakMemoryOf(p.cmd.Process.Pid)
+	return peakMemoryOf(p.cmd.Process.Pid)
 }
 
-// PeakMemoryOf is PeakMemory by process id.
-func PeakMemoryOf(pid int) int64 {
+// peakMemoryOf is PeakMemory by process id.
+func peakMemoryOf(pid int) int64 {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0

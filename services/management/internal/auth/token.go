@@ -152,7 +152,7 @@ func (t *Tokens) Watch(ctx context.Context, again <-chan os.Signal, log *zap.Log
 			log.Info("reading API_TOKENS_FILE again, as SIGHUP asked")
 		case <-tick.C:
 		}
-		changed, err := t.Reload()
+		changed, err := t.reload()
 		switch {
 		case err != nil && err.Error() != logged:
 			logged = err.Error()
@@ -164,8 +164,8 @@ func (t *Tokens) Watch(ctx context.Context, again <-chan os.Signal, log *zap.Log
 	}
 }
 
-// Reload reads the file and reports whether the tokens are other ones. After an error they stay as they are.
-func (t *Tokens) Reload() (changed bool, err error) {
+// reload reads the file and reports whether the tokens are other ones. After an error they stay as they are.
+func (t *Tokens) reload() (changed bool, err error) {
 	defer func() {
 		if err == nil {
 			t.trouble.Store(nil)

@@ -11,7 +11,7 @@ var (
 
 	pending      = in("The first attempt has not been made yet.", "A primeira tentativa ainda não foi feita.")
 	pendingAgain = in("It was sent again (send {send}); the first attempt of this send has not been made yet.", "Ela foi reenviada (envio {send}); a primeira tentativa deste envio ainda não foi feita.")
-	pendingNext  = in("It is made as soon as a dispatcher is free, normally within a second.", "Ela é feita assim que um dispatcher estiver livre, normalmente em um segundo.")
+	pendingNext  = in("It is made as soon as a dispatcher is free, normally within a second.", "Ela é feita assim que um dispatcher estiver livre, normalmente em até um segundo.")
 	paused       = in("First attempts pause for all accounts: more retries wait than the store may hold.", "As primeiras tentativas estão em pausa em todas as contas: há mais novas tentativas em espera do que o armazenamento comporta.")
 	pausedNext   = in("It is made once enough of those retries are done, in the order of the events.", "Ela é feita quando houver espaço de novo, na ordem dos eventos.")
 
@@ -21,18 +21,18 @@ var (
 	retryLast      = in("It is the last one; if it fails too, the notification is permanently failed.", "É a última; se ela também falhar, a notificação vira falha permanente.")
 	retrySuspended = in("Its URL is suspended: if it still is then, the notification waits and uses no attempt.", "Sua URL está suspensa: se ainda estiver nessa hora, a notificação espera e não usa nenhuma tentativa.")
 
-	attemptsLeft  = in("{done} of its {most} attempts are used; waiting uses none.", "{done} de suas {most} tentativas foram usadas; esperar não usa nenhuma.")
+	attemptsLeft  = in("{done} of its {most} attempts are used; waiting uses none.", "{done} de suas {most} tentativas foram usadas; a espera não usa nenhuma.")
 	disabled      = in("Its webhook is disabled.", "Seu webhook está desativado.")
 	disabledNext  = in("It goes on when the webhook's status is set to active again. It does not expire.", "Ela continua quando o webhook for ativado de novo. Não expira.")
 	saturated     = in("Its URL has as many requests open as it answers well at a time, or its account holds so much of the room for retries that its first attempts wait.", "Sua URL já tem tantas requisições abertas quanto responde bem por vez, ou a conta ocupa tanto do espaço das novas tentativas que suas primeiras tentativas aguardam.")
 	wasSaturated  = in("It waited because its URL had as many requests open as it answers well at a time.", "Ela esperava porque sua URL tinha tantas requisições abertas quanto responde bem por vez.")
 	saturatedNext = in("It is sent when those ahead of it are answered or the account's retries have shrunk, oldest first.", "Ela é enviada quando as anteriores forem respondidas ou as novas tentativas da conta diminuírem, da mais antiga para a mais nova.")
 	released      = in("Its URL was suspended and is active again.", "Sua URL esteve suspensa e está ativa de novo.")
-	releasedNext  = in("It is released soon: first one at a time, then more with each that is accepted, oldest first.", "Ela será liberada em breve: primeiro uma por vez, depois mais a cada aceita, da mais antiga para a mais nova.")
+	releasedNext  = in("It is released soon: first one at a time, then more with each that is accepted, oldest first.", "Ela será liberada em breve: primeiro uma por vez, depois mais a cada uma aceita, da mais antiga para a mais nova.")
 	byHand        = in("Its URL was suspended by hand at {since}.", "Sua URL foi suspensa manualmente em {since}.")
 	byHandNext    = in("It is sent after the webhook is resumed or its URL is changed. It expires if that takes too long (PARKED_MAX_AGE).", "Ela é enviada depois que o webhook for retomado ou sua URL for alterada. Expira se isso demorar demais (PARKED_MAX_AGE).")
-	suspended     = in("Its URL is suspended since {since}: {failures} failures and no success.", "Sua URL está suspensa desde {since}: {failures} falhas e nenhum sucesso.")
-	suspendedWith = in("Its URL is suspended since {since}: {failures} failures and no success ({statuses}).", "Sua URL está suspensa desde {since}: {failures} falhas e nenhum sucesso ({statuses}).")
+	suspended     = in("Its URL has been suspended since {since}: {failures} failures and no success.", "Sua URL está suspensa desde {since}: {failures} falhas e nenhum sucesso.")
+	suspendedWith = in("Its URL has been suspended since {since}: {failures} failures and no success ({statuses}).", "Sua URL está suspensa desde {since}: {failures} falhas e nenhum sucesso ({statuses}).")
 	suspendedNext = in("The URL is tried again at {until} with the oldest notification that waits; if that is accepted, the others follow. Resuming the webhook does it at once. It expires if its URL stays suspended too long (PARKED_MAX_AGE).", "A URL será testada de novo em {until} com a notificação mais antiga em espera; se for aceita, as outras seguem. Retomar o webhook faz isso na hora. Ela expira se a URL ficar suspensa por tempo demais (PARKED_MAX_AGE).")
 	probingNext   = in("The URL is being tried right now with the oldest notification that waits; if that is accepted, the others follow.", "A URL está sendo testada agora com a notificação mais antiga em espera; se for aceita, as outras seguem.")
 
@@ -44,7 +44,7 @@ var (
 	allFailedLast = in("All {done} attempts failed; the last one: {how}.", "Todas as {done} tentativas falharam; a última: {how}.")
 	failedNext    = in("Nothing more is sent by itself. It can be sent again while its payload is kept.", "Nada mais é enviado automaticamente. Ela pode ser reenviada enquanto o payload for mantido.")
 	expired       = in("Its URL stayed suspended too long (PARKED_MAX_AGE); {done} of {most} attempts were made.", "Sua URL ficou suspensa por tempo demais (PARKED_MAX_AGE); {done} de {most} tentativas foram feitas.")
-	internal      = in("It could not be handled because of a fault in Gancho, and was set aside for the operators.", "Ela não pôde ser tratada por uma falha no Gancho e foi separada para os operadores.")
+	internal      = in("It could not be handled because of a fault in Gancho, and was set aside for the operators.", "Ela não pôde ser tratada por uma falha no Gancho e foi isolada para análise dos operadores.")
 
 	webhookDeleted = in("Its webhook was deleted before it was delivered.", "Seu webhook foi excluído antes da entrega.")
 	superseded     = in("A newer event of the same document was delivered while it waited, and its webhook asks to leave out stale ones.", "Um evento mais novo do mesmo documento foi entregue enquanto ela esperava, e seu webhook pede para omitir as desatualizadas.")
@@ -68,7 +68,7 @@ var happened = map[delivery.Reason]language.Text{
 	delivery.Status1xx:             in("the receiver answered {status}", "o receptor respondeu {status}"),
 	delivery.Status4xx:             in("the receiver answered {status}", "o receptor respondeu {status}"),
 	delivery.Status5xx:             in("the receiver answered {status}", "o receptor respondeu {status}"),
-	delivery.RateLimited:           in("the receiver answered {status} and asked to slow down", "o receptor respondeu {status} e pediu para ir mais devagar"),
+	delivery.RateLimited:           in("the receiver answered {status} and asked to slow down", "o receptor respondeu {status} e pediu para reduzir o ritmo"),
 	delivery.BlockedAddress:        in("the host's address is not publicly routable, so nothing was sent", "o endereço do host não é público, então nada foi enviado"),
 	delivery.BadResponse:           in("the answer was not valid HTTP, or the connection broke before it", "a resposta não era HTTP válido, ou a conexão caiu antes dela"),
 	delivery.HeaderLimit:           in("the answer's headers were larger than 64 KiB", "os cabeçalhos da resposta passaram de 64 KiB"),

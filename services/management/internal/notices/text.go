@@ -49,20 +49,20 @@ var (
 		"suspended":         {English: "Webhook {name} is suspended", Portuguese: "A URL do webhook {name} foi suspensa"},
 		"resumed":           {English: "Webhook {name} works again", Portuguese: "O webhook {name} voltou a funcionar"},
 		"disabled":          {English: "Webhook {name} was disabled", Portuguese: "O webhook {name} foi desativado"},
-		"permanent_failure": {English: "Webhook {name}: notifications were given up", Portuguese: "Webhook {name}: notificações foram abandonadas"},
+		"permanent_failure": {English: "Webhook {name}: notifications failed for good", Portuguese: "Webhook {name}: notificações falharam em definitivo"},
 	}
 	leads = map[string]text{
 		"at_risk": {
 			English:    "Every recent request to {host} failed. If that goes on, the URL is suspended: its notifications then wait, and nothing is lost.",
-			Portuguese: "Todas as requisições recentes a {host} falharam. Se isso continuar, a URL será suspensa: as notificações então esperam, e nada se perde.",
+			Portuguese: "Todas as requisições recentes a {host} falharam. Se isso continuar, a URL será suspensa: as notificações ficarão em espera e nada se perderá.",
 		},
 		"suspended": {
-			English:    "{host} answered with errors all the time, so no requests are sent to it for now. Its notifications wait. Gancho tries again by itself.",
-			Portuguese: "{host} respondeu com erros o tempo todo, por isso nenhuma requisição é enviada por enquanto. As notificações esperam. O Gancho tenta de novo sozinho.",
+			English:    "{host} answered with errors all the time, so no requests are sent to it for now. Its notifications wait. Gancho will try again by itself.",
+			Portuguese: "{host} respondeu com erros o tempo todo, por isso nenhuma requisição é enviada por enquanto. As notificações ficam em espera. O Gancho tentará de novo automaticamente.",
 		},
 		"resumed": {
-			English:    "{host} is active again. What waited is being sent, the oldest first.",
-			Portuguese: "{host} está ativo de novo. O que esperava está sendo enviado, do mais antigo ao mais novo.",
+			English:    "{host} is active again. Waiting notifications are being sent, oldest first.",
+			Portuguese: "{host} está ativo de novo. As notificações em espera estão sendo enviadas, das mais antigas às mais novas.",
 		},
 		"disabled": {
 			English:    "The webhook gets no new events until it is set active again.",
@@ -70,7 +70,7 @@ var (
 		},
 		"permanent_failure": {
 			English:    "All six attempts of some notifications failed. Their payloads are kept, and you can send them again in the console.",
-			Portuguese: "As seis tentativas de algumas notificações falharam. Os conteúdos estão guardados, e você pode reenviá-los no console.",
+			Portuguese: "As seis tentativas de algumas notificações falharam. O conteúdo delas está guardado, e você pode reenviá-las pelo console.",
 		},
 	}
 	labels = map[string]text{
@@ -81,11 +81,11 @@ var (
 		"last":     {English: "Last answers", Portuguese: "Últimas respostas"},
 		"failures": {English: "Failures", Portuguese: "Falhas"},
 		"parked":   {English: "Waiting notifications", Portuguese: "Notificações em espera"},
-		"next":     {English: "Next trial", Portuguese: "Próxima tentativa"},
-		"forecast": {English: "Suspended at this rate", Portuguese: "Será suspensa, neste ritmo"},
-		"count":    {English: "How often since {since}", Portuguese: "Quantas vezes desde {since}"},
+		"next":     {English: "Next try", Portuguese: "Próxima tentativa"},
+		"forecast": {English: "Suspended at this rate", Portuguese: "Suspensão prevista neste ritmo"},
+		"count":    {English: "Times since {since}", Portuguese: "Ocorrências desde {since}"},
 		"link":     {English: "Open the webhook in the console", Portuguese: "Abrir o webhook no console"},
-		"leave":    {English: "Send me no more of these", Portuguese: "Não quero mais receber estes avisos"},
+		"leave":    {English: "Send me no more of these notices", Portuguese: "Não quero mais receber estes avisos"},
 	}
 	reasons = map[string]text{
 		"always_failing":          {English: "it always failed", Portuguese: "sempre falhou"},
@@ -99,11 +99,11 @@ var (
 		"redirect":                {English: "redirect", Portuguese: "redirecionamento"},
 		"status_4xx":              {English: "refused (4xx)", Portuguese: "recusado (4xx)"},
 		"status_5xx":              {English: "server error (5xx)", Portuguese: "erro no servidor (5xx)"},
-		"rate_limited":            {English: "too many requests (429)", Portuguese: "requisições demais (429)"},
+		"rate_limited":            {English: "too many requests (429)", Portuguese: "excesso de requisições (429)"},
 		"blocked_address":         {English: "the address is not public", Portuguese: "o endereço não é público"},
-		"bad_response":            {English: "not an answer of HTTP", Portuguese: "não é uma resposta HTTP"},
+		"bad_response":            {English: "not an HTTP response", Portuguese: "não é uma resposta HTTP"},
 		"internal_error":          {English: "a fault in Gancho", Portuguese: "uma falha no Gancho"},
-		"header_limit":            {English: "too many headers", Portuguese: "cabeçalhos demais"},
+		"header_limit":            {English: "too many headers", Portuguese: "cabeçalhos em excesso"},
 		"status_1xx":              {English: "no final answer (1xx)", Portuguese: "sem resposta final (1xx)"},
 	}
 )

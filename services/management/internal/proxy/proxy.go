@@ -122,8 +122,8 @@ func validHost(host string) bool {
 	return err == nil && host != "" && u.Host == host && u.Hostname() != "" && !strings.ContainsAny(host, " \t\"'<>\\")
 }
 
-// BaseURL is the scheme and the host that the client of a request sees, such as https://hooks.example.com.
-func BaseURL(r *http.Request) string {
+// baseURL is the scheme and the host that the client of a request sees, such as https://hooks.example.com.
+func baseURL(r *http.Request) string {
 	scheme := r.URL.Scheme
 	if scheme == "" {
 		scheme = "http"

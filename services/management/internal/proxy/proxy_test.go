@@ -63,8 +63,8 @@ func TestResolve(t *testing.T) {
 				r.TLS = new(tls.ConnectionState)
 			}
 			trusted.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-				if r.RemoteAddr != tc.remote || BaseURL(r) != tc.base {
-					t.Errorf("client %s at %s, want %s at %s", r.RemoteAddr, BaseURL(r), tc.remote, tc.base)
+				if r.RemoteAddr != tc.remote || baseURL(r) != tc.base {
+					t.Errorf("client %s at %s, want %s at %s", r.RemoteAddr, baseURL(r), tc.remote, tc.base)
 				}
 			})).ServeHTTP(httptest.NewRecorder(), r)
 		})

@@ -38,8 +38,8 @@ import (
 
 // Rates in notifications a second.
 const (
-	DefaultRate = 50
-	MaxRate     = 1000
+	defaultRate = 50
+	maxRate     = 1000
 )
 
 // maxOpen is how many replays an account may have that have not ended.
@@ -173,7 +173,7 @@ func (in Input) parse(now time.Time) (from, to time.Time, only notification.Stat
 	if !in.From.Present || in.From.Null {
 		problems.Add("/data/from", "required", "from is missing")
 	}
-	from, to, rate = at("from", in.From, time.Time{}), at("to", in.To, now), DefaultRate
+	from, to, rate = at("from", in.From, time.Time{}), at("to", in.To, now), defaultRate
 	if to.After(now) {
 		to = now // later events are sent anyway
 	}
@@ -186,9 +186,9 @@ func (in Input) parse(now time.Time) (from, to time.Time, only notification.Stat
 		}
 	}
 	if in.Rate.Present && !in.Rate.Null {
-		if rate = in.Rate.Value; rate < 1 || rate > MaxRate {
-			problems.Add("/data/rate", "bad_rate", fmt.Sprintf("rate must be a whole number from 1 to %d", MaxRate))
-			rate = DefaultRate
+		if rate = in.Rate.Value; rate < 1 || rate > maxRate {
+			problems.Add("/data/rate", "bad_rate", fmt.Sprintf("rate must be a whole number from 1 to %d", maxRate))
+			rate = defaultRate
 		}
 	}
 	return from, to, only, rate, problems.Err()

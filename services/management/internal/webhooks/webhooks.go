@@ -37,11 +37,11 @@ import (
 	"gancho/services/management/internal/problem"
 )
 
-// MaxNameRunes limits a webhook's name.
-const MaxNameRunes = 255
+// maxNameRunes limits a webhook's name.
+const maxNameRunes = 255
 
-// RotationOverlap is how long an old signing secret signs along after it was replaced.
-const RotationOverlap = 24 * time.Hour
+// rotationOverlap is how long an old signing secret signs along after it was replaced.
+const rotationOverlap = 24 * time.Hour
 
 // seenWithin is how long a writer waits to see its change in its own copy of the registry.
 const seenWithin = time.Second
@@ -312,7 +312,7 @@ func checkName(name string) *webhook.Problem {
 	switch {
 	case !visible:
 		return bad("name is empty; give 1 to 255 characters")
-	case utf8.RuneCountInString(name) > MaxNameRunes:
+	case utf8.RuneCountInString(name) > maxNameRunes:
 		return bad("name is too long; give 1 to 255 characters")
 	}
 	return nil
@@ -472,7 +472,7 @@ func (s *Service) Delete(ctx context.Context, account, id string, match Match, b
 const maxOldSecrets = 3
 
 // RotateSecret makes a new signing secret and returns it, this once; "" when it is a key pair. Each of the newest
-// maxOldSecrets old ones signs along until RotationOverlap after it was replaced. With immediately the old ones stop
+// maxOldSecrets old ones signs along until rotationOverlap after it was replaced. With immediately the old ones stop
 // signing at once.
 func (s *Service) RotateSecret(ctx context.Context, account, id string, immediately bool) (View, string, error) {
 	var shown string
@@ -493,7 +493,7 @@ func (s *Service) rotate(w *webhook.Webhook, now time.Time, immediately bool) st
 	secrets := []webhook.Secret{w.SealSecret(s.keys, raw, w.Signature)}
 	for i, old := range w.Secrets {
 		if i == 0 {
-			old.ExpiresAt = now.Add(RotationOverlap)
+			old.ExpiresAt = now.Add(rotationOverlap)
 		}
 		if !immediately && now.Before(old.ExpiresAt) && i < maxOldSecrets {
 			secrets = append(secrets, old)
