@@ -69,7 +69,7 @@ func asked(t *testing.T, s *server.Server) uint64 {
 	return v.TotalConnections
 }
 
-// connects reports whether a service with that configuration can work with the server, and why not. Nobody else may
+// connects reports whether a service with that configuration can work with the server, and why not. No other client may
 // connect to it.
 func connects(t *testing.T, s *server.Server, cfg bus.Config) (bool, string) {
 	t.Helper()

@@ -16,8 +16,9 @@ type T interface {
 	Fatalf(format string, args ...any)
 }
 
-// Until returns once done returns true. It calls done at once, and then again after pauses that grow from 1 ms to 20 ms.
-// It fails the test, naming what was waited for, when that takes longer than two minutes or the test's context ends.
+// Until returns once done returns true. It calls done at once, and then again after pauses that grow from 1 ms to 20
+// ms. It fails the test, naming what was waited for, when that takes longer than two minutes or the test's context
+// ends.
 func Until(t T, what string, done func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

@@ -110,7 +110,7 @@ func TestAudit(t *testing.T) {
 		t.Errorf("the page is %s", page.raw)
 	}
 
-	// What is not ours is not shown; a change goes on without the stream.
+	// Records that are not ours are not shown; a change goes on without the stream.
 	js := s.nats.JetStream()
 	if _, err := js.Publish(t.Context(), topology.SubjectAudit("acme"), []byte(`{"stream":"CRM_EVENTS","seq":3}`)); err != nil {
 		t.Fatal(err)

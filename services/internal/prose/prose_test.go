@@ -21,7 +21,7 @@ const columns = 120
 // banned are words with plainer ones, and "what" as a noun ("removes what is acknowledged" for "removes acknowledged
 // messages"). An indirect question ("says what is wrong") is English.
 var banned = []*regexp.Regexp{
-	regexp.MustCompile(`(?i)\b(?:again|beside|somebody|nobody|told)\b|\bthe leave\b`),
+	regexp.MustCompile(`(?i)\b(?:anew|beside|somebody|nobody|told)\b|\bthe leave\b`),
 	regexp.MustCompile(`(?i)(?:^|[;:.] |\b(?:of|for|from|to|in|on|with|than|by|at|over|behind|before|after|beyond|into|under|as|is|are|` +
 		`was|not|only|all|keeps?|holds?|reads?|removes?|drops?|deletes?|repeats?|restores?|repairs?|counts?|loses?|lost) )` +
 		`what (?:is|was|were|are|has|had|have|they|it|we|waits?|comes?|came|follows?|lies|fails?|failed|goes|stands|others|` +
