@@ -54,10 +54,6 @@ func (c applyCmd) Run(a *app) error {
 	if err != nil {
 		return usage("%s: %s", c.File, err)
 	}
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	p := &plan{a: a, dryRun: c.DryRun, counts: map[string]int{}}
 	var present []client.Result[client.Webhook]
 	for w, err := range a.client.Webhooks(a.ctx) {

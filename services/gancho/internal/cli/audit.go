@@ -32,10 +32,6 @@ func (c auditCmd) Run(a *app) error {
 	if f.To, err = c.To.at(a.now); err != nil {
 		return usage("--to: %v", err)
 	}
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	rows := [][]string{{"AT", "ACCOUNT", "BY", "NAME", "ADDRESS", "ACTION", "OBJECT", "ID"}}
 	var all []json.RawMessage
 	for r, err := range a.client.Changes(a.ctx, f, c.Limit) {

@@ -130,6 +130,12 @@ func Run(p Program) int {
 	case err != nil:
 		return a.fail(&usageError{err.Error()})
 	}
+	if c, ok := selected.Selected().Target.Interface().(interface{ connect(a *app) error }); ok {
+		if err := c.connect(a); err != nil {
+			return a.fail(err)
+		}
+		defer a.interruptible()()
+	}
 	if err := selected.Run(a); err != nil {
 		if a.interrupted() {
 			return exitInterrupted
@@ -140,13 +146,7 @@ func Run(p Program) int {
 }
 
 // interrupted reports whether a signal ended the command.
-func (a *app) interrupted() bool {
-	if a.ctx == nil {
-		return false
-	}
-	cause := context.Cause(a.ctx)
-	return cause != nil && cause != context.Canceled //nolint:errorlint // itself is the end of every command; a signal only is like it
-}
+func (a *app) interrupted() bool { return a.ctx != nil && a.ctx.Err() != nil }
 
 // usageError says that the command line or a setting makes no sense.
 type usageError struct{ text string }
@@ -206,7 +206,7 @@ func adviseRefused(e *client.Error) (code int, hint string) {
 	return exitError, ""
 }
 
-// apiFlags are the flags of every command that calls the API.
+// apiFlags are the flags of every command that calls the API. Run connects before it.
 type apiFlags struct {
 	API     string `group:"where" name:"api" placeholder:"URL" help:"Address of the API (GANCHO_URL; ${default_url})."`
 	Token   string `group:"where" placeholder:"TOKEN" help:"API token; better set GANCHO_TOKEN, which no list of processes shows."`
@@ -248,8 +248,8 @@ func locale(vars map[string]string) string {
 	return strings.ReplaceAll(name, "_", "-")
 }
 
-// interruptible ends the command's context with an interrupt. The commands that run services do not use it:
-// they stop in their own way.
+// interruptible ends the command's context with an interrupt. Only commands that call the API have one: those that run
+// services stop in their own way.
 func (a *app) interruptible() (stop func()) {
 	a.ctx, stop = signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	return stop

@@ -25,10 +25,6 @@ type eventsGet struct {
 }
 
 func (c eventsGet) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	r, err := a.client.Event(a.ctx, c.ID)
 	if err != nil {
 		return err
@@ -101,10 +97,6 @@ func (c eventsFind) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	rows := [][]string{{"ID", "EVENT", "STORED", "DOCUMENT", "TRANSACTION", "NOTIFICATIONS", "NOT MATCHED"}}
 	var all []json.RawMessage
 	partial := false
@@ -156,9 +148,6 @@ func (eventsSend) Help() string {
 }
 
 func (c eventsSend) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
 	body, err := a.read(c.File)
 	if err != nil {
 		return err
@@ -180,7 +169,6 @@ func (c eventsSend) Run(a *app) error {
 		}
 		name = e.EventName
 	}
-	defer a.interruptible()()
 	r, err := a.client.SendEvent(a.ctx, name, body)
 	if err != nil {
 		return err
@@ -220,10 +208,6 @@ func (c usageCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	rows := [][]string{{"FROM", "ACCOUNT", "EVENTS", "BYTES", "NOTIFICATIONS", "ATTEMPTS", "DELIVERED", "FAILED"}}
 	var all []json.RawMessage
 	for r, err := range a.client.Usage(a.ctx, c.Account, client.Period{From: selected.From, To: selected.To, Step: c.Step}) {
@@ -261,10 +245,6 @@ func (tailCmd) Help() string {
 const tailFormat = "%-20s  %-9s  %-6s  %-15s  %8s  %-7s  %-18s  %-36s  %s\n"
 
 func (c tailCmd) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	watch := client.Watch{WebhookID: c.Webhook, Outcome: strings.TrimPrefix(c.Outcome, "all")}
 	if a.output != "json" {
 		if _, err := fmt.Fprintf(a.Stdout, tailFormat, "STARTED", "OUTCOME", "STATUS", "REASON", "MS", "ATTEMPT", "NOW", "WEBHOOK", "NOTIFICATION"); err != nil {

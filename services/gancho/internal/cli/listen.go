@@ -40,10 +40,6 @@ func (c listenCmd) Run(a *app) error {
 	if err != nil || target.Scheme != "http" && target.Scheme != "https" || target.Host == "" {
 		return usage("--forward takes an address such as http://localhost:3000/hooks")
 	}
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	shown, secret := delivery.NewSecret()
 	f := &forwarder{a: a, url: target.String(), run: uuid.New(), secrets: [][]byte{secret}, http: &http.Client{
 		Timeout:       c.Timeout,

@@ -98,10 +98,6 @@ func (c notificationsList) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	rows := [][]string{{"ID", "STATE", "REASON", "ATTEMPTS", "STATUS", "EVENT", "CREATED", "NEXT ATTEMPT"}}
 	var all []json.RawMessage
 	partial := false
@@ -162,10 +158,6 @@ type notificationsGet struct {
 }
 
 func (c notificationsGet) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	return a.showNotification(a.client.Notification(a.ctx, c.ID))
 }
 
@@ -257,10 +249,6 @@ type notificationsExplain struct {
 }
 
 func (c notificationsExplain) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	r, err := a.client.Notification(a.ctx, c.ID)
 	if err != nil {
 		return err
@@ -292,10 +280,6 @@ type notificationsResend struct {
 }
 
 func (c notificationsResend) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	return a.showNotification(a.client.Resend(a.ctx, c.ID))
 }
 

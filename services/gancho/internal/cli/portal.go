@@ -22,16 +22,12 @@ func (portalLinkCmd) Help() string {
 }
 
 func (c portalLinkCmd) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
 	link := client.PortalLink{
 		TTL: int(c.TTL.Seconds()), SessionTTL: int(c.Session.Seconds()), Scope: "read", WebhookID: c.Webhook, Language: c.Language,
 	}
 	if c.Write {
 		link.Scope = "write"
 	}
-	defer a.interruptible()()
 	r, err := a.client.CreatePortalLink(a.ctx, link)
 	if err != nil {
 		return err

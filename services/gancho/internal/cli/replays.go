@@ -49,10 +49,6 @@ func (c replaysCreate) Run(a *app) error {
 	if c.Rate < 0 {
 		return usage("--rate must be above 0")
 	}
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	return a.showReplay(a.client.CreateReplay(a.ctx, c.Webhook, selected, c.Rate))
 }
 
@@ -101,10 +97,6 @@ type replaysList struct {
 }
 
 func (c replaysList) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	rows := [][]string{{"ID", "STATE", "FROM", "TO", "ONLY", "RATE", "SENT"}}
 	var all []json.RawMessage
 	for r, err := range a.client.Replays(a.ctx, c.Webhook) {
@@ -142,10 +134,6 @@ type replaysGet struct {
 }
 
 func (c replaysGet) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	return a.showReplay(a.client.Replay(a.ctx, c.ID))
 }
 
@@ -155,10 +143,6 @@ type replaysStart struct {
 }
 
 func (c replaysStart) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	return a.showReplay(a.client.StartReplay(a.ctx, c.ID))
 }
 
@@ -168,10 +152,6 @@ type replaysPause struct {
 }
 
 func (c replaysPause) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	return a.showReplay(a.client.PauseReplay(a.ctx, c.ID))
 }
 
@@ -181,10 +161,6 @@ type replaysResume struct {
 }
 
 func (c replaysResume) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	return a.showReplay(a.client.ResumeReplay(a.ctx, c.ID))
 }
 
@@ -194,10 +170,6 @@ type replaysCancel struct {
 }
 
 func (c replaysCancel) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	if err := a.client.CancelReplay(a.ctx, c.ID); err != nil {
 		return err
 	}

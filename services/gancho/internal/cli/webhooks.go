@@ -42,10 +42,6 @@ func (webhooksList) Help() string {
 }
 
 func (c webhooksList) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	rows := [][]string{{"ID", "STATUS", "EVENT", "METHOD", "URL", "NAME"}}
 	var all []json.RawMessage
 	for r, err := range a.client.Webhooks(a.ctx) {
@@ -67,10 +63,6 @@ type webhooksGet struct {
 }
 
 func (c webhooksGet) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	return a.showWebhook(a.client.Webhook(a.ctx, c.ID))
 }
 
@@ -261,7 +253,7 @@ func parseConditions(lines []string) ([]client.Condition, error) {
 // maxFile limits files given on the command line, in bytes: the largest event that can be configured.
 const maxFile = 64 << 20
 
-// read returns the content of a file; - is standard input.
+// read returns the content of a file; - is standard input. It ends early with the command's context.
 func (a *app) read(file string) ([]byte, error) {
 	in := a.Stdin
 	if file != "-" {
@@ -272,7 +264,18 @@ func (a *app) read(file string) ([]byte, error) {
 		defer f.Close()
 		in = f
 	}
-	text, err := io.ReadAll(io.LimitReader(in, maxFile+1))
+	var text []byte
+	var err error
+	done := make(chan struct{})
+	go func() {
+		text, err = io.ReadAll(io.LimitReader(in, maxFile+1))
+		close(done)
+	}()
+	select {
+	case <-a.ctx.Done():
+		return nil, a.ctx.Err()
+	case <-done:
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", file, err)
 	}
@@ -300,15 +303,11 @@ func (webhooksCreate) Help() string {
 }
 
 func (c webhooksCreate) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
 	change, err := c.change(a)
 	if err != nil {
 		return err
 	}
 	change.Name, change.EventName, change.URL = &c.Name, &c.Event, &c.URL
-	defer a.interruptible()()
 	return a.showWebhook(a.client.CreateWebhook(a.ctx, change))
 }
 
@@ -333,9 +332,6 @@ func (webhooksUpdate) Help() string {
 }
 
 func (c webhooksUpdate) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
 	change, err := c.change(a)
 	if err != nil {
 		return err
@@ -351,7 +347,6 @@ func (c webhooksUpdate) Run(a *app) error {
 	if c.NoNotify && change.Notify != nil {
 		return usage("--no-notify removes whom notices go to; leave out --notify-email and --notify-url")
 	}
-	defer a.interruptible()()
 	return a.showWebhook(a.client.UpdateWebhook(a.ctx, c.ID, change))
 }
 
@@ -361,10 +356,6 @@ type webhooksDelete struct {
 }
 
 func (c webhooksDelete) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	if err := a.client.DeleteWebhook(a.ctx, c.ID); err != nil {
 		return err
 	}
@@ -398,9 +389,6 @@ func (webhooksMatch) Help() string {
 }
 
 func (c webhooksMatch) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
 	trial := client.Trial{EventID: c.EventID, Changed: c.Changed, Origin: c.Origin}
 	switch {
 	case (c.File == "") == (c.EventID == ""):
@@ -415,7 +403,6 @@ func (c webhooksMatch) Run(a *app) error {
 		}
 		trial.Body = body
 	}
-	defer a.interruptible()()
 	r, err := a.client.TestConditions(a.ctx, c.ID, trial)
 	if err != nil {
 		return err
@@ -463,10 +450,6 @@ const (
 )
 
 func (c webhooksTest) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	r, err := a.client.TestWebhook(a.ctx, c.ID)
 	if err != nil || !c.Wait {
 		return a.showNotification(r, err)
@@ -494,10 +477,6 @@ type webhooksSuspend struct {
 }
 
 func (c webhooksSuspend) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	return a.showWebhook(a.client.SuspendWebhook(a.ctx, c.ID))
 }
 
@@ -507,10 +486,6 @@ type webhooksResume struct {
 }
 
 func (c webhooksResume) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	return a.showWebhook(a.client.ResumeWebhook(a.ctx, c.ID))
 }
 
@@ -520,9 +495,5 @@ type webhooksRotateSecret struct {
 }
 
 func (c webhooksRotateSecret) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	return a.showWebhook(a.client.RotateSecret(a.ctx, c.ID))
 }
