@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -501,6 +502,28 @@ func TestClean(t *testing.T) {
 		if got := clean(in); got != want {
 			t.Errorf("%q: got %q, want %q", in, got, want)
 		}
+	}
+}
+
+// interrupting is a standard input that says nothing, and whose reader is interrupted.
+type interrupting struct{ t *testing.T }
+
+func (i interrupting) Read([]byte) (int, error) {
+	if err := syscall.Kill(os.Getpid(), syscall.SIGINT); err != nil {
+		i.t.Error(err)
+	}
+	<-i.t.Context().Done()
+	return 0, io.EOF
+}
+
+// TestInterrupt is not parallel: the signal reaches every command of the process.
+func TestInterrupt(t *testing.T) {
+	code := Run(Program{
+		Args: []string{"events", "send", "-"}, Environ: []string{"GANCHO_URL=http://127.0.0.1:1", "GANCHO_TOKEN=secret-token"},
+		Stdin: interrupting{t}, Stdout: io.Discard, Stderr: io.Discard,
+	})
+	if code != exitInterrupted {
+		t.Errorf("got exit code %d, want %d", code, exitInterrupted)
 	}
 }
 
