@@ -105,19 +105,7 @@ func bash(w io.Writer, all []place) error {
 		"\tlocal cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} at=\"\" words=\"\" i\n" +
 		"\tfor ((i = 1; i < COMP_CWORD; i++)); do\n\t\tcase \"$at/${COMP_WORDS[i]}\" in\n")
 	fmt.Fprintf(&b, "\t\t%s) at=\"$at/${COMP_WORDS[i]}\" ;;\n\t\tesac\n\tdone\n", known(all))
-	b.WriteString("\tcase \"$at $prev\" in\n")
-	var files []string
-	for _, p := range all {
-		for _, f := range p.flags {
-			switch {
-			case f.values != nil:
-				fmt.Fprintf(&b, "\t%s) COMPREPLY=($(compgen -W \"%s\" -- \"$cur\")); return ;;\n", quoted(p.path, f), strings.Join(f.values, " "))
-			case f.value:
-				files = append(files, quoted(p.path, f))
-			}
-		}
-	}
-	fmt.Fprintf(&b, "\t%s) COMPREPLY=(); return ;;\n", strings.Join(files, "|"))
+	afterFlags(&b, all, `COMPREPLY=($(compgen -W "%s" -- "$cur"))`, "COMPREPLY=()")
 	b.WriteString("\tesac\n\tcase \"$at\" in\n")
 	for _, p := range all {
 		fmt.Fprintf(&b, "\t\"%s\") words=\"%s\" ;;\n", p.path, join(words(p.commands), strings.Join(p.values, " ")))
@@ -129,6 +117,24 @@ func bash(w io.Writer, all []place) error {
 	b.WriteString("\t\tesac\n\tfi\n\tCOMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n}\ncomplete -o default -F _gancho gancho\n")
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// afterFlags begins a case over the place and the word before. It completes a flag's value with known, if the values are
+// known, else with other.
+func afterFlags(b *strings.Builder, all []place, known, other string) {
+	b.WriteString("\tcase \"$at $prev\" in\n")
+	var others []string
+	for _, p := range all {
+		for _, f := range p.flags {
+			switch {
+			case f.values != nil:
+				fmt.Fprintf(b, "\t%s) "+known+"; return ;;\n", quoted(p.path, f), strings.Join(f.values, " "))
+			case f.value:
+				others = append(others, quoted(p.path, f))
+			}
+		}
+	}
+	fmt.Fprintf(b, "\t%s) %s; return ;;\n", strings.Join(others, "|"), other)
 }
 
 func join(parts ...string) string { return strings.TrimSpace(strings.Join(parts, " ")) }
@@ -147,19 +153,7 @@ func zsh(w io.Writer, all []place) error {
 	b.WriteString("#compdef gancho\n# gancho's commands for zsh: source <(gancho completion zsh)\n_gancho() {\n" +
 		"\tlocal at=\"\" word prev=${words[CURRENT-1]}\n\tlocal -a found\n\tfor word in ${words[2,CURRENT-1]}; do\n\t\tcase \"$at/$word\" in\n")
 	fmt.Fprintf(&b, "\t\t%s) at=\"$at/$word\" ;;\n\t\tesac\n\tdone\n", known(all))
-	b.WriteString("\tcase \"$at $prev\" in\n")
-	var files []string
-	for _, p := range all {
-		for _, f := range p.flags {
-			switch {
-			case f.values != nil:
-				fmt.Fprintf(&b, "\t%s) compadd -- %s; return ;;\n", quoted(p.path, f), strings.Join(f.values, " "))
-			case f.value:
-				files = append(files, quoted(p.path, f))
-			}
-		}
-	}
-	fmt.Fprintf(&b, "\t%s) _files; return ;;\n", strings.Join(files, "|"))
+	afterFlags(&b, all, "compadd -- %s", "_files")
 	b.WriteString("\tesac\n\tcase \"$at\" in\n")
 	for _, p := range all {
 		fmt.Fprintf(&b, "\t\"%s\")\n\t\tfound=(%s)\n\t\t[[ $PREFIX == -* ]] && found=(%s)\n\t\t;;\n", p.path, described(p.commands, p.values), described(p.flags, nil))
