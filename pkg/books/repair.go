@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
-	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
 	"gancho/pkg/journal"
 	"gancho/pkg/lane"
@@ -34,9 +32,6 @@ func Kinds() []string { return []string{repairLost, repairEnded, repairOrphan} }
 
 // maxMoves bounds the search for a step that the broker does not know yet.
 const maxMoves = 100
-
-// errNoPayload says that neither the event nor a copy of it is kept.
-var errNoPayload = errors.New("its event is not kept any more")
 
 // reconciler repairs the findings of the audits. Each repair is harmless when it is done twice: a message
 // has the id that the dispatcher would have given it, a record is written on top of the last one.
@@ -81,7 +76,7 @@ func (r *reconciler) revive(ctx context.Context, s Lost) (string, error) {
 		return repairLost, err
 	}
 	n, err := r.message(ctx, s, last)
-	if errors.Is(err, errNoPayload) && last != nil {
+	if errors.Is(err, bus.ErrNotFound) && last != nil {
 		return repairEnded, r.end(ctx, s, last)
 	}
 	if err != nil {
@@ -99,46 +94,17 @@ func (r *reconciler) revive(ctx context.Context, s Lost) (string, error) {
 	return repairLost, errors.New("the broker takes every step of it for one that it has")
 }
 
-// message finds the bytes again: on NOTIFICATIONS, on FAILED (after a resend), or in CRM_EVENTS.
+// message finds the bytes again: on NOTIFICATIONS, on FAILED (after a resend), or in CRM_EVENTS. The error is
+// bus.ErrNotFound when neither the event nor a copy of it is kept.
 func (r *reconciler) message(ctx context.Context, s Lost, last *notification.Record) (*notification.Notification, error) {
-	find := []func() (*notification.Notification, error){
-		func() (*notification.Notification, error) {
-			return lane.Pending(ctx, r.bus, s.account, s.id.String())
-		},
-		func() (*notification.Notification, error) {
-			return lane.Failed(ctx, r.bus, s.account, s.webhook, s.id.String())
-		},
-	}
-	for _, f := range find {
-		n, err := f()
-		if err == nil {
-			return n, nil
-		}
-		if !errors.Is(err, bus.ErrNotFound) {
-			return nil, err
-		}
-	}
-	if last == nil || last.EventSequence == 0 {
-		return nil, errNoPayload
-	}
-	e, err := eventstream.At(ctx, r.bus, last.EventSequence)
+	n, err := lane.Pending(ctx, r.bus, s.account, s.id.String())
 	if errors.Is(err, bus.ErrNotFound) {
-		return nil, errNoPayload
+		n, err = lane.Failed(ctx, r.bus, s.account, s.webhook, s.id.String())
 	}
-	if err != nil {
-		return nil, err
+	if errors.Is(err, bus.ErrNotFound) && last != nil {
+		n, err = eventstream.Notification(ctx, r.bus, last.EventSequence, last.EventID, s.webhook)
 	}
-	ev, rejected := event.Parse(e.Message)
-	if rejected != nil || !ev.Is(last.EventID) {
-		return nil, errNoPayload
-	}
-	webhookID, err := uuid.Parse(s.webhook)
-	if err != nil {
-		return nil, errNoPayload
-	}
-	ev.ID = last.EventID // an event can have an older id
-	n := notification.First(&ev, e.StoredAt, webhookID)
-	return &n, nil
+	return n, err
 }
 
 // end records that a send whose event is gone permanently failed.

@@ -48,27 +48,18 @@ func (b *Bus) Topology(ctx context.Context, l topology.Limits) ([]Part, error) {
 	}
 	var parts []Part
 	for _, o := range topology.Owners() {
-		for _, want := range o.Streams(l) {
+		for _, want := range slices.Concat(o.Streams(l), o.Buckets(l)) {
 			p := Part{Kind: KindStream, Name: want.Name, Owner: o}
-			s, err := b.js.Stream(ctx, want.Name)
-			if err == nil {
-				info := s.CachedInfo()
-				p.Exists, p.Messages, p.Bytes = true, info.State.Msgs, info.State.Bytes
-				p.Changes = compare(p.Kind, info.Config, want)
-			} else if !errors.Is(err, jetstream.ErrStreamNotFound) {
-				return nil, fmt.Errorf("look at %s: %w", want.Name, err)
+			if bucket, ok := strings.CutPrefix(want.Name, topology.BucketPrefix); ok {
+				p.Kind, p.Name = KindBucket, bucket
 			}
-			parts = append(parts, p)
-		}
-		for _, want := range o.Buckets(l) {
-			p := Part{Kind: KindBucket, Name: strings.TrimPrefix(want.Name, topology.BucketPrefix), Owner: o}
 			s, err := b.js.Stream(ctx, want.Name)
 			if err == nil {
 				info := s.CachedInfo()
 				p.Exists, p.Messages, p.Bytes = true, info.State.Msgs, info.State.Bytes
 				p.Changes = compare(p.Kind, info.Config, want)
 			} else if !errors.Is(err, jetstream.ErrStreamNotFound) {
-				return nil, fmt.Errorf("look at bucket %s: %w", p.Name, err)
+				return nil, fmt.Errorf("look at %s %s: %w", p.Kind, p.Name, err)
 			}
 			parts = append(parts, p)
 		}

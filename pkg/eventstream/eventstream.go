@@ -9,11 +9,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
+	"gancho/pkg/notification"
 	"gancho/pkg/topology"
 )
 
@@ -42,6 +44,26 @@ type Event struct {
 // At returns the event with that sequence, bus.ErrNotFound when it has aged out.
 func At(ctx context.Context, b *bus.Bus, sequence uint64) (*Event, error) {
 	return get(ctx, b, "", sequence)
+}
+
+// Notification makes a webhook's notification of an event once more, from the event with that sequence. The error is
+// bus.ErrNotFound when it has aged out, or when the stream was created again and holds another event there.
+func Notification(ctx context.Context, b *bus.Bus, sequence uint64, eventID, webhookID string) (*notification.Notification, error) {
+	if sequence == 0 { // it is not known
+		return nil, bus.ErrNotFound
+	}
+	e, err := At(ctx, b, sequence)
+	if err != nil {
+		return nil, err
+	}
+	ev, rejected := event.Parse(e.Message)
+	id, err := uuid.Parse(webhookID)
+	if rejected != nil || err != nil || !ev.Is(eventID) {
+		return nil, bus.ErrNotFound
+	}
+	ev.ID = eventID // an event can have an older id
+	n := notification.First(&ev, e.StoredAt, id)
+	return &n, nil
 }
 
 // Next returns the account's first event with that sequence or a later one, bus.ErrNotFound when there is none.

@@ -235,34 +235,17 @@ func (s *Service) message(ctx context.Context, n *Notification) (*notification.N
 	if n.pending != nil {
 		return n.pending, nil
 	}
-	failed, err := lane.Failed(ctx, s.bus, n.Account, n.WebhookID, n.ID)
-	if err == nil {
-		return failed, nil
+	m, err := lane.Failed(ctx, s.bus, n.Account, n.WebhookID, n.ID)
+	if errors.Is(err, bus.ErrNotFound) {
+		m, err = eventstream.Notification(ctx, s.bus, n.EventSequence, n.EventID, n.WebhookID)
 	}
-	if !errors.Is(err, bus.ErrNotFound) {
-		return nil, problem.Broker(err)
-	}
-	if n.EventSequence == 0 {
-		return nil, errExpired
-	}
-	e, err := eventstream.At(ctx, s.bus, n.EventSequence)
 	if errors.Is(err, bus.ErrNotFound) {
 		return nil, errExpired
 	}
 	if err != nil {
 		return nil, problem.Broker(err)
 	}
-	ev, rejected := event.Parse(e.Message)
-	if rejected != nil || !ev.Is(n.EventID) { // the stream was created again
-		return nil, errExpired
-	}
-	webhookID, err := uuid.Parse(n.WebhookID)
-	if err != nil {
-		return nil, errExpired
-	}
-	ev.ID = n.EventID // an event can have an older id
-	first := notification.First(&ev, e.StoredAt, webhookID)
-	return &first, nil
+	return m, nil
 }
 
 // Room returns an error of 429 account_share when the account may send nothing more for now.
