@@ -119,8 +119,8 @@ func bash(w io.Writer, all []place) error {
 	return err
 }
 
-// afterFlags begins a case over the place and the word before. It completes a flag's value with known, if the values are
-// known, else with other.
+// afterFlags begins a case over the place and the word before. It completes a flag's value with known, if the values
+// are known, else with other.
 func afterFlags(b *strings.Builder, all []place, known, other string) {
 	b.WriteString("\tcase \"$at $prev\" in\n")
 	var others []string
