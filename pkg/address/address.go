@@ -36,9 +36,10 @@ type Address struct {
 
 // The rules, as errors say them. None of them quotes the address.
 var (
-	errNoScheme  = errors.New("it does not begin with a scheme and ://")
-	errScheme    = errors.New("its scheme is not one of those allowed")
-	errEncode    = errors.New("a character in it must be percent-encoded (# is %23, % is %25, / is %2F, ? is %3F, @ is %40)")
+	errNoScheme = errors.New("it does not begin with a scheme and ://")
+	errScheme   = errors.New("its scheme is not one of those allowed")
+	errEncode   = errors.New("a character in it must be percent-encoded (# is %23, " +
+		"% is %25, / is %2F, ? is %3F, @ is %40)")
 	errNoHost    = errors.New("it names no host")
 	errHosts     = errors.New("it names several hosts")
 	errHost      = errors.New("its host is neither a name nor an IP address (IPv6 is written in brackets)")
@@ -58,7 +59,10 @@ func (f Form) Parse(raw string) (*Address, error) {
 	if !slices.Contains(f.Schemes, a.Scheme) {
 		return nil, errScheme
 	}
-	if strings.ContainsFunc(rest, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune("\"#<>\\^`{|}", r) }) {
+	if strings.ContainsFunc(rest, func(r rune) bool {
+		return r <= ' ' || r >= 0x7f ||
+			strings.ContainsRune("\"#<>\\^`{|}", r)
+	}) {
 		return nil, errEncode
 	}
 	authority, path, query := split(rest)

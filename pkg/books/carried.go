@@ -18,7 +18,9 @@ const maxListed = 100_000
 
 // eachRetry shows every notification that has a message on RETRIES, scheduled or due; one can be shown twice. Of a long
 // list it looks only at those of the accounts.
-func eachRetry(ctx context.Context, b *bus.Bus, accounts func() []string, show func(account string, id uuid.UUID, scheduled bool)) error {
+func eachRetry(
+	ctx context.Context, b *bus.Bus, accounts func() []string, show func(account string, id uuid.UUID, scheduled bool),
+) error {
 	if err := b.Await(ctx, topology.Retries); err != nil {
 		return err
 	}

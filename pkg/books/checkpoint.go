@@ -71,7 +71,8 @@ func (x *Books) Load(ctx context.Context, bucket *bus.Bucket) (loaded bool, prob
 		return false, err.Error(), nil //nolint:nilerr // the books start again
 	}
 	l.counts = c.Counts
-	x.ledger, x.notifications, x.journal = l, lane.NewReader(x.bus, x.reader, c.Notifications), journal.NewReader(x.bus, x.reader, c.Journal)
+	x.ledger, x.notifications, x.journal = l, lane.NewReader(x.bus, x.reader, c.Notifications),
+		journal.NewReader(x.bus, x.reader, c.Journal)
 	return true, "", nil
 }
 
@@ -129,7 +130,8 @@ func encodeLedger(l *ledger) []byte {
 	b = number(b, uint64(len(l.open)))
 	for k, e := range l.open {
 		b = append(b, k.id[:]...)
-		for _, v := range []uint64{uint64(k.send), uint64(e.owner), uint64(e.changed), uint64(e.next), uint64(e.state), e.seq, e.journal, uint64(e.size)} {
+		for _, v := range []uint64{uint64(k.send), uint64(e.owner), uint64(e.changed), uint64(e.next), uint64(e.state),
+			e.seq, e.journal, uint64(e.size)} {
 			b = number(b, v)
 		}
 	}

@@ -170,7 +170,8 @@ func (k *Keeper) count(ctx context.Context, books *Books) {
 		return
 	}
 	w := share.NewWork(time.Now().UTC(), books.notifications.At().Sequence, books.ledger.work())
-	if last := k.counted; w.Position == last.Position && maps.Equal(w.Accounts, last.Accounts) && w.At.Sub(last.At) < recountAfter {
+	if last := k.counted; w.Position == last.Position && maps.Equal(w.Accounts, last.Accounts) &&
+		w.At.Sub(last.At) < recountAfter {
 		return
 	}
 	if err := share.WriteWork(ctx, k.Shares, w); err != nil {

@@ -46,7 +46,8 @@ func (r *reconciler) repair(ctx context.Context, found []Lost, orphans []Orphan)
 		kind, err := r.revive(ctx, s)
 		fields := []zap.Field{
 			zap.String("kind", kind), zap.String("account_id", s.account), zap.String("webhook_id", s.webhook),
-			zap.String("notification_id", s.id.String()), zap.Uint32("send", s.send), zap.String("state", string(states[s.state])),
+			zap.String("notification_id", s.id.String()), zap.Uint32("send", s.send),
+			zap.String("state", string(states[s.state])),
 		}
 		if err != nil {
 			r.log.Error("a notification that nothing carries cannot be put right", append(fields, zap.Error(err))...)
@@ -58,10 +59,12 @@ func (r *reconciler) repair(ctx context.Context, found []Lost, orphans []Orphan)
 	for _, o := range orphans {
 		removed, err := r.remove(ctx, o)
 		if err != nil {
-			r.log.Warn("a schedule of a notification that ended is not removed; it is tried again", zap.String("notification_id", o.NotificationID), zap.Error(err))
+			r.log.Warn("a schedule of a notification that ended is not removed; it is tried again",
+				zap.String("notification_id", o.NotificationID), zap.Error(err))
 		} else if removed {
 			r.done(repairOrphan)
-			r.log.Warn("a schedule of a notification that ended was removed", zap.String("account_id", o.Account), zap.String("notification_id", o.NotificationID))
+			r.log.Warn("a schedule of a notification that ended was removed", zap.String("account_id", o.Account),
+				zap.String("notification_id", o.NotificationID))
 		}
 	}
 }
@@ -96,7 +99,9 @@ func (r *reconciler) revive(ctx context.Context, s Lost) (string, error) {
 
 // message finds the bytes again: on NOTIFICATIONS, on FAILED (after a resend), or in CRM_EVENTS. The error is
 // bus.ErrNotFound when neither the event nor a copy of it is kept.
-func (r *reconciler) message(ctx context.Context, s Lost, last *notification.Record) (*notification.Notification, error) {
+func (r *reconciler) message(
+	ctx context.Context, s Lost, last *notification.Record,
+) (*notification.Notification, error) {
 	n, err := lane.Pending(ctx, r.bus, s.account, s.id.String())
 	if errors.Is(err, bus.ErrNotFound) {
 		n, err = lane.Failed(ctx, r.bus, s.account, s.webhook, s.id.String())
@@ -109,7 +114,8 @@ func (r *reconciler) message(ctx context.Context, s Lost, last *notification.Rec
 
 // end records that a send whose event is gone permanently failed.
 func (r *reconciler) end(ctx context.Context, s Lost, last *notification.Record) error {
-	_, err := journal.Write(ctx, r.bus, notification.Abandoned(last, int(s.send), string(delivery.InternalError), time.Now()))
+	_, err := journal.Write(ctx, r.bus, notification.Abandoned(last, int(s.send), string(delivery.InternalError),
+		time.Now()))
 	return err
 }
 

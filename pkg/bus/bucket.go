@@ -424,7 +424,8 @@ func (k *Bucket) wrap(what string, err error) error {
 		return ErrNotFound
 	case errors.Is(err, jetstream.ErrKeyExists):
 		return ErrConflict
-	case errors.As(err, &api) && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant):
+	case errors.As(err, &api) && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence ||
+		api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant):
 		return ErrConflict
 	}
 	return fmt.Errorf("%s in bucket %s: %w", what, k.name, err)

@@ -135,7 +135,8 @@ func (c *Consumer) look(ctx context.Context) {
 		paused = "paused until " + until.UTC().Format(time.RFC3339)
 	}
 	problems := c.b.problems
-	if c.cfg.Durable == topology.ConsumerIndex || c.cfg.Durable == topology.ConsumerIndexPending { // only lists grow old
+	// only lists grow old
+	if c.cfg.Durable == topology.ConsumerIndex || c.cfg.Durable == topology.ConsumerIndexPending {
 		problems = c.b.degraded
 	}
 	c.b.noteProblem(problems, "consumer "+c.cfg.Durable, paused)
@@ -191,7 +192,8 @@ func (c *Consumer) Fetch(ctx context.Context, n, room int, handle func(jetstream
 	}
 	pause := newBackoff(200*time.Millisecond, time.Second)
 	switch {
-	case errors.Is(err, jetstream.ErrConsumerDeleted), errors.Is(err, jetstream.ErrConsumerNotFound), errors.Is(err, jetstream.ErrNoHeartbeat),
+	case errors.Is(err, jetstream.ErrConsumerDeleted), errors.Is(err, jetstream.ErrConsumerNotFound),
+		errors.Is(err, jetstream.ErrNoHeartbeat),
 		errors.Is(err, nats.ErrNoResponders): // the consumer was deleted between two pulls
 		if openErr := c.open(ctx); openErr != nil {
 			return got, openErr
@@ -218,7 +220,8 @@ func (c *Consumer) Take(n int, handle func(jetstream.Msg)) (int, error) {
 
 // Delete removes the broker's consumer. Messages that it delivered and that are not settled stay in the stream.
 func (c *Consumer) Delete(ctx context.Context) error {
-	if err := c.b.js.DeleteConsumer(ctx, c.stream, c.cfg.Durable); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+	if err := c.b.js.DeleteConsumer(ctx, c.stream, c.cfg.Durable); err != nil &&
+		!errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return err //nolint:wrapcheck // the caller says which
 	}
 	return nil

@@ -42,7 +42,9 @@ func settings(c jetstream.ConsumerConfig) []string {
 
 // stamped creates or updates the consumer and stores its settings in its metadata. Settings that the broker adds where
 // we set none, as its own limits have it, count as ours. Settings that the broker changed are an error.
-func (b *Bus) stamped(ctx context.Context, s jetstream.Stream, cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+func (b *Bus) stamped(
+	ctx context.Context, s jetstream.Stream, cfg jetstream.ConsumerConfig,
+) (jetstream.Consumer, error) {
 	asked := cfg
 	for stamp := stampOf(cfg); ; {
 		cfg.Metadata = map[string]string{settingsKey: stamp}
@@ -195,7 +197,8 @@ func (b *Bus) setBack(kind, name string, edits []Change, undo func() error) {
 	}
 	problem := "edited while services ran: " + strings.Join(changes, ", ")
 	if b.ShouldLog(what + problem) {
-		b.log.Error("a "+kind+" was edited while services ran; setting it back", zap.String(kind, name), zap.Strings("changes", changes))
+		b.log.Error("a "+kind+" was edited while services ran; setting it back", zap.String(kind, name),
+			zap.Strings("changes", changes))
 	}
 	b.setProblem(what, problem)
 	b.metrics.restored.WithLabelValues(kind).Inc()

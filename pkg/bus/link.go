@@ -99,7 +99,8 @@ func tooOld(version string) string {
 	if have, want := parseVersion(version), parseVersion(oldest); have == nil || slices.Compare(have, want) >= 0 {
 		return ""
 	}
-	return fmt.Sprintf("nats-server %s is too old: %s or newer is needed, which has allow_msg_schedules (stream RETRIES) and allow_atomic; upgrade the broker", version, oldest)
+	return fmt.Sprintf("nats-server %s is too old: %s or newer is needed, which has allow_msg_schedules (stream "+
+		"RETRIES) and allow_atomic; upgrade the broker", version, oldest)
 }
 
 // TooOld says that the broker's version is too old, "" when it is not, or there is no connection.
@@ -295,7 +296,8 @@ func (b *Bus) try(server string) string {
 	ctx, cancel := context.WithTimeout(b.closing, diagnoseWithin)
 	defer cancel()
 	direct := &directDialer{ctx: ctx}
-	opts := append(slices.Clone(b.login), nats.Name(b.nc.Opts.Name+" diagnosis"), nats.NoReconnect(), nats.Timeout(diagnoseWithin),
+	opts := append(slices.Clone(b.login), nats.Name(b.nc.Opts.Name+" diagnosis"), nats.NoReconnect(),
+		nats.Timeout(diagnoseWithin),
 		nats.SkipHostLookup(), nats.SetCustomDialer(direct))
 	nc, err := nats.Connect(server, opts...)
 	if err == nil {
@@ -325,7 +327,8 @@ func (d *directDialer) Dial(network, address string) (net.Conn, error) {
 func causeOf(err error) string {
 	text := strings.ToLower(err.Error())
 	switch {
-	case strings.Contains(text, "authorization violation"), strings.Contains(text, "authentication"), strings.Contains(text, "nkey"), strings.Contains(text, "user jwt"):
+	case strings.Contains(text, "authorization violation"), strings.Contains(text, "authentication"),
+		strings.Contains(text, "nkey"), strings.Contains(text, "user jwt"):
 		return "login refused: check user and password of NATS_URL, or NATS_CREDS_FILE"
 	case errors.Is(err, nats.ErrSecureConnWanted):
 		return "TLS: the server does not offer it; write nats:// in NATS_URL, or configure tls on the server"

@@ -10,7 +10,8 @@ import (
 // ReadBetween hands the messages of a stream with sequences from first to last, both included, to handle in order,
 // until it returns false.
 func (b *Bus) ReadBetween(
-	ctx context.Context, stream string, cfg jetstream.OrderedConsumerConfig, first, last uint64, handle func(m jetstream.Msg, sequence uint64) bool,
+	ctx context.Context, stream string, cfg jetstream.OrderedConsumerConfig, first, last uint64,
+	handle func(m jetstream.Msg, sequence uint64) bool,
 ) error {
 	cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, max(first, 1)
 	return b.Read(ctx, stream, cfg, func(m jetstream.Msg, sequence, pending uint64) (bool, error) {

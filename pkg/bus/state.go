@@ -30,7 +30,10 @@ func (b *Bus) StreamState(ctx context.Context, stream string) (StreamState, erro
 		return StreamState{}, fmt.Errorf("look at %s: %w", stream, err)
 	}
 	info := s.CachedInfo()
-	out := StreamState{Messages: info.State.Msgs, Bytes: info.State.Bytes, MaxBytes: max(info.Config.MaxBytes, 0), First: info.State.FirstSeq, Last: info.State.LastSeq, Subjects: info.State.NumSubjects}
+	out := StreamState{
+		Messages: info.State.Msgs, Bytes: info.State.Bytes, MaxBytes: max(info.Config.MaxBytes, 0),
+		First: info.State.FirstSeq, Last: info.State.LastSeq, Subjects: info.State.NumSubjects,
+	}
 	if out.Messages > 0 {
 		out.Oldest = info.State.FirstTime
 	}

@@ -100,7 +100,8 @@ func (b *Bus) Apply(ctx context.Context, l topology.Limits) (done []string, err 
 
 // Create creates the streams and buckets that are missing; it does not change existing ones.
 func (b *Bus) Create(ctx context.Context, l topology.Limits) error {
-	_, err := b.each(ctx, l, func(ctx context.Context, kind, name string, want jetstream.StreamConfig) ([]string, error) {
+	_, err := b.each(ctx, l, func(ctx context.Context, kind, name string, want jetstream.StreamConfig) ([]string,
+		error) {
 		switch _, err := b.js.Stream(ctx, want.Name); {
 		case errors.Is(err, jetstream.ErrStreamNotFound):
 			return b.create(ctx, kind, name, want)
@@ -114,7 +115,10 @@ func (b *Bus) Create(ctx context.Context, l topology.Limits) error {
 }
 
 // each calls do for every stream and bucket and returns the lines of all.
-func (b *Bus) each(ctx context.Context, l topology.Limits, do func(ctx context.Context, kind, name string, want jetstream.StreamConfig) ([]string, error)) (done []string, err error) {
+func (b *Bus) each(
+	ctx context.Context, l topology.Limits,
+	do func(ctx context.Context, kind, name string, want jetstream.StreamConfig) ([]string, error),
+) (done []string, err error) {
 	l, err = b.granted(ctx, l)
 	if err != nil {
 		return nil, err
@@ -168,7 +172,9 @@ func (b *Bus) apply(ctx context.Context, kind, name string, want jetstream.Strea
 		set(&cfg, want, c.Field)
 	}
 	if s, err = b.js.UpdateStream(ctx, cfg); err == nil {
-		err = b.answer(slices.DeleteFunc(compare(kind, s.CachedInfo().Config, want), func(c Change) bool { return !c.Loosens }))
+		err = b.answer(slices.DeleteFunc(compare(kind, s.CachedInfo().Config, want), func(c Change) bool {
+			return !c.Loosens
+		}))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("loosen %s %s: %w", kind, name, err)
@@ -203,7 +209,9 @@ func compare(kind string, have, want jetstream.StreamConfig) []Change {
 		all = append(all, Change{"replicas", count(have.Replicas), count(want.Replicas), want.Replicas > have.Replicas})
 	}
 	if have.AllowDirect != want.AllowDirect { // who answers reads: no message depends on it
-		all = append(all, Change{"allow_direct", strconv.FormatBool(have.AllowDirect), strconv.FormatBool(want.AllowDirect), true})
+		all = append(all, Change{
+			"allow_direct", strconv.FormatBool(have.AllowDirect), strconv.FormatBool(want.AllowDirect), true,
+		})
 	}
 	all = append(all, limit("max_bytes", have.MaxBytes, want.MaxBytes, count)...)
 	all = append(all, limit("max_msgs", have.MaxMsgs, want.MaxMsgs, count)...)
@@ -212,11 +220,17 @@ func compare(kind string, have, want jetstream.StreamConfig) []Change {
 	if kind == KindStream {
 		all = append(all, limit("max_msg_size", have.MaxMsgSize, want.MaxMsgSize, count)...)
 		if have.Duplicates != want.Duplicates {
-			all = append(all, Change{"duplicate_window", have.Duplicates.String(), want.Duplicates.String(), want.Duplicates > have.Duplicates})
+			all = append(all, Change{
+				"duplicate_window", have.Duplicates.String(), want.Duplicates.String(),
+				want.Duplicates > have.Duplicates,
+			})
 		}
 	}
-	if gone, added := without(have.Subjects, want.Subjects), without(want.Subjects, have.Subjects); len(gone)+len(added) > 0 {
-		all = append(all, Change{"subjects", strings.Join(have.Subjects, " "), strings.Join(want.Subjects, " "), len(gone) == 0})
+	if gone, added := without(have.Subjects, want.Subjects),
+		without(want.Subjects, have.Subjects); len(gone)+len(added) > 0 {
+		all = append(all, Change{
+			"subjects", strings.Join(have.Subjects, " "), strings.Join(want.Subjects, " "), len(gone) == 0,
+		})
 	}
 	for _, f := range []struct {
 		name       string
@@ -232,7 +246,10 @@ func compare(kind string, have, want jetstream.StreamConfig) []Change {
 		{"deny_purge", have.DenyPurge, want.DenyPurge},
 	} {
 		if f.have != f.want {
-			all = append(all, Change{f.name, strconv.FormatBool(f.have), strconv.FormatBool(f.want), f.want && strings.HasPrefix(f.name, "allow_")})
+			all = append(all, Change{
+				f.name, strconv.FormatBool(f.have), strconv.FormatBool(f.want),
+				f.want && strings.HasPrefix(f.name, "allow_"),
+			})
 		}
 	}
 	if have.Description != want.Description {

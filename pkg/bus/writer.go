@@ -131,7 +131,8 @@ func (w *writer) batch(messages []*Started) {
 	defer w.mu.Unlock()
 	w.batching = false
 	if err != nil {
-		w.b.log.Debug("a batch is sent again message by message", zap.String("stream", w.stream), zap.Int("messages", len(messages)), zap.Error(err))
+		w.b.log.Debug("a batch is sent again message by message", zap.String("stream", w.stream),
+			zap.Int("messages", len(messages)), zap.Error(err))
 		var api *jetstream.APIError
 		if errors.As(err, &api) && api.ErrorCode == codeBatchesDisabled {
 			w.spared = time.Now().Add(batchPause)

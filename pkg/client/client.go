@@ -62,7 +62,8 @@ func New(cfg Config) (*Client, error) {
 	cfg.URL = cmp.Or(cfg.URL, DefaultURL)
 	base, err := url.Parse(strings.TrimRight(cfg.URL, "/"))
 	switch {
-	case err != nil, base.Scheme != "http" && base.Scheme != "https", base.Host == "", base.User != nil, base.RawQuery != "", base.Fragment != "":
+	case err != nil, base.Scheme != "http" && base.Scheme != "https", base.Host == "", base.User != nil,
+		base.RawQuery != "", base.Fragment != "":
 		return nil, errors.New("the API's address is not of the form https://host[:port]")
 	case cfg.Token == "":
 		return nil, errors.New("there is no API token")

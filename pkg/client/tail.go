@@ -49,7 +49,8 @@ func (c *Client) Tail(ctx context.Context, w Watch, show func(Result[Attempt]) e
 	s := &stream{client: c, call: call{method: http.MethodGet, path: "/tail", query: query}, most: maxEvent}
 	s.show = func(kind string, raw []byte) error {
 		r := Result[Attempt]{Raw: raw}
-		if kind != "" && kind != "message" && kind != "attempt" || json.Unmarshal(raw, &r.Value) != nil || r.Value.Outcome == "" {
+		if kind != "" && kind != "message" && kind != "attempt" || json.Unmarshal(raw, &r.Value) != nil ||
+			r.Value.Outcome == "" {
 			return nil
 		}
 		return show(r)
@@ -151,7 +152,10 @@ func (s *stream) follow(ctx context.Context) error {
 		}
 	}
 	if kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); kind != "text/event-stream" {
-		return &Error{Call: s.client.name(s.call), Status: resp.StatusCode, Problems: []Problem{{Detail: "something else than a stream answered"}}}
+		return &Error{
+			Call: s.client.name(s.call), Status: resp.StatusCode,
+			Problems: []Problem{{Detail: "something else than a stream answered"}},
+		}
 	}
 	err = s.read(resp.Body, func() { silence.Reset(silentFor) })
 	if _, ok := errors.AsType[*stopped](err); ok {

@@ -26,7 +26,8 @@ func Parse(line string) (Condition, error) {
 			return Condition{Path: strings.TrimSpace(line[:i]), Op: op, Value: Value(op, value)}, nil
 		}
 	}
-	return Condition{}, fmt.Errorf("%q is not a condition; write a path, an operator (%s) and a value, such as document.amount_total gt 1000",
+	return Condition{}, fmt.Errorf("%q is not a condition; write a path, an operator (%s) and a value, such as "+
+		"document.amount_total gt 1000",
 		line, joined(Ops()))
 }
 

@@ -26,11 +26,14 @@ func handshakeFailure(err error) string {
 	text := err.Error()
 	switch {
 	case strings.HasSuffix(text, alertHandshakeFailure):
-		return prefix + "the receiver accepts none of the cipher suites offered (alert handshake failure); it has to offer TLS 1.3, " +
+		return prefix + "the receiver accepts none of the cipher suites offered (alert handshake " +
+			"failure); it has to offer TLS 1.3, " +
 			"or TLS 1.2 with ECDHE and AES or ChaCha20"
-	case strings.HasSuffix(text, "remote error: tls: protocol version not supported"), strings.Contains(text, "server selected unsupported protocol version"):
+	case strings.HasSuffix(text, "remote error: tls: protocol version not supported"),
+		strings.Contains(text, "server selected unsupported protocol version"):
 		return prefix + "the receiver speaks nothing newer than TLS 1.1; it has to offer TLS 1.2 or 1.3"
-	case strings.HasSuffix(text, "remote error: tls: certificate required"), strings.HasSuffix(text, "remote error: tls: bad certificate"):
+	case strings.HasSuffix(text, "remote error: tls: certificate required"),
+		strings.HasSuffix(text, "remote error: tls: bad certificate"):
 		return prefix + "the receiver wants a client certificate (" + text + ")"
 	case strings.Contains(text, "first record does not look like a TLS handshake"):
 		return prefix + "the receiver does not speak TLS on this port"
@@ -49,7 +52,8 @@ func certificateFailure(chain []*x509.Certificate, err error) string {
 			names = append(names, ip.String())
 		}
 		if len(names) == 0 {
-			return "the certificate names no host (a subject alternative name is missing; its common name does not count), and " + host.Host + " is wanted"
+			return "the certificate names no host (a subject alternative name is missing; " +
+				"its common name does not count), and " + host.Host + " is wanted"
 		}
 		const most = 3
 		shown := strings.Join(names[:min(most, len(names))], ", ")
@@ -77,7 +81,8 @@ func certificateFailure(chain []*x509.Certificate, err error) string {
 		case bytes.Equal(leaf.RawIssuer, leaf.RawSubject):
 			return "the certificate is self-signed; use one from a public authority"
 		case len(chain) == 1 || !bytes.Equal(last.RawIssuer, last.RawSubject):
-			return "an intermediate certificate is missing, or the authority is not a trusted one: the receiver sent no certificate of " +
+			return "an intermediate certificate is missing, or the authority is not a trusted " +
+				"one: the receiver sent no certificate of " +
 				issuer(last) + "; send the whole chain"
 		}
 		return "the certificate's authority is not a trusted one: " + name(last)

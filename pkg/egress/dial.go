@@ -188,14 +188,16 @@ func (r *race) next() (netip.Addr, bool) {
 	}
 	now := time.Now()
 	from := &r.v6
-	if n := len(r.dialed); n > 0 && r.dialed[n-1].addr.Is6() || n == 0 && !r.policy.failed.when(r.host, any6, now).IsZero() {
+	if n := len(r.dialed); n > 0 && r.dialed[n-1].addr.Is6() || n == 0 &&
+		!r.policy.failed.when(r.host, any6, now).IsZero() {
 		from = &r.v4
 	}
 	other := &r.v4
 	if from == other {
 		other = &r.v6
 	}
-	if len(*from) == 0 || len(*other) > 0 && r.policy.failed.when(r.host, (*other)[0], now).Before(r.policy.failed.when(r.host, (*from)[0], now)) {
+	if len(*from) == 0 || len(*other) > 0 && r.policy.failed.when(r.host, (*other)[0],
+		now).Before(r.policy.failed.when(r.host, (*from)[0], now)) {
 		from = other
 	}
 	if len(*from) == 0 {

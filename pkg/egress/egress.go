@@ -131,7 +131,8 @@ func New(cfg Config) (*Policy, error) {
 	for _, s := range ports {
 		r, ok := parsePorts(s)
 		if !ok {
-			problem("EGRESS_ALLOW_PORTS: %q is not a port; write numbers or ranges from 1 to 65535 (443,8443 or 1024-65535), or *", s)
+			problem("EGRESS_ALLOW_PORTS: %q is not a port; write numbers or ranges from "+
+				"1 to 65535 (443,8443 or 1024-65535), or *", s)
 			continue
 		}
 		p.ports = append(p.ports, r)
@@ -213,7 +214,8 @@ func (b *Blocked) Error() string {
 	case RuleInvalid, RuleZone:
 		return "address " + b.Addr.String() + " is refused: " + string(b.Rule)
 	}
-	return "address " + b.Addr.String() + " is refused: " + string(b.Rule) + "; EGRESS_ALLOW_CIDRS lists the open ranges"
+	return "address " + b.Addr.String() + " is refused: " + string(b.Rule) +
+		"; EGRESS_ALLOW_CIDRS lists the open ranges"
 }
 
 // AddrAllowed returns nil when a may be dialled, else a [*Blocked] with the

@@ -149,20 +149,27 @@ func Parse(m Message) (Event, *Rejected) {
 		return Event{}, tooLarge(len(e.body), m.MaxBytes)
 	}
 	if n := e.eventName; n.Exists() && (n.Type != gjson.String || n.Str != evName) {
-		return Event{}, &Rejected{EventNameMismatch, fmt.Sprintf("event_name of the body is not %q as in the subject", evName)}
+		return Event{}, &Rejected{
+			EventNameMismatch, fmt.Sprintf("event_name of the body is not %q as in the subject", evName),
+		}
 	}
 	for _, t := range []string{e.ceType, m.Header(HeaderCEType)} {
 		if t != "" && t != evName {
-			return Event{}, &Rejected{EventNameMismatch, "the CloudEvents type is another event's name than the subject's"}
+			return Event{}, &Rejected{
+				EventNameMismatch, "the CloudEvents type is another event's name than the subject's",
+			}
 		}
 	}
 	if t := e.transaction; t.Exists() && (t.Type != gjson.String || !transaction.MatchString(t.Str)) {
-		return Event{}, &Rejected{BadTransactionUUID, "transaction_uuid must be a string of 1 to 128 characters of [A-Za-z0-9_-]"}
+		return Event{}, &Rejected{
+			BadTransactionUUID, "transaction_uuid must be a string of 1 to 128 characters of [A-Za-z0-9_-]",
+		}
 	}
 	ev := Event{
 		Account: acct, Name: evName, Body: e.body, Sequence: m.Sequence,
 		Transaction: strings.Clone(e.transaction.Str), Document: documentID(e.document),
-		Changed: Changed(m.Header(HeaderChanged)), Origin: Origin(m.Header(HeaderOrigin)), Traceparent: Traceparent(e.traceparent), ceID: e.ceID,
+		Changed: Changed(m.Header(HeaderChanged)), Origin: Origin(m.Header(HeaderOrigin)),
+		Traceparent: Traceparent(e.traceparent), ceID: e.ceID,
 	}
 	key := cmp.Or(ev.key(), e.ceID, m.Header(HeaderMsgID))
 	if key == "" {

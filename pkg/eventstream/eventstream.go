@@ -21,7 +21,9 @@ import (
 
 // Publish stores an event with that message id and those headers, as the CRM would. It returns an error, and does not
 // repeat, when the broker gives no answer: the event may then be stored or not.
-func Publish(ctx context.Context, b *bus.Bus, subject, msgID string, headers map[string]string, body []byte) (*jetstream.PubAck, error) {
+func Publish(
+	ctx context.Context, b *bus.Bus, subject, msgID string, headers map[string]string, body []byte,
+) (*jetstream.PubAck, error) {
 	m := bus.NewMessage(subject, msgID, body)
 	for name, value := range headers {
 		m.Header[name] = []string{value}
@@ -48,7 +50,9 @@ func At(ctx context.Context, b *bus.Bus, sequence uint64) (*Event, error) {
 
 // Notification makes a webhook's notification of an event once more, from the event with that sequence. The error is
 // bus.ErrNotFound when it has aged out, or when the stream was created again and holds another event there.
-func Notification(ctx context.Context, b *bus.Bus, sequence uint64, eventID, webhookID string) (*notification.Notification, error) {
+func Notification(
+	ctx context.Context, b *bus.Bus, sequence uint64, eventID, webhookID string,
+) (*notification.Notification, error) {
 	if sequence == 0 { // it is not known
 		return nil, bus.ErrNotFound
 	}
@@ -107,7 +111,9 @@ type Range struct {
 }
 
 func (r Range) config() jetstream.OrderedConsumerConfig {
-	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: r.Subjects, DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &r.From}
+	cfg := jetstream.OrderedConsumerConfig{
+		FilterSubjects: r.Subjects, DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &r.From,
+	}
 	if r.After > 0 {
 		cfg.DeliverPolicy, cfg.OptStartSeq, cfg.OptStartTime = jetstream.DeliverByStartSequencePolicy, r.After+1, nil
 	}

@@ -37,7 +37,8 @@ func Tail(ctx context.Context, b *bus.Bus, account string, f Listener) error {
 		return err
 	}
 	cfg := jetstream.OrderedConsumerConfig{
-		DeliverPolicy: jetstream.DeliverNewPolicy, FilterSubjects: []string{event.SubjectPrefix + account + ".*"}, InactiveThreshold: time.Minute,
+		DeliverPolicy: jetstream.DeliverNewPolicy, FilterSubjects: []string{event.SubjectPrefix + account + ".*"},
+		InactiveThreshold: time.Minute,
 	}
 	if f.After > 0 {
 		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, f.After+1
@@ -75,7 +76,9 @@ func Tail(ctx context.Context, b *bus.Bus, account string, f Listener) error {
 			continue
 		}
 		err = f.Handle(&Event{
-			Message:  event.Message{Subject: m.Subject(), Header: m.Headers().Get, Body: m.Data(), Sequence: meta.Sequence.Stream},
+			Message: event.Message{
+				Subject: m.Subject(), Header: m.Headers().Get, Body: m.Data(), Sequence: meta.Sequence.Stream,
+			},
 			StoredAt: meta.Timestamp, Size: len(m.Data()),
 		})
 		if err != nil {

@@ -48,7 +48,8 @@ func (c *Consumer) Pull(ctx context.Context, n int, linger time.Duration) (*Batc
 		if err != nil {
 			return
 		}
-		if version, _ := strconv.Atoi(m.Headers().Get(notification.HeaderSchema)); c.decides && wireversion.Check(version) != nil {
+		if version, _ := strconv.Atoi(m.Headers().Get(notification.HeaderSchema)); c.decides &&
+			wireversion.Check(version) != nil {
 			c.bus.Newer(topology.Attempts)
 			_ = m.NakWithDelay(wireversion.Wait(int(meta.NumDelivered))) //nolint:gosec // a count
 			return
@@ -86,7 +87,8 @@ func (r *Reader) Mark(ctx context.Context) (met bus.Progress, err error) {
 // Read hands the summaries up to the mark to handle.
 func (r *Reader) Read(ctx context.Context, handle func(notification.Summary)) error {
 	return r.ReadTo(ctx, r.last, func(msg jetstream.Msg, m *jetstream.MsgMetadata) {
-		if s, err := notification.ParseSummary(msg.Headers().Get(notification.HeaderSummary), m.Sequence.Stream); err == nil {
+		if s, err := notification.ParseSummary(msg.Headers().Get(notification.HeaderSummary),
+			m.Sequence.Stream); err == nil {
 			handle(s)
 		}
 	})
@@ -100,7 +102,8 @@ func Follow(ctx context.Context, b *bus.Bus, account string, began func(), handl
 		return err
 	}
 	c, err := s.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
-		DeliverPolicy: jetstream.DeliverNewPolicy, FilterSubjects: []string{topology.SubjectAttempts(account, "*")}, InactiveThreshold: time.Minute,
+		DeliverPolicy: jetstream.DeliverNewPolicy, FilterSubjects: []string{topology.SubjectAttempts(account, "*")},
+		InactiveThreshold: time.Minute,
 	})
 	if err != nil {
 		return fmt.Errorf("follow ATTEMPTS: %w", err)

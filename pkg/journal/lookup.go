@@ -13,8 +13,12 @@ import (
 
 // SummariesOf hands the summaries of one account's records with sequences from first to last, both included, to handle
 // in order.
-func SummariesOf(ctx context.Context, b *bus.Bus, account string, first, last uint64, handle func(*notification.Summary)) error {
-	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: []string{topology.SubjectAttempts(account, "*")}, HeadersOnly: true}
+func SummariesOf(
+	ctx context.Context, b *bus.Bus, account string, first, last uint64, handle func(*notification.Summary),
+) error {
+	cfg := jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{topology.SubjectAttempts(account, "*")}, HeadersOnly: true,
+	}
 	return b.ReadBetween(ctx, topology.Attempts, cfg, first, last, func(m jetstream.Msg, sequence uint64) bool {
 		s, err := notification.ParseSummary(m.Headers().Get(notification.HeaderSummary), sequence)
 		if err != nil {

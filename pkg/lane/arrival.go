@@ -78,7 +78,8 @@ func (r *Reader) Read(ctx context.Context, began func(bus.Progress), handle func
 	}
 	began(met)
 	return r.ReadTo(ctx, last, func(msg jetstream.Msg, m *jetstream.MsgMetadata) {
-		if n, err := notification.Decode(msg.Headers(), nil); err == nil || errors.Is(err, wireversion.ErrNewer) { // counting is not handling
+		// counting is not handling
+		if n, err := notification.Decode(msg.Headers(), nil); err == nil || errors.Is(err, wireversion.ErrNewer) {
 			handle(Arrival{n, m.Timestamp, bus.BodySize(msg)}, m.Sequence.Stream)
 		}
 	})

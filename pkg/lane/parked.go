@@ -21,7 +21,9 @@ const retried = "-retried" // behind the lane's name in the subject of the first
 
 // parts returns the subjects of a lane, in the order in which they are taken out.
 func parts(account, lane, webhook string) []string {
-	return []string{topology.SubjectParked(account, lane+retried, webhook), topology.SubjectParked(account, lane, webhook)}
+	return []string{
+		topology.SubjectParked(account, lane+retried, webhook), topology.SubjectParked(account, lane, webhook),
+	}
 }
 
 // subjectOf returns where n is parked in a lane.
@@ -100,7 +102,9 @@ var ErrBusy = errors.New("another drain covers these messages")
 
 // OpenDrain opens the drain of a lane, for one webhook or for all with "*". All dispatchers together hold at most
 // atMost deliveries of each part of the lane.
-func OpenDrain(ctx context.Context, b *bus.Bus, account, lane, webhook string, atMost int, ackWait time.Duration) (*Drain, error) {
+func OpenDrain(
+	ctx context.Context, b *bus.Bus, account, lane, webhook string, atMost int, ackWait time.Duration,
+) (*Drain, error) {
 	d := &Drain{bus: b}
 	for i, subject := range parts(account, lane, webhook) {
 		name := "drain-" + account + "-" + lane
@@ -123,7 +127,8 @@ func OpenDrain(ctx context.Context, b *bus.Bus, account, lane, webhook string, a
 		}
 		_ = d.Close(ctx) // one that stays is removed by the broker when it has been idle
 		var api *jetstream.APIError
-		if errors.As(err, &api) && (api.ErrorCode == 10100 || api.ErrorCode == 10099) { // filters overlap on a work queue
+		// filters overlap on a work queue
+		if errors.As(err, &api) && (api.ErrorCode == 10100 || api.ErrorCode == 10099) {
 			return nil, ErrBusy
 		}
 		return nil, fmt.Errorf("open the drain of a lane: %w", err)

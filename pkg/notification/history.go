@@ -31,7 +31,9 @@ func (r *Record) Follow(last *Record) {
 	}
 	own := *last
 	own.Earlier = nil
-	own.Account, own.WebhookID, own.NotificationID, own.EventID, own.EventName, own.EventSequence = "", "", "", "", "", 0 // those of r
+	// those of r
+	own.Account, own.WebhookID, own.NotificationID, own.EventID, own.EventName, own.EventSequence = "", "", "", "", "",
+		0
 	line, err := json.Marshal(own)
 	if err != nil {
 		return
@@ -55,7 +57,8 @@ func (r *Record) Carried() ([]*Record, error) {
 		if err := json.Unmarshal(line, &c); err != nil {
 			return nil, fmt.Errorf("decode carried record %d: %w", sequence, err)
 		}
-		c.Account, c.WebhookID, c.NotificationID, c.EventID, c.EventName, c.EventSequence = r.Account, r.WebhookID, r.NotificationID, r.EventID, r.EventName, r.EventSequence
+		c.Account, c.WebhookID, c.NotificationID, c.EventID, c.EventName, c.EventSequence = r.Account, r.WebhookID,
+			r.NotificationID, r.EventID, r.EventName, r.EventSequence
 		c.Sequence, sequence = sequence, c.Previous
 		out = append(out, &c)
 	}

@@ -20,11 +20,12 @@ const (
 	HeaderWaited    = "Gancho-Waited"   // how often the message waited for a newer version
 	HeaderAttempts  = "Gancho-Attempts" // on FAILED: a summary of the send's attempts, as JSON
 
-	headerEventName    = "Gancho-Event-Name"
-	headerEventID      = "Gancho-Event-Id"
-	headerEventSeq     = "Gancho-Event-Sequence"
-	headerEventTime    = "Gancho-Event-Time"  // milliseconds since 1970
-	headerEventNanos   = "Gancho-Event-Nanos" // the nanoseconds below the millisecond; versions that miss them round down
+	headerEventName = "Gancho-Event-Name"
+	headerEventID   = "Gancho-Event-Id"
+	headerEventSeq  = "Gancho-Event-Sequence"
+	headerEventTime = "Gancho-Event-Time" // milliseconds since 1970
+	// the nanoseconds below the millisecond; versions that miss them round down
+	headerEventNanos   = "Gancho-Event-Nanos"
 	headerSend         = "Gancho-Send"
 	headerAttemptsDone = "Gancho-Attempts-Done"
 	headerHop          = "Gancho-Hop"

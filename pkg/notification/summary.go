@@ -67,7 +67,8 @@ func (r *Record) Summary() string {
 	}
 	return strings.Join([]string{
 		string(r.Kind), strconv.FormatInt(r.At.UnixMilli(), 10), r.Account, r.WebhookID, r.NotificationID, r.EventName,
-		r.URLKey, r.URLHost, strconv.Itoa(r.Send), strconv.Itoa(r.AttemptsDone), string(r.State), r.Reason, probe, r.Trip,
+		r.URLKey, r.URLHost, strconv.Itoa(r.Send), strconv.Itoa(r.AttemptsDone), string(r.State), r.Reason, probe,
+		r.Trip,
 		outcome, failure, strconv.Itoa(status), next, r.EventID, r.Replay, started, took,
 	}, "|")
 }
@@ -76,7 +77,8 @@ func (r *Record) Summary() string {
 func ParseSummary(s string, sequence uint64) (Summary, error) {
 	f := strings.Split(s, "|")
 	if len(f) < summaryFields {
-		return Summary{}, fmt.Errorf("summary of journal record %d has %d fields, want %d", sequence, len(f), summaryFields)
+		return Summary{}, fmt.Errorf("summary of journal record %d has %d fields, want %d", sequence, len(f),
+			summaryFields)
 	}
 	var bad error
 	number := func(s string) int64 {

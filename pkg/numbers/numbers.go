@@ -78,7 +78,8 @@ func New(b *bus.Bus, log *zap.Logger) *Keeper { return &Keeper{b, log.Named("num
 
 // Run counts until ctx ends. Any number of processes may: each slice is written once.
 func (k *Keeper) Run(ctx context.Context) error {
-	if err := k.bus.Await(ctx, topology.Numbers, topology.Usage, topology.Events, topology.Notifications, topology.Attempts); err != nil {
+	if err := k.bus.Await(ctx, topology.Numbers, topology.Usage, topology.Events, topology.Notifications,
+		topology.Attempts); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -162,7 +163,9 @@ func (k *Keeper) last(ctx context.Context) (slice, uint64, error) {
 
 // count counts the messages after the positions: of one account, or of all with "". It stops at most cells; whole
 // reports that it did not. The slice has no cells.
-func (k *Keeper) count(ctx context.Context, from map[string]uint64, account string, most int) (next slice, counts cells, whole bool, err error) {
+func (k *Keeper) count(
+	ctx context.Context, from map[string]uint64, account string, most int,
+) (next slice, counts cells, whole bool, err error) {
 	next, counts, whole = slice{Until: time.Now().UTC().Add(-skew), At: map[string]uint64{}}, cells{}, true
 	filter := account
 	if filter == "" {
@@ -179,11 +182,13 @@ func (k *Keeper) count(ctx context.Context, from map[string]uint64, account stri
 			n.Events++
 			n.EventBytes += size
 		}},
-		{topology.Notifications, topology.SubjectNotification(filter, "*"), func(m jetstream.Msg, meta *jetstream.MsgMetadata) {
-			if h := m.Headers(); h.Get(notification.HeaderAccount) != "" {
-				counts.at(h.Get(notification.HeaderAccount), h.Get(notification.HeaderWebhookID), meta.Timestamp).add(notification.Pending)
-			}
-		}},
+		{topology.Notifications, topology.SubjectNotification(filter, "*"),
+			func(m jetstream.Msg, meta *jetstream.MsgMetadata) {
+				if h := m.Headers(); h.Get(notification.HeaderAccount) != "" {
+					counts.at(h.Get(notification.HeaderAccount), h.Get(notification.HeaderWebhookID),
+						meta.Timestamp).add(notification.Pending)
+				}
+			}},
 		{topology.Attempts, topology.SubjectAttempts(filter, "*"), func(m jetstream.Msg, meta *jetstream.MsgMetadata) {
 			r, err := notification.ParseSummary(m.Headers().Get(notification.HeaderSummary), meta.Sequence.Stream)
 			if err == nil {
@@ -289,7 +294,8 @@ func (k *Keeper) addUp(ctx context.Context, until time.Time) error {
 				if next == 0 {
 					next = sequence
 				}
-			case at.Before(m.Until): // in an hour before, as of a broker with a wrong clock: not lost, but added to the next one
+			// in an hour before, as of a broker with a wrong clock: not lost, but added to the next one
+			case at.Before(m.Until):
 				at = m.Until
 				fallthrough
 			default:
@@ -344,12 +350,16 @@ func (k *Keeper) addUp(ctx context.Context, until time.Time) error {
 
 // slices hands the slices from a sequence on to handle, oldest first, or those from a time on when there is one, until
 // it returns false.
-func (k *Keeper) slices(ctx context.Context, from uint64, since time.Time, handle func(s *slice, sequence uint64) bool) error {
+func (k *Keeper) slices(
+	ctx context.Context, from uint64, since time.Time, handle func(s *slice, sequence uint64) bool,
+) error {
 	state, err := k.bus.StreamState(ctx, topology.Numbers)
 	if err != nil || state.Last < max(from, 1) {
 		return err
 	}
-	cfg := jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(from, 1)}
+	cfg := jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(from, 1),
+	}
 	if !since.IsZero() {
 		cfg = jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &since}
 	}

@@ -37,7 +37,9 @@ type Total struct {
 }
 
 // Webhook returns the numbers of a webhook, one for each step from from on and before to, both multiples of step.
-func (k *Keeper) Webhook(ctx context.Context, account, webhook string, from, to time.Time, step time.Duration) ([]Total, error) {
+func (k *Keeper) Webhook(
+	ctx context.Context, account, webhook string, from, to time.Time, step time.Duration,
+) ([]Total, error) {
 	all := make([]Total, 0, to.Sub(from)/step)
 	for at := from; at.Before(to); at = at.Add(step) {
 		all = append(all, Total{Account: account, From: at, To: at.Add(step)})
@@ -52,7 +54,9 @@ func (k *Keeper) Webhook(ctx context.Context, account, webhook string, from, to 
 
 // Accounts returns the numbers of an account, or of each with "": one for each step with any, in the order of time and
 // account.
-func (k *Keeper) Accounts(ctx context.Context, account string, from, to time.Time, step time.Duration) ([]Total, error) {
+func (k *Keeper) Accounts(
+	ctx context.Context, account string, from, to time.Time, step time.Duration,
+) ([]Total, error) {
 	type key struct {
 		at      time.Time
 		account string
@@ -70,14 +74,17 @@ func (k *Keeper) Accounts(ctx context.Context, account string, from, to time.Tim
 	for _, t := range sums {
 		all = append(all, *t)
 	}
-	slices.SortFunc(all, func(a, b Total) int { return cmp.Or(a.From.Compare(b.From), strings.Compare(a.Account, b.Account)) })
+	slices.SortFunc(all, func(a, b Total) int {
+		return cmp.Or(a.From.Compare(b.From), strings.Compare(a.Account, b.Account))
+	})
 	return all, err
 }
 
 // each hands every count of the account (of all with "") in the time to handle: from the hours that were added up,
 // unless step is a minute, from the slices behind them, and from the streams behind those.
 func (k *Keeper) each(
-	ctx context.Context, account string, from, to time.Time, step time.Duration, handle func(account, webhook string, at time.Time, n *Counts),
+	ctx context.Context, account string, from, to time.Time, step time.Duration,
+	handle func(account, webhook string, at time.Time, n *Counts),
 ) error {
 	inside := func(at time.Time) bool { return !at.Before(from) && at.Before(to) }
 	// The mark is read first: an hour that is added up after that is taken from its slices, and is neither missing nor
@@ -142,7 +149,10 @@ func min2(a, b time.Time) time.Time {
 }
 
 // hours hands the hours in the time to handle. Of one that was written twice, the later writing counts.
-func (k *Keeper) hours(ctx context.Context, account string, from, to time.Time, handle func(account, webhook string, at time.Time, n *Counts)) error {
+func (k *Keeper) hours(
+	ctx context.Context, account string, from, to time.Time,
+	handle func(account, webhook string, at time.Time, n *Counts),
+) error {
 	state, err := k.bus.StreamState(ctx, topology.Usage)
 	if err != nil || state.Messages == 0 {
 		return err
@@ -154,7 +164,8 @@ func (k *Keeper) hours(ctx context.Context, account string, from, to time.Time, 
 	}
 	known := map[key]hour{}
 	cfg := jetstream.OrderedConsumerConfig{
-		FilterSubjects: []string{topology.SubjectUsage(cmp.Or(account, "*"))}, DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from,
+		FilterSubjects: []string{topology.SubjectUsage(cmp.Or(account, "*"))},
+		DeliverPolicy:  jetstream.DeliverByStartTimePolicy, OptStartTime: &from,
 	}
 	var bad error
 	err = k.bus.Read(ctx, topology.Usage, cfg, func(m jetstream.Msg, sequence, pending uint64) (bool, error) {
@@ -162,7 +173,8 @@ func (k *Keeper) hours(ctx context.Context, account string, from, to time.Time, 
 		if bad = json.Unmarshal(m.Data(), &h); bad != nil {
 			return false, nil
 		}
-		if name := strings.TrimPrefix(m.Subject(), topology.SubjectUsage("")); !h.From.Before(from.Truncate(time.Hour)) && h.From.Before(to) {
+		if name := strings.TrimPrefix(m.Subject(),
+			topology.SubjectUsage("")); !h.From.Before(from.Truncate(time.Hour)) && h.From.Before(to) {
 			known[key{name, h.From, h.Part}] = h
 		}
 		return sequence < state.Last && pending > 0, nil

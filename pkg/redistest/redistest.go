@@ -85,7 +85,8 @@ func StartSentinel(t testing.TB, server *Server, name, password string) *Server 
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := fmt.Sprintf("sentinel monitor %s %s %s 1\nsentinel down-after-milliseconds %s 1000\n", name, host, port, name)
+	config := fmt.Sprintf("sentinel monitor %s %s %s 1\nsentinel down-after-milliseconds %s 1000\n", name, host, port,
+		name)
 	if password != "" {
 		config += fmt.Sprintf("sentinel auth-pass %s %s\n", name, password)
 	}
@@ -198,7 +199,9 @@ func (s *Server) start() error {
 
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	c := redis.NewClient(&redis.Options{Addr: s.Addr, Username: s.user, Password: s.password, MaxRetries: -1, DialerRetries: 1})
+	c := redis.NewClient(&redis.Options{
+		Addr: s.Addr, Username: s.user, Password: s.password, MaxRetries: -1, DialerRetries: 1,
+	})
 	defer func() { _ = c.Close() }()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()

@@ -80,7 +80,8 @@ func shipped(t testing.TB, script string, environ func(self string) []string) *S
 		program: []string{"/bin/sh", filepath.Join(conf, script)},
 		command: func(host, port string) []string { return []string{"--bind", host, "--port", port} },
 		environ: func(self string) []string {
-			env := append(os.Environ(), "TMPDIR="+conf, "SENTINELS=127.0.0.1:1", "REDIS_PASSWORD_LOOKUP=lookup", "REDIS_PASSWORD_SENTINEL=sentinel",
+			env := append(os.Environ(), "TMPDIR="+conf, "SENTINELS=127.0.0.1:1", "REDIS_PASSWORD_LOOKUP=lookup",
+				"REDIS_PASSWORD_SENTINEL=sentinel",
 				"REDIS_PASSWORD_REPLICATION=replication", "REDIS_PASSWORD_MONITOR="+passwords[UserMonitor],
 				"REDIS_PASSWORD_MANAGEMENT="+passwords[UserManagement])
 			if environ != nil {

@@ -31,7 +31,8 @@ var (
 
 // causes are the values of the label, with the error of each.
 var causes = map[string]error{
-	"unsigned": errUnsigned, "malformed": errMalformed, "mac": errMAC, "older": errOlder, "deleted": errDeleted, "unknown_key": seal.ErrUnknownKey,
+	"unsigned": errUnsigned, "malformed": errMalformed, "mac": errMAC, "older": errOlder, "deleted": errDeleted,
+	"unknown_key": seal.ErrUnknownKey,
 }
 
 // record holds a good entry's members other than the webhook's.

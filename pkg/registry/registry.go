@@ -89,7 +89,8 @@ func Open(ctx context.Context, b *bus.Bus, o Options) (*Registry, error) {
 		Index: webhook.NewIndex(), bus: b, bucket: bucket, keys: o.Keys, log: o.Log, heal: make(chan struct{}, 1),
 		records: map[string]*record{}, bad: map[string]bad{}, newer: map[string]int{}, of: map[string]bool{},
 		forged: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gancho_registry_forged_total", Help: "Entries of the bucket WEBHOOKS that are not used, because management did not write them or wrote a newer one, by cause.",
+			Name: "gancho_registry_forged_total", Help: "Entries of the bucket WEBHOOKS that are not used, because " +
+				"management did not write them or wrote a newer one, by cause.",
 		}, []string{"cause"}),
 	}
 	for cause := range causes {
@@ -145,7 +146,8 @@ func (r *Registry) Restores() {
 			}
 		}
 		r.mu.Unlock()
-		r.log.Error("the bucket of webhooks was deleted while services ran; this process writes its copy back", zap.Int("webhooks", r.Len()))
+		r.log.Error("the bucket of webhooks was deleted while services ran; this process writes its copy back",
+			zap.Int("webhooks", r.Len()))
 		for key, value := range values {
 			if _, err := r.bucket.Create(ctx, key, value); err != nil && !errors.Is(err, bus.ErrConflict) {
 				return err
@@ -299,7 +301,8 @@ func (r *Registry) report(key string, b bad) {
 		}
 	}
 	if r.bus.ShouldLog("record " + key) {
-		r.log.Error("an entry of the bucket of webhooks is not management's and is not used; the last good record counts",
+		r.log.Error("an entry of the bucket of webhooks is not management's and "+
+			"is not used; the last good record counts",
 			zap.String("key", key), zap.Uint64("revision", b.revision), zap.Error(b.cause))
 	}
 	select {
@@ -336,8 +339,10 @@ func (r *Registry) writeBack(ctx context.Context) {
 			if err == nil {
 				_, err = r.bucket.Update(ctx, key, value, b.revision)
 			}
-			if err != nil && !errors.Is(err, bus.ErrConflict) && r.bus.ShouldLog("write back "+key) { // in conflict another process was faster
-				r.log.Error("the last good record of a webhook cannot be written back; trying again", zap.String("key", key), zap.Error(err))
+			// in conflict another process was faster
+			if err != nil && !errors.Is(err, bus.ErrConflict) && r.bus.ShouldLog("write back "+key) {
+				r.log.Error("the last good record of a webhook cannot be written back; trying again",
+					zap.String("key", key), zap.Error(err))
 			}
 		}
 	}
@@ -366,7 +371,8 @@ func (r *Registry) lastGood(ctx context.Context, key string) ([]byte, error) {
 	case known.Deleted:
 		return tombstone(r.keys, key, known.Version), nil
 	case w == nil:
-		return nil, errors.New("it is a newer version's and not in the bucket's history any more; a newer management writes it back")
+		return nil, errors.New("it is a newer version's and not in the bucket's history any " +
+			"more; a newer management writes it back")
 	}
 	return Sign(r.keys, w)
 }
@@ -519,7 +525,8 @@ func (r *Registry) signAll(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	complete := false
-	if err := last.Watch(listing, func(e bus.Entry) { all[e.Key] = e }, func() { complete = true; done() }); err != nil {
+	if err := last.Watch(listing, func(e bus.Entry) { all[e.Key] = e },
+		func() { complete = true; done() }); err != nil {
 		return 0, err
 	}
 	if !complete {
@@ -537,7 +544,8 @@ func (r *Registry) signAll(ctx context.Context) (int, error) {
 		}
 		next, err := w.Reseal(r.keys, time.Now())
 		if err != nil {
-			r.log.Error("the secrets of a webhook do not open; is ENCRYPTION_KEY_FILE the one they were sealed with?", zap.String("key", key), zap.Error(err))
+			r.log.Error("the secrets of a webhook do not open; is ENCRYPTION_KEY_FILE the one they were sealed with?",
+				zap.String("key", key), zap.Error(err))
 			again := *w
 			again.Version++
 			next = &again

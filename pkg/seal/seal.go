@@ -57,7 +57,8 @@ func Load(path string) (ring *Keyring, warnings []string, err error) {
 		return nil, nil, fmt.Errorf("ENCRYPTION_KEY_FILE: %w", err)
 	}
 	if info.Mode().Perm()&0o007 != 0 {
-		warnings = append(warnings, fmt.Sprintf("ENCRYPTION_KEY_FILE: %s may be used by everyone on this machine (mode %04o); run chmod 600 on it", path, info.Mode().Perm()))
+		warnings = append(warnings, fmt.Sprintf("ENCRYPTION_KEY_FILE: %s may be used by everyone on this machine "+
+			"(mode %04o); run chmod 600 on it", path, info.Mode().Perm()))
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -91,13 +92,16 @@ func parse(text []byte) (*Keyring, error) {
 		raw, err := base64.StdEncoding.Strict().DecodeString(encoded)
 		switch first := seen[id]; {
 		case !validID(id):
-			problems = append(problems, fmt.Errorf("line %d has a bad key id; use 1 to %d of A-Z a-z 0-9 _ -", n, maxID))
+			problems = append(problems, fmt.Errorf("line %d has a bad key id; use 1 to %d of A-Z a-z 0-9 _ -", n,
+				maxID))
 		case first != 0:
 			problems = append(problems, fmt.Errorf("line %d has the key id %q of line %d again; every key needs its own", n, id, first))
 		case err != nil:
-			problems = append(problems, fmt.Errorf("line %d (key id %q) is not base64; make a key with: openssl rand -base64 32", n, id))
+			problems = append(problems, fmt.Errorf("line %d (key id %q) is not base64; "+
+				"make a key with: openssl rand -base64 32", n, id))
 		case len(raw) != keyBytes:
-			problems = append(problems, fmt.Errorf("line %d (key id %q) has a key of %d bytes; it must have %d, as from: openssl rand -base64 32", n, id, len(raw), keyBytes))
+			problems = append(problems, fmt.Errorf("line %d (key id %q) has a key of %d bytes; it must have %d, as "+
+				"from: openssl rand -base64 32", n, id, len(raw), keyBytes))
 		default:
 			k, err := newKey(id, raw)
 			if err != nil {
@@ -145,7 +149,8 @@ func New() *Keyring {
 // never overwrites: values sealed under a lost key are lost.
 func (r *Keyring) Write(path string) error {
 	var text bytes.Buffer
-	text.WriteString("# Keys for secrets at rest: <key id>:<base64 of 32 bytes>. The first seals, all open. Back this file up.\n")
+	text.WriteString("# Keys for secrets at rest: <key id>:<base64 of 32 bytes>. The first " +
+		"seals, all open. Back this file up.\n")
 	for i := range r.keys {
 		text.WriteString(r.keys[i].line())
 	}
@@ -314,7 +319,8 @@ func (r *Keyring) Open(sealed string, context []byte) ([]byte, error) {
 		}
 		plain, err := r.keys[i].aead.Open(nil, nil, box, additional(id, context))
 		if err != nil {
-			return nil, fmt.Errorf("open sealed value under key %q: it was changed, belongs elsewhere, or the key is another one of that name", id)
+			return nil, fmt.Errorf("open sealed value under key %q: it was changed, belongs elsewhere, "+
+				"or the key is another one of that name", id)
 		}
 		return plain, nil
 	}

@@ -43,7 +43,8 @@ func Fields(cfg any) []Field {
 			if name, _, _ := strings.Cut(f.Tag.Get("env"), ","); name != "" {
 				out = append(out, Field{
 					Var: name, Default: f.Tag.Get("envDefault"), Range: f.Tag.Get("range"),
-					OneOf: strings.Fields(f.Tag.Get("oneof")), Secret: f.Tag.Get("secret") == "true", Value: v.Field(i), Struct: v.Type(), Name: f.Name,
+					OneOf: strings.Fields(f.Tag.Get("oneof")), Secret: f.Tag.Get("secret") == "true", Value: v.Field(i),
+					Struct: v.Type(), Name: f.Name,
 				})
 			} else if f.Type.Kind() == reflect.Struct && f.IsExported() {
 				walk(v.Field(i))
@@ -62,7 +63,10 @@ func Load[C any](cfg *C, environ []string) []string {
 	fields := Fields(cfg)
 	problems, bad := readSecrets(fields, vars)
 	parseErr := env.ParseWithOptions(cfg, env.Options{Environment: vars, FuncMap: map[reflect.Type]env.ParserFunc{
-		reflect.TypeFor[time.Duration](): func(s string) (any, error) { return time.ParseDuration(strings.TrimSpace(s)) }, // 10s, 1m
+		// 10s, 1m
+		reflect.TypeFor[time.Duration](): func(s string) (any, error) {
+			return time.ParseDuration(strings.TrimSpace(s))
+		},
 	}})
 	for _, f := range fields {
 		if p := f.problem(vars); p != "" && !bad[f.Var] {
@@ -105,9 +109,11 @@ func readSecrets(fields []Field, vars map[string]string) (problems []string, bad
 		text, err := readSecret(path)
 		switch {
 		case vars[f.Var] != "" && vars[f.Var] != text: // several parts of cfg may declare the same variable
-			problems = append(problems, fmt.Sprintf("%s: it is set together with %s; give one of them", f.Var, f.File()))
+			problems = append(problems, fmt.Sprintf("%s: it is set together with %s; give one of them", f.Var,
+				f.File()))
 		case err != nil:
-			problems = append(problems, fmt.Sprintf("%s: %v; give a readable file that holds the value of %s", f.File(), err, f.Var))
+			problems = append(problems, fmt.Sprintf("%s: %v; give a readable file that holds the value of %s", f.File(),
+				err, f.Var))
 		default:
 			vars[f.Var] = text
 			continue
@@ -149,7 +155,9 @@ func reason(err error) error {
 // mentions reports whether the line names one of the variables, also together with others: a
 // consequence of a value that is wrong already is no news.
 func mentions(line string, variables map[string]bool) bool {
-	words := strings.FieldsFunc(line, func(r rune) bool { return r != '_' && !('A' <= r && r <= 'Z') && !('0' <= r && r <= '9') })
+	words := strings.FieldsFunc(line, func(r rune) bool {
+		return r != '_' && !('A' <= r && r <= 'Z') && !('0' <= r && r <= '9')
+	})
 	return slices.ContainsFunc(words, func(w string) bool { return variables[w] })
 }
 
@@ -166,7 +174,8 @@ func CheckAddr(variable, addr string) error {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %q is not host:port; give an address such as :9090 or 127.0.0.1:9090, with a port from 0 (any) to 65535", variable, addr)
+		return fmt.Errorf("%s: %q is not host:port; give an address such as :9090 or 127.0.0.1:9090, "+
+			"with a port from 0 (any) to 65535", variable, addr)
 	}
 	return nil
 }
@@ -183,14 +192,16 @@ func (f Field) problem(vars map[string]string) string {
 	case time.Duration:
 		d, err := time.ParseDuration(cmp.Or(raw, "0s"))
 		if err != nil {
-			return fmt.Sprintf("%s: %q is not a duration; give a number with a unit%s, such as 500ms, 5s or 2h", f.Var, raw, allowed)
+			return fmt.Sprintf("%s: %q is not a duration; give a number with a unit%s, such as 500ms, 5s or 2h", f.Var,
+				raw, allowed)
 		}
 		if f.Range != "" && !inRange(f.Range, d, time.ParseDuration) {
 			return fmt.Sprintf("%s: %s is out of range; give a duration%s", f.Var, raw, allowed)
 		}
 	case int, int64, float64:
 		n, err := strconv.ParseFloat(cmp.Or(raw, "0"), 64)
-		if _, isFloat := v.(float64); err == nil && !isFloat && n != float64(int64(n)) || !isFloat && strings.ContainsAny(raw, ".eE") {
+		if _, isFloat := v.(float64); err == nil && !isFloat && n != float64(int64(n)) || !isFloat &&
+			strings.ContainsAny(raw, ".eE") {
 			err = errors.New("not whole")
 		}
 		if err != nil {
@@ -210,7 +221,8 @@ func (f Field) problem(vars map[string]string) string {
 		for s := range strings.SplitSeq(raw, ",") {
 			d, err := time.ParseDuration(strings.TrimSpace(s))
 			if err != nil {
-				return fmt.Sprintf("%s: %q is not a duration; give numbers with units%s, separated by commas, such as 10s,1m,5m", f.Var, s, allowed)
+				return fmt.Sprintf("%s: %q is not a duration; give numbers with units%s, "+
+					"separated by commas, such as 10s,1m,5m", f.Var, s, allowed)
 			}
 			if f.Range != "" && !inRange(f.Range, d, time.ParseDuration) {
 				return fmt.Sprintf("%s: %s is out of range; give durations%s", f.Var, s, allowed)
@@ -280,7 +292,8 @@ func warnUnknown(log *zap.Logger, cfg any, environ []string) {
 		}
 		for _, f := range fields {
 			if strings.Contains(f.Var, "_") && distance(name, f.Var) <= 2 {
-				log.Warn("unknown variable ignored; is it misspelt?", zap.String("variable", name), zap.String("meant", f.Var))
+				log.Warn("unknown variable ignored; is it misspelt?", zap.String("variable", name),
+					zap.String("meant", f.Var))
 				break
 			}
 		}

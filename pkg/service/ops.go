@@ -58,8 +58,10 @@ func (s *Shell) serveOps(cfg Config) (opsServer, error) {
 func loopbackOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		from, err := netip.ParseAddrPort(r.RemoteAddr)
-		if err != nil || !from.Addr().Unmap().IsLoopback() || r.Header.Get("X-Forwarded-For") != "" || r.Header.Get("Forwarded") != "" {
-			http.Error(w, "/debug/ answers loopback addresses only; set OPS_DEBUG=true to open it", http.StatusForbidden)
+		if err != nil || !from.Addr().Unmap().IsLoopback() || r.Header.Get("X-Forwarded-For") != "" ||
+			r.Header.Get("Forwarded") != "" {
+			http.Error(w, "/debug/ answers loopback addresses only; set OPS_DEBUG=true to open it",
+				http.StatusForbidden)
 			return
 		}
 		next.ServeHTTP(w, r)

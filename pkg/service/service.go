@@ -58,8 +58,10 @@ type Config struct {
 // Validate reports an address that nothing can listen on.
 func (c Config) Validate() error {
 	var bad error
-	if u, err := url.Parse(c.OTLPEndpoint); c.OTLPEndpoint != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
-		bad = errors.New("OTEL_EXPORTER_OTLP_ENDPOINT: it is not the address of a collector; give one such as http://collector:4318")
+	if u, err := url.Parse(c.OTLPEndpoint); c.OTLPEndpoint != "" &&
+		(err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
+		bad = errors.New("OTEL_EXPORTER_OTLP_ENDPOINT: it is not the address of a collector; " +
+			"give one such as http://collector:4318")
 	}
 	return errors.Join(CheckAddr("OPS_ADDR", c.OpsAddr), bad)
 }
@@ -125,7 +127,10 @@ func NewShell(level string, out zapcore.WriteSyncer) (*Shell, error) {
 	// Lines are written together, at most logDelay late: a system call for each costs more than making it.
 	buffered := &zapcore.BufferedWriteSyncer{WS: out, Size: 64 << 10, FlushInterval: logDelay}
 	core := zapcore.NewCore(zapcore.NewJSONEncoder(enc), buffered, atom)
-	s := &Shell{Log: zap.New(core), stopLog: buffered.Stop, Level: atom, Registry: prometheus.NewRegistry(), Health: NewHealth()}
+	s := &Shell{
+		Log: zap.New(core), stopLog: buffered.Stop, Level: atom, Registry: prometheus.NewRegistry(),
+		Health: NewHealth(),
+	}
 	// Of the Go runtime and the process, named like all others: gancho_go_goroutines, gancho_process_cpu_seconds_total.
 	prometheus.WrapRegistererWithPrefix("gancho_", s.Registry).MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

@@ -35,7 +35,10 @@ type Work struct {
 
 // NewWork returns the count at that time and position, with the accounts that hold the most.
 func NewWork(at time.Time, position uint64, all map[string]Open) Work {
-	return Work{At: at, Position: position, Accounts: largest(all, func(a, b Open) int { return cmp.Compare(a.Sum(), b.Sum()) })}
+	return Work{
+		At: at, Position: position,
+		Accounts: largest(all, func(a, b Open) int { return cmp.Compare(a.Sum(), b.Sum()) }),
+	}
 }
 
 // Kept is the bytes on CRM_EVENTS of the accounts that hold the most.

@@ -25,7 +25,8 @@ func Cause(err error) string {
 		return "it is a replica and takes no writes: name the Sentinels in REDIS_URL, or the primary"
 	case redis.HasErrorPrefix(err, "MISCONF"):
 		return "it cannot write to its disk"
-	case redis.HasErrorPrefix(err, "CROSSSLOT"), redis.HasErrorPrefix(err, "MOVED"), redis.HasErrorPrefix(err, "CLUSTERDOWN"):
+	case redis.HasErrorPrefix(err, "CROSSSLOT"), redis.HasErrorPrefix(err, "MOVED"),
+		redis.HasErrorPrefix(err, "CLUSTERDOWN"):
 		return "it is a Redis Cluster, or part of one: use a single Redis, or one that Sentinels watch"
 	}
 	return cmp.Or(address.Cause(err), "it refuses, or is no Redis")

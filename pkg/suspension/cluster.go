@@ -10,7 +10,8 @@ import (
 
 // ErrCluster says that REDIS_URL names a Redis Cluster: one script of ours works on keys that it keeps on several
 // servers.
-var ErrCluster = errors.New("REDIS_URL: it is a Redis Cluster, which cannot be used; name a single Redis, or one that Sentinels watch (master_name)")
+var ErrCluster = errors.New("REDIS_URL: it is a Redis Cluster, which cannot be used; name a single Redis, or one " +
+	"that Sentinels watch (master_name)")
 
 // refuseWithin is how long a service that starts asks what kind of Redis it has.
 const refuseWithin = time.Second

@@ -27,8 +27,10 @@ const (
 var urls = address.Form{
 	Schemes: []string{"redis", "rediss", "unix"}, Hosts: true, Database: true, Socket: "unix",
 	Parameters: []string{
-		"master_name", "sentinel_username", "sentinel_password", "ca_file", "skip_verify", "db", "protocol", "client_name",
-		"pool_size", "pool_fifo", "min_idle_conns", "max_idle_conns", "max_active_conns", "conn_max_idle_time", "conn_max_lifetime",
+		"master_name", "sentinel_username", "sentinel_password", "ca_file", "skip_verify", "db", "protocol",
+		"client_name",
+		"pool_size", "pool_fifo", "min_idle_conns", "max_idle_conns", "max_active_conns", "conn_max_idle_time",
+		"conn_max_lifetime",
 	},
 }
 
@@ -60,7 +62,8 @@ func Open(rawURL string) (redis.UniversalClient, error) {
 	sentinelUser, sentinelPassword := take("sentinel_username"), take("sentinel_password")
 	caFile := take("ca_file")
 	if a.Parameters.Has("skip_verify") {
-		return nil, malformed("skip_verify is not supported: name the authority of the server's certificate with ca_file")
+		return nil, malformed("skip_verify is not supported: name the authority " +
+			"of the server's certificate with ca_file")
 	}
 
 	addrs := a.Hosts

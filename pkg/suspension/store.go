@@ -90,7 +90,8 @@ func NewStore(client redis.UniversalClient, rules Rules) (*Store, error) {
 		return nil, err
 	}
 	return &Store{
-		client: client, rules: rules, limits: rules.limits(), set: redis.NewScript(setLua), beat: redis.NewScript(beatLua),
+		client: client, rules: rules, limits: rules.limits(), set: redis.NewScript(setLua),
+		beat: redis.NewScript(beatLua),
 	}, nil
 }
 
@@ -304,7 +305,9 @@ func (ds decisions) list() []Decision {
 }
 
 // one makes one turn with one step at most.
-func (s *Store) one(ctx context.Context, key Key, base uint64, decide func(*machine) (Transition, bool)) (Decision, error) {
+func (s *Store) one(
+	ctx context.Context, key Key, base uint64, decide func(*machine) (Transition, bool),
+) (Decision, error) {
 	t := &turn{key: key, base: base}
 	t.decide = func(m *machine) {
 		t.steps = nil
@@ -471,7 +474,9 @@ func (s *Store) restore(ctx context.Context, at time.Time, flags []Flag) (int, e
 	turns := make([]*turn, 0, len(flags))
 	restored := make([]bool, len(flags))
 	for i, f := range flags {
-		turns = append(turns, &turn{key: f.Key(), base: s.base(f.Key()), decide: func(m *machine) { restored[i] = m.restore(at, f) }})
+		turns = append(turns, &turn{
+			key: f.Key(), base: s.base(f.Key()), decide: func(m *machine) { restored[i] = m.restore(at, f) },
+		})
 	}
 	if err := s.run(ctx, turns, nil); err != nil {
 		return 0, fmt.Errorf("restore suspensions: %w", err)

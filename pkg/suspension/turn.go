@@ -67,7 +67,8 @@ func (s *Store) run(ctx context.Context, turns []*turn, extra func(redis.Pipelin
 		}
 		for open, tries := turns[:n], 0; len(open) > 0; tries++ {
 			if tries == conflicts {
-				return fmt.Errorf("suspension of %s: changed by others %d times in a row; is a program in a loop?", open[0].key, conflicts)
+				return fmt.Errorf("suspension of %s: changed by others %d times in a row; is a program in a loop?",
+					open[0].key, conflicts)
 			}
 			for _, t := range open {
 				t.load(s.limits)
@@ -174,7 +175,8 @@ func (s *Store) write(ctx context.Context, turns []*turn) ([]*turn, error) {
 		return !redis.HasErrorPrefix(c.cmd.Err(), "NOSCRIPT")
 	})
 	if len(unknown) > 0 {
-		if err := s.set.Load(ctx, s.client).Err(); err != nil { // not in the pipeline: Load takes the hash from the answer
+		// not in the pipeline: Load takes the hash from the answer
+		if err := s.set.Load(ctx, s.client).Err(); err != nil {
 			return nil, fmt.Errorf("load redis script: %w", err)
 		}
 		if err := send(unknown); err != nil {

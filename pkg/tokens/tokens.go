@@ -63,7 +63,8 @@ func parseEntry(text string) (Entry, error) {
 	token, access, restricted := strings.Cut(token, ":")
 	switch {
 	case account != Operator && !event.ValidAccount(account):
-		return Entry{}, errors.New("does not begin with an account id; write <account_id>:<token>, <account_id>:<token>:read, or *:<token> for an operator")
+		return Entry{}, errors.New("does not begin with an account id; write <account_id>:<token>, " +
+			"<account_id>:<token>:read, or *:<token> for an operator")
 	case token == "":
 		return Entry{}, errors.New("has no token; write <account_id>:<token>")
 	case !wellFormed(token):
@@ -81,7 +82,8 @@ func wellFormed(token string) bool {
 	}
 	for i := range len(token) {
 		c := token[i]
-		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-._~+/=", c) >= 0) {
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' ||
+			strings.IndexByte("-._~+/=", c) >= 0) {
 			return false
 		}
 	}
@@ -104,7 +106,8 @@ func Name(key []byte, token string) string {
 func Add(path, account string, readOnly bool) (Entry, error) {
 	e := Entry{Account: account, Token: strings.ToLower(rand.Text() + rand.Text()), ReadOnly: readOnly}
 	if account != Operator && !event.ValidAccount(account) {
-		return Entry{}, errors.New("the account is not an account id: 1 to 64 characters of A-Z a-z 0-9 _ -, or * for an operator")
+		return Entry{}, errors.New("the account is not an account id: 1 to 64 characters " +
+			"of A-Z a-z 0-9 _ -, or * for an operator")
 	}
 	text, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

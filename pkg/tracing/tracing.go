@@ -38,7 +38,8 @@ type Tracer struct {
 // Open returns the tracer of a service as the environment of the process says, nil when tracing is off. failed
 // is called when spans of any service of the process cannot be sent.
 func Open(service, version string, failed func(error)) (*Tracer, error) {
-	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" || os.Getenv("OTEL_SDK_DISABLED") == "true" {
+	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" ||
+		os.Getenv("OTEL_SDK_DISABLED") == "true" {
 		return nil, nil
 	}
 	ctx := context.Background()
@@ -47,7 +48,8 @@ func Open(service, version string, failed func(error)) (*Tracer, error) {
 		return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_ENDPOINT: %w", err)
 	}
 	about, err := resource.New(ctx,
-		resource.WithAttributes(attribute.String("service.namespace", "gancho"), attribute.String("service.name", service), attribute.String("service.version", version)),
+		resource.WithAttributes(attribute.String("service.namespace", "gancho"),
+			attribute.String("service.name", service), attribute.String("service.version", version)),
 		resource.WithFromEnv(), resource.WithTelemetrySDK(), resource.WithHost())
 	if err != nil {
 		return nil, fmt.Errorf("OTEL_RESOURCE_ATTRIBUTES: %w", err)
@@ -88,18 +90,19 @@ func (t *Tracer) Process(traceparent string, e Event) (*Processing, string) {
 	if t == nil {
 		return nil, traceparent
 	}
-	ctx, span := t.tracer.Start(parent(traceparent), "process crm.events", trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
-		attribute.String("messaging.system", "nats"),
-		attribute.String("messaging.operation.name", "process"),
-		attribute.String("messaging.operation.type", "process"),
-		attribute.String("messaging.destination.name", "CRM_EVENTS"),
-		attribute.String("messaging.destination.template", "crm.events.{account_id}.{event_name}"),
-		attribute.String("messaging.message.id", e.ID),
-		attribute.String("gancho.account_id", e.Account),
-		attribute.String("gancho.event_name", e.Name),
-		attribute.Int64("gancho.event_sequence", int64(e.Sequence)), //nolint:gosec // a count
-		attribute.Int("gancho.deliveries", e.Deliveries),
-	))
+	ctx, span := t.tracer.Start(parent(traceparent), "process crm.events", trace.WithSpanKind(trace.SpanKindConsumer),
+		trace.WithAttributes(
+			attribute.String("messaging.system", "nats"),
+			attribute.String("messaging.operation.name", "process"),
+			attribute.String("messaging.operation.type", "process"),
+			attribute.String("messaging.destination.name", "CRM_EVENTS"),
+			attribute.String("messaging.destination.template", "crm.events.{account_id}.{event_name}"),
+			attribute.String("messaging.message.id", e.ID),
+			attribute.String("gancho.account_id", e.Account),
+			attribute.String("gancho.event_name", e.Name),
+			attribute.Int64("gancho.event_sequence", int64(e.Sequence)), //nolint:gosec // a count
+			attribute.Int("gancho.deliveries", e.Deliveries),
+		))
 	carrier := propagation.MapCarrier{}
 	propagation.TraceContext{}.Inject(ctx, carrier)
 	return &Processing{span}, carrier[header]
@@ -173,7 +176,8 @@ func (t *Tracer) Attempted(traceparent string, a Attempt) {
 	if a.Reason != "" {
 		attributes = append(attributes, attribute.String("error.type", a.Reason))
 	}
-	_, span := t.tracer.Start(parent(traceparent), a.Method, trace.WithSpanKind(trace.SpanKindClient), trace.WithTimestamp(a.Started), trace.WithAttributes(attributes...))
+	_, span := t.tracer.Start(parent(traceparent), a.Method, trace.WithSpanKind(trace.SpanKindClient),
+		trace.WithTimestamp(a.Started), trace.WithAttributes(attributes...))
 	if a.Reason != "" {
 		span.SetStatus(codes.Error, a.Reason)
 	}

@@ -37,13 +37,15 @@ func CheckAuthHeader(name string) *Problem {
 	bad := func(detail string) *Problem { return &Problem{"auth_header", "bad_auth_header", detail} }
 	switch {
 	case name == "":
-		return bad("auth_header is empty; give a header name, such as Authorization, or leave auth_header and auth_key out")
+		return bad("auth_header is empty; give a header name, such as Authorization, " +
+			"or leave auth_header and auth_key out")
 	case len(name) > MaxAuthHeaderBytes:
 		return bad("auth_header is too long; a header name may have 256 characters")
 	}
 	for i := range len(name) {
 		c := name[i]
-		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0) {
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' ||
+			strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0) {
 			return bad("auth_header is not a header name; use letters, digits and hyphens, such as X-Api-Key")
 		}
 	}
@@ -51,7 +53,11 @@ func CheckAuthHeader(name string) *Problem {
 	reserved := slices.Contains(reservedHeaders, lower) ||
 		slices.ContainsFunc(reservedPrefixes, func(p string) bool { return strings.HasPrefix(lower, p) })
 	if reserved {
-		return &Problem{"auth_header", "reserved_auth_header", "auth_header " + name + " is set by the HTTP connection or by Gancho; use another name, such as Authorization"}
+		return &Problem{
+			"auth_header", "reserved_auth_header",
+			"auth_header " + name + " is set by the HTTP connection or by Gancho; " +
+				"use another name, such as Authorization",
+		}
 	}
 	return nil
 }

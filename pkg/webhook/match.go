@@ -26,10 +26,16 @@ func CheckPattern(p Pattern, known event.Names) *Problem {
 		if known.Has(s) {
 			return nil
 		}
-		return &Problem{"event_name", "unknown_event_name", "event_name is not a known event; see the list of events, or use a pattern such as crm_deal_*"}
+		return &Problem{
+			"event_name", "unknown_event_name",
+			"event_name is not a known event; see the list of events, or use a pattern such as crm_deal_*",
+		}
 	case strings.Count(s, "*") > 1, !strings.HasPrefix(s, "crm_"), len(s) > 64,
 		strings.Trim(strings.ReplaceAll(s, "*", ""), "abcdefghijklmnopqrstuvwxyz0123456789_") != "":
-		return &Problem{"event_name", "bad_pattern", "event_name may hold one * after crm_, as in crm_deal_* or crm_*_deleted, or be *"}
+		return &Problem{
+			"event_name", "bad_pattern",
+			"event_name may hold one * after crm_, as in crm_deal_* or crm_*_deleted, or be *",
+		}
 	}
 	return nil
 }
@@ -66,7 +72,10 @@ type accountIndex struct {
 
 // NewIndex returns an empty index.
 func NewIndex() *Index {
-	return &Index{webhooks: map[string]*Webhook{}, notices: map[string]*Webhook{}, accounts: map[string]*accountIndex{}, urls: map[string]int{}}
+	return &Index{
+		webhooks: map[string]*Webhook{}, notices: map[string]*Webhook{}, accounts: map[string]*accountIndex{},
+		urls: map[string]int{},
+	}
 }
 
 // Put adds w or replaces the one with its key.

@@ -35,7 +35,8 @@ func (n *Notify) equal(o *Notify) bool {
 	if n == nil || o == nil {
 		return n == o
 	}
-	return slices.Equal(n.Emails, o.Emails) && n.Language == o.Language && n.URL == o.URL && n.URLGiven == o.URLGiven && n.Secret == o.Secret
+	return slices.Equal(n.Emails, o.Emails) && n.Language == o.Language && n.URL == o.URL && n.URLGiven == o.URLGiven &&
+		n.Secret == o.Secret
 }
 
 // SameNotify reports whether two webhooks notify the same people in the same way.
@@ -58,7 +59,8 @@ func (w *Webhook) Notice() *Webhook {
 	}
 	id := uuid.NewSHA1(w.UUID, []byte(KindNotice))
 	return &Webhook{
-		ID: id.String(), UUID: id, Kind: KindNotice, Account: w.Account, Name: w.Name, EventName: NoticeEvent, Method: "POST", Status: Active,
+		ID: id.String(), UUID: id, Kind: KindNotice, Account: w.Account, Name: w.Name, EventName: NoticeEvent,
+		Method: "POST", Status: Active,
 		URL: w.Notify.URL, URLKey: URLKey(KindNotice + " " + w.Notify.URL), Secrets: []Secret{w.Notify.Secret},
 		CreatedAt: w.CreatedAt, UpdatedAt: w.UpdatedAt, Revision: w.Revision,
 		Version: 1, // its secret is bound to the origin of its URL

@@ -95,7 +95,8 @@ func NormalizeURL(raw string, p *egress.Policy) (string, *Problem) {
 	}
 	out := b.String()
 	if len(out) > MaxURLBytes {
-		return "", urlProblem(CodeURLTooLong, "url has %d bytes in its encoded form; at most %d are allowed", len(out), MaxURLBytes)
+		return "", urlProblem(CodeURLTooLong, "url has %d bytes in its encoded form; at most %d are allowed", len(out),
+			MaxURLBytes)
 	}
 	// The client parses the URL again when it sends: both must read the same.
 	u, err := url.Parse(out)
@@ -136,9 +137,11 @@ func cutScheme(raw string, p *egress.Policy) (scheme, rest string, problem *Prob
 	switch scheme = strings.ToLower(scheme); {
 	case scheme == "https", scheme == "http" && p.AllowHTTP:
 	case scheme == "http":
-		return "", "", urlProblem(CodeURLForbiddenScheme, "url has the scheme http, which sends notifications in clear; use https")
+		return "", "", urlProblem(CodeURLForbiddenScheme,
+			"url has the scheme http, which sends notifications in clear; use https")
 	default:
-		return "", "", urlProblem(CodeURLForbiddenScheme, "url has the scheme %q; it must start with %s", shorten(scheme), want)
+		return "", "", urlProblem(CodeURLForbiddenScheme, "url has the scheme %q; it must start with %s",
+			shorten(scheme), want)
 	}
 	rest, ok = strings.CutPrefix(rest, "//")
 	if !ok {
@@ -153,7 +156,8 @@ func normalizeAuthority(scheme, authority string, p *egress.Policy) (string, *Pr
 		return "", urlProblem(CodeURLBad, "url has no host; write %s://host/path", scheme)
 	}
 	if strings.Contains(authority, "@") {
-		return "", urlProblem(CodeURLUserinfo, "url has user information before an @; use auth_header and auth_key for credentials")
+		return "", urlProblem(CodeURLUserinfo, "url has user information before an @; use "+
+			"auth_header and auth_key for credentials")
 	}
 
 	var host, portText string
@@ -191,12 +195,14 @@ func normalizeAuthority(scheme, authority string, p *egress.Policy) (string, *Pr
 	if hasPort && portText != "" {
 		n, err := strconv.ParseUint(portText, 10, 16)
 		if err != nil || len(portText) > 5 || n == 0 {
-			return "", urlProblem(CodeURLForbiddenPort, "url has the port %q; a port is a number from 1 to 65535", shorten(portText))
+			return "", urlProblem(CodeURLForbiddenPort, "url has the port %q; a port is a number from 1 to 65535",
+				shorten(portText))
 		}
 		port = uint16(n)
 	}
 	if !p.PortAllowed(port) {
-		return "", urlProblem(CodeURLForbiddenPort, "url has the port %d, which is not open here; the operator opens ports with EGRESS_ALLOW_PORTS", port)
+		return "", urlProblem(CodeURLForbiddenPort,
+			"url has the port %d, which is not open here; the operator opens ports with EGRESS_ALLOW_PORTS", port)
 	}
 	if port != standard {
 		host += ":" + strconv.Itoa(int(port))
@@ -207,7 +213,8 @@ func normalizeAuthority(scheme, authority string, p *egress.Policy) (string, *Pr
 // normalizeIPv6 normalises the address between [ and ].
 func normalizeIPv6(literal string, p *egress.Policy) (string, *Problem) {
 	if strings.Contains(literal, "%") {
-		return "", urlProblem(CodeURLForbiddenAddress, "url has an IPv6 address with a zone, which only means something on one machine; use a public host name")
+		return "", urlProblem(CodeURLForbiddenAddress,
+			"url has an IPv6 address with a zone, which only means something on one machine; use a public host name")
 	}
 	a, err := netip.ParseAddr(literal)
 	if err != nil || !a.Is6() {
@@ -226,7 +233,8 @@ func checkAddress(a netip.Addr, p *egress.Policy) *Problem {
 	if p.AddrAllowed(a) == nil {
 		return nil
 	}
-	return urlProblem(CodeURLForbiddenAddress, "url has the address %s, which is not publicly routable; use a public host name", a)
+	return urlProblem(CodeURLForbiddenAddress, "url has the address %s, which is not "+
+		"publicly routable; use a public host name", a)
 }
 
 // names is IDNA for look-ups: UTS 46 mapping (width, case, digits in circles), then validation. The ASCII rules
@@ -256,7 +264,8 @@ func normalizeName(raw string, p *egress.Policy) (string, *Problem) {
 	}
 	name, err := names.ToASCII(raw)
 	if err != nil {
-		return "", urlProblem(CodeURLBad, "url has the host %q, which is not a valid internationalised name", shorten(raw))
+		return "", urlProblem(CodeURLBad, "url has the host %q, which is not a valid internationalised name",
+			shorten(raw))
 	}
 	name = strings.TrimSuffix(strings.ToLower(name), ".")
 	if problem := checkLabels(name); problem != nil {
@@ -272,7 +281,8 @@ func normalizeName(raw string, p *egress.Policy) (string, *Problem) {
 	}
 	last := name[strings.LastIndexByte(name, '.')+1:]
 	if isNumber(last) {
-		return "", urlProblem(CodeURLForbiddenAddress, "url has the host %q, a number that some programs read as an IPv4 address; use a public host name", name)
+		return "", urlProblem(CodeURLForbiddenAddress,
+			"url has the host %q, a number that some programs read as an IPv4 address; use a public host name", name)
 	}
 	for _, special := range specialNames {
 		if name != special && !strings.HasSuffix(name, "."+special) {
@@ -281,10 +291,12 @@ func normalizeName(raw string, p *egress.Policy) (string, *Problem) {
 		if name == "localhost" && loopbackOpen(p) {
 			return name, nil
 		}
-		return "", urlProblem(CodeURLForbiddenName, "url has the host %q; names that end in %s are not public", name, special)
+		return "", urlProblem(CodeURLForbiddenName, "url has the host %q; names that end in %s are not public", name,
+			special)
 	}
 	if last == name {
-		return "", urlProblem(CodeURLForbiddenName, "url has the host %q without a domain; give the full public name", name)
+		return "", urlProblem(CodeURLForbiddenName, "url has the host %q without a domain; give the full public name",
+			name)
 	}
 	return name, nil
 }
@@ -300,7 +312,8 @@ func checkLabels(name string) *Problem {
 		case label == "":
 			return urlProblem(CodeURLBad, "url has a host with an empty part between two dots or at its start")
 		case len(label) > 63:
-			return urlProblem(CodeURLBad, "url has a host with a part of %d characters; at most 63 are allowed", len(label))
+			return urlProblem(CodeURLBad, "url has a host with a part of %d characters; at most 63 are allowed",
+				len(label))
 		case label[0] == '-' || label[len(label)-1] == '-':
 			return urlProblem(CodeURLBad, "url has the host %q; no part of a name starts or ends with a hyphen", name)
 		case label == "xn--":
@@ -338,7 +351,8 @@ func encode(b *strings.Builder, part, s string) *Problem {
 		switch c := s[i]; {
 		case c == '%':
 			if i+2 >= len(s) || !isHex(s[i+1]) || !isHex(s[i+2]) {
-				return urlProblem(CodeURLBad, "url has a %% in its %s that is not followed by two hex digits; write %%25 for a percent sign", part)
+				return urlProblem(CodeURLBad, "url has a %% in its %s that is not followed by two "+
+					"hex digits; write %%25 for a percent sign", part)
 			}
 			b.WriteByte(c)
 		case c >= utf8.RuneSelf || strings.IndexByte("\"<>^`{|}", c) >= 0:

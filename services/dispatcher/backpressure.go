@@ -79,7 +79,9 @@ func (b *backpressure) update(d *Dispatcher, change func()) {
 		b.held = above(b.sizes, float64(low)/float64(b.bytes))
 		b.all = len(b.held) == 0 || b.bytes > 2*b.limit
 	}
-	fields := []zap.Field{zap.Int64("bytes", b.bytes), zap.Int64("limit", b.limit), zap.Strings("account_ids", b.largest())}
+	fields := []zap.Field{
+		zap.Int64("bytes", b.bytes), zap.Int64("limit", b.limit), zap.Strings("account_ids", b.largest()),
+	}
 	switch {
 	case wasOn && !b.on:
 		d.metrics.paused.Set(0)
@@ -90,7 +92,8 @@ func (b *backpressure) update(d *Dispatcher, change func()) {
 	case b.on && !b.all:
 		d.metrics.paused.Set(1)
 		if (wasAll || !maps.Equal(b.held, before)) && d.bus.ShouldLog("backpressure") {
-			d.log.Warn("RETRIES holds more than it may: the accounts that hold the most of it make no first attempts", fields...)
+			d.log.Warn("RETRIES holds more than it may: the accounts that hold the most of it make no first attempts",
+				fields...)
 		}
 	}
 }
@@ -157,5 +160,6 @@ func (b *backpressure) State() string {
 	if b.all {
 		return over + ": no first attempts are made until it has shrunk"
 	}
-	return fmt.Sprintf("%s: first attempts of %d accounts wait, the largest %s", over, len(b.held), strings.Join(b.largest(), ", "))
+	return fmt.Sprintf("%s: first attempts of %d accounts wait, the largest %s", over, len(b.held),
+		strings.Join(b.largest(), ", "))
 }

@@ -33,7 +33,8 @@ func (f *fullness) refused(stream string) {
 	f.at[stream] = time.Now()
 	f.mu.Unlock()
 	if f.bus.ShouldLog("full " + stream) {
-		f.log.Warn("a stream has no room: notifications that should wait there come back later", zap.String("stream", stream))
+		f.log.Warn("a stream has no room: notifications that should wait there come back later",
+			zap.String("stream", stream))
 	}
 }
 
@@ -56,7 +57,8 @@ func (f *fullness) State() string {
 	case f.is(topology.Retries):
 		return "RETRIES has no room: notifications that should wait there are put off on their streams"
 	case f.is(topology.Parked):
-		return fmt.Sprintf("%s has no room: notifications that should wait there are moved to %s and come back", topology.Parked, topology.Retries)
+		return fmt.Sprintf("%s has no room: notifications that should wait there are moved to %s and come back",
+			topology.Parked, topology.Retries)
 	}
 	return ""
 }

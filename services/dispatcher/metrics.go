@@ -32,7 +32,8 @@ func newMetrics(reg prometheus.Registerer) metrics {
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 7.5},
 		}, []string{"outcome"}),
 		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "gancho_first_attempt_latency_seconds", Help: "Time from the broker storing an event to the start of a notification's first attempt.",
+			Name:    "gancho_first_attempt_latency_seconds",
+			Help:    "Time from the broker storing an event to the start of a notification's first attempt.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
 		}),
 		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -45,7 +46,8 @@ func newMetrics(reg prometheus.Registerer) metrics {
 			Name: "gancho_notifications_parked_total", Help: "Notifications moved to PARKED, by reason.",
 		}, []string{"reason"}),
 		conflicts: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "gancho_journal_conflicts_total", Help: "Records that came second, after a crash, a stall or a duplicate.",
+			Name: "gancho_journal_conflicts_total",
+			Help: "Records that came second, after a crash, a stall or a duplicate.",
 		}),
 		repaired: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gancho_repairs_total", Help: "Notifications put right after a crash, by kind.",
@@ -54,13 +56,16 @@ func newMetrics(reg prometheus.Registerer) metrics {
 			Name: "gancho_handler_panics_total", Help: "Panics while handling a notification.",
 		}),
 		quarantined: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "gancho_notifications_quarantined_total", Help: "Notifications set aside because they could not be handled.",
+			Name: "gancho_notifications_quarantined_total",
+			Help: "Notifications set aside because they could not be handled.",
 		}),
 		paused: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "gancho_first_attempts_paused", Help: "While RETRIES holds more than RETRIES_MAX_BYTES: 1 when the first attempts of the accounts that hold the most of it wait, 2 when those of all accounts do; else 0.",
+			Name: "gancho_first_attempts_paused", Help: "While RETRIES holds more than RETRIES_MAX_BYTES: 1 when the " +
+				"first attempts of the accounts that hold the most of it wait, 2 when those of all accounts do; else 0.",
 		}),
 		displaced: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "gancho_notifications_displaced_total", Help: "Notifications that PARKED had no room for and that were moved to RETRIES instead.",
+			Name: "gancho_notifications_displaced_total",
+			Help: "Notifications that PARKED had no room for and that were moved to RETRIES instead.",
 		}),
 	}
 	m.attempts.WithLabelValues(notification.OutcomeDelivered, "")
@@ -81,6 +86,7 @@ func newMetrics(reg prometheus.Registerer) metrics {
 	for _, k := range []string{"burnt_delivery", "exhausted", "stuck"} {
 		m.repaired.WithLabelValues(k)
 	}
-	reg.MustRegister(m.attempts, m.duration, m.latency, m.inFlight, m.ended, m.parked, m.conflicts, m.repaired, m.panics, m.quarantined, m.paused, m.displaced)
+	reg.MustRegister(m.attempts, m.duration, m.latency, m.inFlight, m.ended, m.parked, m.conflicts, m.repaired,
+		m.panics, m.quarantined, m.paused, m.displaced)
 	return m
 }

@@ -46,14 +46,17 @@ func (d *Dispatcher) revive(ctx context.Context, x *lane.Retry, kind string) err
 	if err != nil {
 		return err
 	}
-	receipt := notification.Receipt{Lane: notification.LaneRetry, NumDelivered: notification.MaxAttempts - 1, Exhausted: true}
+	receipt := notification.Receipt{
+		Lane: notification.LaneRetry, NumDelivered: notification.MaxAttempts - 1, Exhausted: true,
+	}
 	err = d.store(ctx, &x.Notification, notification.Resume(&x.Notification, receipt, last, time.Now()))
 	if err != nil {
 		return err
 	}
 	d.metrics.repaired.WithLabelValues(kind).Inc()
 	d.log.Warn("a notification without deliveries left was put right",
-		zap.String("kind", kind), zap.String("account_id", x.Account), zap.String("webhook_id", x.WebhookID), zap.String("notification_id", x.ID))
+		zap.String("kind", kind), zap.String("account_id", x.Account), zap.String("webhook_id", x.WebhookID),
+		zap.String("notification_id", x.ID))
 	return lane.Remove(ctx, d.bus, x)
 }
 

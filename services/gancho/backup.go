@@ -85,7 +85,8 @@ func Backup(environ []string, dir string, stdout, stderr io.Writer) int {
 		if err := os.WriteFile(filepath.Join(dir, manifestFile), append(body, '\n'), 0o600); err != nil {
 			return 0, fmt.Errorf("write the backup: %w", err)
 		}
-		fmt.Fprintf(stdout, "Backed up. A restore also needs, kept somewhere else: the encryption keys in use (ENCRYPTION_KEY_FILE): %s; and the API tokens (API_TOKENS_FILE).\n",
+		fmt.Fprintf(stdout, "Backed up. A restore also needs, kept somewhere else: the encryption keys in use "+
+			"(ENCRYPTION_KEY_FILE): %s; and the API tokens (API_TOKENS_FILE).\n",
 			cmp.Or(keysText(m.Keys), "none yet"))
 		return service.ExitOK, nil
 	})
@@ -136,7 +137,8 @@ func Restore(environ []string, dir string, withoutKeys bool, stdout, stderr io.W
 			}
 		}
 		if len(full) > 0 {
-			return 0, fmt.Errorf("the broker holds messages already (%s); restore into an empty one, with no service running", strings.Join(full, ", "))
+			return 0, fmt.Errorf("the broker holds messages already (%s); restore "+
+				"into an empty one, with no service running", strings.Join(full, ", "))
 		}
 		for _, s := range m.Streams {
 			if err := restoreStream(ctx, b, dir, s); err != nil {
@@ -152,7 +154,8 @@ func Restore(environ []string, dir string, withoutKeys bool, stdout, stderr io.W
 		if err := b.Create(ctx, cfg.Limits); err != nil {
 			return 0, err
 		}
-		fmt.Fprintf(stdout, "Restored as of %s. Start the services with the same encryption key, then run gancho doctor.\n", m.At.Format(time.RFC3339))
+		fmt.Fprintf(stdout, "Restored as of %s. Start the services with the same "+
+			"encryption key, then run gancho doctor.\n", m.At.Format(time.RFC3339))
 		return service.ExitOK, nil
 	})
 }
@@ -162,13 +165,15 @@ func (m *manifest) checkKeys(file string) error {
 	if len(m.Keys) == 0 {
 		return nil
 	}
-	const advice = "set ENCRYPTION_KEY_FILE to the key file of that time, or restore with --without-keys: secrets sealed under a missing key never open again"
+	const advice = "set ENCRYPTION_KEY_FILE to the key file of that time, or restore with --without-keys: secrets " +
+		"sealed under a missing key never open again"
 	missing, err := missingKeys(file, m.Keys)
 	if err != nil {
 		return fmt.Errorf("the backup needs the encryption keys %s: %w; %s", keysText(m.Keys), err, advice)
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("the backup needs encryption keys that %s does not have: %s; %s", file, keysText(missing), advice)
+		return fmt.Errorf("the backup needs encryption keys that %s does not have: %s; %s", file, keysText(missing),
+			advice)
 	}
 	return nil
 }

@@ -30,7 +30,8 @@ func lockDataDir(dir string) (io.Closer, error) {
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		holder, _ := io.ReadAll(io.LimitReader(f, 32))
 		_ = f.Close()
-		return nil, fmt.Errorf("DATA_DIR: %s is in use by the process with the id %s; stop it first, or set DATA_DIR to another folder",
+		return nil, fmt.Errorf("DATA_DIR: %s is in use by the process with the id %s; stop it "+
+			"first, or set DATA_DIR to another folder",
 			dir, strings.TrimSpace(string(holder)))
 	}
 	if err == nil {

@@ -63,7 +63,8 @@ func Reseal(environ []string, dryRun bool, stdout, stderr io.Writer) int {
 		within, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
 		if _, err := b.Bucket(within, topology.BucketWebhooks); err != nil {
-			return 0, fmt.Errorf("open the bucket %s: %w; is this the broker of Gancho, and the user management or operator?", topology.BucketWebhooks, err)
+			return 0, fmt.Errorf("open the bucket %s: %w; is this the broker of Gancho, "+
+				"and the user management or operator?", topology.BucketWebhooks, err)
 		}
 		r := &resealer{bus: b, keys: keys, stdout: stdout, stderr: stderr}
 		for round := 1; ; round++ {
@@ -74,21 +75,25 @@ func Reseal(environ []string, dryRun bool, stdout, stderr io.Writer) int {
 			}
 			switch left := len(others) + r.broken; {
 			case left == 0 && dryRun && len(r.registry.OldDeletions()) > 0:
-				fmt.Fprintf(stdout, "%d records of deleted webhooks need another key than %s.\n", len(r.registry.OldDeletions()), keys.Current())
+				fmt.Fprintf(stdout, "%d records of deleted webhooks need another key than %s.\n",
+					len(r.registry.OldDeletions()), keys.Current())
 				return service.ExitError, nil
 			case left == 0:
 				if err := r.registry.ResignDeletions(ctx); err != nil {
 					return 0, err
 				}
-				fmt.Fprintf(stdout, "Everything is sealed under %s. The other keys may be removed from the file; keep them with the backups made until now, which need them.\n", keys.Current())
+				fmt.Fprintf(stdout, "Everything is sealed under %s. The other keys may be removed from the file; "+
+					"keep them with the backups made until now, which need them.\n", keys.Current())
 				return service.ExitOK, nil
 			case dryRun:
 				fmt.Fprintf(stdout, "%d webhooks need another key than %s.\n", left, keys.Current())
 				return service.ExitError, nil
 			case len(others) == 0:
-				return 0, fmt.Errorf("%d webhooks do not open, see above; the others are sealed under %s", r.broken, keys.Current())
+				return 0, fmt.Errorf("%d webhooks do not open, see above; the others are sealed under %s", r.broken,
+					keys.Current())
 			case round > rounds:
-				return 0, fmt.Errorf("%d webhooks were sealed under another key meanwhile; restart every management with this key file, then run it again", len(others))
+				return 0, fmt.Errorf("%d webhooks were sealed under another key meanwhile; restart every management "+
+					"with this key file, then run it again", len(others))
 			}
 			if err := r.reseal(ctx, others); err != nil {
 				return 0, err
@@ -113,7 +118,8 @@ func (r *resealer) list(ctx context.Context) (others []*webhook.Webhook, err err
 	listing, done := context.WithTimeout(ctx, listWithin)
 	defer done()
 	complete := false
-	if r.registry, err = registry.Open(listing, r.bus, registry.Options{Keys: r.keys, Log: zap.NewNop(), Metrics: prometheus.NewRegistry()}); err != nil {
+	if r.registry, err = registry.Open(listing, r.bus,
+		registry.Options{Keys: r.keys, Log: zap.NewNop(), Metrics: prometheus.NewRegistry()}); err != nil {
 		return nil, err
 	}
 	err = r.registry.Run(listing, func() { complete = true; done() }, nil)
@@ -213,7 +219,8 @@ func (r *resealer) reseal(ctx context.Context, others []*webhook.Webhook) error 
 	said := time.Now()
 	for i, w := range others {
 		if err := r.one(ctx, w); err != nil {
-			return fmt.Errorf("%d of %d webhooks are sealed again; run it again for the others: %w", i, len(others), err)
+			return fmt.Errorf("%d of %d webhooks are sealed again; run it again for the others: %w", i, len(others),
+				err)
 		}
 		if time.Since(said) > progressEvery {
 			said = time.Now()

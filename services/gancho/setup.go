@@ -53,10 +53,12 @@ func setupKey(path string, stdout io.Writer) error {
 		fmt.Fprintln(stdout, "warning:", w)
 	}
 	if errors.Is(statErr, fs.ErrNotExist) {
-		fmt.Fprintf(stdout, "Made a new encryption key %s in %s: it opens nothing that was sealed before. If the data come from a backup, put the key file of that time there instead, before the services start.\n",
+		fmt.Fprintf(stdout, "Made a new encryption key %s in %s: it opens nothing that was sealed before. If the "+
+			"data come from a backup, put the key file of that time there instead, before the services start.\n",
 			ring.Current(), path)
 	}
-	fmt.Fprintf(stdout, "Encryption key %s in %s. Back this file up: nothing opens the webhooks' secrets without it.\n", ring.Current(), path)
+	fmt.Fprintf(stdout, "Encryption key %s in %s. Back this file up: nothing opens the webhooks' secrets without it.\n",
+		ring.Current(), path)
 	return nil
 }
 
@@ -65,7 +67,8 @@ func setupToken(path string, stdout io.Writer) error {
 		return fmt.Errorf("make the folder of the API tokens: %w", err)
 	}
 	token := newToken()
-	err := writeNew(path, "# <account_id>:<token>, or <account_id>:<token>:read; the account * is an operator.\n"+operatorAccount+":"+token+"\n")
+	err := writeNew(path, "# <account_id>:<token>, or <account_id>:<token>:read; the account * is an operator.\n"+
+		operatorAccount+":"+token+"\n")
 	switch {
 	case errors.Is(err, fs.ErrExist):
 		text, err := os.ReadFile(path)
@@ -73,14 +76,16 @@ func setupToken(path string, stdout io.Writer) error {
 			return fmt.Errorf("read the API tokens: %w", err)
 		}
 		if strings.TrimSpace(string(text)) == "" {
-			return fmt.Errorf("the file of API tokens %s is empty; remove it and run setup again, or write a line <account_id>:<token>", path)
+			return fmt.Errorf("the file of API tokens %s is empty; remove it and run setup again, "+
+				"or write a line <account_id>:<token>", path)
 		}
 		fmt.Fprintf(stdout, "API tokens are in %s; it was left as it is.\n", path)
 		return nil
 	case err != nil:
 		return fmt.Errorf("write the API tokens: %w", err)
 	}
-	fmt.Fprintf(stdout, "First API token, of an operator (kept in %s, not shown again):\n\n    export GANCHO_TOKEN=%s\n\n"+
+	fmt.Fprintf(stdout, "First API token, of an operator (kept in %s, not shown "+
+		"again):\n\n    export GANCHO_TOKEN=%s\n\n"+
 		"It acts for the account in GANCHO_ACCOUNT (the header X-Account-Id).\n", path, token)
 	return nil
 }

@@ -67,7 +67,8 @@ func showTopology(parts []bus.Part, stdout io.Writer) (int, error) {
 				state += " (--apply)"
 			} else {
 				state += " (not applied)"
-				left = append(left, fmt.Sprintf("%s %s: %s is %s, expected %s", p.Kind, p.Name, c.Field, c.Have, c.Want))
+				left = append(left, fmt.Sprintf("%s %s: %s is %s, expected %s", p.Kind, p.Name, c.Field, c.Have,
+					c.Want))
 			}
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\n", p.Kind, name, owner, p.Messages, bytes, state)
@@ -76,7 +77,8 @@ func showTopology(parts []bus.Part, stdout io.Writer) (int, error) {
 		return code, err
 	}
 	if len(left) > 0 {
-		fmt.Fprintln(stdout, "\nNot applied, because it could drop or refuse messages. Change the environment back, or the stream by hand (nats stream edit):")
+		fmt.Fprintln(stdout, "\nNot applied, because it could drop or refuse messages. Change the environment back, "+
+			"or the stream by hand (nats stream edit):")
 		for _, l := range left {
 			fmt.Fprintln(stdout, "  "+l)
 		}

@@ -109,7 +109,8 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("TRUSTED_PROXIES: %w", err))
 	}
 	if c.APITokens == "" && c.APITokensFile == "" && c.JWTJWKSURL == "" && c.JWTHMACSecret == "" {
-		errs = append(errs, errors.New("API_TOKENS: no one could use the API; set it, API_TOKENS_FILE, JWT_JWKS_URL or JWT_HMAC_SECRET"))
+		errs = append(errs, errors.New("API_TOKENS: no one could use the API; set it, API_TOKENS_FILE, "+
+			"JWT_JWKS_URL or JWT_HMAC_SECRET"))
 	}
 	errs = append(errs, c.jwt().Check(), console.CheckAncestors(c.ConsoleFrameAncestors))
 	if _, err := catalogue.New(c.EventNames, ""); err != nil {
@@ -117,8 +118,9 @@ func (c *Config) Validate() error {
 	} else if _, err := catalogue.New(nil, c.EventTypesDir); err != nil {
 		errs = append(errs, fmt.Errorf("EVENT_TYPES_DIR: %w", err))
 	}
-	if u, err := url.Parse(c.PublicURL); err != nil || c.PublicURL != "" && (u.Scheme != "https" && u.Scheme != "http" ||
-		u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "") {
+	if u, err := url.Parse(c.PublicURL); err != nil || c.PublicURL != "" &&
+		(u.Scheme != "https" && u.Scheme != "http" ||
+			u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "") {
 		errs = append(errs, fmt.Errorf("PUBLIC_URL: %q is not of the form https://host[:port]", c.PublicURL))
 	}
 	if c.SMTPURL != "" {
@@ -135,7 +137,8 @@ func (c *Config) Validate() error {
 			continue
 		}
 		if _, err := netip.ParsePrefix(c.EgressPublished[i]); err != nil {
-			errs = append(errs, fmt.Errorf("EGRESS_PUBLISHED: %q is neither an address nor a CIDR; give such as 203.0.113.7 or 203.0.113.0/28", text))
+			errs = append(errs, fmt.Errorf("EGRESS_PUBLISHED: %q is neither an address nor a CIDR; give such as "+
+				"203.0.113.7 or 203.0.113.0/28", text))
 		}
 	}
 	if _, err := egress.New(c.Egress); err != nil {

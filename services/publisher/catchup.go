@@ -190,7 +190,9 @@ func (c *catchUp) job(ctx context.Context, e *eventstream.Event) (*job, error) {
 	}
 	j := &job{event: ev}
 	p.match(j)
-	j.webhooks = slices.DeleteFunc(j.webhooks, func(w *webhook.Webhook) bool { return w.CreatedAt.After(e.StoredAt.Add(clockGap)) })
+	j.webhooks = slices.DeleteFunc(j.webhooks, func(w *webhook.Webhook) bool {
+		return w.CreatedAt.After(e.StoredAt.Add(clockGap))
+	})
 	if e.Sequence <= c.unsure || e.StoredAt.Before(c.record.Since.Add(spread)) {
 		var err error
 		if j.webhooks, err = p.unnotified(ctx, j, e.StoredAt); err != nil {
@@ -201,7 +203,9 @@ func (c *catchUp) job(ctx context.Context, e *eventstream.Event) (*job, error) {
 		p.metrics.held.Add(float64(len(j.held)))
 		return nil, nil
 	}
-	j.span, ev.Traceparent = p.trace.Process(ev.Traceparent, tracing.Event{ID: ev.ID, Name: ev.Name, Account: ev.Account, Sequence: ev.Sequence, Deliveries: 1})
+	j.span, ev.Traceparent = p.trace.Process(ev.Traceparent, tracing.Event{
+		ID: ev.ID, Name: ev.Name, Account: ev.Account, Sequence: ev.Sequence, Deliveries: 1,
+	})
 	j.event = ev
 	return j, nil
 }
@@ -278,7 +282,9 @@ func (c *catchUp) end(ctx context.Context) (bool, error) {
 func (c *catchUp) publish(ctx context.Context, what string, evidence any) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	s := status.Change{Event: what, Account: c.account, At: time.Now().UTC(), Reason: "account_share", Evidence: evidence}
+	s := status.Change{
+		Event: what, Account: c.account, At: time.Now().UTC(), Reason: "account_share", Evidence: evidence,
+	}
 	if err := status.Publish(ctx, c.d.p.bus, s, c.record.Since.Format(time.RFC3339Nano)); err != nil {
 		c.log.Warn("a status event of a deferred account is not stored", zap.String("event", what), zap.Error(err))
 	}

@@ -102,7 +102,8 @@ func (k *keptCounter) add(account string, sequence uint64, bytes int) {
 
 // write spreads a count that differs from the one before.
 func (k *keptCounter) write(ctx context.Context, now share.Kept) error {
-	if w := k.written; w.Position == now.Position && w.Exact == now.Exact && w.Total == now.Total && maps.Equal(w.Accounts, now.Accounts) {
+	if w := k.written; w.Position == now.Position && w.Exact == now.Exact && w.Total == now.Total &&
+		maps.Equal(w.Accounts, now.Accounts) {
 		return nil
 	}
 	if err := share.WriteKept(ctx, k.shares, now); err != nil {

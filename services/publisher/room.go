@@ -90,7 +90,8 @@ func (r *room) look(ctx context.Context, last *freed) error {
 	if err != nil || float64(state.Bytes) < freeAbove*float64(r.limit) || floor == 0 {
 		return err
 	}
-	if until := time.Now().Add(r.window + r.window/10); until.Sub(last.Until) > r.window/10 || last.Server != r.p.bus.ServerID() {
+	if until := time.Now().Add(r.window + r.window/10); until.Sub(last.Until) > r.window/10 ||
+		last.Server != r.p.bus.ServerID() {
 		f := freed{r.p.bus.ServerID(), until.UTC()}
 		value, err := json.Marshal(f)
 		if err != nil {
@@ -114,7 +115,9 @@ func (r *room) bound(ctx context.Context) error {
 		}
 		all += int64(s.Bytes) //nolint:gosec // below the disk's size
 	}
-	first, err := r.p.bus.ConsumerState(ctx, topology.Durable{Stream: topology.Notifications, Name: topology.ConsumerFirst})
+	first, err := r.p.bus.ConsumerState(ctx, topology.Durable{
+		Stream: topology.Notifications, Name: topology.ConsumerFirst,
+	})
 	if err != nil && !errors.Is(err, bus.ErrNotFound) {
 		return err
 	}

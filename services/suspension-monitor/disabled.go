@@ -32,7 +32,8 @@ func newDisabled() *disabled {
 // changed takes in a change of the registry. When a process starts, every webhook comes once, so that none is missed
 // that was disabled while no monitor ran.
 func (d *disabled) changed(before, after *webhook.Webhook) {
-	if after == nil || after.Status != webhook.Disabled || after.DisabledAt.IsZero() || before != nil && before.DisabledAt.Equal(after.DisabledAt) {
+	if after == nil || after.Status != webhook.Disabled || after.DisabledAt.IsZero() || before != nil &&
+		before.DisabledAt.Equal(after.DisabledAt) {
 		return
 	}
 	d.mu.Lock()
@@ -77,7 +78,8 @@ func (m *Monitor) publishDisabled(ctx context.Context) {
 
 func (m *Monitor) publishOne(ctx context.Context, w *webhook.Webhook) error {
 	c := status.Change{
-		Event: "disabled", Account: w.Account, WebhookID: w.ID, URLHost: webhook.URLHost(w.URL), At: w.DisabledAt, Reason: cmp.Or(w.DisabledReason, byOwner),
+		Event: "disabled", Account: w.Account, WebhookID: w.ID, URLHost: webhook.URLHost(w.URL), At: w.DisabledAt,
+		Reason: cmp.Or(w.DisabledReason, byOwner),
 	}
 	step := strconv.FormatInt(w.DisabledAt.UnixNano(), 10)
 	known, err := status.Published(ctx, m.bus, c, step)

@@ -64,26 +64,37 @@ func newExporter(log *zap.Logger, b *bus.Bus, reg prometheus.Registerer) *export
 		return prometheus.NewDesc("gancho_"+name, help, labels, nil)
 	}
 	x := &exporter{
-		log: log, bus: b, started: time.Now(), streams: map[string]bus.StreamState{}, consumers: map[topology.Durable]bus.ConsumerState{},
-		notifications: desc("notifications", "Sends of notifications by state: those on their way now, those that ended since the books began.", "state"),
-		matched:       desc("notifications_opened", "Sends of notifications that were opened since the books began."),
-		unaccounted:   desc("unaccounted_notifications", "Sends that neither ended nor are on their way: 0 when the books balance."),
-		byAccount:     desc("unaccounted_notifications_by_account", "The same for the accounts that have any, at most 20.", "account_id"),
-		duplicates:    desc("notifications_duplicate", "Sends that were opened again after they had ended, since the books began."),
-		unread:        desc("books_unread_notifications", "Messages that were removed before the books read them and left no record."),
-		orphans:       desc("books_orphaned_schedules", "Retries that are scheduled for notifications that ended."),
-		booksAge:      desc("books_age_seconds", "Time since the books were last audited."),
-		oldest:        desc("oldest_notification_age_seconds", "How long the longest-waiting notification is in its state: pending or parked.", "state"),
-		overdue:       desc("retry_overdue_seconds", "By how much the most overdue retry is late."),
-		messages:      desc("stream_messages", "Messages on a stream.", "stream"),
-		bytes:         desc("stream_bytes", "Bytes on a stream.", "stream"),
-		maxBytes:      desc("stream_max_bytes", "Limit of a stream's bytes; 0: none of its own.", "stream"),
-		streamAge:     desc("stream_oldest_age_seconds", "Age of a stream's oldest message; 0 when it is empty.", "stream"),
-		pending:       desc("consumer_pending", "Messages that a consumer has not been sent yet.", "stream", "consumer"),
-		ackPending:    desc("consumer_ack_pending", "Messages that a consumer was sent and has not settled, waiting retries included.", "stream", "consumer"),
-		redelivered:   desc("consumer_redelivered", "Messages of those that were sent more than once.", "stream", "consumer"),
-		storage:       desc("broker_storage_bytes", "Disk that the streams use."),
-		maxStorage:    desc("broker_max_storage_bytes", "Disk that the streams may use; 0: the broker names no limit."),
+		log: log, bus: b, started: time.Now(), streams: map[string]bus.StreamState{},
+		consumers: map[topology.Durable]bus.ConsumerState{},
+		notifications: desc("notifications", "Sends of notifications by state: those on their way now, those that "+
+			"ended since the books began.", "state"),
+		matched: desc("notifications_opened", "Sends of notifications that were opened since the books began."),
+		unaccounted: desc("unaccounted_notifications",
+			"Sends that neither ended nor are on their way: 0 when the books balance."),
+		byAccount: desc("unaccounted_notifications_by_account",
+			"The same for the accounts that have any, at most 20.", "account_id"),
+		duplicates: desc("notifications_duplicate",
+			"Sends that were opened again after they had ended, since the books began."),
+		unread: desc("books_unread_notifications",
+			"Messages that were removed before the books read them and left no record."),
+		orphans:  desc("books_orphaned_schedules", "Retries that are scheduled for notifications that ended."),
+		booksAge: desc("books_age_seconds", "Time since the books were last audited."),
+		oldest: desc("oldest_notification_age_seconds",
+			"How long the longest-waiting notification is in its state: pending or parked.", "state"),
+		overdue:  desc("retry_overdue_seconds", "By how much the most overdue retry is late."),
+		messages: desc("stream_messages", "Messages on a stream.", "stream"),
+		bytes:    desc("stream_bytes", "Bytes on a stream.", "stream"),
+		maxBytes: desc("stream_max_bytes", "Limit of a stream's bytes; 0: none of its own.", "stream"),
+		streamAge: desc("stream_oldest_age_seconds", "Age of a stream's oldest message; 0 when it is empty.",
+			"stream"),
+		pending: desc("consumer_pending", "Messages that a consumer has not been sent yet.", "stream",
+			"consumer"),
+		ackPending: desc("consumer_ack_pending",
+			"Messages that a consumer was sent and has not settled, waiting retries included.", "stream", "consumer"),
+		redelivered: desc("consumer_redelivered", "Messages of those that were sent more than once.", "stream",
+			"consumer"),
+		storage:    desc("broker_storage_bytes", "Disk that the streams use."),
+		maxStorage: desc("broker_max_storage_bytes", "Disk that the streams may use; 0: the broker names no limit."),
 	}
 	reg.MustRegister(x)
 	return x
@@ -92,7 +103,8 @@ func newExporter(log *zap.Logger, b *bus.Bus, reg prometheus.Registerer) *export
 // Describe implements prometheus.Collector.
 func (x *exporter) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		x.notifications, x.matched, x.unaccounted, x.byAccount, x.duplicates, x.unread, x.orphans, x.booksAge, x.oldest, x.overdue,
+		x.notifications, x.matched, x.unaccounted, x.byAccount, x.duplicates, x.unread, x.orphans, x.booksAge, x.oldest,
+		x.overdue,
 		x.messages, x.bytes, x.maxBytes, x.streamAge, x.pending, x.ackPending, x.redelivered, x.storage, x.maxStorage,
 	} {
 		out <- d
@@ -118,8 +130,10 @@ func (x *exporter) Collect(out chan<- prometheus.Metric) {
 	}
 	c := r.Counts
 	for state, n := range map[notification.State]uint64{
-		notification.Pending: r.Open[notification.Pending], notification.Retrying: r.Open[notification.Retrying], notification.Parked: r.Open[notification.Parked],
-		notification.Delivered: c.Delivered, notification.PermanentlyFailed: c.PermanentlyFailed, notification.Cancelled: c.Cancelled,
+		notification.Pending: r.Open[notification.Pending], notification.Retrying: r.Open[notification.Retrying],
+		notification.Parked:    r.Open[notification.Parked],
+		notification.Delivered: c.Delivered, notification.PermanentlyFailed: c.PermanentlyFailed,
+		notification.Cancelled: c.Cancelled,
 	} {
 		gauge(x.notifications, float64(n), string(state))
 	}

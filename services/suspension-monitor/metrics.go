@@ -26,13 +26,17 @@ func newMetrics(reg prometheus.Registerer) metrics {
 			Name: "gancho_suspended_urls", Help: "URLs that are suspended now, by hand or automatically.",
 		}),
 		candidates: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "gancho_suspension_candidates", Help: "URLs that failed all the time in the last 15 minutes, suspended or not.",
+			Name: "gancho_suspension_candidates", Help: "URLs that failed all the time " +
+				"in the last 15 minutes, suspended or not.",
 		}),
 		holding: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "gancho_suspension_holding", Help: "1 while nothing is suspended automatically because too many URLs fail at once: the fault is probably on our side.",
+			Name: "gancho_suspension_holding", Help: "1 while nothing is suspended automatically because too many " +
+				"URLs fail at once: the fault is probably on our side.",
 		}),
 		redis: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "gancho_redis_seconds", Help: "Time of one exchange with Redis.", Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1},
+			Name: "gancho_redis_seconds", Help: "Time of one exchange with Redis.", Buckets: []float64{
+				.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1,
+			},
 		}),
 		redisErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gancho_redis_errors_total", Help: "Exchanges with Redis that failed.",
@@ -41,7 +45,8 @@ func newMetrics(reg prometheus.Registerer) metrics {
 			Name: "gancho_repairs_total", Help: "Notifications put right after a crash, by kind.",
 		}, []string{"kind"}),
 	}
-	for _, e := range []suspension.Event{suspension.EventAtRisk, suspension.EventSuspended, suspension.EventProbing, suspension.EventResumed} {
+	for _, e := range []suspension.Event{suspension.EventAtRisk, suspension.EventSuspended, suspension.EventProbing,
+		suspension.EventResumed} {
 		m.transitions.WithLabelValues(string(e))
 	}
 	for _, k := range books.Kinds() {

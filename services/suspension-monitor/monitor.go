@@ -87,7 +87,10 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		return err
 	}
 	defer b.Close()
-	m := &Monitor{log: proc.Log, lasting: service.Lasting(proc.Log), bus: b, store: store, metrics: newMetrics(proc.Metrics), suspensions: mirror.New(proc.Log), disabled: newDisabled()}
+	m := &Monitor{
+		log: proc.Log, lasting: service.Lasting(proc.Log), bus: b, store: store, metrics: newMetrics(proc.Metrics),
+		suspensions: mirror.New(proc.Log), disabled: newDisabled(),
+	}
 	store.Revision = m.suspensions.Revision
 	m.redis = outage{log: proc.Log, host: suspension.Hosts(cfg.RedisURL)}
 	m.exporter = newExporter(proc.Log, b, proc.Metrics)
@@ -119,7 +122,8 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	}
 	host, _ := os.Hostname()
 	m.keeper = &books.Keeper{
-		Log: proc.Log, Bus: b, Leases: leases, Bucket: accounts, Shares: shares, Name: host + "-" + uuid.NewString()[:8],
+		Log: proc.Log, Bus: b, Leases: leases, Bucket: accounts, Shares: shares,
+		Name:     host + "-" + uuid.NewString()[:8],
 		Repaired: func(kind string) { m.metrics.repaired.WithLabelValues(kind).Inc() },
 	}
 	return m.run(ctx, proc.Up)
@@ -231,7 +235,8 @@ func (m *Monitor) fold(ctx, stop context.Context, records []notification.Summary
 	}
 	for _, d := range decisions {
 		if err := m.carryOut(ctx, d); err != nil {
-			m.lasting.Error("a suspension's step is not stored; its records come again", zap.Stringer("key", d.Key), zap.Error(err))
+			m.lasting.Error("a suspension's step is not stored; its records come again", zap.Stringer("key", d.Key),
+				zap.Error(err))
 			return false
 		}
 	}
@@ -250,7 +255,8 @@ func (m *Monitor) carryOut(ctx context.Context, d suspension.Decision) error {
 			until = zap.Time("until", t.Flag.Until)
 		}
 		m.log.Info("suspension", zap.String("event", string(t.Event)), zap.String("account_id", t.Flag.Account),
-			zap.String("url_key", t.Flag.URLKey), zap.String("url_host", t.Flag.URLHost), zap.String("reason", t.Flag.Reason),
+			zap.String("url_key", t.Flag.URLKey), zap.String("url_host", t.Flag.URLHost),
+			zap.String("reason", t.Flag.Reason),
 			until, zap.Int("failures", t.Flag.Evidence.Failures), zap.Strings("statuses", t.Flag.Evidence.Statuses))
 		if err := m.publish(ctx, t); err != nil {
 			return err
@@ -264,7 +270,9 @@ func (m *Monitor) obey(ctx context.Context, commands *command.Consumer) {
 	work := context.WithoutCancel(ctx)
 	for ctx.Err() == nil {
 		err := commands.Pull(ctx, func(c command.Command, seq uint64) error {
-			cmd := suspension.Command{Key: suspension.Key{Account: c.Account, URLKey: c.URLKey}, URLHost: c.URLHost, Seq: seq, At: c.At}
+			cmd := suspension.Command{
+				Key: suspension.Key{Account: c.Account, URLKey: c.URLKey}, URLHost: c.URLHost, Seq: seq, At: c.At,
+			}
 			act := m.store.Resume
 			if c.Verb == command.Suspend {
 				act = m.store.SuspendByHand
@@ -281,7 +289,8 @@ func (m *Monitor) obey(ctx context.Context, commands *command.Consumer) {
 			if !m.repeat(ctx, func() (err error) { decision, err = act(work, cmd); return err }) {
 				return ctx.Err()
 			}
-			m.log.Info("suspension command", zap.String("command", c.Verb), zap.String("account_id", c.Account), zap.String("webhook_id", c.WebhookID), zap.String("by", c.By))
+			m.log.Info("suspension command", zap.String("command", c.Verb), zap.String("account_id", c.Account),
+				zap.String("webhook_id", c.WebhookID), zap.String("by", c.By))
 			return m.carryOut(work, decision)
 		})
 		if err != nil && ctx.Err() == nil {

@@ -18,8 +18,10 @@ import (
 func StartCluster(t testing.TB, maxFile int64) []*Server {
 	t.Helper()
 	ports := freePorts(t, 3)
-	text := fmt.Sprintf("max_payload: 2MB\nno_auth_user: test\naccounts { TEST { jetstream { max_file: %d }, users: [ { user: test, password: test } ] } }\n"+
-		"cluster { name: test, routes: [ nats://127.0.0.1:%d, nats://127.0.0.1:%d, nats://127.0.0.1:%d ] }\n", maxFile, ports[0], ports[1], ports[2])
+	text := fmt.Sprintf("max_payload: 2MB\nno_auth_user: test\naccounts { TEST { jetstream { max_file: %d }, users: "+
+		"[ { user: test, password: test } ] } }\n"+
+		"cluster { name: test, routes: [ nats://127.0.0.1:%d, nats://127.0.0.1:%d, nats://127.0.0.1:%d ] }\n", maxFile,
+		ports[0], ports[1], ports[2])
 	conf := filepath.Join(t.TempDir(), "nats.conf")
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

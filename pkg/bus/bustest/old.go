@@ -30,7 +30,8 @@ func StartOld(t testing.TB) (url, version string) {
 		t.Fatal(err)
 	}
 	_, version, _ = strings.Cut(strings.TrimSpace(string(said)), " v")
-	if !strings.HasPrefix(version, "2.9.") && !strings.HasPrefix(version, "2.10.") && !strings.HasPrefix(version, "2.11.") {
+	if !strings.HasPrefix(version, "2.9.") && !strings.HasPrefix(version, "2.10.") &&
+		!strings.HasPrefix(version, "2.11.") {
 		t.Skipf("the installed nats-server is not an old one: %s", said)
 	}
 	dir := t.TempDir()

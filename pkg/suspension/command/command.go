@@ -38,7 +38,8 @@ func Send(ctx context.Context, b *bus.Bus, c Command, msgID string) error {
 	if err != nil {
 		return fmt.Errorf("encode command: %w", err)
 	}
-	_, err = b.Publish(ctx, topology.Commands, bus.NewMessage("gancho.suspensions."+c.Account+"."+c.URLKey, msgID, body))
+	_, err = b.Publish(ctx, topology.Commands, bus.NewMessage("gancho.suspensions."+c.Account+"."+c.URLKey, msgID,
+		body))
 	return err
 }
 

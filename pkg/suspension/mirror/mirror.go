@@ -195,7 +195,8 @@ func decode(key suspension.Key, value []byte) (*suspension.Flag, error) {
 		if err != nil {
 			flag = suspension.Flag{}
 		}
-		flag.Schema, flag.Account, flag.URLKey, flag.State = version.Schema, key.Account, key.URLKey, suspension.Suspended
+		flag.Schema, flag.Account, flag.URLKey, flag.State = version.Schema, key.Account, key.URLKey,
+			suspension.Suspended
 		return &flag, nil
 	}
 	switch {

@@ -76,7 +76,8 @@ const followWait = 30 * time.Second
 // change; one that is not higher came before. After an error of handle the change comes again.
 func Follow(ctx context.Context, b *bus.Bus, durable string, handle func(change []byte, sequence uint64) error) error {
 	c, err := b.Consumer(ctx, topology.WebhookStatus, jetstream.ConsumerConfig{
-		Durable: durable, FilterSubject: "gancho.webhooks.*.*.*", AckWait: followWait, MaxDeliver: -1, MaxAckPending: 1000, DeliverPolicy: jetstream.DeliverNewPolicy,
+		Durable: durable, FilterSubject: "gancho.webhooks.*.*.*", AckWait: followWait, MaxDeliver: -1,
+		MaxAckPending: 1000, DeliverPolicy: jetstream.DeliverNewPolicy,
 	})
 	if err != nil {
 		return err

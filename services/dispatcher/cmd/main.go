@@ -9,5 +9,6 @@ import (
 )
 
 func main() {
-	os.Exit(service.Main("dispatcher", func(c *dispatcher.Config) *service.Config { return &c.Service }, dispatcher.Run))
+	os.Exit(service.Main("dispatcher", func(c *dispatcher.Config) *service.Config { return &c.Service },
+		dispatcher.Run))
 }

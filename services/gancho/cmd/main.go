@@ -12,6 +12,7 @@ func main() {
 	os.Exit(cli.Run(cli.Program{
 		Args: os.Args[1:], Environ: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Serve: gancho.Serve, Demo: gancho.Demo, Setup: gancho.Setup,
-		Doctor: gancho.Doctor, Topology: gancho.Topology, Backup: gancho.Backup, Restore: gancho.Restore, Reseal: gancho.Reseal,
+		Doctor: gancho.Doctor, Topology: gancho.Topology, Backup: gancho.Backup, Restore: gancho.Restore,
+		Reseal: gancho.Reseal,
 	}))
 }

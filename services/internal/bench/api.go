@@ -63,13 +63,16 @@ func (b *bench) api(string) {
 	l.run(ctx)
 	stored := time.Since(began)
 	b.indexed()
-	fmt.Printf("%d attempts of %d notifications in the journal in %.1f s, all indexed after %.1f s\n", l.attempts, l.notifications, stored.Seconds(), time.Since(began).Seconds())
+	fmt.Printf("%d attempts of %d notifications in the journal in %.1f s, all indexed after %.1f s\n", l.attempts,
+		l.notifications, stored.Seconds(), time.Since(began).Seconds())
 
 	took, memory := b.restart()
-	fmt.Printf("management with them: ready %.2f s after its start, %d MiB at most; broker %d MiB\n", took.Seconds(), memory>>20, b.system.Broker.PeakMemory()>>20)
+	fmt.Printf("management with them: ready %.2f s after its start, %d MiB at most; broker %d MiB\n", took.Seconds(),
+		memory>>20, b.system.Broker.PeakMemory()>>20)
 
 	v := newVisitor(b)
-	fmt.Printf("\n%-58s %9s %9s %9s %9s\n", fmt.Sprintf("%d requests each, %d at a time", apiRequests, apiClients), "p50 ms", "p99 ms", "max ms", "KB")
+	fmt.Printf("\n%-58s %9s %9s %9s %9s\n", fmt.Sprintf("%d requests each, %d at a time", apiRequests, apiClients),
+		"p50 ms", "p99 ms", "max ms", "KB")
 	worst := 0.0
 	for _, page := range apiPages(l) {
 		worst = max(worst, v.measure(page))
@@ -85,14 +88,18 @@ func (b *bench) loadWebhooks() []*webhook.Webhook {
 		b.f.Fatalf("%v", err)
 	}
 	began := time.Now().UTC().Truncate(time.Millisecond)
-	events := []webhook.Pattern{"crm_deal_created", "crm_deal_*", "crm_contact_updated", "crm_organization_created", "*"}
+	events := []webhook.Pattern{
+		"crm_deal_created", "crm_deal_*", "crm_contact_updated", "crm_organization_created", "*",
+	}
 	names := []string{"Deals to the warehouse", "Contact sync", "Billing", "New leads to the call centre", "Data lake"}
 	_, secret := delivery.NewSecret()
 	hooks := make([]*webhook.Webhook, b.load.webhooks)
 	for i := range hooks {
 		w := &webhook.Webhook{
-			ID: uuid.NewString(), Account: testsystem.Account, Name: fmt.Sprintf("%s %05d", names[i%len(names)], i), EventName: events[i%len(events)], Method: "POST",
-			URL: fmt.Sprintf("https://hooks-%d.example.com/crm/%05d", i%500, i), Status: webhook.Active, CreatedAt: began.Add(-time.Duration(i) * time.Second), UpdatedAt: began, Version: 1,
+			ID: uuid.NewString(), Account: testsystem.Account, Name: fmt.Sprintf("%s %05d", names[i%len(names)], i),
+			EventName: events[i%len(events)], Method: "POST",
+			URL: fmt.Sprintf("https://hooks-%d.example.com/crm/%05d", i%500, i), Status: webhook.Active,
+			CreatedAt: began.Add(-time.Duration(i) * time.Second), UpdatedAt: began, Version: 1,
 		}
 		if i%50 == 7 {
 			w.Status = webhook.Disabled
@@ -220,7 +227,8 @@ func (l *loader) notification(began time.Time) *sent {
 		s.hook = l.hooks[scatter(n, len(l.hooks)-apiBusy)]
 	}
 	s.id = uuid.NewSHA1(uuid.MustParse(s.hook.ID), binary.BigEndian.AppendUint64(nil, uint64(n))).String() //nolint:gosec // a count
-	s.due = began.Add(time.Duration(float64(20*time.Hour) * float64(n) / float64(l.b.load.attempts/2)))    // about two attempts each
+	// about two attempts each
+	s.due = began.Add(time.Duration(float64(20*time.Hour) * float64(n) / float64(l.b.load.attempts/2)))
 	switch scatter(n+1, 10) {
 	case 0, 1:
 		s.last = 2 + scatter(n+2, 2)
@@ -245,19 +253,27 @@ func (l *loader) record(s *sent) *notification.Record {
 		at = time.Now()
 	}
 	a := &notification.Attempt{
-		Number: number, Send: 1, StartedAt: at.UTC(), Outcome: notification.OutcomeFailed, Reason: delivery.Status5xx, HTTPStatus: 503, DurationMS: 41.7,
+		Number: number, Send: 1, StartedAt: at.UTC(), Outcome: notification.OutcomeFailed, Reason: delivery.Status5xx,
+		HTTPStatus: 503, DurationMS: 41.7,
 		Phases: notification.PhasesMS{DNS: 1.2, Connect: 9.8, TLS: 18.1, FirstByte: 12.1},
 		RequestHeaders: map[string]string{
-			"Content-Type": "application/json", "User-Agent": "Gancho/1.0", "Gancho-Event": "crm_deal_created", "Gancho-Attempt": fmt.Sprint(number),
-			"webhook-id": s.id, "webhook-timestamp": fmt.Sprint(at.Unix()), "webhook-signature": "***",
+			"Content-Type": "application/json", "User-Agent": "Gancho/1.0", "Gancho-Event": "crm_deal_created",
+			"Gancho-Attempt": fmt.Sprint(number),
+			"webhook-id":     s.id, "webhook-timestamp": fmt.Sprint(at.Unix()), "webhook-signature": "***",
 		},
-		ResponseHeaders: map[string]string{"Content-Type": "text/html; charset=utf-8", "Server": "nginx", "Date": at.UTC().Format(http.TimeFormat)},
-		ResponseBody:    "<html><head><title>503 Service Temporarily Unavailable</title></head><body><center><h1>503 Service Temporarily Unavailable</h1></center></body></html>",
+		ResponseHeaders: map[string]string{
+			"Content-Type": "text/html; charset=utf-8", "Server": "nginx", "Date": at.UTC().Format(http.TimeFormat),
+		},
+		ResponseBody: "<html><head><title>503 Service Temporarily Unavailable</title></head><body><center><h1>503 " +
+			"Service Temporarily Unavailable</h1></center></body></html>",
 	}
 	r := &notification.Record{
-		Kind: notification.KindAttempt, At: at.Add(42 * time.Millisecond).UTC(), Account: s.hook.Account, WebhookID: s.hook.ID, NotificationID: s.id, EventID: s.event,
-		EventName: "crm_deal_created", EventSequence: 1, URLKey: s.hook.URLKey, URLHost: webhook.URLHost(s.hook.URL), Send: 1, AttemptsDone: number,
-		State: notification.Retrying, Reason: string(a.Reason), NextAttemptAt: time.Now().Add(2 * time.Hour).UTC(), Attempt: a,
+		Kind: notification.KindAttempt, At: at.Add(42 * time.Millisecond).UTC(), Account: s.hook.Account,
+		WebhookID: s.hook.ID, NotificationID: s.id, EventID: s.event,
+		EventName: "crm_deal_created", EventSequence: 1, URLKey: s.hook.URLKey, URLHost: webhook.URLHost(s.hook.URL),
+		Send: 1, AttemptsDone: number,
+		State: notification.Retrying, Reason: string(a.Reason), NextAttemptAt: time.Now().Add(2 * time.Hour).UTC(),
+		Attempt: a,
 	}
 	switch {
 	case s.done > 2:
@@ -339,7 +355,8 @@ func (b *bench) rebuild(ctx context.Context, l *loader) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	fmt.Printf("after FLUSHALL the index was whole in %.1f s; %d of %d lists meanwhile said \"partial\", the slowest took %.0f ms; Redis held %s before and %s after\n",
+	fmt.Printf("after FLUSHALL the index was whole in %.1f s; %d of %d lists meanwhile said \"partial\", the slowest "+
+		"took %.0f ms; Redis held %s before and %s after\n",
 		time.Since(began).Seconds(), partial, answers, float64(slowest.Microseconds())/1000, before, used())
 }
 
@@ -373,14 +390,23 @@ func apiPages(l *loader) []apiPage {
 		{"API one notification", func(i int) string { return "/crm/v2/notifications/" + sampled(i) }},
 		{"console webhooks", fixed("/webhooks")},
 		{"console webhooks, the last pages", func(i int) string { return fmt.Sprintf("/webhooks?page=%d", 4000-i%5) }},
-		{"console webhooks that match a word", func(i int) string { return fmt.Sprintf("/webhooks?q=centre+%d", i%10) }},
+		{
+			"console webhooks that match a word",
+			func(i int) string { return fmt.Sprintf("/webhooks?q=centre+%d", i%10) },
+		},
 		{"console webhooks, all of them busy", fixed("/webhooks?q=999")},
 		{"console a busy webhook", func(i int) string { return "/webhooks/" + busy(i) }},
-		{"console a busy webhook, its failures", func(i int) string { return "/webhooks/" + busy(i) + "?state=permanently_failed" }},
+		{
+			"console a busy webhook, its failures",
+			func(i int) string { return "/webhooks/" + busy(i) + "?state=permanently_failed" },
+		},
 		{"console a quiet webhook", func(i int) string { return "/webhooks/" + quiet(i) }},
 		{"console one notification", func(i int) string { return "/notifications/" + sampled(i) }},
 		{"console permanent failures", fixed("/failures")},
-		{"console permanent failures of a busy webhook", func(i int) string { return "/failures?webhook_id=" + busy(i) }},
+		{
+			"console permanent failures of a busy webhook",
+			func(i int) string { return "/failures?webhook_id=" + busy(i) },
+		},
 		{"console live tail (the page)", fixed("/tail")},
 	}
 }
@@ -453,6 +479,7 @@ func (v *visitor) measure(p apiPage) float64 {
 	slices.Sort(took)
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 	p99 := ms(took[len(took)*99/100])
-	fmt.Printf("%-58s %9.1f %9.1f %9.1f %9.1f\n", p.name, ms(took[len(took)/2]), p99, ms(took[len(took)-1]), float64(size)/1000)
+	fmt.Printf("%-58s %9.1f %9.1f %9.1f %9.1f\n", p.name, ms(took[len(took)/2]), p99, ms(took[len(took)-1]),
+		float64(size)/1000)
 	return p99
 }

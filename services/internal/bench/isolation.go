@@ -94,7 +94,8 @@ func (b *bench) among(name, bad string, urls, events, rate int) {
 		}
 		var hooks []string
 		for i := range urls {
-			hooks = append(hooks, b.register(badEvent, fmt.Sprintf("http://%s/%s/%s/%d/%d", b.target, kind, badEvent, run, i)))
+			hooks = append(hooks, b.register(badEvent,
+				fmt.Sprintf("http://%s/%s/%s/%d/%d", b.target, kind, badEvent, run, i)))
 		}
 		time.Sleep(known)
 		before := b.count(kind)
@@ -119,7 +120,8 @@ func (b *bench) among(name, bad string, urls, events, rate int) {
 		troubled = append(troubled, r)
 	}
 	compare(name, quick, troubled)
-	fmt.Printf("%30s without their traffic p99 %.1f ms (%.1f); at the end of the last run %d of %d were sent, %d parked\n",
+	fmt.Printf("%30s without their traffic p99 %.1f ms (%.1f); at the end of the "+
+		"last run %d of %d were sent, %d parked\n",
 		"", median(each(alone, p99)), median(each(alone, calmP99)), sent, urls*events, parked)
 }
 
@@ -188,7 +190,8 @@ func (b *bench) idleEvents() {
 	for range 400 {
 		s, err := b.js.Stream(context.Background(), "CRM_EVENTS")
 		if err == nil {
-			if c, err := s.Consumer(context.Background(), "publisher"); err == nil && c.CachedInfo().NumPending == 0 && c.CachedInfo().NumAckPending == 0 {
+			if c, err := s.Consumer(context.Background(), "publisher"); err == nil && c.CachedInfo().NumPending == 0 &&
+				c.CachedInfo().NumAckPending == 0 {
 				return
 			}
 		}
@@ -205,7 +208,9 @@ func (b *bench) must(err error) {
 // register creates a webhook and returns its id.
 func (b *bench) register(eventName, url string) string {
 	name, method := "bench", http.MethodPost
-	created, err := b.client.CreateWebhook(context.Background(), client.Change{Name: &name, EventName: &eventName, Method: &method, URL: &url})
+	created, err := b.client.CreateWebhook(context.Background(), client.Change{
+		Name: &name, EventName: &eventName, Method: &method, URL: &url,
+	})
 	b.must(err)
 	return created.Value.ID
 }
@@ -223,7 +228,9 @@ func (b *bench) publishAt(eventName string, events, rate int) {
 		now := time.Now().UnixNano()
 		body := fmt.Sprintf(`{"event_name":%q,"document":{"id":"67900a6e%016d","sent":%d,"name":%q},"event_timestamp":"2026-01-21T20:58:22.000Z","transaction_uuid":"%d-%d"}`,
 			eventName, i, now, padding, now, i)
-		if _, err := b.js.PublishAsync("crm.events."+testsystem.Account+"."+eventName, []byte(body), jetstream.WithMsgID(fmt.Sprintf("%s:%d:%d", eventName, now, i)), jetstream.WithStallWait(30*time.Second)); err != nil {
+		if _, err := b.js.PublishAsync("crm.events."+testsystem.Account+"."+eventName, []byte(body),
+			jetstream.WithMsgID(fmt.Sprintf("%s:%d:%d", eventName, now, i)),
+			jetstream.WithStallWait(30*time.Second)); err != nil {
 			b.f.Fatalf("publish: %v", err)
 		}
 	}

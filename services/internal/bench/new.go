@@ -45,14 +45,17 @@ func (b *bench) fresh(name string) {
 			}()
 			var hooks, told []string
 			for i := range each {
-				id := b.register(eventName, fmt.Sprintf("http://%s/ok/%s/%d-%d-%d", b.target, eventName, others, wait, i))
+				id := b.register(eventName, fmt.Sprintf("http://%s/ok/%s/%d-%d-%d", b.target, eventName, others, wait,
+					i))
 				time.Sleep(wait)
 				transaction := fmt.Sprintf("%d-%d-%d", others, wait, i)
-				if _, err := b.js.Publish(ctx, "crm.events."+testsystem.Account+"."+eventName, fmt.Appendf(nil, `{"transaction_uuid":%q}`, transaction)); err != nil {
+				if _, err := b.js.Publish(ctx, "crm.events."+testsystem.Account+"."+eventName,
+					fmt.Appendf(nil, `{"transaction_uuid":%q}`, transaction)); err != nil {
 					b.f.Fatalf("publish: %v", err)
 				}
 				hooks = append(hooks, id)
-				told = append(told, event.NotificationID(event.ID(testsystem.Account, eventName, transaction), uuid.MustParse(id)))
+				told = append(told, event.NotificationID(event.ID(testsystem.Account, eventName, transaction),
+					uuid.MustParse(id)))
 			}
 			close(stop)
 			<-stopped
@@ -66,7 +69,8 @@ func (b *bench) fresh(name string) {
 					b.f.Fatalf("%v", err)
 				}
 			}
-			fmt.Printf("%30s %3d of %d events missed a webhook registered %v before, among %d events/s\n", "", missed, each, wait, others)
+			fmt.Printf("%30s %3d of %d events missed a webhook registered %v before, among %d events/s\n", "", missed,
+				each, wait, others)
 			for _, id := range hooks {
 				b.remove(id)
 			}

@@ -129,7 +129,8 @@ func (b *bench) webhooks() {
 		b.reset()
 		b.publishAt(eventName, 1000, 200)
 		r := b.waitFor(1000)
-		fmt.Printf("%6d webhooks: p50 %.1f ms, p99 %.1f ms; all services ready %.1f s after a start; peak MiB", n, r.P50, r.P99, took.Seconds())
+		fmt.Printf("%6d webhooks: p50 %.1f ms, p99 %.1f ms; all services ready %.1f s after a start; peak MiB", n,
+			r.P50, r.P99, took.Seconds())
 		for _, p := range b.processes() {
 			fmt.Printf(" %s %d", p.Name, p.PeakMemory()>>20)
 		}
@@ -157,7 +158,8 @@ func (b *bench) parked() {
 			r := b.waitFor(2000)
 			p50, p99 = append(p50, r.P50), append(p99, r.P99)
 		}
-		fmt.Printf("%-28s p50 %5.1f ms, p99 %5.1f ms (of %d: %s)\n", what, median(p50), median(p99), runs, strings.Join(format(p99), " "))
+		fmt.Printf("%-28s p50 %5.1f ms, p99 %5.1f ms (of %d: %s)\n", what, median(p50), median(p99), runs,
+			strings.Join(format(p99), " "))
 	}
 	measure("none parked")
 	began := time.Now()
@@ -202,7 +204,8 @@ func (b *bench) reach(want int, done string, count func() int) {
 // disk prints the bytes that the streams hold for each message, after events of 1 KiB went to one webhook each.
 func (b *bench) disk() {
 	fmt.Print("bytes on disk for each message:")
-	for _, name := range []string{topology.Events, topology.Notifications, topology.Attempts, "KV_" + topology.BucketWebhooks} {
+	for _, name := range []string{topology.Events, topology.Notifications, topology.Attempts,
+		"KV_" + topology.BucketWebhooks} {
 		s, err := b.js.Stream(context.Background(), name)
 		if err != nil {
 			b.f.Fatalf("%v", err)
@@ -225,15 +228,18 @@ func (b *bench) large() {
 	b.reset()
 	began := time.Now()
 	for i := range events {
-		body := fmt.Sprintf(`{"event_name":%q,"document":{"id":"67900a6e%016d","sent":%d,"name":"`, eventName, i, time.Now().UnixNano())
+		body := fmt.Sprintf(`{"event_name":%q,"document":{"id":"67900a6e%016d","sent":%d,"name":"`, eventName, i,
+			time.Now().UnixNano())
 		end := fmt.Sprintf(`"},"event_timestamp":"2026-01-21T20:58:22.000Z","transaction_uuid":"large-%d"}`, i)
 		body += strings.Repeat("x", size-len(body)-len(end)) + end
-		if _, err := b.js.Publish(context.Background(), "crm.events."+testsystem.Account+"."+eventName, []byte(body)); err != nil {
+		if _, err := b.js.Publish(context.Background(), "crm.events."+testsystem.Account+"."+eventName,
+			[]byte(body)); err != nil {
 			b.f.Fatalf("publish: %v", err)
 		}
 	}
 	r := b.waitFor(10 * events)
-	fmt.Printf("%d events of 1 MiB to 20 webhooks: the ten good ones had all after %.1f s\n", events, time.Duration(r.Last-began.UnixNano()).Seconds())
+	fmt.Printf("%d events of 1 MiB to 20 webhooks: the ten good ones had all after %.1f s\n", events,
+		time.Duration(r.Last-began.UnixNano()).Seconds())
 	time.Sleep(15 * time.Second) // those that hang and fail go on being tried
 	for _, p := range b.processes() {
 		limit := ""

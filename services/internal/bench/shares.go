@@ -28,7 +28,8 @@ const (
 // small limits make an attack a matter of seconds; the share of each store is the part that counts.
 var small = []string{
 	"API_TOKENS=" + testsystem.Account + ":" + testsystem.Token + "," + greedy + ":" + greedyToken,
-	"NOTIFICATIONS_MAX_BYTES=16777216", "RETRIES_MAX_BYTES=8388608", "PARKED_MAX_BYTES=4194304", "EVENTS_MAX_BYTES=134217728",
+	"NOTIFICATIONS_MAX_BYTES=16777216", "RETRIES_MAX_BYTES=8388608", "PARKED_MAX_BYTES=4194304",
+	"EVENTS_MAX_BYTES=134217728",
 	"MAX_IN_FLIGHT_BYTES=16777216",
 }
 
@@ -159,7 +160,8 @@ func (b *bench) flood(events, size int) {
 	time.Sleep(known)
 	body := padded(size)
 	for i := range events {
-		if _, err := b.js.PublishAsync("crm.events."+greedy+".crm_task_created", body(i), jetstream.WithStallWait(30*time.Second)); err != nil {
+		if _, err := b.js.PublishAsync("crm.events."+greedy+".crm_task_created", body(i),
+			jetstream.WithStallWait(30*time.Second)); err != nil {
 			b.f.Fatalf("publish: %v", err)
 		}
 	}

@@ -9,5 +9,6 @@ import (
 )
 
 func main() {
-	os.Exit(service.Main("management", func(c *management.Config) *service.Config { return &c.Service }, management.Run))
+	os.Exit(service.Main("management", func(c *management.Config) *service.Config { return &c.Service },
+		management.Run))
 }

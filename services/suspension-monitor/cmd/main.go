@@ -9,5 +9,6 @@ import (
 )
 
 func main() {
-	os.Exit(service.Main("suspension-monitor", func(c *monitor.Config) *service.Config { return &c.Service }, monitor.Run))
+	os.Exit(service.Main("suspension-monitor", func(c *monitor.Config) *service.Config { return &c.Service },
+		monitor.Run))
 }

@@ -40,7 +40,10 @@ func (c auditCmd) Run(a *app) error {
 		}
 		v := r.Value
 		all = append(all, r.Raw)
-		rows = append(rows, []string{stamp(v.At), v.Account, v.Actor.Kind, dash(v.Actor.Name), dash(v.Actor.Address), v.Action, v.Object.Kind, dash(v.Object.ID)})
+		rows = append(rows, []string{
+			stamp(v.At), v.Account, v.Actor.Kind, dash(v.Actor.Name), dash(v.Actor.Address), v.Action, v.Object.Kind,
+			dash(v.Object.ID),
+		})
 		if len(all) == c.Limit {
 			break
 		}

@@ -114,7 +114,8 @@ func bash(w io.Writer, all []place) error {
 	for _, p := range all {
 		fmt.Fprintf(&b, "\t\t\"%s\") words=\"%s\" ;;\n", p.path, words(p.flags))
 	}
-	b.WriteString("\t\tesac\n\tfi\n\tCOMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n}\ncomplete -o default -F _gancho gancho\n")
+	b.WriteString("\t\tesac\n\tfi\n\tCOMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n}\ncomplete " +
+		"-o default -F _gancho gancho\n")
 	_, err := io.WriteString(w, b.String())
 	return err
 }
@@ -151,14 +152,17 @@ func quoted(path string, f candidate) string {
 func zsh(w io.Writer, all []place) error {
 	var b strings.Builder
 	b.WriteString("#compdef gancho\n# gancho's commands for zsh: source <(gancho completion zsh)\n_gancho() {\n" +
-		"\tlocal at=\"\" word prev=${words[CURRENT-1]}\n\tlocal -a found\n\tfor word in ${words[2,CURRENT-1]}; do\n\t\tcase \"$at/$word\" in\n")
+		"\tlocal at=\"\" word prev=${words[CURRENT-1]}\n\tlocal -a found\n\tfor word in ${words[2,CURRENT-1]}; " +
+		"do\n\t\tcase \"$at/$word\" in\n")
 	fmt.Fprintf(&b, "\t\t%s) at=\"$at/$word\" ;;\n\t\tesac\n\tdone\n", known(all))
 	afterFlags(&b, all, "compadd -- %s", "_files")
 	b.WriteString("\tesac\n\tcase \"$at\" in\n")
 	for _, p := range all {
-		fmt.Fprintf(&b, "\t\"%s\")\n\t\tfound=(%s)\n\t\t[[ $PREFIX == -* ]] && found=(%s)\n\t\t;;\n", p.path, described(p.commands, p.values), described(p.flags, nil))
+		fmt.Fprintf(&b, "\t\"%s\")\n\t\tfound=(%s)\n\t\t[[ $PREFIX == -* ]] && found=(%s)\n\t\t;;\n", p.path,
+			described(p.commands, p.values), described(p.flags, nil))
 	}
-	b.WriteString("\tesac\n\tif (( $#found )); then\n\t\t_describe gancho found\n\telse\n\t\t_files\n\tfi\n}\ncompdef _gancho gancho\n")
+	b.WriteString("\tesac\n\tif (( $#found )); then\n\t\t_describe gancho " +
+		"found\n\telse\n\t\t_files\n\tfi\n}\ncompdef _gancho gancho\n")
 	_, err := io.WriteString(w, b.String())
 	return err
 }
@@ -180,9 +184,11 @@ func described(all []candidate, values []string) string {
 
 func fish(w io.Writer, all []place) error {
 	var b strings.Builder
-	b.WriteString("# gancho's commands for fish: gancho completion fish > ~/.config/fish/completions/gancho.fish\nfunction __gancho_at\n" +
+	b.WriteString("# gancho's commands for fish: gancho completion fish > " +
+		"~/.config/fish/completions/gancho.fish\nfunction __gancho_at\n" +
 		"\tset -l at ''\n\tfor word in (commandline -opc)[2..-1]\n\t\tswitch \"$at/$word\"\n")
-	fmt.Fprintf(&b, "\t\t\tcase %s\n\t\t\t\tset at \"$at/$word\"\n\t\tend\n\tend\n\ttest \"$at\" = \"$argv[1]\"\nend\n", strings.ReplaceAll(known(all), "|", " "))
+	fmt.Fprintf(&b, "\t\t\tcase %s\n\t\t\t\tset at \"$at/$word\"\n\t\tend\n\tend\n\ttest \"$at\" = \"$argv[1]\"\nend\n",
+		strings.ReplaceAll(known(all), "|", " "))
 	for _, p := range all {
 		at := "complete -c gancho -n \"__gancho_at '" + p.path + "'\""
 		for _, c := range p.commands {

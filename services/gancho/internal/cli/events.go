@@ -107,7 +107,10 @@ func (c eventsFind) Run(a *app) error {
 		}
 		e := r.Value
 		all = append(all, r.Raw)
-		rows = append(rows, []string{e.ID, e.EventName, stamp(e.StoredAt), dash(e.DocumentID), dash(e.TransactionUUID), states(e.Notifications), strconv.Itoa(len(e.Unmatched))})
+		rows = append(rows, []string{
+			e.ID, e.EventName, stamp(e.StoredAt), dash(e.DocumentID), dash(e.TransactionUUID),
+			states(e.Notifications), strconv.Itoa(len(e.Unmatched)),
+		})
 		if len(all) == c.Limit {
 			break
 		}
@@ -210,7 +213,8 @@ func (c usageCmd) Run(a *app) error {
 	}
 	rows := [][]string{{"FROM", "ACCOUNT", "EVENTS", "BYTES", "NOTIFICATIONS", "ATTEMPTS", "DELIVERED", "FAILED"}}
 	var all []json.RawMessage
-	for r, err := range a.client.Usage(a.ctx, c.Account, client.Period{From: selected.From, To: selected.To, Step: c.Step}) {
+	for r, err := range a.client.Usage(a.ctx, c.Account,
+		client.Period{From: selected.From, To: selected.To, Step: c.Step}) {
 		if err != nil {
 			return err
 		}
@@ -247,7 +251,8 @@ const tailFormat = "%-20s  %-9s  %-6s  %-15s  %8s  %-7s  %-18s  %-36s  %s\n"
 func (c tailCmd) Run(a *app) error {
 	watch := client.Watch{WebhookID: c.Webhook, Outcome: strings.TrimPrefix(c.Outcome, "all")}
 	if a.output != "json" {
-		if _, err := fmt.Fprintf(a.Stdout, tailFormat, "STARTED", "OUTCOME", "STATUS", "REASON", "MS", "ATTEMPT", "NOW", "WEBHOOK", "NOTIFICATION"); err != nil {
+		if _, err := fmt.Fprintf(a.Stdout, tailFormat, "STARTED", "OUTCOME", "STATUS", "REASON", "MS", "ATTEMPT", "NOW",
+			"WEBHOOK", "NOTIFICATION"); err != nil {
 			return err
 		}
 	}
@@ -262,8 +267,10 @@ func (c tailCmd) Run(a *app) error {
 			return err
 		}
 		t := r.Value
-		_, err := fmt.Fprintf(a.Stdout, tailFormat, stamp(t.StartedAt), clean(t.Outcome), status(t.HTTPStatus), clean(dash(t.Reason)),
-			ms(t.DurationMS), fmt.Sprintf("%d/6", t.Number), clean(t.State), clean(t.WebhookID), clean(t.NotificationID))
+		_, err := fmt.Fprintf(a.Stdout, tailFormat, stamp(t.StartedAt), clean(t.Outcome), status(t.HTTPStatus),
+			clean(dash(t.Reason)),
+			ms(t.DurationMS), fmt.Sprintf("%d/6", t.Number), clean(t.State), clean(t.WebhookID),
+			clean(t.NotificationID))
 		return err
 	}, func(err error) {
 		fmt.Fprintln(a.Stderr, "gancho:", clean(err.Error())+"; connecting again")

@@ -22,7 +22,8 @@ func (c keysAdd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(a.Stdout, "Key %s is the first in %s now. Back the file up, restart dispatchers and then management with it, then run gancho keys reseal.\n", id, c.File)
+	_, err = fmt.Fprintf(a.Stdout, "Key %s is the first in %s now. Back the file up, restart dispatchers and then "+
+		"management with it, then run gancho keys reseal.\n", id, c.File)
 	return err
 }
 

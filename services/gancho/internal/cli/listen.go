@@ -46,9 +46,11 @@ func (c listenCmd) Run(a *app) error {
 		Transport:     &http.Transport{DisableCompression: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
-	fmt.Fprintln(a.Stderr, "gancho: forwarding to", clean(target.Redacted())+"; the signing secret of this run is", shown)
+	fmt.Fprintln(a.Stderr, "gancho: forwarding to", clean(target.Redacted())+"; the signing secret of this run is",
+		shown)
 	if a.output != "json" {
-		if _, err := fmt.Fprintf(a.Stdout, listenFormat, "STORED", "EVENT", "ANSWER", "MS", "BYTES", "EVENT ID"); err != nil {
+		if _, err := fmt.Fprintf(a.Stdout, listenFormat, "STORED", "EVENT", "ANSWER", "MS", "BYTES",
+			"EVENT ID"); err != nil {
 			return err
 		}
 	}
@@ -78,9 +80,11 @@ func (f *forwarder) forward(e client.StoredEvent) error {
 		return err
 	}
 	for name, value := range map[string]string{
-		"User-Agent": "Gancho/" + service.Version, "Content-Type": "application/json", "Gancho-Event": e.EventName, "Gancho-Attempt": "1",
+		"User-Agent": "Gancho/" + service.Version, "Content-Type": "application/json", "Gancho-Event": e.EventName,
+		"Gancho-Attempt":    "1",
 		"Gancho-Event-Time": e.StoredAt.UTC().Format(delivery.EventTimeFormat),
-		"webhook-id":        id, "webhook-timestamp": fmt.Sprint(began.Unix()), "webhook-signature": delivery.Sign(id, began, e.Body, f.secrets),
+		"webhook-id":        id, "webhook-timestamp": fmt.Sprint(began.Unix()),
+		"webhook-signature": delivery.Sign(id, began, e.Body, f.secrets),
 	} {
 		req.Header.Set(name, value)
 	}
@@ -96,10 +100,12 @@ func (f *forwarder) forward(e client.StoredEvent) error {
 	took := float64(time.Since(began).Microseconds()) / 1000
 	if f.a.output == "json" {
 		return f.a.line(map[string]any{
-			"event_id": e.ID, "event_name": e.EventName, "stored_at": e.StoredAt, "webhook_id": id, "bytes": len(e.Body), "answer": answer, "duration_ms": took, "error": failure,
+			"event_id": e.ID, "event_name": e.EventName, "stored_at": e.StoredAt, "webhook_id": id,
+			"bytes": len(e.Body), "answer": answer, "duration_ms": took, "error": failure,
 		})
 	}
-	if _, err := fmt.Fprintf(f.a.Stdout, listenFormat, stamp(e.StoredAt), clean(e.EventName), answer, ms(took), fmt.Sprint(len(e.Body)), clean(e.ID)); err != nil {
+	if _, err := fmt.Fprintf(f.a.Stdout, listenFormat, stamp(e.StoredAt), clean(e.EventName), answer, ms(took),
+		fmt.Sprint(len(e.Body)), clean(e.ID)); err != nil {
 		return err
 	}
 	if failure != "" {

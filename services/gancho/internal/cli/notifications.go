@@ -48,7 +48,8 @@ func (w when) at(now time.Time) (time.Time, error) {
 	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
 		return now.Add(-d), nil
 	}
-	return time.Time{}, fmt.Errorf("%q is neither a time (2026-01-21T20:58:22Z), a day (2026-01-21), nor how long ago (90s, 2h, 3d)", text)
+	return time.Time{}, fmt.Errorf("%q is neither a time (2026-01-21T20:58:22Z), a day (2026-01-21), "+
+		"nor how long ago (90s, 2h, 3d)", text)
 }
 
 // rangeFlags select notifications.
@@ -111,7 +112,10 @@ func (c notificationsList) Run(a *app) error {
 			answered = status(n.LastAttempt.HTTPStatus)
 		}
 		all = append(all, r.Raw)
-		rows = append(rows, []string{n.ID, n.State, dash(n.Reason), strconv.Itoa(n.AttemptsMade), answered, n.EventName, stamp(n.CreatedAt), dash(stampOf(n.NextAttemptAt))})
+		rows = append(rows, []string{
+			n.ID, n.State, dash(n.Reason), strconv.Itoa(n.AttemptsMade), answered, n.EventName, stamp(n.CreatedAt),
+			dash(stampOf(n.NextAttemptAt)),
+		})
 		if len(all) == c.Limit {
 			break
 		}
@@ -126,9 +130,12 @@ func (c notificationsList) Run(a *app) error {
 }
 
 // find lists the notifications asked for: by webhook alone, or over the account.
-func (c notificationsList) find(a *app, r client.Range, partial func()) iter.Seq2[client.Result[client.Notification], error] {
+func (c notificationsList) find(
+	a *app, r client.Range, partial func(),
+) iter.Seq2[client.Result[client.Notification], error] {
 	f := client.Find{
-		Range: r, WebhookID: c.Webhook, EventID: c.EventID, EventName: c.Event, DocumentID: c.Document, TransactionUUID: c.Transaction,
+		Range: r, WebhookID: c.Webhook, EventID: c.EventID, EventName: c.Event, DocumentID: c.Document,
+		TransactionUUID: c.Transaction,
 	}
 	if f == (client.Find{Range: r, WebhookID: c.Webhook}) && c.Webhook != "" {
 		return a.client.Notifications(a.ctx, c.Webhook, r, c.Limit, partial)
@@ -193,7 +200,12 @@ func (a *app) showNotification(r client.Result[client.Notification], err error) 
 	if err != nil || len(n.Attempts) == 0 {
 		return err
 	}
-	rows := [][]string{{"ATTEMPT", "STARTED", "OUTCOME", "STATUS", "REASON", "MS", "DNS", "CONNECT", "TLS", "FIRST BYTE", "ANSWER", "DETAIL"}}
+	rows := [][]string{
+		{
+			"ATTEMPT", "STARTED", "OUTCOME", "STATUS", "REASON", "MS", "DNS", "CONNECT", "TLS", "FIRST BYTE",
+			"ANSWER", "DETAIL",
+		},
+	}
 	for _, t := range n.Attempts {
 		number := strconv.Itoa(t.Number)
 		if n.Sends > 1 {
@@ -201,7 +213,8 @@ func (a *app) showNotification(r client.Result[client.Notification], err error) 
 		}
 		rows = append(rows, []string{
 			number, stamp(t.StartedAt), t.Outcome, status(t.HTTPStatus), dash(t.Reason), ms(t.DurationMS),
-			ms(t.Phases.DNS), ms(t.Phases.Connect), ms(t.Phases.TLS), ms(t.Phases.FirstByte), dash(excerpt(t.ResponseBody)), dash(detail(t.Detail)),
+			ms(t.Phases.DNS), ms(t.Phases.Connect), ms(t.Phases.TLS), ms(t.Phases.FirstByte),
+			dash(excerpt(t.ResponseBody)), dash(detail(t.Detail)),
 		})
 	}
 	if _, err := fmt.Fprintln(a.Stdout); err != nil {

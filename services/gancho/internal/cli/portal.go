@@ -23,7 +23,8 @@ func (portalLinkCmd) Help() string {
 
 func (c portalLinkCmd) Run(a *app) error {
 	link := client.PortalLink{
-		TTL: int(c.TTL.Seconds()), SessionTTL: int(c.Session.Seconds()), Scope: "read", WebhookID: c.Webhook, Language: c.Language,
+		TTL: int(c.TTL.Seconds()), SessionTTL: int(c.Session.Seconds()), Scope: "read", WebhookID: c.Webhook,
+		Language: c.Language,
 	}
 	if c.Write {
 		link.Scope = "write"

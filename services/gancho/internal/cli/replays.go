@@ -105,7 +105,9 @@ func (c replaysList) Run(a *app) error {
 		}
 		j := r.Value
 		all = append(all, r.Raw)
-		rows = append(rows, []string{j.ID, j.State, stamp(j.From), stamp(j.To), dash(j.Only), fmt.Sprint(j.Rate), progress(j)})
+		rows = append(rows, []string{
+			j.ID, j.State, stamp(j.From), stamp(j.To), dash(j.Only), fmt.Sprint(j.Rate), progress(j),
+		})
 	}
 	if a.output == "json" {
 		return a.allAsJSON(all)

@@ -59,7 +59,8 @@ func New(log *zap.Logger, reg prometheus.Registerer, prefix, front string) *Log 
 	return &Log{
 		log: log,
 		duration: auto.NewHistogramVec(prometheus.HistogramOpts{
-			Name: prefix + "_request_duration_seconds", Help: "Duration of requests to " + front + ", by route, method and status.",
+			Name: prefix + "_request_duration_seconds", Help: "Duration of requests to " + front +
+				", by route, method and status.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"route", "method", "status"}),
 		panics: auto.NewCounter(prometheus.CounterOpts{
@@ -79,7 +80,8 @@ func (l *Log) Guard(id string, handle func() error) (failure *problem.Error) {
 			panic(cause)
 		}
 		l.panics.Inc()
-		l.log.Error("handling a request panicked", zap.String("request_id", id), zap.Any("panic", cause), zap.ByteString("stack", debug.Stack()))
+		l.log.Error("handling a request panicked", zap.String("request_id", id), zap.Any("panic", cause),
+			zap.ByteString("stack", debug.Stack()))
 		failure = problem.Of(errors.New("panic"))
 	}()
 	if err := handle(); err != nil {
@@ -104,9 +106,11 @@ func (l *Log) Write(r Line) {
 	took, method := time.Since(r.Began), method(r.Request.Method)
 	l.duration.WithLabelValues(r.Route, method, strconv.Itoa(r.Answer.Status)).Observe(took.Seconds())
 	fields := append([]zap.Field{
-		zap.String("request_id", r.ID), zap.String("method", method), zap.String("route", r.Route), zap.Int("http_status", r.Answer.Status),
+		zap.String("request_id", r.ID), zap.String("method", method), zap.String("route", r.Route),
+		zap.Int("http_status", r.Answer.Status),
 		zap.Float64("duration_ms", float64(took.Microseconds())/1000), zap.Int64("response_bytes", r.Answer.Bytes),
-		zap.String("account_id", r.Caller.Account), zap.String("token", r.Caller.Name), zap.String("remote_addr", r.Request.RemoteAddr),
+		zap.String("account_id", r.Caller.Account), zap.String("token", r.Caller.Name),
+		zap.String("remote_addr", r.Request.RemoteAddr),
 	}, r.More...)
 	level := zap.InfoLevel
 	if r.Failure != nil {
@@ -124,7 +128,8 @@ func (l *Log) Write(r Line) {
 // method bounds how much of a client's text gets into labels and logs.
 func method(method string) string {
 	switch method {
-	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch, http.MethodOptions:
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch,
+		http.MethodOptions:
 		return method
 	}
 	return "other"

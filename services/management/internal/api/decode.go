@@ -31,7 +31,8 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, types ...stri
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return nil, problem.New(problem.TooLarge, "too_large", fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit))
+		return nil, problem.New(problem.TooLarge, "too_large",
+			fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit))
 	}
 	if err != nil {
 		return nil, &problem.Error{Kind: problem.Malformed, Cause: err, Problems: []problem.Problem{{
@@ -42,8 +43,10 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, types ...stri
 		return nil, nil
 	}
 	media, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	if charset := params["charset"]; err != nil || !slices.Contains(types, media) || charset != "" && !strings.EqualFold(charset, "utf-8") {
-		return nil, problem.New(problem.Unsupported, "unsupported_media_type", "send the body as Content-Type: "+strings.Join(types, " or ")+", in UTF-8")
+	if charset := params["charset"]; err != nil || !slices.Contains(types, media) || charset != "" &&
+		!strings.EqualFold(charset, "utf-8") {
+		return nil, problem.New(problem.Unsupported, "unsupported_media_type",
+			"send the body as Content-Type: "+strings.Join(types, " or ")+", in UTF-8")
 	}
 	if enc := r.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
 		return nil, problem.New(problem.Unsupported, "unsupported_encoding", "send the body without Content-Encoding")
@@ -90,9 +93,11 @@ func badJSON(err error) error {
 	if semantic, ok := errors.AsType[*json.SemanticError](err); ok {
 		pointer := bounded(semantic.JSONPointer)
 		if errors.Is(err, json.ErrUnknownName) {
-			return problem.At(problem.Malformed, pointer, "unknown_member", "this member is unknown or cannot be set; names are case-sensitive")
+			return problem.At(problem.Malformed, pointer, "unknown_member",
+				"this member is unknown or cannot be set; names are case-sensitive")
 		}
-		return problem.At(problem.Invalid, pointer, "wrong_type", "this value has the wrong type; give "+wanted(semantic.GoType))
+		return problem.At(problem.Invalid, pointer, "wrong_type",
+			"this value has the wrong type; give "+wanted(semantic.GoType))
 	}
 	pointer, code, detail := "", "bad_json", "the body is not one well-formed JSON value in UTF-8"
 	if syntactic, ok := errors.AsType[*jsontext.SyntacticError](err); ok {

@@ -112,11 +112,15 @@ func docsPage(document []byte) (*docs, error) {
 	_, style, _ := strings.Cut(docsTemplate, "<style>")
 	style, _, _ = strings.Cut(style, "</style>")
 	sum := sha256.Sum256([]byte(style))
-	return &docs{b.Bytes(), "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"}, nil
+	return &docs{b.Bytes(), "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) +
+		"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"}, nil
 }
 
 func (d *openAPI) show(method, path string, op openOperation) docOperation {
-	out := docOperation{Method: strings.ToUpper(method), Path: path, ID: op.OperationID, Summary: op.Summary, Description: op.Description}
+	out := docOperation{
+		Method: strings.ToUpper(method), Path: path, ID: op.OperationID, Summary: op.Summary,
+		Description: op.Description,
+	}
 	for _, p := range op.Parameters {
 		kind := fmt.Sprint(cmp.Or(p.Schema.Type, any("string")))
 		var words []string

@@ -65,7 +65,10 @@ func paged[T any](c *call, all []T, number, size int) *answer {
 // pageOf is the page with that number of total rows.
 func pageOf[T any](c *call, rows []T, number, size, total int) *answer {
 	at := func(n int) string { return c.link("page[number]", strconv.Itoa(n), "page[size]", strconv.Itoa(size)) }
-	page := list{Data: rows, HasMore: number*size < total, Links: links{First: at(1), Self: c.link(), Last: at(max(1, (total+size-1)/size))}}
+	page := list{
+		Data: rows, HasMore: number*size < total,
+		Links: links{First: at(1), Self: c.link(), Last: at(max(1, (total+size-1)/size))},
+	}
 	if page.HasMore {
 		next := at(number + 1)
 		page.Links.Next = &next
@@ -78,7 +81,10 @@ func cursorPage[T any](c *call, rows []T, after string, partial bool) *answer {
 	if rows == nil {
 		rows = []T{} // null is no list
 	}
-	page := list{Data: rows, HasMore: after != "", Partial: partial, Links: links{First: c.link("page[after]", ""), Self: c.link()}}
+	page := list{
+		Data: rows, HasMore: after != "", Partial: partial,
+		Links: links{First: c.link("page[after]", ""), Self: c.link()},
+	}
 	if page.HasMore {
 		next := c.link("page[after]", after)
 		page.Links.Next = &next

@@ -74,7 +74,8 @@ func (c *call) steps() (from, to time.Time, step time.Duration, err error) {
 	case !ordered:
 		problems.Add("?to", "bad_parameter", "to must be later than from")
 	case to.Sub(from)/step > mostSteps:
-		problems.Add("?from", "bad_parameter", "there must be at most "+strconv.Itoa(mostSteps)+" steps; ask for less time, or for longer steps")
+		problems.Add("?from", "bad_parameter", "there must be at most "+strconv.Itoa(mostSteps)+
+			" steps; ask for less time, or for longer steps")
 	case step < time.Hour && time.Since(from) > numbers.Kept:
 		problems.Add("?from", "bad_parameter", "minutes are kept for 48 hours; ask for steps of 1h")
 	}
@@ -126,9 +127,11 @@ func (a *API) getUsage(c *call) (*answer, error) {
 	if c.query.Has("account_id") {
 		switch id := c.query.Get("account_id"); {
 		case !event.ValidAccount(id):
-			return nil, problem.At(problem.Invalid, "?account_id", "bad_parameter", "account_id must have 1 to 64 characters of A-Z a-z 0-9 _ -")
+			return nil, problem.At(problem.Invalid, "?account_id", "bad_parameter",
+				"account_id must have 1 to 64 characters of A-Z a-z 0-9 _ -")
 		case account != "" && account != id:
-			return nil, problem.At(problem.Invalid, "?account_id", "bad_parameter", "account_id is another account than X-Account-Id; leave one of them out")
+			return nil, problem.At(problem.Invalid, "?account_id", "bad_parameter",
+				"account_id is another account than X-Account-Id; leave one of them out")
 		default:
 			account = id
 		}
@@ -140,7 +143,9 @@ func (a *API) getUsage(c *call) (*answer, error) {
 	rows := make([]Usage, len(all))
 	for i := range all {
 		t := &all[i]
-		rows[i] = Usage{t.Account, t.From, t.To, t.Events, t.EventBytes, t.States["pending"], t.Attempts(), t.Delivered, t.Failed}
+		rows[i] = Usage{
+			t.Account, t.From, t.To, t.Events, t.EventBytes, t.States["pending"], t.Attempts(), t.Delivered, t.Failed,
+		}
 	}
 	return cursorPage(c, rows, "", false), nil
 }

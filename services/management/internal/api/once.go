@@ -17,7 +17,8 @@ func (a *API) once(c *call, rt *route) error {
 	key := keys[0]
 	unprintable := func(r rune) bool { return r < '!' || r > '~' }
 	if len(keys) > 1 || key == "" || len(key) > idempotency.MaxKeyBytes || strings.ContainsFunc(key, unprintable) {
-		return problem.New(problem.Malformed, "bad_idempotency_key", "Idempotency-Key must be one text of 1 to 255 printable characters without spaces")
+		return problem.New(problem.Malformed, "bad_idempotency_key",
+			"Idempotency-Key must be one text of 1 to 255 printable characters without spaces")
 	}
 	body, err := io.ReadAll(io.LimitReader(c.r.Body, int64(max(maxBodyBytes, a.EventMaxBytes+event.Headroom))+1))
 	if err != nil {

@@ -27,11 +27,23 @@ const defaultOlderSize = 20
 func (a *API) older() []route {
 	token := parameter{name: "token", kind: "string"}
 	all := []route{
-		{method: http.MethodGet, path: olderPrefix, query: []parameter{token, {name: "page"}, {name: "limit"}}, handle: a.olderList},
-		{method: http.MethodPost, path: olderPrefix, id: "createWebhook", tag: "webhooks", write: true, idempotent: true, handle: a.olderCreate},
+		{
+			method: http.MethodGet, path: olderPrefix, query: []parameter{token, {name: "page"}, {name: "limit"}},
+			handle: a.olderList,
+		},
+		{
+			method: http.MethodPost, path: olderPrefix, id: "createWebhook", tag: "webhooks", write: true,
+			idempotent: true, handle: a.olderCreate,
+		},
 		{method: http.MethodGet, path: olderPrefix + "/{id}", handle: a.olderGet},
-		{method: http.MethodPut, path: olderPrefix + "/{id}", id: "updateWebhook", tag: "webhooks", write: true, handle: a.olderUpdate},
-		{method: http.MethodDelete, path: olderPrefix + "/{id}", id: "deleteWebhook", tag: "webhooks", write: true, handle: a.olderDelete},
+		{
+			method: http.MethodPut, path: olderPrefix + "/{id}", id: "updateWebhook", tag: "webhooks", write: true,
+			handle: a.olderUpdate,
+		},
+		{
+			method: http.MethodDelete, path: olderPrefix + "/{id}", id: "deleteWebhook", tag: "webhooks", write: true,
+			handle: a.olderDelete,
+		},
 	}
 	for i := range all {
 		all[i].older = true
@@ -105,7 +117,8 @@ func (c *call) olderInput() (webhooks.Input, error) {
 		return webhooks.Input{}, badJSON(err)
 	}
 	return webhooks.Input{
-		ID: in.UUID, EventName: in.EventType, Method: in.Method, URL: in.URL, AuthHeader: in.AuthHeader, AuthKey: in.AuthKey, Status: in.Status,
+		ID: in.UUID, EventName: in.EventType, Method: in.Method, URL: in.URL, AuthHeader: in.AuthHeader,
+		AuthKey: in.AuthKey, Status: in.Status,
 	}, nil
 }
 
@@ -146,7 +159,8 @@ func (a *API) olderList(c *call) (*answer, error) {
 	for _, v := range views {
 		rows = append(rows, inOlderForm(v))
 	}
-	return &answer{status: http.StatusOK, body: map[string]any{"webhooks": rows, "total": total, "has_more": number*size < total}}, nil
+	return &answer{status: http.StatusOK, body: map[string]any{"webhooks": rows, "total": total,
+		"has_more": number*size < total}}, nil
 }
 
 func (a *API) olderCreate(c *call) (*answer, error) {

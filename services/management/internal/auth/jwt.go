@@ -49,7 +49,8 @@ func (c JWT) Check() error {
 	if jwksURL == "" && hmacSecret == "" {
 		for _, v := range []struct{ name, value string }{{"JWT_ISSUER", c.Issuer}, {"JWT_AUDIENCE", c.Audience}} {
 			if v.value != "" {
-				errs = append(errs, fmt.Errorf("%s: it has no effect without JWT_JWKS_URL or JWT_HMAC_SECRET; set one of them, or leave it out", v.name))
+				errs = append(errs, fmt.Errorf("%s: it has no effect without JWT_JWKS_URL or JWT_HMAC_SECRET; set "+
+					"one of them, or leave it out", v.name))
 			}
 		}
 	}
@@ -61,8 +62,10 @@ func (c JWT) Check() error {
 	}
 	if jwksURL != "" {
 		u, err := url.Parse(jwksURL)
-		if err != nil || u.Host == "" || u.Scheme != "https" && !(u.Scheme == "http" && address.Loopback(u.Hostname())) {
-			errs = append(errs, errors.New("JWT_JWKS_URL: give an https:// address (http:// only for a loopback address)"))
+		if err != nil || u.Host == "" || u.Scheme != "https" &&
+			!(u.Scheme == "http" && address.Loopback(u.Hostname())) {
+			errs = append(errs, errors.New("JWT_JWKS_URL: give an https:// address "+
+				"(http:// only for a loopback address)"))
 		}
 	}
 	return errors.Join(errs...)
@@ -81,7 +84,8 @@ func newVerifier(ctx context.Context, cfg JWT, log *zap.Logger) (*verifier, erro
 		methods = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 		set, err := keyfunc.NewDefaultOverrideCtx(ctx, []string{cfg.JWKSURL}, keyfunc.Override{
 			Client: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-				Proxy: nil, TLSHandshakeTimeout: 5 * time.Second, DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+				Proxy: nil, TLSHandshakeTimeout: 5 * time.Second,
+				DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
 			}},
 			HTTPTimeout:       10 * time.Second,
 			RateLimitWaitMax:  time.Millisecond,
@@ -100,7 +104,8 @@ func newVerifier(ctx context.Context, cfg JWT, log *zap.Logger) (*verifier, erro
 		return nil, nil
 	}
 	opts := []jwt.ParserOption{
-		jwt.WithValidMethods(methods), jwt.WithExpirationRequired(), jwt.WithLeeway(clockSkew), jwt.WithStrictDecoding(), jwt.WithJSONNumber(),
+		jwt.WithValidMethods(methods), jwt.WithExpirationRequired(), jwt.WithLeeway(clockSkew),
+		jwt.WithStrictDecoding(), jwt.WithJSONNumber(),
 	}
 	if cfg.Issuer != "" {
 		opts = append(opts, jwt.WithIssuer(cfg.Issuer))
@@ -120,7 +125,8 @@ func (v *verifier) verify(token string) (Caller, error) {
 	}
 	account, ok := accountOf(claims["account_id"])
 	if !ok {
-		return Caller{}, errors.New("the token names no account: its claim account_id must be an account's id, a string or a whole number")
+		return Caller{}, errors.New("the token names no account: its claim account_id must be an " +
+			"account's id, a string or a whole number")
 	}
 	c := Caller{Account: account, Kind: KindJWT, Name: "jwt", ReadOnly: !mayWrite(claims), limit: "jwt " + account}
 	if sub, err := claims.GetSubject(); err == nil && sub != "" {
@@ -180,10 +186,16 @@ var causes = []struct {
 	is   error
 	text string
 }{
-	{jwkset.ErrKeyNotFound, "is signed with a key (kid) that its issuer's key set does not have; was it issued by another one?"},
+	{
+		jwkset.ErrKeyNotFound,
+		"is signed with a key (kid) that its issuer's key set does not have; was it issued by another one?",
+	},
 	{jwt.ErrTokenMalformed, "is no well-formed JWT"},
 	{jwt.ErrTokenUnverifiable, "cannot be verified: its kid or alg does not fit the keys known here"},
-	{jwt.ErrTokenSignatureInvalid, "has a signature that does not verify: another key or algorithm made it, or it was changed"},
+	{
+		jwt.ErrTokenSignatureInvalid,
+		"has a signature that does not verify: another key or algorithm made it, or it was changed",
+	},
 	{jwt.ErrTokenExpired, "has expired"},
 	{jwt.ErrTokenNotValidYet, "is not valid yet (nbf)"},
 	{jwt.ErrTokenInvalidAudience, "is for another audience (aud) than JWT_AUDIENCE"},

@@ -86,7 +86,9 @@ func (c *Catalogue) Types() []Type { return c.types }
 
 // Type returns the event of that name.
 func (c *Catalogue) Type(name string) (Type, bool) {
-	at, found := slices.BinarySearchFunc(c.types, name, func(t Type, name string) int { return strings.Compare(t.Name, name) })
+	at, found := slices.BinarySearchFunc(c.types, name, func(t Type, name string) int {
+		return strings.Compare(t.Name, name)
+	})
 	if !found {
 		return Type{}, false
 	}
@@ -156,7 +158,8 @@ func readFile(path, name string) (file, error) {
 		f.Sample = body
 	}
 	none := func(string) string { return "" }
-	if _, rejected := event.Parse(event.Message{Subject: event.Subject("a", name), Header: none, Body: f.Sample}); rejected != nil {
+	if _, rejected := event.Parse(event.Message{Subject: event.Subject("a", name), Header: none,
+		Body: f.Sample}); rejected != nil {
 		return file{}, fmt.Errorf("its sample is not an event of that name: %s", rejected.Detail)
 	}
 	var compact bytes.Buffer

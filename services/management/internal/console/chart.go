@@ -35,7 +35,9 @@ type part struct {
 
 // spans a chart may show, longest first.
 func spans() []time.Duration {
-	return []time.Duration{24 * time.Hour, 6 * time.Hour, 2 * time.Hour, 24 * time.Minute, 4 * time.Minute, 48 * time.Second}
+	return []time.Duration{
+		24 * time.Hour, 6 * time.Hour, 2 * time.Hour, 24 * time.Minute, 4 * time.Minute, 48 * time.Second,
+	}
 }
 
 // spanKey is a span's in the catalogue.
@@ -51,12 +53,15 @@ func spanKey(span time.Duration) string {
 
 // draw makes a chart of the notifications up to now.
 func (l language) draw(a index.Activity, now time.Time, barWidth, gap, height int) chart {
-	c := chart{Width: index.Bars*(barWidth+gap) - gap, Height: height, Span: spanKey(a.Span), Bars: make([]bar, index.Bars)}
+	c := chart{
+		Width: index.Bars*(barWidth+gap) - gap, Height: height, Span: spanKey(a.Span), Bars: make([]bar, index.Bars),
+	}
 	step := a.Span / index.Bars
 	begin := now.Add(-a.Span)
 	for i, n := range a.Bars {
 		c.Bars[i] = bar{
-			X: i * (barWidth + gap), Width: barWidth, From: begin.Add(time.Duration(i) * step), To: begin.Add(time.Duration(i+1) * step),
+			X: i * (barWidth + gap), Width: barWidth, From: begin.Add(time.Duration(i) * step),
+			To:        begin.Add(time.Duration(i+1) * step),
 			Delivered: n.Delivered, Failed: n.Failed, Waiting: n.Open,
 		}
 		c.Delivered, c.Failed, c.Open = c.Delivered+n.Delivered, c.Failed+n.Failed, c.Open+n.Open
@@ -82,7 +87,8 @@ func (l language) draw(a index.Activity, now time.Time, barWidth, gap, height in
 		}
 		if b.Delivered+b.Failed+b.Waiting > 0 {
 			b.Text = l.html("chart.bar", "from", b.From.UTC().Format("15:04"), "to", b.To.UTC().Format("15:04 UTC"),
-				"delivered", l.mustNumber(b.Delivered), "failed", l.mustNumber(b.Failed), "open", l.mustNumber(b.Waiting))
+				"delivered", l.mustNumber(b.Delivered), "failed", l.mustNumber(b.Failed), "open",
+				l.mustNumber(b.Waiting))
 		}
 	}
 	return c

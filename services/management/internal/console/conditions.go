@@ -128,7 +128,9 @@ func (c *Console) showTrial(v *visit, status int, w webhooks.View, form trialFor
 		return err
 	}
 	return c.show(v, status, "conditions", page{
-		Title: "conditions.title", Name: w.Name, Tab: "webhooks", Data: trialPage{View: w, Recent: recent, Form: form, Result: result},
+		Title: "conditions.title", Name: w.Name, Tab: "webhooks", Data: trialPage{
+			View: w, Recent: recent, Form: form, Result: result,
+		},
 	})
 }
 
@@ -137,7 +139,10 @@ func (c *Console) postTrial(v *visit) error {
 	if err != nil {
 		return err
 	}
-	form := trialForm{Body: v.r.PostFormValue("body"), Changed: strings.TrimSpace(v.r.PostFormValue("changed")), Origin: strings.TrimSpace(v.r.PostFormValue("origin"))}
+	form := trialForm{
+		Body: v.r.PostFormValue("body"), Changed: strings.TrimSpace(v.r.PostFormValue("changed")),
+		Origin: strings.TrimSpace(v.r.PostFormValue("origin")),
+	}
 	in := dryrun.Input{Body: webhooks.Set(jsontext.Value(form.Body))}
 	if form.Changed != "" {
 		in.Changed = webhooks.Set(strings.FieldsFunc(form.Changed, func(r rune) bool { return r == ',' || r == ' ' }))

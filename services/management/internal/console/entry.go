@@ -45,7 +45,9 @@ func (c *Console) signInPage(v *visit) error {
 func (c *Console) postSignIn(v *visit) error {
 	next := safePath(v.r.PostFormValue("next"))
 	again := func(status int, key string, wait int) error {
-		return c.show(v, status, "sign_in", page{Title: "sign_in.title", Data: entry{Next: next, Problem: key, Wait: wait}})
+		return c.show(v, status, "sign_in", page{
+			Title: "sign_in.title", Data: entry{Next: next, Problem: key, Wait: wait},
+		})
 	}
 	secure, possible := c.sessions.secure(v.r)
 	if !possible {
@@ -96,7 +98,10 @@ func (c *Console) accountPage(v *visit) error {
 		return nil
 	}
 	known := c.Webhooks.Accounts()
-	return c.show(v, http.StatusOK, "account", page{Title: "account.title", Data: accounts{Known: known[:min(len(known), knownAccounts)], Given: v.session.Account}})
+	return c.show(v, http.StatusOK, "account", page{
+		Title: "account.title",
+		Data:  accounts{Known: known[:min(len(known), knownAccounts)], Given: v.session.Account},
+	})
 }
 
 func (c *Console) postAccount(v *visit) error {
@@ -107,7 +112,9 @@ func (c *Console) postAccount(v *visit) error {
 	if !event.ValidAccount(account) {
 		known := c.Webhooks.Accounts()
 		return c.show(v, http.StatusUnprocessableEntity, "account", page{
-			Title: "account.title", Data: accounts{Known: known[:min(len(known), knownAccounts)], Given: account, Problem: "account.bad"},
+			Title: "account.title", Data: accounts{
+				Known: known[:min(len(known), knownAccounts)], Given: account, Problem: "account.bad",
+			},
 		})
 	}
 	s := *v.session

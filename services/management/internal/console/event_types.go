@@ -78,7 +78,9 @@ func (c *Console) eventTypesPage(v *visit) error {
 	if err != nil {
 		return err
 	}
-	return c.show(v, http.StatusOK, "event_types", page{Title: "types.title", Tab: "types", Data: typesPage{c.Catalogue.Types(), samples}})
+	return c.show(v, http.StatusOK, "event_types", page{
+		Title: "types.title", Tab: "types", Data: typesPage{c.Catalogue.Types(), samples},
+	})
 }
 
 func (c *Console) eventTypePage(v *visit) error {

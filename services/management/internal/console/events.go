@@ -38,9 +38,13 @@ func (c *Console) searchPage(v *visit) error {
 			http.Redirect(v.w, v.r, to, http.StatusSeeOther)
 			return nil
 		}
-		data.Webhooks, _ = c.Webhooks.Search(v.ctx, v.caller.Account, webhooks.Query{Text: data.Query, Limit: searchShows})
+		data.Webhooks, _ = c.Webhooks.Search(v.ctx, v.caller.Account, webhooks.Query{
+			Text: data.Query, Limit: searchShows,
+		})
 		for _, f := range []notifications.EventFilter{
-			{ID: asUUID(data.Query), Limit: 1}, {TransactionUUID: data.Query, Limit: searchShows}, {DocumentID: data.Query, Limit: searchShows},
+			{ID: asUUID(data.Query), Limit: 1}, {TransactionUUID: data.Query, Limit: searchShows}, {
+				DocumentID: data.Query, Limit: searchShows,
+			},
 		} {
 			if f.ID == "" && f.TransactionUUID == "" && f.DocumentID == "" {
 				continue

@@ -36,7 +36,8 @@ func (c *Console) postLanguage(v *visit) error {
 		if v.r.PostFormValue("language") == string(l) && !c.switchLanguage(v, l) {
 			secure, _ := c.sessions.secure(v.r)
 			http.SetCookie(v.w, &http.Cookie{ //nolint:gosec // Secure where the page is
-				Name: languageName, Value: string(l), Path: "/", MaxAge: 365 * 24 * 3600, HttpOnly: true, SameSite: http.SameSiteLaxMode, Secure: secure,
+				Name: languageName, Value: string(l), Path: "/", MaxAge: 365 * 24 * 3600, HttpOnly: true,
+				SameSite: http.SameSiteLaxMode, Secure: secure,
 			})
 		}
 	}

@@ -38,7 +38,9 @@ func instant(v *visit, name string) string {
 }
 
 func (c *Console) postReplay(v *visit) error {
-	in := replays.Input{From: given(instant(v, "from")), To: given(instant(v, "to")), State: given(v.r.PostFormValue("state"))}
+	in := replays.Input{
+		From: given(instant(v, "from")), To: given(instant(v, "to")), State: given(v.r.PostFormValue("state")),
+	}
 	if s := v.r.PostFormValue("rate"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil {
@@ -53,7 +55,10 @@ func (c *Console) postReplay(v *visit) error {
 			return err
 		}
 		value := v.r.PostFormValue
-		form := replayForm{From: value("from"), To: value("to"), State: value("state"), Rate: value("rate"), Problems: map[string]fieldProblem{}}
+		form := replayForm{
+			From: value("from"), To: value("to"), State: value("state"), Rate: value("rate"),
+			Problems: map[string]fieldProblem{},
+		}
 		for _, p := range e.Problems {
 			if p.Pointer == "" {
 				form.General = append(form.General, problemText(p))
@@ -63,7 +68,9 @@ func (c *Console) postReplay(v *visit) error {
 		}
 		return c.showWebhook(v, httpstatus.Of(e), form)
 	}
-	c.Audit.Write(v.ctx, v.caller.Account, v.caller.Actor(), audit.Change{Action: "createReplay", Kind: "replay", ID: r.ID, After: r})
+	c.Audit.Write(v.ctx, v.caller.Account, v.caller.Actor(), audit.Change{
+		Action: "createReplay", Kind: "replay", ID: r.ID, After: r,
+	})
 	v.fields = append(v.fields, zap.String("replay_id", r.ID))
 	v.redirect("/replays/" + r.ID)
 	return nil
@@ -105,7 +112,9 @@ func (c *Console) replayPage(v *visit) error {
 }
 
 // moveReplay is an action that changes a replay's state.
-func (c *Console) moveReplay(action string, move func(*replays.Service, context.Context, string, string) (replays.View, error)) func(*visit) error {
+func (c *Console) moveReplay(
+	action string, move func(*replays.Service, context.Context, string, string) (replays.View, error),
+) func(*visit) error {
 	return func(v *visit) error {
 		before, err := c.Replays.Get(v.ctx, v.caller.Account, v.id())
 		if err != nil {
@@ -115,7 +124,9 @@ func (c *Console) moveReplay(action string, move func(*replays.Service, context.
 		if err != nil {
 			return err
 		}
-		c.Audit.Write(v.ctx, v.caller.Account, v.caller.Actor(), audit.Change{Action: action, Kind: "replay", ID: r.ID, Before: before, After: r})
+		c.Audit.Write(v.ctx, v.caller.Account, v.caller.Actor(), audit.Change{
+			Action: action, Kind: "replay", ID: r.ID, Before: before, After: r,
+		})
 		v.redirect("/replays/" + r.ID)
 		return nil
 	}

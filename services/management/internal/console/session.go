@@ -113,7 +113,8 @@ func (s *sessions) open(sealed string) *session {
 		return nil
 	}
 	var v session
-	if json.Unmarshal(plain, &v) != nil || !time.Now().Before(v.Ends) || v.Account != "" && !event.ValidAccount(v.Account) {
+	if json.Unmarshal(plain, &v) != nil || !time.Now().Before(v.Ends) || v.Account != "" &&
+		!event.ValidAccount(v.Account) {
 		return nil
 	}
 	if s.ended.Ended(v.ID) {
@@ -152,7 +153,8 @@ func (s *sessions) set(w http.ResponseWriter, v *session, secure bool) {
 // shows it, and nowhere else (CHIPS).
 func (s *session) cookie(name, value string, lasts time.Duration, secure bool) *http.Cookie {
 	c := &http.Cookie{
-		Name: name, Value: value, Path: "/", MaxAge: int(lasts.Seconds()), HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: secure,
+		Name: name, Value: value, Path: "/", MaxAge: int(lasts.Seconds()), HttpOnly: true,
+		SameSite: http.SameSiteStrictMode, Secure: secure,
 	}
 	if lasts <= 0 {
 		c.MaxAge = -1
@@ -167,7 +169,8 @@ func (s *session) cookie(name, value string, lasts time.Duration, secure bool) *
 func (s *sessions) end(ctx context.Context, w http.ResponseWriter, v *session) {
 	if v != nil {
 		if err := s.ended.End(ctx, v.ID); err != nil {
-			s.log.Warn("a session has ended in this process only; the cookie may be good elsewhere until it expires", zap.Error(err))
+			s.log.Warn("a session has ended in this process only; the cookie may be good elsewhere until it expires",
+				zap.Error(err))
 		}
 	}
 	forget(w, secureName, true)
@@ -221,7 +224,8 @@ func (s *sessions) takeFlash(w http.ResponseWriter, r *http.Request, v *session)
 // safePath returns where to go after signing in: a path of this console, never another host.
 func safePath(p string) string {
 	u, err := url.Parse(p)
-	if err != nil || u.Scheme != "" || u.Host != "" || u.User != nil || !strings.HasPrefix(p, "/") || strings.HasPrefix(p, "//") ||
+	if err != nil || u.Scheme != "" || u.Host != "" || u.User != nil || !strings.HasPrefix(p, "/") ||
+		strings.HasPrefix(p, "//") ||
 		strings.ContainsAny(p, "\\\r\n\t") || !Serves(u.Path) || u.Path == "/sign-in" {
 		return "/webhooks"
 	}

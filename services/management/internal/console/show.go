@@ -48,7 +48,8 @@ func loadPages() (pages, error) {
 	all := pages{}
 	for _, l := range languages() {
 		all[l] = map[string]*template.Template{}
-		base, err := template.New("").Funcs(l.funcs(assets)).Option("missingkey=error").ParseFS(templateFiles, "templates/layout.html", "templates/parts.html")
+		base, err := template.New("").Funcs(l.funcs(assets)).Option("missingkey=error").ParseFS(templateFiles,
+			"templates/layout.html", "templates/parts.html")
 		if err != nil {
 			return nil, fmt.Errorf("parse layout: %w", err)
 		}
@@ -322,7 +323,8 @@ func hidden(r rune, lines bool) bool {
 		return false
 	}
 	// Joiners are part of how scripts and emoji are written.
-	return unicode.IsControl(r) || unicode.Is(unicode.Cf, r) && r != '\u200c' && r != '\u200d' || r == '\u2028' || r == '\u2029'
+	return unicode.IsControl(r) || unicode.Is(unicode.Cf, r) && r != '\u200c' && r != '\u200d' || r == '\u2028' ||
+		r == '\u2029'
 }
 
 // static is one file of the console.
@@ -353,7 +355,8 @@ func assetNames() (map[string]string, error) {
 		}
 		sum := sha256.Sum256(body)
 		ext := path.Ext(p)
-		names[path.Base(p)] = strings.TrimSuffix(path.Base(p), ext) + "." + base64.RawURLEncoding.EncodeToString(sum[:9]) + ext
+		names[path.Base(p)] = strings.TrimSuffix(path.Base(p), ext) + "." +
+			base64.RawURLEncoding.EncodeToString(sum[:9]) + ext
 		return nil
 	})
 	return names, err

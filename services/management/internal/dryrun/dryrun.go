@@ -82,7 +82,8 @@ func (s *Service) Check(ctx context.Context, account, webhookID string, in Input
 	byID, byBody := in.EventID.Present && !in.EventID.Null, in.Body.Present && !in.Body.Null
 	switch {
 	case byID == byBody:
-		problems.Add("/data", "event_required", "give an event: either event_id, or body with changed and origin where the CRM sends them")
+		problems.Add("/data", "event_required", "give an event: either event_id, or body with changed "+
+			"and origin where the CRM sends them")
 	case byBody && in.Body.Value.Kind() != '{':
 		problems.Add("/data/body", "wrong_type", "body must be an object: an event as the CRM writes it")
 	case byBody && in.Origin.Value != "" && event.Origin(in.Origin.Value) == "":
@@ -110,7 +111,9 @@ func check(conditions []condition.Condition, set condition.Set, against *conditi
 	for i, c := range conditions {
 		held, found := set.Holds(i, against)
 		r.Held = r.Held && held
-		r.Conditions = append(r.Conditions, Checked{Path: c.Path, Op: string(c.Op), Value: c.Value, Held: held, Found: found})
+		r.Conditions = append(r.Conditions, Checked{
+			Path: c.Path, Op: string(c.Op), Value: c.Value, Held: held, Found: found,
+		})
 	}
 	return r
 }
@@ -130,7 +133,8 @@ func (s *Service) find(ctx context.Context, account, id string) (*condition.Even
 	e, err := s.sends.Event(ctx, account, id, language.English)
 	if err != nil {
 		if problem.Of(err).Kind == problem.Missing {
-			return nil, problem.At(problem.Invalid, "/data/event_id", "no_such_event", "this account has no event with this id any more; give its body instead")
+			return nil, problem.At(problem.Invalid, "/data/event_id", "no_such_event",
+				"this account has no event with this id any more; give its body instead")
 		}
 		return nil, err
 	}
@@ -168,7 +172,9 @@ func (s *Service) Recent(ctx context.Context, account, webhookID string, n int) 
 	})
 	var trials []Trial
 	for _, e := range slices.Backward(recent) {
-		trials = append(trials, Trial{check(w.Conditions, set, webhook.ConditionEvent(&e.Event)), e.ID, e.Name, e.StoredAt})
+		trials = append(trials, Trial{
+			check(w.Conditions, set, webhook.ConditionEvent(&e.Event)), e.ID, e.Name, e.StoredAt,
+		})
 	}
 	return trials, err
 }
@@ -181,7 +187,9 @@ type stored struct {
 }
 
 // newest hands the account's newest n events, or some more, to handle, oldest first.
-func (s *Service) newest(ctx context.Context, account string, wanted func(eventName string) bool, n int, handle func(stored)) error {
+func (s *Service) newest(
+	ctx context.Context, account string, wanted func(eventName string) bool, n int, handle func(stored),
+) error {
 	subjects, err := eventstream.Subjects(ctx, s.bus, account, wanted)
 	if err != nil {
 		return problem.Broker(err)

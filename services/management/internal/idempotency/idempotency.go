@@ -142,7 +142,8 @@ func (s *Store) begin(ctx context.Context, key string, r Request) (uint64, *Answ
 		case <-wait.C:
 		case <-ctx.Done():
 			wait.Stop()
-			e := problem.New(problem.Conflict, "idempotency_key_in_use", "the first request with this Idempotency-Key has not been answered yet; try again")
+			e := problem.New(problem.Conflict, "idempotency_key_in_use",
+				"the first request with this Idempotency-Key has not been answered yet; try again")
 			e.RetryAfter = time.Second
 			return 0, nil, e
 		}

@@ -68,7 +68,9 @@ return counted
 // Activity returns the outcomes of each webhook's last notifications, in the order of webhooks, and whether some
 // may be missing because the index is being filled. Each is shown over the longest of spans (longest first) that
 // the index covers completely, else over the shortest. ErrAway means that Redis does not answer.
-func (x *Index) Activity(ctx context.Context, webhooks []string, spans []time.Duration, now time.Time) (all []Activity, partial bool, err error) {
+func (x *Index) Activity(
+	ctx context.Context, webhooks []string, spans []time.Duration, now time.Time,
+) (all []Activity, partial bool, err error) {
 	for part := range slices.Chunk(webhooks, atOnce) {
 		some, oldest, filling, err := x.edges(ctx, part)
 		if err := x.check(err); err != nil {
@@ -97,7 +99,9 @@ func (x *Index) Activity(ctx context.Context, webhooks []string, spans []time.Du
 }
 
 // edges returns the last notifications of each webhook, and since when it knows all of them: zero when always.
-func (x *Index) edges(ctx context.Context, webhooks []string) (all []Activity, since []time.Time, partial bool, err error) {
+func (x *Index) edges(
+	ctx context.Context, webhooks []string,
+) (all []Activity, since []time.Time, partial bool, err error) {
 	size := make([]*redis.IntCmd, len(webhooks))
 	first, last := make([]*redis.ZSliceCmd, len(webhooks)), make([]*redis.ZSliceCmd, len(webhooks))
 	var delivered *redis.FloatSliceCmd
@@ -150,7 +154,8 @@ func (x *Index) count(ctx context.Context, webhooks []string, all []Activity, no
 		}
 		for j := range all[i].Bars {
 			total, failed, open := int(n[3*j]), int(n[3*j+1]), int(n[3*j+2])
-			all[i].Bars[j] = Bar{max(total-failed-open, 0), failed, open} // less only while a version that knows no fates writes too
+			// less only while a version that knows no fates writes too
+			all[i].Bars[j] = Bar{max(total-failed-open, 0), failed, open}
 		}
 	}
 	return nil
@@ -186,8 +191,11 @@ func (x *Index) Failed(ctx context.Context, account string) (places []Place, par
 	}
 	const size = len(uuid.UUID{})
 	for _, z := range failed.Val() {
-		if member, ok := z.Member.(string); ok && len(member) == 2*size && state(int(int64(z.Score)%8)) == notification.PermanentlyFailed {
-			places = append(places, Place{uuid.UUID([]byte(member[size:])).String(), uuid.UUID([]byte(member[:size])), uint64(z.Score) / 8})
+		if member, ok := z.Member.(string); ok && len(member) == 2*size &&
+			state(int(int64(z.Score)%8)) == notification.PermanentlyFailed {
+			places = append(places, Place{
+				uuid.UUID([]byte(member[size:])).String(), uuid.UUID([]byte(member[:size])), uint64(z.Score) / 8,
+			})
 		}
 	}
 	return places, filling(floor, target), nil

@@ -148,7 +148,9 @@ func (p postings) add(account string, block uint64, posting func([]byte) []byte)
 func (p postings) note(account string, block uint64, n note) { p.add(account, block, n.append) }
 
 func (p postings) event(e *event.Event, stored time.Time) {
-	n := eventNote{e.Sequence, stored.UnixMilli(), hashID(e.ID), hashText(e.Transaction), hashText(e.Document), hashName(e.Name)}
+	n := eventNote{
+		e.Sequence, stored.UnixMilli(), hashID(e.ID), hashText(e.Transaction), hashText(e.Document), hashName(e.Name),
+	}
 	p.add(e.Account, e.Sequence>>blockBits, n.append)
 }
 
@@ -258,7 +260,9 @@ func (x *Index) trim(ctx context.Context, k kind, first uint64, most int64) erro
 	for bound := most * int64(k.size); total > bound; {
 		victim := slices.MaxFunc(accounts, func(a, b *accountBlocks) int { return cmp.Compare(a.total, b.total) })
 		if float64(victim.total) <= indexShare*float64(bound) {
-			victim = slices.MinFunc(accounts, func(a, b *accountBlocks) int { return cmp.Compare(a.oldest(), b.oldest()) })
+			victim = slices.MinFunc(accounts, func(a, b *accountBlocks) int {
+				return cmp.Compare(a.oldest(), b.oldest())
+			})
 		}
 		if len(victim.blocks) == 0 {
 			break
@@ -358,7 +362,9 @@ type copied struct {
 // update hands the account's postings appended since the last time to add. low is the sequence from which on the
 // postings are complete, and partial says that older ones are still being read back. When renewed is called, all those
 // handed over before do not count any more.
-func (x *Index) update(ctx context.Context, k kind, s *source, account string, c *copied, renewed func(), add func(posting string)) (low uint64, partial bool, err error) {
+func (x *Index) update(
+	ctx context.Context, k kind, s *source, account string, c *copied, renewed func(), add func(posting string),
+) (low uint64, partial bool, err error) {
 	var (
 		generation, floor, target, short *redis.StringCmd
 		list                             *redis.StringSliceCmd

@@ -158,9 +158,10 @@ func (v *view) merge(fresh []int32) {
 // updateEvents brings the events up to date. low is the sequence of CRM_EVENTS from which on they are complete.
 func (v *view) updateEvents(ctx context.Context, x *Index) (low uint64, filling bool, err error) {
 	old := len(v.events)
-	low, filling, err = x.update(ctx, ofEvents, x.events, v.account, &v.happened, func() { v.events, old = nil, 0 }, func(posting string) {
-		v.events = append(v.events, readEventNote(posting))
-	})
+	low, filling, err = x.update(ctx, ofEvents, x.events, v.account, &v.happened, func() { v.events, old = nil, 0 },
+		func(posting string) {
+			v.events = append(v.events, readEventNote(posting))
+		})
 	bySequence := func(a, b eventNote) int { return cmp.Compare(a.sequence, b.sequence) }
 	if !slices.IsSortedFunc(v.events[max(old-1, 0):], bySequence) {
 		slices.SortFunc(v.events, bySequence)
@@ -258,7 +259,9 @@ func (x *Index) Search(ctx context.Context, account string, q Query) (Page, erro
 			page.More = true
 			return page, nil
 		}
-		page.Hits = append(page.Hits, Hit{Entry{e.id, time.UnixMilli(e.created).UTC(), stateOf(e.rank)}, v.webhooks[e.webhook].String(), e.event})
+		page.Hits = append(page.Hits, Hit{
+			Entry{e.id, time.UnixMilli(e.created).UTC(), stateOf(e.rank)}, v.webhooks[e.webhook].String(), e.event,
+		})
 	}
 	return page, nil
 }

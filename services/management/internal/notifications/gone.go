@@ -26,7 +26,8 @@ func (s *Service) Gone(ctx context.Context, r *notification.Summary, log *zap.Lo
 		if err == nil || problem.Of(err).Kind == problem.Missing {
 			return
 		}
-		log.Warn("it is not known yet whether a webhook is gone", zap.String("account_id", r.Account), zap.String("webhook_id", r.WebhookID), zap.Error(err))
+		log.Warn("it is not known yet whether a webhook is gone", zap.String("account_id", r.Account),
+			zap.String("webhook_id", r.WebhookID), zap.Error(err))
 		sleep.For(ctx, goneAgain)
 	}
 }

@@ -54,9 +54,13 @@ type Service struct {
 // New returns a service. Events larger than eventMaxBytes are not replayed. Above
 // retriesLimit bytes on RETRIES (0: no limit) dispatchers make no first attempts. Tests send samples of the catalogue.
 func New(
-	b *bus.Bus, w *webhooks.Service, x *index.Index, c *catalogue.Catalogue, m *share.Meter, eventMaxBytes int, retriesLimit int64,
+	b *bus.Bus, w *webhooks.Service, x *index.Index, c *catalogue.Catalogue, m *share.Meter, eventMaxBytes int,
+	retriesLimit int64,
 ) *Service {
-	return &Service{bus: b, webhooks: w, index: x, catalogue: c, meter: m, eventMaxBytes: eventMaxBytes, retriesLimit: retriesLimit}
+	return &Service{
+		bus: b, webhooks: w, index: x, catalogue: c, meter: m, eventMaxBytes: eventMaxBytes,
+		retriesLimit: retriesLimit,
+	}
 }
 
 // Notification is the known state of one.
@@ -110,13 +114,15 @@ func (s *Service) look(ctx context.Context, account, id string) (*Notification, 
 	defer cancel()
 	group, readCtx := errgroup.WithContext(limited)
 	group.Go(func() (err error) {
-		if last, err = journal.Last(readCtx, s.bus, account, id); errors.Is(err, bus.ErrNotFound) || errors.Is(err, wireversion.ErrNewer) {
+		if last, err = journal.Last(readCtx, s.bus, account, id); errors.Is(err, bus.ErrNotFound) ||
+			errors.Is(err, wireversion.ErrNewer) {
 			err = nil // of a newer version: the parts known to this one are shown
 		}
 		return err
 	})
 	group.Go(func() (err error) {
-		if pending, err = lane.Pending(readCtx, s.bus, account, id); errors.Is(err, bus.ErrNotFound) || errors.Is(err, wireversion.ErrNewer) {
+		if pending, err = lane.Pending(readCtx, s.bus, account, id); errors.Is(err, bus.ErrNotFound) ||
+			errors.Is(err, wireversion.ErrNewer) {
 			err = nil
 		}
 		return err
@@ -172,7 +178,8 @@ func (n *Notification) follow(m *notification.Notification) {
 	n.State, n.Reason, n.Sends, n.AttemptsDone = notification.Pending, "", m.Send, m.AttemptsDone
 	n.NextAttemptAt, n.Replay = time.Time{}, m.Replay
 	if n.CreatedAt.IsZero() {
-		n.CreatedAt, n.UpdatedAt = m.EventTime.UTC().Truncate(time.Millisecond), m.EventTime.UTC().Truncate(time.Millisecond)
+		n.CreatedAt, n.UpdatedAt = m.EventTime.UTC().Truncate(time.Millisecond),
+			m.EventTime.UTC().Truncate(time.Millisecond)
 	}
 }
 
@@ -227,7 +234,8 @@ func (s *Service) Payload(ctx context.Context, n *Notification) ([]byte, error) 
 	return m.Body, nil
 }
 
-var errExpired = problem.New(problem.Conflict, "event_expired", "the event is not kept any more (EVENTS_MAX_AGE; permanent failures: LOG_MAX_AGE), so it cannot be sent again")
+var errExpired = problem.New(problem.Conflict, "event_expired",
+	"the event is not kept any more (EVENTS_MAX_AGE; permanent failures: LOG_MAX_AGE), so it cannot be sent again")
 
 // message finds the event of a notification again: on NOTIFICATIONS while it is there, on FAILED after a
 // permanent failure, else in CRM_EVENTS.

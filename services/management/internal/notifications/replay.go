@@ -15,7 +15,9 @@ import (
 )
 
 // States returns the state of the notification of each event for the webhook, "" where there is none.
-func (s *Service) States(ctx context.Context, w *webhook.Webhook, events []*eventstream.Event) ([]notification.State, error) {
+func (s *Service) States(
+	ctx context.Context, w *webhook.Webhook, events []*eventstream.Event,
+) ([]notification.State, error) {
 	states := make([]notification.State, len(events))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(readers)
@@ -33,7 +35,9 @@ func (s *Service) States(ctx context.Context, w *webhook.Webhook, events []*even
 
 // of returns the event and its notification for the webhook; nil where there is none, and a zero event where
 // the message is none.
-func (s *Service) of(ctx context.Context, w *webhook.Webhook, e *eventstream.Event) (event.Event, *Notification, error) {
+func (s *Service) of(
+	ctx context.Context, w *webhook.Webhook, e *eventstream.Event,
+) (event.Event, *Notification, error) {
 	m := e.Message
 	m.MaxBytes = s.eventMaxBytes
 	ev, rejected := event.Parse(m)
@@ -63,7 +67,8 @@ type Resumption struct {
 // that has ended (in the state only, if that is set), the first one where there was none. It stops before the next
 // send once stop is done, which is no error.
 func (s *Service) Replay(
-	ctx, stop context.Context, w *webhook.Webhook, events []*eventstream.Event, only notification.State, replay string, limiter *rate.Limiter,
+	ctx, stop context.Context, w *webhook.Webhook, events []*eventstream.Event, only notification.State, replay string,
+	limiter *rate.Limiter,
 ) (Resumption, error) {
 	sends := make([]*notification.Notification, len(events))
 	before := make([]bool, len(events))

@@ -56,7 +56,8 @@ func (t Theme) check(light, dark Palette, problems *problem.List) {
 		}
 		if least < minContrast {
 			problems.Add("/data/theme/"+c.name, "low_contrast",
-				fmt.Sprintf("%s has a contrast of %.1f:1 on %s pages, and text needs 4.5:1; choose a %s one", c.name, math.Floor(least*10)/10, c.pages, c.change))
+				fmt.Sprintf("%s has a contrast of %.1f:1 on %s pages, and text needs 4.5:1; choose a %s one", c.name,
+					math.Floor(least*10)/10, c.pages, c.change))
 		}
 	}
 	if t.Logo == "" {
@@ -64,7 +65,8 @@ func (t Theme) check(light, dark Palette, problems *problem.List) {
 	}
 	u, err := url.Parse(t.Logo)
 	if err != nil || u.Scheme != "https" || u.User != nil || !logoHost.MatchString(u.Host) || len(t.Logo) > maxLogo {
-		problems.Add("/data/theme/logo_url", "bad_logo", fmt.Sprintf("logo_url is not an https address of at most %d characters with a host in ASCII", maxLogo))
+		problems.Add("/data/theme/logo_url", "bad_logo",
+			fmt.Sprintf("logo_url is not an https address of at most %d characters with a host in ASCII", maxLogo))
 	}
 }
 
@@ -99,7 +101,8 @@ func (t Theme) CSS() string {
 		if Contrast(accent, "#000000") > Contrast(accent, text) {
 			text, hover = "#000000", mix(accent, 0xff)
 		}
-		fmt.Fprintf(&b, "@media (prefers-color-scheme: %s) { :root { --accent: %s; --link: %[2]s; --accent-text: %s; --accent-hover: %s; } }\n", scheme, accent, text, hover)
+		fmt.Fprintf(&b, "@media (prefers-color-scheme: %s) { :root { --accent: %s; --link: %[2]s; --accent-text: "+
+			"%s; --accent-hover: %s; } }\n", scheme, accent, text, hover)
 	}
 	return b.String()
 }

@@ -106,7 +106,10 @@ func NotFound(thing string) *Error {
 
 // Down says that something the request needs does not answer; the client may try again after 5 s.
 func Down(code, detail string, cause error) *Error {
-	return &Error{Kind: Unavailable, Problems: []Problem{{Code: code, Detail: detail}}, RetryAfter: 5 * time.Second, Cause: cause}
+	return &Error{
+		Kind: Unavailable, Problems: []Problem{{Code: code, Detail: detail}}, RetryAfter: 5 * time.Second,
+		Cause: cause,
+	}
 }
 
 // Broker wraps an error of the message broker: it is down, slower than the request may take, or holds a record that
@@ -119,9 +122,11 @@ func Broker(cause error) error {
 		return cause
 	}
 	if errors.Is(cause, wireversion.ErrNewer) {
-		return Down("newer_version", "this was written by a newer version of the service, and this one leaves it alone: try again", cause)
+		return Down("newer_version", "this was written by a newer version of the service, "+
+			"and this one leaves it alone: try again", cause)
 	}
-	return Down("broker_unavailable", "the message broker does not answer; nothing may have been changed, so try again", cause)
+	return Down("broker_unavailable", "the message broker does not answer; nothing may have been changed, so try again",
+		cause)
 }
 
 // Of returns err as an *Error. Any other error becomes one of kind Internal, whose text stays inside.
@@ -130,9 +135,14 @@ func Of(err error) *Error {
 		return e
 	}
 	return &Error{
-		Kind:     Internal,
-		Problems: []Problem{{Code: "internal_error", Detail: "the request could not be fulfilled; the log has the reason under this request's id"}},
-		Cause:    err,
+		Kind: Internal,
+		Problems: []Problem{
+			{
+				Code:   "internal_error",
+				Detail: "the request could not be fulfilled; the log has the reason under this request's id",
+			},
+		},
+		Cause: err,
 	}
 }
 

@@ -29,7 +29,8 @@ func Parse(list []string) (Trusted, error) {
 		p, err := prefix(text)
 		switch {
 		case err != nil:
-			errs = append(errs, fmt.Errorf("%q is neither an address nor a CIDR; give such as 10.0.0.7 or 10.0.0.0/8", text))
+			errs = append(errs, fmt.Errorf("%q is neither an address nor a CIDR; give such as 10.0.0.7 or 10.0.0.0/8",
+				text))
 		case p.Bits() == 0:
 			errs = append(errs, fmt.Errorf("%q trusts every address; name the proxies", text))
 		default:

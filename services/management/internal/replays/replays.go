@@ -110,7 +110,8 @@ type View struct {
 
 func (j *job) view() View {
 	v := View{
-		ID: j.ID, WebhookID: j.WebhookID, State: j.State, From: j.From, To: j.To, Rate: j.Rate, Events: j.Events, Bytes: j.Bytes,
+		ID: j.ID, WebhookID: j.WebhookID, State: j.State, From: j.From, To: j.To, Rate: j.Rate, Events: j.Events,
+		Bytes:            j.Bytes,
 		EstimatedSeconds: (j.Events + uint64(j.Rate) - 1) / uint64(j.Rate), //nolint:gosec // a rate is positive
 		Sent:             j.Sent, Skipped: j.Skipped, Total: j.Events, CreatedAt: j.CreatedAt, UpdatedAt: j.UpdatedAt,
 	}
@@ -182,7 +183,8 @@ func (in Input) parse(now time.Time) (from, to time.Time, only notification.Stat
 	}
 	if in.State.Present && !in.State.Null {
 		if only = notification.State(in.State.Value); !only.Terminal() || only == notification.Cancelled {
-			problems.Add("/data/state", "bad_state", "state must be delivered or permanently_failed; others are still on their way, or have no webhook")
+			problems.Add("/data/state", "bad_state",
+				"state must be delivered or permanently_failed; others are still on their way, or have no webhook")
 		}
 	}
 	if in.Rate.Present && !in.Rate.Null {
@@ -209,10 +211,12 @@ func (s *Service) Create(ctx context.Context, account, webhookID string, in Inpu
 		return View{}, err
 	}
 	if s.open(account) >= maxOpen {
-		return View{}, problem.New(problem.Conflict, "too_many_replays", fmt.Sprintf("this account has %d replays that have not ended; cancel one first", maxOpen))
+		return View{}, problem.New(problem.Conflict, "too_many_replays",
+			fmt.Sprintf("this account has %d replays that have not ended; cancel one first", maxOpen))
 	}
 	j := &job{
-		ID: uuid.NewString(), Account: account, WebhookID: w.ID, From: from, To: to, Only: only, Rate: rate, State: Preview,
+		ID: uuid.NewString(), Account: account, WebhookID: w.ID, From: from, To: to, Only: only, Rate: rate,
+		State:     Preview,
 		CreatedAt: now.Truncate(time.Millisecond), UpdatedAt: now.Truncate(time.Millisecond), By: by,
 	}
 	if err := s.measure(ctx, j, w); err != nil {
@@ -283,7 +287,9 @@ func (s *Service) events(ctx context.Context, j *job, w *webhook.Webhook) (event
 const batchSize = 32
 
 // batches hands the events of a range to handle, several at a time.
-func (s *Service) batches(ctx context.Context, span eventstream.Range, handle func([]*eventstream.Event) (bool, error)) error {
+func (s *Service) batches(
+	ctx context.Context, span eventstream.Range, handle func([]*eventstream.Event) (bool, error),
+) error {
 	var batch []*eventstream.Event
 	stopped := false
 	err := eventstream.Read(ctx, s.bus, span, false, func(e *eventstream.Event) (bool, error) {
@@ -377,7 +383,8 @@ func (s *Service) move(ctx context.Context, account, id string, to State, from .
 			return j.view(), nil
 		}
 		if !slices.Contains(from, j.State) {
-			return View{}, problem.New(problem.Conflict, "wrong_state", "the replay is "+string(j.State)+"; that cannot be done to it now")
+			return View{}, problem.New(problem.Conflict, "wrong_state",
+				"the replay is "+string(j.State)+"; that cannot be done to it now")
 		}
 		j.State, j.Problem = to, ""
 		err = s.store(ctx, j)

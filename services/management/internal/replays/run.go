@@ -75,7 +75,8 @@ func (s *Service) ready() []*job {
 	defer s.mu.Unlock()
 	var out []*job
 	for key, j := range s.jobs {
-		if j.State == Running && !s.running[key] && (j.Runner == "" || time.Since(j.BeatAt) > takeOverAfter) && len(s.running)+len(out) < maxRunning {
+		if j.State == Running && !s.running[key] && (j.Runner == "" || time.Since(j.BeatAt) > takeOverAfter) &&
+			len(s.running)+len(out) < maxRunning {
 			out = append(out, j)
 		}
 	}
@@ -112,7 +113,8 @@ func (s *Service) try(ctx context.Context, seen *job) {
 	if err := s.store(ctx, &j); err != nil {
 		return // another replica has it, or the owner changed it
 	}
-	log := s.log.With(zap.String("account_id", j.Account), zap.String("replay_id", j.ID), zap.String("webhook_id", j.WebhookID))
+	log := s.log.With(zap.String("account_id", j.Account), zap.String("replay_id", j.ID),
+		zap.String("webhook_id", j.WebhookID))
 	log.Info("replay runs", zap.Uint64("stream_seq", j.Position), zap.Uint64("sent", j.Sent))
 	r := &run{s: s, job: &j, noted: time.Now()}
 	err := r.run(ctx, stop)
@@ -128,7 +130,8 @@ func (s *Service) try(ctx context.Context, seen *job) {
 			log.Warn("progress of a replay not noted", zap.Error(err))
 		}
 	}
-	log.Info("replay stopped", zap.String("state", string(r.job.State)), zap.Uint64("sent", r.job.Sent), zap.Uint64("skipped", r.job.Skipped))
+	log.Info("replay stopped", zap.String("state", string(r.job.State)), zap.Uint64("sent", r.job.Sent),
+		zap.Uint64("skipped", r.job.Skipped))
 }
 
 // errTaken says that the job is another runner's now.
@@ -236,7 +239,8 @@ func (s *Service) forget(ctx context.Context) {
 	}
 	s.mu.Unlock()
 	for _, j := range old {
-		if err := s.bucket.Delete(ctx, j.key(), j.revision); err != nil && ctx.Err() == nil && !errors.Is(err, bus.ErrConflict) {
+		if err := s.bucket.Delete(ctx, j.key(), j.revision); err != nil && ctx.Err() == nil &&
+			!errors.Is(err, bus.ErrConflict) {
 			s.log.Warn("an old replay is not deleted; trying again", zap.Error(err))
 		}
 	}

@@ -54,7 +54,8 @@ func (s *Service) Events(ctx context.Context, account string, r EventReader) err
 			}
 			heard = time.Now()
 			shown := Event{
-				ID: ev.ID, EventName: ev.Name, StoredAt: e.StoredAt.UTC(), Changed: ev.Changed, Origin: ev.Origin, Body: ev.Body, Sequence: ev.Sequence,
+				ID: ev.ID, EventName: ev.Name, StoredAt: e.StoredAt.UTC(), Changed: ev.Changed, Origin: ev.Origin,
+				Body: ev.Body, Sequence: ev.Sequence,
 			}
 			if shown.Changed == nil {
 				shown.Changed = []string{}

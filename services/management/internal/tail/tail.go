@@ -50,7 +50,8 @@ type Filter struct {
 }
 
 func (f Filter) wants(r *notification.Record) bool {
-	return r.Attempt != nil && (f.WebhookID == "" || f.WebhookID == r.WebhookID) && (f.Outcome == "" || f.Outcome == r.Attempt.Outcome)
+	return r.Attempt != nil && (f.WebhookID == "" || f.WebhookID == r.WebhookID) &&
+		(f.Outcome == "" || f.Outcome == r.Attempt.Outcome)
 }
 
 // Service opens tails. It is safe for concurrent use.
@@ -70,13 +71,18 @@ func (s *Service) enter(account string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	refuse := func(kind problem.Kind, detail string) error {
-		return &problem.Error{Kind: kind, RetryAfter: 10 * time.Second, Problems: []problem.Problem{{Code: "too_many_tails", Detail: detail}}}
+		return &problem.Error{
+			Kind: kind, RetryAfter: 10 * time.Second,
+			Problems: []problem.Problem{{Code: "too_many_tails", Detail: detail}},
+		}
 	}
 	switch {
 	case s.accounts[account] >= maxOfAccount:
-		return refuse(problem.Limited, fmt.Sprintf("this account has %d live tails open here, as many as it may; close one", maxOfAccount))
+		return refuse(problem.Limited, fmt.Sprintf("this account has %d live tails "+
+			"open here, as many as it may; close one", maxOfAccount))
 	case s.open >= maxTails:
-		return refuse(problem.Unavailable, "this process serves as many live tails as it may; close one, or try again later")
+		return refuse(problem.Unavailable, "this process serves as many live tails "+
+			"as it may; close one, or try again later")
 	}
 	s.open++
 	s.accounts[account]++

@@ -45,7 +45,8 @@ func taken(id string) error {
 func (s *Service) take(ctx context.Context, w *webhook.Webhook) error {
 	for _, other := range s.registry.Account(w.Account) {
 		if other.ID != w.ID && other.EventName == w.EventName && other.URL == w.URL {
-			if current, err := s.fetch(ctx, w.Account, other.ID); err == nil && current.EventName == w.EventName && current.URL == w.URL {
+			if current, err := s.fetch(ctx, w.Account, other.ID); err == nil && current.EventName == w.EventName &&
+				current.URL == w.URL {
 				return taken(other.ID)
 			}
 		}
@@ -77,7 +78,8 @@ func (s *Service) take(ctx context.Context, w *webhook.Webhook) error {
 		switch {
 		case lookErr != nil && !gone:
 			return lookErr
-		case lookErr == nil && holder.EventName == w.EventName && holder.URL == w.URL, time.Since(c.At) < staleAfter && gone:
+		case lookErr == nil && holder.EventName == w.EventName && holder.URL == w.URL, time.Since(c.At) < staleAfter &&
+			gone:
 			return taken(c.WebhookID)
 		}
 		_, err = s.claims.Update(ctx, key, value, e.Revision)

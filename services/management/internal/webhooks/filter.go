@@ -41,7 +41,8 @@ func (s *Service) selected(all []*webhook.Webhook, f Filter) []*webhook.Webhook 
 	url, name := matcher(f.URL, s.policy), matcher(f.Name, nil)
 	found := []*webhook.Webhook{}
 	for _, w := range all {
-		if f.EventName != "" && f.EventName != string(w.EventName) || !name(w.Name) || !url(w.ShownURL()) && !url(w.URL) {
+		if f.EventName != "" && f.EventName != string(w.EventName) || !name(w.Name) || !url(w.ShownURL()) &&
+			!url(w.URL) {
 			continue
 		}
 		if f.Status != "" {

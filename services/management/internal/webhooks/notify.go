@@ -53,7 +53,8 @@ const maxEmail = 254
 func (s *Service) applyNotify(w *webhook.Webhook, f Field[NotifyInput], problems *problem.List) {
 	defer func() {
 		if w.Notify != nil && w.Notify.URL != "" && w.Notify.URL == w.URL {
-			problems.Add("/data/notify/url", "same_url", "notify.url is the webhook's own: when that fails, no notice would arrive; give another one")
+			problems.Add("/data/notify/url", "same_url",
+				"notify.url is the webhook's own: when that fails, no notice would arrive; give another one")
 		}
 	}()
 	if f.Null {
@@ -66,7 +67,8 @@ func (s *Service) applyNotify(w *webhook.Webhook, f Field[NotifyInput], problems
 	for i, email := range f.Value.Emails {
 		a, err := mail.ParseAddress(email)
 		if err != nil || a.Address != email || len(email) > maxEmail || strings.ContainsAny(email, "\r\n\" ") {
-			problems.Add(fmt.Sprintf("/data/notify/emails/%d", i), "bad_email", "this is not an e-mail address such as ana@example.com")
+			problems.Add(fmt.Sprintf("/data/notify/emails/%d", i), "bad_email",
+				"this is not an e-mail address such as ana@example.com")
 			continue
 		}
 		if !slices.Contains(n.Emails, email) {
@@ -123,12 +125,15 @@ func (s *Service) AccountNotify(account string) *Notify {
 
 // SetAccountNotify sets who gets the account's notices where a webhook says nothing. secret is a new URL's, shown this
 // once.
-func (s *Service) SetAccountNotify(ctx context.Context, account string, f Field[NotifyInput]) (secret string, err error) {
+func (s *Service) SetAccountNotify(
+	ctx context.Context, account string, f Field[NotifyInput],
+) (secret string, err error) {
 	id := webhook.AccountNotices(account)
 	for {
 		now := time.Now().UTC().Truncate(time.Millisecond)
 		w := &webhook.Webhook{
-			ID: id, UUID: uuid.MustParse(id), Account: account, Kind: webhook.KindNotice, EventName: webhook.NoticeEvent, CreatedAt: now, UpdatedAt: now, Version: 1,
+			ID: id, UUID: uuid.MustParse(id), Account: account, Kind: webhook.KindNotice,
+			EventName: webhook.NoticeEvent, CreatedAt: now, UpdatedAt: now, Version: 1,
 		}
 		before, err := s.registry.Fetch(ctx, account, id)
 		switch {

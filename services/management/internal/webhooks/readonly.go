@@ -29,7 +29,8 @@ func (s *Service) changedReadOnly(ctx context.Context, w *webhook.Webhook, in In
 	if in.UpdatedAt.Present && !sameTime(in.UpdatedAt, w.UpdatedAt) {
 		refuse("updated_at", "updated_at is not that of the webhook as it is: read it again, or leave the member out")
 	}
-	if in.DisabledReason.Present && (in.DisabledReason.Null != (w.DisabledReason == "") || !in.DisabledReason.Null && !same(in.DisabledReason, w.DisabledReason)) {
+	if in.DisabledReason.Present && (in.DisabledReason.Null != (w.DisabledReason == "") || !in.DisabledReason.Null &&
+		!same(in.DisabledReason, w.DisabledReason)) {
 		refuse("disabled_reason", "disabled_reason cannot be changed; status active takes it away")
 	}
 	if in.Suspension.Present && !sameSuspension(in.Suspension, s.view(ctx, w).Suspension) {
