@@ -20,7 +20,7 @@ type Identity struct {
 func NewIdentity(certificate, key []byte) (*Identity, error) {
 	pair, err := tls.X509KeyPair(certificate, key)
 	if err != nil {
-		return nil, errors.New("the client certificate and its key are not usable") // err may repeat what was given
+		return nil, errors.New("the client certificate and its key are not usable") // err may repeat the input
 	}
 	return &Identity{certificate: pair, sessions: tls.NewLRUClientSessionCache(16)}, nil
 }
@@ -30,8 +30,8 @@ func (i *Identity) Certificate() Certificate {
 	return Certificate{From: i.certificate.Leaf.NotBefore, Until: i.certificate.Leaf.NotAfter, New: true}
 }
 
-// show answers a receiver's request for a client certificate: with that of i, whatever authorities the receiver lists (it
-// says itself why it refuses one), or with none.
+// show answers a receiver's request for a client certificate: with that of i, whatever authorities the receiver lists
+// (it says itself why it refuses one), or with none.
 func (i *Identity) show(a *attempt) (*tls.Certificate, error) {
 	a.asked = true
 	if i == nil {

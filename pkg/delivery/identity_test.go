@@ -90,7 +90,7 @@ func TestIdentitiesAreApart(t *testing.T) {
 					t.Errorf("round %d: %s was taken for %q (%s)", round, name, o.ResponseBody, o.Detail)
 				}
 			}
-			if round == 1 { // connections anew, on resumed sessions
+			if round == 1 { // connections again, on resumed sessions
 				s.pool.close()
 				s.pool = pool{}
 			}

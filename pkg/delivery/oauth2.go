@@ -45,7 +45,7 @@ type OAuth2 struct {
 	running *fetch
 }
 
-// fetch is one request for a token. What it came to may be read once done is closed.
+// fetch is one request for a token. Its result may be read once done is closed.
 type fetch struct {
 	done     chan struct{}
 	deadline time.Time
@@ -70,8 +70,8 @@ func (o *OAuth2) drop(token string) {
 	}
 }
 
-// bearer returns a token, which it fetches if there is none, within the attempt's time. However many attempts wait, there
-// is one fetch at a time. An error is that of ctx.
+// bearer returns a token, which it fetches if there is none, within the attempt's time. However many attempts wait,
+// there is one fetch at a time. An error is that of ctx.
 func (s *Sender) bearer(ctx context.Context, a *attempt, o *OAuth2) (string, *failure, error) {
 	for {
 		now := time.Now()
@@ -146,7 +146,8 @@ func (o *OAuth2) secrets() echo {
 	return slices.Concat(echoes(o.authorization()), echoes(o.ClientSecret))
 }
 
-// requestToken makes the request for a token, of the same rules as one to a receiver, and returns how long the token lives.
+// requestToken makes the request for a token, of the same rules as one to a receiver, and returns how long the token
+// lives.
 func (s *Sender) requestToken(o *OAuth2, deadline time.Time) (token string, life time.Duration, failed *failure) {
 	fail := func(reason Reason, detail string) (string, time.Duration, *failure) {
 		return "", 0, &failure{reason: reason, detail: detail}

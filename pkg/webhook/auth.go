@@ -18,8 +18,8 @@ const (
 	MTLS   = "mtls"   // a client certificate is shown
 )
 
-// Auth is how requests prove who sends them, beyond a header of the owner's. Which members are set depends on the type. A
-// value is immutable once it is shared.
+// Auth is how requests prove who sends them, beyond a header of the owner's. Which members are set depends on the type.
+// A value is immutable once it is shared.
 type Auth struct {
 	Type string `json:"type"`
 

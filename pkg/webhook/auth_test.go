@@ -79,7 +79,8 @@ func TestCheckClient(t *testing.T) {
 	}
 }
 
-// TestAuthIsBound: the secret of an Auth opens for its webhook, the origin of its URL and that of its token server only.
+// TestAuthIsBound: the secret of an Auth opens for its webhook, the origin of its URL and that of its token server
+// only.
 func TestAuthIsBound(t *testing.T) {
 	t.Parallel()
 	keys := seal.New()

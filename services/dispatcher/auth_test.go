@@ -21,9 +21,9 @@ import (
 	"gancho/pkg/webhook"
 )
 
-// TestAuth runs a dispatcher against a token server and a receiver that verifies client certificates: each webhook of the
-// host proves who sends it in its own way, webhooks of an account share the tokens of one client, and nothing of the
-// secrets is in the journal or the log.
+// TestAuth runs a dispatcher against a token server and a receiver that verifies client certificates: each webhook of
+// the host proves who sends it in its own way, webhooks of an account share the tokens of one client, and nothing of
+// the secrets is in the journal or the log.
 func TestAuth(t *testing.T) {
 	t.Parallel()
 	now := time.Now()

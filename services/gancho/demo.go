@@ -226,7 +226,7 @@ func (d *demo) tour(ctx context.Context, health *service.Health, where addresses
 		return fmt.Errorf("the dead receiver was not suspended: %w", err)
 	}
 	if err := d.readParked(ctx, dead); err != nil {
-		return fmt.Errorf("read what is parked: %w", err)
+		return fmt.Errorf("read parked notifications: %w", err)
 	}
 	dead.comeBack()
 	d.say("the dead receiver is back; the next probe finds out, and parked notifications are released, oldest first")

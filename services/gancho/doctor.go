@@ -42,9 +42,9 @@ type finding struct {
 	Advice  string `json:"advice"`
 }
 
-// Doctor audits the books itself, whether a suspension-monitor keeps them or not, asks Redis, and reports stuck messages
-// and their remedy. It changes nothing. asJSON shows it to programs. The exit code is 1 when the books do not balance,
-// or Redis cannot be used.
+// Doctor audits the books itself, whether a suspension-monitor keeps them or not, asks Redis, and reports stuck
+// messages and their remedy. It changes nothing. asJSON shows it to programs. The exit code is 1 when the books do not
+// balance, or Redis cannot be used.
 func Doctor(environ []string, asJSON bool, stdout, stderr io.Writer) int {
 	return withBroker(environ, stderr, func(ctx context.Context, b *bus.Bus, cfg brokerConfig) (int, error) {
 		d, err := examine(ctx, b, cfg)

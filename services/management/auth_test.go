@@ -126,7 +126,7 @@ func TestAuthOfWebhooks(t *testing.T) {
 		t.Error("the secret does not open for the new origin")
 	}
 
-	// A client certificate, beside a header.
+	// A client certificate, next to a header.
 	s.do(acme, "PUT", path, map[string]any{"auth": mutual(certificate, key), "auth_header": "Authorization", "auth_key": "Bearer x"}).want(http.StatusOK)
 	got = s.do(acme, "GET", path, nil).want(http.StatusOK)
 	want = map[string]any{"type": "mtls", "subject": "CN=crm", "expires_at": now.Add(90 * 24 * time.Hour).UTC().Truncate(time.Second).Format(time.RFC3339)}

@@ -265,7 +265,7 @@ func (p *plan) sayNotifySecret(w client.Webhook) {
 	}
 }
 
-// sameNotify reports whether the file's notify means the one that is there: what is left out has its default.
+// sameNotify reports whether the file's notify means the one that is there: members left out have their defaults.
 func sameNotify(before, value json.RawMessage) bool {
 	var is, wanted *client.Notify
 	if json.Unmarshal(before, &is) != nil || json.Unmarshal(value, &wanted) != nil || is == nil || wanted == nil {

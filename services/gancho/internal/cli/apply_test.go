@@ -158,8 +158,8 @@ func TestReadWebhooksRefuses(t *testing.T) {
 	}
 }
 
-// TestApplyAuth holds what apply does with auth and notify: a secret is printed nowhere, also one that stands in the file,
-// and what means the same is no change.
+// TestApplyAuth holds what apply does with auth and notify: a secret is printed nowhere, also one that stands in the
+// file, and what means the same is no change.
 func TestApplyAuth(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "webhooks.yaml")

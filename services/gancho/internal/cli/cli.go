@@ -65,7 +65,7 @@ type grammar struct {
 	Listen        listenCmd        `cmd:"" group:"api" help:"Forward events to a local address as they come, to develop a receiver."`
 	Audit         auditCmd         `cmd:"" group:"api" help:"See who changed what."`
 	Erasures      erasuresCmd      `cmd:"" group:"api" help:"Erase the events of a document, a transaction, or one event; for operators."`
-	PortalLink    portalLinkCmd    `cmd:"" group:"api" help:"Make a link into the console for somebody without a token."`
+	PortalLink    portalLinkCmd    `cmd:"" group:"api" help:"Make a link into the console for a person without a token."`
 
 	Doctor   doctorCmd   `cmd:"" group:"broker" help:"Check the books: has every notification ended, or is it on its way? Say what is stuck."`
 	Topology topologyCmd `cmd:"" group:"broker" help:"Compare streams, buckets and consumers with their configuration."`

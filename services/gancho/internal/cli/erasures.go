@@ -23,7 +23,6 @@ type erasuresCreate struct {
 	apiFlags
 }
 
-// Help has more about the command.
 func (erasuresCreate) Help() string {
 	return `Overwrites the events and the recorded answers of their notifications in every stream, and cancels what is on its
 way. Stop the CRM from publishing them first. Examples:
@@ -33,10 +32,6 @@ way. Stop the CRM from publishing them first. Examples:
 }
 
 func (c erasuresCreate) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	return a.showErasure(a.client.Erase(a.ctx, client.EraseInput{DocumentID: c.Document, TransactionUUID: c.Transaction, EventID: c.Event}))
 }
 
@@ -46,10 +41,6 @@ type erasuresGet struct {
 }
 
 func (c erasuresGet) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	return a.showErasure(a.client.Erasure(a.ctx, c.ID))
 }
 
@@ -84,10 +75,6 @@ type erasuresList struct {
 }
 
 func (c erasuresList) Run(a *app) error {
-	if err := c.connect(a); err != nil {
-		return err
-	}
-	defer a.interruptible()()
 	rows := [][]string{{"ID", "STATE", "BY", "EVENTS", "BEGAN"}}
 	var all []json.RawMessage
 	for r, err := range a.client.Erasures(a.ctx) {

@@ -72,7 +72,6 @@ func (c tokensAdd) Run(a *app) error {
 
 type tokensList struct{ tokenFile }
 
-// Help has more about the command.
 func (tokensList) Help() string {
 	return `When a token was used last comes from Redis (REDIS_URL, as management has it), at most 10 s late. A Redis that
 lost its data knows later uses only.
@@ -82,7 +81,6 @@ Example:
 	docker compose run --rm gancho tokens list`
 }
 
-// Run runs the command.
 func (c tokensList) Run(a *app) error {
 	path, names, err := c.open(a.Environ)
 	if err != nil {

@@ -388,7 +388,7 @@ type webhookCreate struct {
 	Signature  string `json:"signature,omitempty" enum:"hmac,ed25519" doc:"hmac if left out; with ed25519 receivers verify with public_key, and there is no signing_secret"`
 
 	Conditions []condition.Condition `json:"conditions,omitempty" maxItems:"25" nullable:"false" doc:"all must hold for an event to be sent; none if left out"`
-	Notify     *notifyInput          `json:"notify,omitempty" doc:"who is told about its troubles; the answer to a new url carries notify_secret"`
+	Notify     *notifyInput          `json:"notify,omitempty" doc:"who gets notices about its troubles; the answer to a new url carries notify_secret"`
 	Auth       *authInput            `json:"auth,omitempty" doc:"how requests prove who sends them, beyond auth_header"`
 }
 

@@ -233,7 +233,7 @@ func TestUseIsKept(t *testing.T) {
 	}
 }
 
-// TestTokensAreComparedWhole: what stands at a token's place is not good before its whole hash is the same.
+// TestTokensAreComparedWhole: a value at a token's place is not good before its whole hash is the same.
 func TestTokensAreComparedWhole(t *testing.T) {
 	t.Parallel()
 	known := inline(t, "acme:good,globex:other")

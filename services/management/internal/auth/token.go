@@ -240,7 +240,7 @@ func (t *Tokens) takeUsed() map[string]time.Time {
 	return used
 }
 
-// putBack keeps what was taken, unless a token was used again since.
+// putBack keeps the times of use that were taken, unless a token was used again since.
 func (t *Tokens) putBack(used map[string]time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -473,8 +473,8 @@ func (v *visit) notify() webhooks.Field[webhooks.NotifyInput] {
 	return webhooks.Set(in)
 }
 
-// auth is how requests prove who sends them, as the form says; absent when it does not ask. An empty secret is absent, so
-// that the one that is there stays.
+// auth is how requests prove who sends them, as the form says; absent when it does not ask. An empty secret is absent,
+// so that the one that is there stays.
 func (v *visit) auth() webhooks.Field[webhooks.AuthInput] {
 	if !v.r.PostForm.Has("auth_type") {
 		return webhooks.Field[webhooks.AuthInput]{}

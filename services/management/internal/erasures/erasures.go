@@ -1,16 +1,17 @@
-// Package erasures erases events: the payload and the recorded answers of one event, or of all events of a document or a
-// transaction, from every stream.
+// Package erasures erases events: the payload and the recorded answers of one event, or of all events of a document or
+// a transaction, from every stream.
 //
-// An erasure is a job in the bucket ERASURES. One process runs it, field Runner; another takes it up within takeOverAfter
-// when that process dies or stops. Every step can be repeated, so a job that is interrupted begins its pass again.
+// An erasure is a job in the bucket ERASURES. One process runs it, field Runner; another takes it up within
+// takeOverAfter when that process dies or stops. Every step can be repeated, so a job that is interrupted begins its
+// pass again.
 //
 // # A pass
 //
 // A pass looks for what the job is about in CRM_EVENTS, NOTIFICATIONS, RETRIES, PARKED, FAILED, REJECTED_EVENTS and
-// QUARANTINE, and by the ids of the events it found in ATTEMPTS. For each notification it first writes a journal record:
-// a notification on its way is cancelled, one that has ended keeps its state. Then it erases the messages, and the
-// journal's earlier records. Who still holds a message in memory finds that record before it writes its own, so at most
-// one more request is made, and nothing is recorded of it.
+// QUARANTINE, and by the ids of the events it found in ATTEMPTS. For each notification it first writes a journal
+// record: a notification on its way is cancelled, one that has ended keeps its state. Then it erases the messages, and
+// the journal's earlier records. Who still holds a message in memory finds that record before it writes its own, so at
+// most one more request is made, and nothing is recorded of it.
 //
 // Passes go on until nothing was found for settle, and until no publisher holds an event that was erased: it may have
 // been about to make notifications of it. Then the files of RETRIES and PARKED are dropped where these streams are
@@ -19,8 +20,8 @@
 //
 // # What a job remembers
 //
-// The id that it was asked for, and those of the events, are sealed while it runs and removed when it ends. What stays is
-// a keyed hash: whoever has ENCRYPTION_KEY_FILE and the id can tell that the erasure was about it.
+// The id that it was asked for, and those of the events, are sealed while it runs and removed when it ends. What stays
+// is a keyed hash: whoever has ENCRYPTION_KEY_FILE and the id can tell that the erasure was about it.
 package erasures
 
 import (
@@ -96,8 +97,8 @@ func (j *job) sealing() []byte { return []byte("erasure/" + j.key()) }
 // target is what a job looks for.
 type target struct {
 	Value string `json:"value"`
-	// Events are the ids of the events found, and Last is the sequence of the newest of them, so that the next runner knows
-	// them after their bytes are gone.
+	// Events are the ids of the events found, and Last is the sequence of the newest of them, so that the next runner
+	// knows them after their bytes are gone.
 	Events []string `json:"events,omitempty"`
 	Last   uint64   `json:"last,omitempty"`
 }

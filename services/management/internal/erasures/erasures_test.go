@@ -98,7 +98,8 @@ func (r *rig) last(n *notification.Notification) *notification.Record {
 	return last
 }
 
-// fill brings notifications of e into every state, and returns them with the state that they must be in after an erasure.
+// fill brings notifications of e into every state, and returns them with the state that they must be in after an
+// erasure.
 func (r *rig) fill(e *event.Event) map[*notification.Notification]notification.State {
 	r.t.Helper()
 	ctx := r.t.Context()
@@ -254,7 +255,8 @@ func (r *rig) check(all map[*notification.Notification]notification.State) {
 	}
 }
 
-// TestErase: afterwards the broker's files hold neither the id nor a value of the document, and others are as they were.
+// TestErase: afterwards the broker's files hold neither the id nor a value of the document, and others are as they
+// were.
 func TestErase(t *testing.T) {
 	t.Parallel()
 	for name, in := range map[string]func(e *event.Event) Input{
@@ -270,7 +272,7 @@ func TestErase(t *testing.T) {
 			foreign := r.publish("globex", body(document, change, person))
 			e := r.publish("acme", body(document, change, person))
 			all := r.fill(e)
-			if name == byEvent { // what is no event has no id
+			if name == byEvent { // a message that is no event has no id
 				r.must(r.bus.Purge(t.Context(), topology.Rejected, 4))
 				r.must(r.bus.Purge(t.Context(), topology.Quarantine, 2))
 			}

@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	// settle is how long nothing may be found until a job ends: longer than a process holds a message that it has taken.
+	// settle is how long nothing may be found until a job ends: longer than a process holds a message that it has
+	// taken.
 	settle = 15 * time.Second
 	// beatEvery is how often a runner notes that it lives.
 	beatEvery = time.Second

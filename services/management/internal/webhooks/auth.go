@@ -54,8 +54,8 @@ func authView(a *webhook.Auth) *Auth {
 	return v
 }
 
-// applyProof sets how requests of w prove who sends them; null removes it. moved means that the URL of w has got another
-// origin: no secret goes there that was not given for it.
+// applyProof sets how requests of w prove who sends them; null removes it. moved means that the URL of w has got
+// another origin: no secret goes there that was not given for it.
 func (s *Service) applyProof(w *webhook.Webhook, f Field[AuthInput], moved bool, problems *problem.List) {
 	old := *w // with the Auth it has
 	switch {
