@@ -98,8 +98,8 @@ func TestAccountsSettingsHold(t *testing.T) {
 	}
 }
 
-// TestConsoleOfDeferredAccount: what an account at its share cannot send, the console refuses on the page of the button,
-// in words and in the language of the session.
+// TestConsoleOfDeferredAccount: what an account at its share cannot send, the console refuses on the page of the
+// button, in words and in the language of the session.
 func TestConsoleOfDeferredAccount(t *testing.T) {
 	t.Parallel()
 	x := exhibit(t)

@@ -36,8 +36,8 @@ func Build(dir string, race bool) error {
 	return BuildWith(dir, race, "", append([]string{"nats-server"}, programs...)...)
 }
 
-// BuildWith compiles only those programs, ours with build tags. It links two at a time, as one keeps one processor busy,
-// and without debugger tables, which would double that.
+// BuildWith compiles only those programs, ours with build tags. It links two at a time, as one keeps one processor
+// busy, and without debugger tables, which would double that.
 func BuildWith(dir string, race bool, tags string, programs ...string) error {
 	var builds errgroup.Group
 	builds.SetLimit(2)

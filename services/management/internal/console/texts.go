@@ -544,7 +544,7 @@ var texts = map[string]text{
 	"problem.bad_form":               {"The form cannot be read.", "Não foi possível ler o formulário."},
 	"problem.too_large":              {"That is too much at once.", "Isso é demais de uma só vez."},
 	"problem.account_share":          {"So many of this account's notifications wait that nothing can be added for now. Nothing is lost; try again when fewer wait.", "Há tantas notificações desta conta em espera que nada pode ser acrescentado por ora. Nada se perde; tente de novo quando houver menos em espera."},
-	"problem.rate_limited":           {"Your token makes more requests than it may; wait a moment.", "Seu token faz mais requisições do que pode; espere um momento."},
+	"problem.rate_limited":           {"Your token makes more requests than it may; wait a moment.", "Seu token passou do limite de requisições; espere um momento."},
 	"problem.broker_unavailable":     {"The message broker does not answer. Nothing may have been changed; try again.", "O broker de mensagens não responde. Talvez nada tenha sido alterado; tente de novo."},
 	"problem.index_unavailable":      {"Lists of notifications are not available, because Redis does not answer.", "As listas de notificações estão indisponíveis, porque o Redis não responde."},
 	"problem.suspension_unavailable": {"The command could not be stored; is the suspension-monitor running? Try again.", "Não foi possível guardar o comando; o suspension-monitor está rodando? Tente de novo."},
