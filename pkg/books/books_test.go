@@ -334,9 +334,9 @@ func TestLateDuplicateIsNoLoss(t *testing.T) {
 	d.check(0, Counts{Matched: 1, Delivered: 1, Duplicates: 1}, nil)
 }
 
-// TestRemovedRecordsAreNoLoss: records go before the books read them, because the journal is full, because the account had
-// its share of it, or because the books start late. Their sends ended and are not sent again; one of an account whose
-// older records are all there was lost, and is found.
+// TestRemovedRecordsAreNoLoss: records go before the books read them, because the journal is full, because the account
+// had its share of it, or because the books start late. Their sends ended and are not sent again; one of an account
+// whose older records are all there was lost, and is found.
 func TestRemovedRecordsAreNoLoss(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {

@@ -22,13 +22,13 @@
 //   - on RETRIES: every message, scheduled or due, has the notification's id in its subject.
 //
 // After that the ledger reads on, so that sends that ended in between are closed. Sends that changed in the last few
-// seconds are left for the next audit. Of the rest, those of a webhook that are neither on NOTIFICATIONS nor on
-// RETRIES must be on PARKED; if there are fewer messages than that, PARKED is searched for their ids. A missing
-// send is compared with its newest journal record (an event that came again after the duplicate window
-// opens a send that had ended: it is counted as a duplicate), and is unaccounted when two audits in a row
-// miss it. A send without any record, opened before the oldest record that its account still has, may have had one: where
-// records were removed from the journal before the books read them, such a send has ended and counts as unread. It
-// is never taken for one that was not sent. With the default period that takes less than a minute.
+// seconds are left for the next audit. Of the rest, those of a webhook that are neither on NOTIFICATIONS nor on RETRIES
+// must be on PARKED; if there are fewer messages than that, PARKED is searched for their ids. A missing send is
+// compared with its newest journal record (an event that came again after the duplicate window opens a send that had
+// ended: it is counted as a duplicate), and is unaccounted when two audits in a row miss it. A send without any record,
+// opened before the oldest record that its account still has, may have had one: where records were removed from the
+// journal before the books read them, such a send has ended and counts as unread. It is never taken for one that was
+// not sent. With the default period that takes less than a minute.
 //
 // Counting alone would not do: between two messages that were moved and not yet settled, one that is lost
 // does not show.

@@ -53,8 +53,8 @@ type Counts struct {
 	// Duplicates were opened after they had ended, as when an event comes again after the duplicate window. Matched
 	// leaves them out.
 	Duplicates uint64 `json:"duplicates"`
-	// Unread were removed from NOTIFICATIONS before the books read them, and left no record: late duplicates, or lost. Or
-	// their records were removed before the books read them: they ended. Matched leaves them out.
+	// Unread were removed from NOTIFICATIONS before the books read them, and left no record: late duplicates, or lost.
+	// Or their records were removed before the books read them: they ended. Matched leaves them out.
 	Unread uint64 `json:"unread"`
 }
 

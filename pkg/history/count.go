@@ -5,8 +5,8 @@ import "encoding/binary"
 // chunkBytes is the size of a piece of the count's memory.
 const chunkBytes = 64 << 10
 
-// count is whose the records of a stream are, in their order: of each the distance to the one before, the account and the
-// size, as varints. One goroutine uses it.
+// count is whose the records of a stream are, in their order: of each the distance to the one before, the account and
+// the size, as varints. One goroutine uses it.
 type count struct {
 	chunks   []chunk // oldest first
 	last     uint64  // sequence of the newest record

@@ -9,10 +9,10 @@
 // # What is guaranteed
 //
 // An account within its share loses nothing to one above it, as long as all of those within hold together at most nine
-// tenths of the limit less the shares of those above, and no more than a tenth of the limit is written between two looks.
-// Where they hold more, or more is written, the loss ends there: they keep the limit less those shares and what is
-// written between two looks, however long and however fast the others write (TestOthersKeepTheirs). What accounts within
-// their shares hold together above the limit ages out as always, the oldest of all of them first.
+// tenths of the limit less the shares of those above, and no more than a tenth of the limit is written between two
+// looks. Where they hold more, or more is written, the loss ends there: they keep the limit less those shares and what
+// is written between two looks, however long and however fast the others write (TestOthersKeepTheirs). What accounts
+// within their shares hold together above the limit ages out as always, the oldest of all of them first.
 //
 // # The counts
 //
@@ -22,8 +22,8 @@
 //
 // # Removing
 //
-// The broker removes by subject and number to keep: purging a thousand of an account's records costs it about as much as
-// deleting a hundred of them one by one, but the stream takes no message meanwhile. So each purge removes as many as
-// take about a tenth of a second, and the stream is left alone for as long in between. Removing twice does no
-// harm: the second time there is nothing to remove.
+// The broker removes by subject and number to keep: purging a thousand of an account's records costs it about as much
+// as deleting a hundred of them one by one, but the stream takes no message meanwhile. So each purge removes as many as
+// take about a tenth of a second, and the stream is left alone for as long in between. Removing twice does no harm: the
+// second time there is nothing to remove.
 package history

@@ -18,10 +18,11 @@ import (
 )
 
 const (
-	// countAbove is the part of its limit above which a stream is counted, forgetBelow the one below which it is no more.
+	// countAbove is the part of its limit above which a stream is counted, forgetBelow the one below which it is no
+	// more.
 	countAbove, forgetBelow = 0.75, 0.6
-	// A stream is looked at every idle, while it is counted every alert, and every hasty while hastyGrowth, a part of its
-	// limit, or more is written between two looks.
+	// A stream is looked at every idle, while it is counted every alert, and every hasty while hastyGrowth, a part of
+	// its limit, or more is written between two looks.
 	idle, alert, hasty = time.Second, 250 * time.Millisecond, 50 * time.Millisecond
 	hastyGrowth        = 1.0 / 500
 	// A purge removes at least leastRemoved and at most mostRemoved records, in between as many as take about aPurge.
@@ -34,8 +35,8 @@ const (
 // reader is the name of the consumers that count: the broker's rights name them.
 const reader = "shares"
 
-// Keeper bounds what accounts hold of the histories. One process at a time runs it, under a lease of its caller; two that
-// run for a moment do no harm.
+// Keeper bounds what accounts hold of the histories. One process at a time runs it, under a lease of its caller; two
+// that run for a moment do no harm.
 type Keeper struct {
 	log     *zap.Logger
 	bus     *bus.Bus
@@ -177,8 +178,8 @@ func (h *history) read(ctx context.Context) (int64, error) {
 	return written, err
 }
 
-// remove removes the account's oldest records with together that many bytes, or as many as one purge may, and returns how
-// long it took.
+// remove removes the account's oldest records with together that many bytes, or as many as one purge may, and returns
+// how long it took.
 func (h *history) remove(ctx context.Context, account string, bytes int64) (time.Duration, error) {
 	records, subjects := h.count.records(account), topology.SubjectsOf(h.stream, account)
 	n := h.count.oldest(account, bytes, h.most)

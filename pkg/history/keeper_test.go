@@ -52,7 +52,8 @@ func (w writer) failed(account string, i, body int) string {
 }
 
 // TestKeeper has an account write both histories full many times over, at most a tenth of the limit between two looks.
-// What two others wrote before is all there, the account's oldest is not, its newest is, and its writes were never refused.
+// What two others wrote before is all there, the account's oldest is not, its newest is, and its writes were never
+// refused.
 func TestKeeper(t *testing.T) {
 	t.Parallel()
 	const limit, burst = 2 << 20, 2 << 20 / 20

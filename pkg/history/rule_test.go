@@ -7,8 +7,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestExcess: whatever accounts hold, only those above their share give up records, only while the stream is nearly full,
-// never more than down to seven eighths of their share, and enough of them do.
+// TestExcess: whatever accounts hold, only those above their share give up records, only while the stream is nearly
+// full, never more than down to seven eighths of their share, and enough of them do.
 func TestExcess(t *testing.T) {
 	t.Parallel()
 	names := []string{"a", "b", "c", "d", "e", "f"}
@@ -70,7 +70,8 @@ func TestOthersKeepTheirs(t *testing.T) {
 			stream = slices.Delete(stream, i, i+1)
 		}
 		attackers := []string{"attacker", "accomplice"}[:rapid.IntRange(1, 2).Draw(t, "attackers")]
-		// The others write at most their share each: five of them are within nine tenths less the attackers' shares together.
+		// The others write at most their share each: five of them are within nine tenths less the attackers' shares
+		// together.
 		others := []string{"b", "c", "d", "e", "f"}
 		most := rapid.Int64Range(0, (9_000-int64(len(attackers))*share)/5).Draw(t, "most of each")
 		for range rapid.IntRange(10, 80).Draw(t, "looks") {
@@ -157,7 +158,8 @@ func TestOthersKeepTheRest(t *testing.T) {
 	})
 }
 
-// TestCount: after any history the count has what the stream has, whoever's records were removed and whichever aged out.
+// TestCount: after any history the count has what the stream has, whoever's records were removed and whichever aged
+// out.
 func TestCount(t *testing.T) {
 	t.Parallel()
 	type record struct {

@@ -90,8 +90,8 @@ func Last(ctx context.Context, b *bus.Bus, account, id string) (*notification.Re
 	return decode(raw.Data, raw.Sequence)
 }
 
-// Oldest returns when the oldest record that is kept of the account was stored, bus.ErrNotFound when none is. Records of
-// an account are removed oldest first, so all that were stored later are there.
+// Oldest returns when the oldest record that is kept of the account was stored, bus.ErrNotFound when none is. Records
+// of an account are removed oldest first, so all that were stored later are there.
 func Oldest(ctx context.Context, b *bus.Bus, account string) (time.Time, error) {
 	raw, err := b.Get(ctx, topology.Attempts, topology.SubjectAttempts(account, "*"), 1)
 	if err != nil {

@@ -91,8 +91,8 @@ func TestResume(t *testing.T) {
 	}
 }
 
-// TestResumeWithoutRecords: a retry whose records were removed from the journal goes on with the attempts that its deliveries
-// stand for, has one left at least, and never more than six in all.
+// TestResumeWithoutRecords: a retry whose records were removed from the journal goes on with the attempts that its
+// deliveries stand for, has one left at least, and never more than six in all.
 func TestResumeWithoutRecords(t *testing.T) {
 	t.Parallel()
 	for delivered := 1; delivered <= MaxAttempts-1; delivered++ {

@@ -35,10 +35,11 @@ type Limits struct {
 	// ParkedMaxBytes limits PARKED; above it notifications that should be parked move to RETRIES and come back. 0: 15 %
 	// of STORE_MAX_BYTES.
 	ParkedMaxBytes int64 `env:"PARKED_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
-	// AttemptsMaxBytes limits ATTEMPTS, the journal; above it the oldest records go before LOG_MAX_AGE, those of accounts over ACCOUNT_SHARE first. 0: 15 % of
-	// STORE_MAX_BYTES.
+	// AttemptsMaxBytes limits ATTEMPTS, the journal; above it the oldest records go before LOG_MAX_AGE, those of
+	// accounts over ACCOUNT_SHARE first. 0: 15 % of STORE_MAX_BYTES.
 	AttemptsMaxBytes int64 `env:"ATTEMPTS_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
-	// FailedMaxBytes limits FAILED; above it the oldest payloads go before LOG_MAX_AGE, those of accounts over ACCOUNT_SHARE first. 0: 5 % of STORE_MAX_BYTES.
+	// FailedMaxBytes limits FAILED; above it the oldest payloads go before LOG_MAX_AGE, those of accounts over
+	// ACCOUNT_SHARE first. 0: 5 % of STORE_MAX_BYTES.
 	FailedMaxBytes int64 `env:"FAILED_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
 	// BucketMaxBytes limits each bucket; above it changes are refused. 0: no limit, or half a percent of
 	// STORE_MAX_BYTES with MAX_BYTES_EVERYWHERE.

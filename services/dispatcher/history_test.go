@@ -22,8 +22,8 @@ import (
 	"gancho/pkg/topology"
 )
 
-// TestLargeAnswersPushOutTheirOwn: an account whose receiver fails with large answers, and whose events are large, writes
-// ATTEMPTS and FAILED full and goes on. What another account had before is all there, payloads for a resend
+// TestLargeAnswersPushOutTheirOwn: an account whose receiver fails with large answers, and whose events are large,
+// writes ATTEMPTS and FAILED full and goes on. What another account had before is all there, payloads for a resend
 // included; of the first one the oldest is gone, and its notifications ended as always.
 func TestLargeAnswersPushOutTheirOwn(t *testing.T) {
 	t.Parallel()
@@ -119,8 +119,8 @@ func TestLargeAnswersPushOutTheirOwn(t *testing.T) {
 	}
 }
 
-// TestRemovedRecordsUseUpNoAttempt: the records of a notification are removed from the journal between its attempts. It makes
-// six requests all the same, each with its number, and ends.
+// TestRemovedRecordsUseUpNoAttempt: the records of a notification are removed from the journal between its attempts. It
+// makes six requests all the same, each with its number, and ends.
 func TestRemovedRecordsUseUpNoAttempt(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)

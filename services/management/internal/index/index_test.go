@@ -109,8 +109,8 @@ func TestBounds(t *testing.T) {
 	}
 }
 
-// TestAccountDropsItsOwn: an account with many webhooks, all busier than those of others, fills the index. Its own quietest
-// go; those of others stay, also one that was deleted since.
+// TestAccountDropsItsOwn: an account with many webhooks, all busier than those of others, fills the index. Its own
+// quietest go; those of others stay, also one that was deleted since.
 func TestAccountDropsItsOwn(t *testing.T) {
 	t.Parallel()
 	rdb := redistest.Start(t).Client()

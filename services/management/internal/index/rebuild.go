@@ -359,9 +359,9 @@ func (x *Index) sweep(ctx context.Context) error {
 	return nil
 }
 
-// victims returns which of the webhooks, quiet longest first, are to be dropped: those without an entry since oldest, and
-// while more than MaxEntries remain, the quietest of the account that has the most if that is more than its share, else
-// the quietest of all. total is the sum of sizes.
+// victims returns which of the webhooks, quiet longest first, are to be dropped: those without an entry since oldest,
+// and while more than MaxEntries remain, the quietest of the account that has the most if that is more than its share,
+// else the quietest of all. total is the sum of sizes.
 func (x *Index) victims(webhooks []redis.Z, sizes []int64, oldest float64, total int64) []int {
 	var gone []int
 	next := 0
