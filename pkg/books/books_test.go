@@ -368,7 +368,7 @@ func TestRemovedRecordsAreNoLoss(t *testing.T) {
 				return journal
 			}
 			last := end("other", 1)
-			d.must(d.books.CatchUp(t.Context()))
+			d.must(d.books.catchUp(t.Context()))
 			second := time.Now().Unix() // the books know seconds
 			waittest.Until(t, "the next second has begun", func() bool { return time.Now().Unix() > second })
 			d.notify(d.example(tc.of, 2))

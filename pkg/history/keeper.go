@@ -155,7 +155,7 @@ func (h *history) look(ctx context.Context) (time.Duration, error) {
 // urgentAbove is how many bytes a stream holds when it is left alone no longer than it must.
 func urgentAbove(limit int64) int64 { return limit / 100 * 95 }
 
-// read counts what came since the last look and returns its bytes.
+// read counts the messages since the last look and returns its bytes.
 func (h *history) read(ctx context.Context) (int64, error) {
 	if h.reader == nil {
 		h.reader, h.count = h.bus.NewReader(h.stream, reader, bus.Position{}), newCount()

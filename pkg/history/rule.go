@@ -10,7 +10,7 @@ const (
 	// actAbove is the part of a stream's limit above which accounts over their share give up records, enough the part
 	// that is left then.
 	actAbove, enough = 0.9, 0.85
-	// spare is the part of its share that an account gives up beyond what it holds above it.
+	// spare is the part of its share that an account gives up beyond its surplus over it.
 	spare = 1.0 / 8
 )
 

@@ -110,8 +110,8 @@ func TestOthersKeepTheirs(t *testing.T) {
 	})
 }
 
-// TestOthersKeepTheRest: where the others fill what the attacker's share leaves, they lose what is written between two
-// looks once, and no more however long it goes on.
+// TestOthersKeepTheRest: where the others fill what the attacker's share leaves, they lose the messages
+// between two looks once, and no more however long it goes on.
 func TestOthersKeepTheRest(t *testing.T) {
 	t.Parallel()
 	const limit, share = 10_000, 2_000
