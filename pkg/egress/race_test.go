@@ -113,10 +113,12 @@ func TestNameServersAsTheyAre(t *testing.T) {
 			return address(q, m)
 		}},
 		"sends more than it was asked for": {func(q dnsmessage.Question, m *dnsmessage.Message) bool {
-			for range 100 {
-				address(q, m)
+			for range 10 { // the address comes behind what was asked for
+				m.Answers = append(m.Answers, dnsmessage.Resource{
+					Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class}, Body: &dnsmessage.TXTResource{TXT: []string{strings.Repeat("x", 200)}},
+				})
 			}
-			return true
+			return address(q, m)
 		}},
 		"answers with another id first": {func() func(dnsmessage.Question, *dnsmessage.Message) bool {
 			var n atomic.Int32

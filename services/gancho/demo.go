@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -493,14 +492,24 @@ func (d *demo) balance() error {
 
 // readParked notes in which order PARKED holds a receiver's notifications that were never attempted.
 func (d *demo) readParked(ctx context.Context, r *demoReceiver) error {
-	all := jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverAllPolicy}
-	return d.bus.Read(ctx, topology.Parked, all, func(m jetstream.Msg, _, pending uint64) (bool, error) {
-		n, err := notification.Decode(m.Headers(), m.Data())
-		if err == nil && n.WebhookID == r.webhook.String() && n.AttemptsDone == 0 {
+	subject := topology.SubjectParked(firstAccount, "*", r.webhook.String())
+	for next := uint64(1); ; {
+		m, err := d.bus.Get(ctx, topology.Parked, subject, next)
+		if errors.Is(err, bus.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		n, err := notification.Decode(m.Header, m.Data)
+		if err != nil {
+			return err
+		}
+		if n.AttemptsDone == 0 {
 			d.waiting = append(d.waiting, n.ID)
 		}
-		return pending > 0, err
-	})
+		next = m.Sequence + 1
+	}
 }
 
 // outOfOrder counts notifications that arrived before one that was parked before them. The receiver gets one request
