@@ -28,7 +28,7 @@ const (
 	// A purge removes at least leastRemoved and at most mostRemoved records, in between as many as take about aPurge.
 	leastRemoved, mostRemoved = 500, 50_000
 	aPurge                    = 100 * time.Millisecond
-	// astray is the part of a stream's limit by which a count may differ from what it holds before it is made again.
+	// astray is the part of a stream's limit by which a count may differ from its contents before it is made again.
 	astray = 0.1
 )
 
@@ -100,7 +100,7 @@ func (h *history) rest(ctx context.Context) {
 	h.reader, h.count = nil, nil
 }
 
-// look removes what is to be removed now, and returns when to look again.
+// look makes the removals that are due, and returns when to look again.
 func (h *history) look(ctx context.Context) (time.Duration, error) {
 	state, err := h.bus.StreamState(ctx, h.stream)
 	if errors.Is(err, bus.ErrNotFound) {
