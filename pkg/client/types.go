@@ -19,6 +19,7 @@ type Webhook struct {
 	DisabledReason *string     `json:"disabled_reason"`
 	Status         string      `json:"status"`     // active, suspended or disabled
 	Conditions     []Condition `json:"conditions"` // all must hold for an event to be sent
+	Stale          string      `json:"stale"`      // send or skip
 	Suspension     *Suspension `json:"suspension"`
 	CreatedAt      time.Time   `json:"created_at"`
 	UpdatedAt      time.Time   `json:"updated_at"`
@@ -97,18 +98,18 @@ type Suspension struct {
 // Change holds the settable members of a webhook. A nil member stays as it is. RemoveAuth removes those of AuthHeader,
 // AuthKey and Auth that are nil, RemoveNotify removes Notify.
 type Change struct {
-	Name, EventName, Method, URL, AuthHeader, AuthKey, Status, Signature *string
-	RemoveAuth, RemoveNotify                                             bool
-	Auth                                                                 *Auth
-	Notify                                                               *Notify
-	Conditions                                                           *[]Condition // in place of those it has
+	Name, EventName, Method, URL, AuthHeader, AuthKey, Status, Signature, Stale *string
+	RemoveAuth, RemoveNotify                                                    bool
+	Auth                                                                        *Auth
+	Notify                                                                      *Notify
+	Conditions                                                                  *[]Condition // in place of those it has
 }
 
 func (c Change) data() map[string]any {
 	d := map[string]any{}
 	for name, v := range map[string]*string{
 		"name": c.Name, "event_name": c.EventName, "http_method": c.Method, "url": c.URL,
-		"auth_header": c.AuthHeader, "auth_key": c.AuthKey, "status": c.Status, "signature": c.Signature,
+		"auth_header": c.AuthHeader, "auth_key": c.AuthKey, "status": c.Status, "signature": c.Signature, "stale": c.Stale,
 	} {
 		if v != nil {
 			d[name] = *v

@@ -106,6 +106,9 @@ func documentID(document gjson.Result) string {
 	return ""
 }
 
+// DocumentOf returns the document.id of an event's body as text, "" when it has none.
+func DocumentOf(body []byte) string { return documentID(readMembers(body).document) }
+
 // MediaTypeStructured is the media type of a CloudEvent in structured mode.
 const MediaTypeStructured = "application/cloudevents+json"
 

@@ -34,6 +34,19 @@ func KnownNames(extra ...string) (Names, error) {
 	return Names{slices.Compact(all)}, nil
 }
 
+// Entity returns the kind of document that events of that name are about: all but the action, which is the last word of
+// every name but one. Of a name that is not known it may be too narrow, so that kinds are kept apart rather than mixed up.
+func Entity(name string) string {
+	if name == "crm_lead_rating_changed" {
+		return "lead"
+	}
+	rest := strings.TrimPrefix(name, "crm_")
+	if last := strings.LastIndexByte(rest, '_'); last > 0 {
+		return rest[:last]
+	}
+	return rest
+}
+
 // Has reports whether name is known.
 func (n Names) Has(name string) bool { _, ok := slices.BinarySearch(n.sorted, name); return ok }
 

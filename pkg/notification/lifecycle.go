@@ -266,6 +266,27 @@ func (r *Record) Ended(reason string) {
 	}
 }
 
+// Place is where an event stands among those of its account.
+type Place struct {
+	EventID  string
+	Sequence uint64    // in CRM_EVENTS
+	Time     time.Time // when the broker stored it
+}
+
+// Place returns where n's event stands.
+func (n *Notification) Place() Place { return Place{n.EventID, n.EventSequence, n.EventTime} }
+
+// Waited reports whether n, which comes from that lane, was kept back before, so that a later event can have been
+// delivered meanwhile. First attempts from NOTIFICATIONS have not waited, those of replays excepted: their events are
+// past ones.
+func (n *Notification) Waited(l Lane) bool { return l != LaneFirst || n.Replay != "" }
+
+// Later reports whether p is certainly later than q. A stream that was created again counts its sequences from 1, and a
+// clock can be set back: both must agree, so that the newest event of a document is never taken for an old one.
+func (p Place) Later(q Place) bool {
+	return p.Sequence > q.Sequence && q.Sequence > 0 && p.Time.After(q.Time)
+}
+
 // Abandoned returns the record that ends a send whose event is not kept any more. last is the notification's newest
 // record, of this send or of an earlier one.
 func Abandoned(last *Record, send int, reason string, at time.Time) *Record {

@@ -488,3 +488,48 @@ func TestDisplaced(t *testing.T) {
 		}
 	}
 }
+
+func TestLaterOnlyForCertain(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
+	place := func(sequence uint64, after time.Duration) Place {
+		return Place{EventID: "e", Sequence: sequence, Time: at.Add(after)}
+	}
+	for name, tc := range map[string]struct {
+		p, q  Place
+		later bool
+	}{
+		"later":                           {place(2, 1), place(1, 0), true},
+		"itself":                          {place(1, 0), place(1, 0), false},
+		"earlier":                         {place(1, 0), place(2, 1), false},
+		"of the stream that was there":    {place(9, 0), place(1, 1), false},
+		"of the stream created again":     {place(1, 1), place(9, 0), false},
+		"rounded to the same millisecond": {place(2, 0), place(1, 0), false},
+		"of a test, which has no number":  {place(2, 1), place(0, 0), false},
+		"none is known":                   {Place{}, place(1, 0), false},
+	} {
+		if got := tc.p.Later(tc.q); got != tc.later {
+			t.Errorf("%s: later is %v, want %v", name, got, tc.later)
+		}
+	}
+}
+
+func TestWaited(t *testing.T) {
+	t.Parallel()
+	first, replayed := Notification{Send: 1}, Notification{Send: 2, Replay: "r"}
+	for name, tc := range map[string]struct {
+		n      Notification
+		lane   Lane
+		waited bool
+	}{
+		"a first attempt":             {first, LaneFirst, false},
+		"a resend":                    {Notification{Send: 2}, LaneFirst, false},
+		"a replay":                    {replayed, LaneFirst, true},
+		"a retry":                     {first, LaneRetry, true},
+		"parked before its first one": {first, LaneParked, true},
+	} {
+		if got := tc.n.Waited(tc.lane); got != tc.waited {
+			t.Errorf("%s: waited is %v, want %v", name, got, tc.waited)
+		}
+	}
+}

@@ -47,6 +47,9 @@ const (
 	Saturated = "saturated"
 )
 
+// Superseded is the reason of a cancelled notification that a later event of its document has made stale.
+const Superseded = "superseded"
+
 // Notification is what travels between the lanes. Body is the event's bytes.
 type Notification struct {
 	Account, ID, WebhookID string
@@ -70,7 +73,7 @@ type Kind string
 const (
 	KindAttempt   Kind = "attempt"   // one HTTP request and its consequence
 	KindParked    Kind = "parked"    // set aside
-	KindCancelled Kind = "cancelled" // its webhook was deleted
+	KindCancelled Kind = "cancelled" // its webhook was deleted, or it was superseded
 	KindFailed    Kind = "failed"    // ended without an attempt: internal_error
 	KindExpired   Kind = "expired"   // ended without an attempt: expired_while_suspended
 	KindErased    Kind = "erased"    // had ended; its answers were erased, its state is unchanged
@@ -104,6 +107,8 @@ type Record struct {
 	Probe          bool      `json:"probe,omitempty"` // the attempt was the probe of a suspended URL
 	Trip           string    `json:"trip,omitempty"`  // of the suspension it probed
 	Attempt        *Attempt  `json:"attempt,omitempty"`
+	// Newer is the id of the event that made the notification stale, of a record with the reason Superseded.
+	Newer string `json:"newer,omitempty"`
 
 	// Sequence is where the record stands in the journal; it is known when it was read.
 	Sequence uint64 `json:"-"`

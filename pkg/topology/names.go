@@ -35,6 +35,8 @@ const (
 	BucketClaims = "WEBHOOK_CLAIMS"
 	// BucketEndedSessions holds the sessions of the console that were ended before their time.
 	BucketEndedSessions = "ENDED_SESSIONS"
+	// BucketLatest holds the latest event of each document that webhooks got which skip stale notifications.
+	BucketLatest = "LATEST"
 	// BucketNotices holds the notices about webhooks' troubles that owners got, and those still to be sent.
 	BucketNotices = "NOTICES"
 	// BucketErasures holds the jobs that erase events.

@@ -106,7 +106,9 @@ func (o Owner) Buckets(l Limits) []jetstream.StreamConfig {
 	case Dispatcher:
 		leases := kv(BucketLeases, "which dispatcher drains a URL's parked notifications")
 		leases.MaxAge, leases.Duplicates = LeaseTTL, LeaseTTL
-		return []jetstream.StreamConfig{leases}
+		latest := kv(BucketLatest, "the latest event of each document that was delivered, for webhooks that skip stale notifications")
+		latest.MaxAge, latest.Discard, latest.MaxBytes = l.LogMaxAge, jetstream.DiscardOld, l.MaxBytes(BucketPrefix+BucketLatest)
+		return []jetstream.StreamConfig{leases, latest}
 	case Monitor:
 		return []jetstream.StreamConfig{
 			kv(BucketSuspensions, "suspended URLs, as dispatchers see them"),

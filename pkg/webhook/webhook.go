@@ -40,6 +40,13 @@ const (
 // Gone is the reason of a webhook that was disabled because its receiver answered 410 to all attempts of one send.
 const Gone = "gone"
 
+// Send and Skip say of a webhook what becomes of a notification that waited until a later event of the same document
+// was delivered to it. Send is the default.
+const (
+	Send = "send"
+	Skip = "skip"
+)
+
 // Webhook is one registration as it is stored: account, event, destination. A value is immutable once
 // it is shared; a change is a new value.
 type Webhook struct {
@@ -69,6 +76,8 @@ type Webhook struct {
 	UpdatedAt      time.Time `json:"updated_at"`
 	// Conditions must all hold for an event to be matched.
 	Conditions []condition.Condition `json:"conditions,omitempty"`
+	// Stale is Skip, or "" where notifications are sent although they are stale.
+	Stale string `json:"stale,omitempty"`
 	// Version counts the changes, from 1 for the registration. 0: stored before records were authenticated.
 	Version uint64 `json:"version,omitempty"`
 
@@ -134,7 +143,7 @@ func (w *Webhook) Encode() ([]byte, error) {
 	switch {
 	case w.Auth != nil:
 		stored.Schema = schemaAuth
-	case len(w.Conditions) > 0:
+	case len(w.Conditions) > 0, w.Stale != "":
 		stored.Schema = schemaConditions
 	}
 	return json.Marshal(&stored)

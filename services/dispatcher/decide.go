@@ -71,13 +71,19 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position not
 	}
 	switch {
 	case a.webhook == nil:
-		d.end(ctx, m, position, notification.KindCancelled, "")
+		d.end(ctx, m, d.record(m, nil, position, notification.KindCancelled), "")
 		return false
 	case a.reason == notification.Suspended && d.waitedTooLong(m):
-		d.end(ctx, m, position, notification.KindExpired, delivery.ExpiredWhileSuspended)
+		d.end(ctx, m, d.record(m, nil, position, notification.KindExpired), string(delivery.ExpiredWhileSuspended))
 		return false
 	case a.reason != "":
 		d.finishParking(ctx, m, d.startParking(m, a, position))
+		return false
+	}
+	if newer := d.newer(ctx, m, a.webhook); newer != "" {
+		r := d.record(m, nil, position, notification.KindCancelled)
+		r.Newer = newer
+		d.end(ctx, m, r, notification.Superseded)
 		return false
 	}
 	request := d.unrecorded.begin(a.slot != nil && a.slot.near)
@@ -96,6 +102,22 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position not
 	a.slot.finish(outcome.Delivered, outcome.Duration)
 	d.conclude(ctx, m, position, a, outcome)
 	return true
+}
+
+// newer returns the id of the event that made a notification stale while it waited, "" when none did or its webhook does
+// not care.
+func (d *Dispatcher) newer(ctx context.Context, m *lane.Delivery, w *webhook.Webhook) string {
+	if w.Stale != webhook.Skip || !m.Waited(m.Lane) {
+		return ""
+	}
+	newest, err := d.latest.Newest(ctx, &m.Notification)
+	if err != nil {
+		d.lasting.Warn("the latest event of a document is not known: a stale notification may be sent", append(fields(m), zap.Error(err))...)
+	}
+	if newest.Later(m.Place()) {
+		return newest.EventID
+	}
+	return ""
 }
 
 // waitedTooLong reports whether a notification that PARKED has refused ever since waits for its suspended URL longer
@@ -138,6 +160,11 @@ func (d *Dispatcher) conclude(ctx context.Context, m *lane.Delivery, position no
 	r.Attempted(describe(o, position.AttemptsDone+1, m.Send), func(retry int) time.Duration {
 		return d.schedule.delay(retry, o.RetryAfter)
 	})
+	if o.Delivered && a.webhook.Stale == webhook.Skip { // before the record, which then means that older ones are stale
+		if err := d.latest.Delivered(ctx, &m.Notification); err != nil {
+			d.lasting.Warn("the latest event of a document is not written down: a stale notification may be sent", append(fields(m), zap.Error(err))...)
+		}
+	}
 	var err error
 	r.Sequence, err = d.recordAttempt(ctx, r)
 	d.observe(m, r, o)

@@ -17,6 +17,7 @@ import (
 	"gancho/pkg/delivery"
 	"gancho/pkg/egress"
 	"gancho/pkg/lane"
+	"gancho/pkg/latest"
 	"gancho/pkg/registry"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
@@ -52,6 +53,7 @@ type Dispatcher struct {
 	crowded      atomic.Bool // too many delayed NAKs on RETRIES
 	backpressure backpressure
 	fullness     fullness
+	latest       *latest.Store
 	lasting      *zap.Logger // of troubles that are met with every notification
 	trace        *tracing.Tracer
 }
@@ -119,6 +121,9 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 		return err
 	}
 	d.drains = newDrains(d, leases)
+	if d.latest, err = latest.Open(ctx, b); err != nil {
+		return err
+	}
 	return d.run(ctx, proc.Up)
 }
 

@@ -404,7 +404,7 @@ func (x *drains) expire(ctx context.Context, k laneKey) error {
 			}
 			defer m.Abandon()
 			if last, ok := x.d.resume(work, m); ok {
-				x.d.end(work, m, last, notification.KindExpired, delivery.ExpiredWhileSuspended)
+				x.d.end(work, m, x.d.record(m, nil, last, notification.KindExpired), string(delivery.ExpiredWhileSuspended))
 			}
 		})
 		if err != nil {

@@ -179,10 +179,9 @@ func (d *Dispatcher) onRetries(ctx context.Context, n *notification.Notification
 	return false, nil
 }
 
-// end records a terminal state that no attempt led to, and settles the delivery.
-func (d *Dispatcher) end(ctx context.Context, m *lane.Delivery, last notification.Position, kind notification.Kind, reason delivery.Reason) {
-	r := d.record(m, nil, last, kind)
-	r.Ended(string(reason))
+// end writes r, the record of a terminal state that no attempt led to, and settles the delivery.
+func (d *Dispatcher) end(ctx context.Context, m *lane.Delivery, r *notification.Record, reason string) {
+	r.Ended(reason)
 	sequence, err := journal.Write(ctx, d.bus, r)
 	if err != nil {
 		d.retryDelivery(ctx, m, err)
@@ -256,5 +255,5 @@ func (d *Dispatcher) quarantine(ctx context.Context, m *lane.Delivery, position 
 		return
 	}
 	d.metrics.quarantined.Inc()
-	d.end(ctx, m, position, notification.KindFailed, delivery.InternalError)
+	d.end(ctx, m, d.record(m, nil, position, notification.KindFailed), string(delivery.InternalError))
 }

@@ -42,7 +42,7 @@ func lists() []list {
 				{string(notification.Parked), "it waits outside the lanes; `reason` says for what. No attempt is used up", "it is released by itself, oldest first, when the reason is gone"},
 				{string(notification.Delivered), "a receiver answered with a 2xx in time", "nothing; it can be resent"},
 				{string(notification.PermanentlyFailed), "six attempts failed, or it ended without them: see `reason`", "nothing by itself; it can be resent while its payload is kept (`LOG_MAX_AGE`)"},
-				{string(notification.Cancelled), "its webhook was deleted first, or, with the reason `" + notification.ReasonErased + "`, its event was erased ([privacy.md](privacy.md))", "nothing; it cannot be resent. One that had ended when its event was erased keeps its state and has this reason"},
+				{string(notification.Cancelled), "its webhook was deleted first, or, with the reason `superseded`, it waited and a later event of its document was delivered meanwhile, or, with the reason `" + notification.ReasonErased + "`, its event was erased ([privacy.md](privacy.md))", "nothing; it cannot be resent. One that had ended when its event was erased keeps its state and has this reason"},
 			},
 		},
 		{
@@ -72,6 +72,13 @@ func lists() []list {
 				{notification.Suspended, "its URL is suspended", "when a probe succeeds, `POST .../resume` is called, or the webhook is changed; after 7 days (`PARKED_MAX_AGE`) it ends as `expired_while_suspended`"},
 				{notification.Disabled, "its webhook is disabled by its owner", "when the owner sets `status` to `active`; it does not expire"},
 				{notification.Saturated, "its URL has as many requests in flight as it answers well at a time, or its account holds so much of RETRIES that its first attempts wait", "by itself, oldest first, as the receiver answers or the account's retries shrink; it does not expire"},
+			},
+		},
+		{
+			title: "Why a notification is cancelled",
+			about: "`reason` of a notification that is `cancelled`; none when its webhook was deleted. One whose event was erased has `erased`.",
+			first: "reason", actions: "what the webhook's owner can do", closed: []string{notification.Superseded}, words: []word{
+				{notification.Superseded, "its webhook has `stale` set to `skip`, it waited, and a later event of the same document was delivered meanwhile; `explain` names that event", "nothing: the receiver has the newer state. Set `stale` to `send` to get every event"},
 			},
 		},
 		{

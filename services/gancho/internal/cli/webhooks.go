@@ -99,6 +99,9 @@ func (a *app) showWebhook(r client.Result[client.Webhook], err error) error {
 	for _, c := range w.Conditions {
 		pairs = append(pairs, pair{"when", conditionText(c)})
 	}
+	if w.Stale == "skip" {
+		pairs = append(pairs, pair{"stale", "notifications that a newer event overtook are left out"})
+	}
 	if w.PublicKey != "" {
 		pairs = append(pairs, pair{"public key", w.PublicKey})
 	}
@@ -157,6 +160,7 @@ type webhookFields struct {
 	AuthKeyFile string   `placeholder:"FILE" xor:"key" help:"File that holds the value; - is standard input."`
 	When        []string `sep:"none" xor:"when" placeholder:"CONDITION" help:"Send only events for which this holds, such as 'document.amount_total gt 1000' or '$$changed contains deal_stage'; again for more."`
 	Signature   *string  `enum:"hmac,ed25519" help:"hmac (the default: a secret both sides hold) or ed25519 (receivers verify with a public key)."`
+	Stale       *string  `enum:"send,skip" help:"skip: leave out a notification that waited when a later event of its document was delivered meanwhile; send (the default): send it."`
 
 	Oauth2TokenURL         string `name:"oauth2-token-url" xor:"auth" placeholder:"URL" help:"Token server: a token of the grant client_credentials is sent as Authorization."`
 	Oauth2ClientID         string `name:"oauth2-client-id" placeholder:"ID" help:"The client's id there."`
@@ -205,7 +209,7 @@ func (f webhookFields) auth(a *app) (*client.Auth, error) {
 
 // change returns the given settings, with the key read from its file.
 func (f webhookFields) change(a *app) (client.Change, error) {
-	c := client.Change{Method: f.Method, AuthHeader: f.AuthHeader, AuthKey: f.AuthKey, Signature: f.Signature}
+	c := client.Change{Method: f.Method, AuthHeader: f.AuthHeader, AuthKey: f.AuthKey, Signature: f.Signature, Stale: f.Stale}
 	if f.AuthKeyFile != "" {
 		text, err := a.read(f.AuthKeyFile)
 		if err != nil {

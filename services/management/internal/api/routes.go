@@ -388,6 +388,7 @@ type webhookCreate struct {
 	Signature  string `json:"signature,omitempty" enum:"hmac,ed25519" doc:"hmac if left out; with ed25519 receivers verify with public_key, and there is no signing_secret"`
 
 	Conditions []condition.Condition `json:"conditions,omitempty" maxItems:"25" nullable:"false" doc:"all must hold for an event to be sent; none if left out"`
+	Stale      string                `json:"stale,omitempty" enum:"send,skip" doc:"send if left out; skip: a notification that waited is left out when a later event of the same document was delivered meanwhile"`
 	Notify     *notifyInput          `json:"notify,omitempty" doc:"who gets notices about its troubles; the answer to a new url carries notify_secret"`
 	Auth       *authInput            `json:"auth,omitempty" doc:"how requests prove who sends them, beyond auth_header"`
 }
@@ -424,6 +425,7 @@ type webhookUpdate struct {
 	Signature  string  `json:"signature,omitempty" enum:"hmac,ed25519" doc:"another one is a rotation: the answer carries the new signing_secret or public_key, and the old secrets sign along"`
 
 	Conditions *[]condition.Condition `json:"conditions,omitempty" maxItems:"25" nullable:"true" doc:"replace those the webhook has; null removes them"`
+	Stale      string                 `json:"stale,omitempty" enum:"send,skip"`
 
 	ID         string               `json:"id,omitempty" format:"uuid" doc:"as it is, like the other members that GET answers"`
 	CreatedAt  *time.Time           `json:"created_at,omitempty" doc:"as it is"`

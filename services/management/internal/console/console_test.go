@@ -91,7 +91,7 @@ func TestEveryTextExistsAndIsUsed(t *testing.T) {
 	for _, r := range delivery.Reasons() {
 		made = append(made, "reason."+string(r))
 	}
-	for _, r := range []string{notification.Suspended, notification.Disabled, notification.Saturated} {
+	for _, r := range []string{notification.Suspended, notification.Disabled, notification.Saturated, notification.Superseded} {
 		made = append(made, "reason."+r)
 	}
 	for _, o := range condition.Ops() {

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/audit"
+	"gancho/pkg/notification"
 	"gancho/services/management/internal/explain"
 	lang "gancho/services/management/internal/language"
 	"gancho/services/management/internal/notifications"
@@ -108,6 +109,9 @@ func steps(n *notifications.Notification) []step {
 			s.Attempt, s.At, s.Bars = &a, a.StartedAt, phases(&a)
 		default:
 			s.Key = "step." + string(r.Kind)
+			if r.Reason == notification.Superseded {
+				s.Key = "step.superseded"
+			}
 		}
 		all = append(all, s)
 	}
@@ -119,7 +123,7 @@ func (c *Console) notificationPage(v *visit) error {
 	if err != nil {
 		return err
 	}
-	data := notificationPageData{View: c.Notifications.View(n, lang.Language(v.lang)), Steps: steps(n), CanResend: n.State.Terminal() && n.Webhook != nil}
+	data := notificationPageData{View: c.Notifications.View(n, lang.Language(v.lang)), Steps: steps(n), CanResend: n.State.Terminal() && n.State != notification.Cancelled && n.Webhook != nil}
 	if n.Webhook != nil {
 		data.WebhookName, data.WebhookURL = n.Webhook.Name, n.Webhook.URL
 	}

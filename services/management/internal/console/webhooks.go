@@ -344,7 +344,7 @@ type fieldProblem struct {
 // formFields are those of the form, in the API's names.
 func formFields() []string {
 	return []string{
-		"name", "event_name", "http_method", "url", "auth_header", "auth_key", "status", "signature", "notify_emails", "notify_url", "notify_language",
+		"name", "event_name", "http_method", "url", "auth_header", "auth_key", "status", "signature", "stale", "notify_emails", "notify_url", "notify_language",
 		"auth_type", "auth_token_url", "auth_client_id", "auth_client_secret", "auth_scope", "auth_audience", "auth_certificate", "auth_private_key",
 	}
 }
@@ -373,7 +373,7 @@ func (c *Console) showForm(v *visit, status int, f hookForm) error {
 // filled returns the form with its sent values and their problems.
 func (f hookForm) filled(v *visit, e *problem.Error) hookForm {
 	for _, name := range formFields() {
-		f.Values[name] = v.r.PostFormValue(name)
+		f.Values[name] = v.chosen(name)
 	}
 	f = f.withConditions(conditionRows(v))
 	for _, secret := range []string{"auth_key", "auth_client_secret", "auth_private_key"} {
@@ -433,7 +433,7 @@ func (c *Console) postWebhook(v *visit) error {
 	var in webhooks.Input
 	value := v.r.PostFormValue
 	in.Name, in.EventName, in.URL = given(value("name")), given(strings.TrimSpace(value("event_name"))), given(strings.TrimSpace(value("url")))
-	in.Method, in.Signature = given(value("http_method")), given(value("signature"))
+	in.Method, in.Signature, in.Stale = given(value("http_method")), given(value("signature")), given(v.chosen("stale"))
 	if rows := conditionRows(v); rows != nil {
 		in.Conditions = conditions(rows)
 	}
@@ -461,6 +461,14 @@ func (c *Console) postWebhook(v *visit) error {
 	c.changed(v, "createWebhook", w.ID, nil)
 	v.fields = append(v.fields, zap.String("webhook_id", w.ID), zap.String("url_host", webhook.URLHost(w.URL)))
 	return c.done(v, "/webhooks/"+w.ID, flash{Key: "done.created", Secret: secret, Notify: w.NotifySecret})
+}
+
+// chosen is the last value of a field, "" when the form has none: a ticked box comes behind the value of an empty one.
+func (v *visit) chosen(name string) string {
+	if values := v.r.PostForm[name]; len(values) > 0 {
+		return values[len(values)-1]
+	}
+	return ""
 }
 
 // notify is the recipients that the form sets; absent when the form does not ask.
@@ -518,7 +526,7 @@ func (c *Console) editForm(v *visit) (hookForm, error) {
 	if w.Status == webhooks.StatusDisabled {
 		status = string(webhook.Disabled)
 	}
-	f.Values = map[string]string{"name": w.Name, "event_name": w.EventName, "http_method": w.Method, "url": w.URL, "status": status, "signature": w.Signature}
+	f.Values = map[string]string{"name": w.Name, "event_name": w.EventName, "http_method": w.Method, "url": w.URL, "status": status, "signature": w.Signature, "stale": w.Stale}
 	if a := w.Auth; a != nil {
 		f.HasAuth = a.Type
 		for name, value := range map[string]string{"type": a.Type, "token_url": a.TokenURL, "client_id": a.ClientID, "scope": a.Scope, "audience": a.Audience} {
@@ -552,7 +560,7 @@ func (c *Console) postWebhookChange(v *visit) error {
 	value := v.r.PostFormValue
 	in := webhooks.Input{
 		Name: present(value("name")), EventName: present(strings.TrimSpace(value("event_name"))), URL: present(strings.TrimSpace(value("url"))),
-		Method: given(value("http_method")), Status: given(value("status")), Signature: given(value("signature")), Notify: v.notify(), Auth: v.auth(),
+		Method: given(value("http_method")), Status: given(value("status")), Signature: given(value("signature")), Stale: given(v.chosen("stale")), Notify: v.notify(), Auth: v.auth(),
 	}
 	switch h, k := value("auth_header"), value("auth_key"); {
 	case h == "" && k == "":

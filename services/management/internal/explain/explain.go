@@ -102,7 +102,7 @@ const (
 	Delivered              = "delivered"
 	RetriesExhausted       = "retries_exhausted"
 	WebhookDeleted         = "webhook_deleted"
-	Superseded             = "superseded"
+	Superseded             = notification.Superseded
 	Erased                 = "erased"
 	AccountDeferred        = "account_deferred"
 )

@@ -148,6 +148,8 @@ func (s *Service) again(ctx context.Context, n *Notification) error {
 		return problem.New(problem.Conflict, "webhook_deleted", "its webhook was deleted, so there is nowhere to send it")
 	case !n.State.Terminal():
 		return problem.New(problem.Conflict, "still_on_its_way", "the notification is still on its way ("+string(n.State)+"); it can be sent again once it ended")
+	case n.State == notification.Cancelled:
+		return problem.New(problem.Conflict, "cancelled", "the notification was cancelled, and a cancelled one is not sent again; explain says why")
 	}
 	m, err := s.message(ctx, n)
 	if err != nil {

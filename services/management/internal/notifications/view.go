@@ -62,9 +62,13 @@ func (s *Service) Explain(n *Notification) explain.Explanation {
 	if n.Webhook != nil {
 		_, flag = s.webhooks.Status(n.Webhook)
 	}
+	newer := ""
+	if n.newest != nil {
+		newer = n.newest.Newer
+	}
 	return explain.Of(explain.Facts{
 		State: n.State, Reason: n.Reason, Sends: n.Sends, AttemptsDone: n.AttemptsDone, NextAttemptAt: n.NextAttemptAt,
-		Last: explain.LastAttempt(n.History, n.Sends), Flag: flag, Paused: n.paused,
+		Last: explain.LastAttempt(n.History, n.Sends), Flag: flag, Paused: n.paused, Newer: newer,
 	})
 }
 

@@ -1,6 +1,7 @@
 package webhooks
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -28,6 +29,7 @@ type View struct {
 	Status         string                `json:"status" enum:"active,suspended,disabled"`
 	DisabledReason *string               `json:"disabled_reason" nullable:"true" enum:"gone" doc:"gone: its receiver answered 410 to all six attempts of a notification; null where its owner disabled it, or it is not disabled"`
 	Conditions     []condition.Condition `json:"conditions" nullable:"false" doc:"all must hold for an event to be sent"`
+	Stale          string                `json:"stale" enum:"send,skip" doc:"skip: a notification that waited is left out when a later event of the same document was delivered meanwhile"`
 	Signature      string                `json:"signature" enum:"hmac,ed25519"`
 	PublicKey      string                `json:"public_key,omitempty" doc:"whpk_...; verifies the signatures, where signature is ed25519"`
 	Notify         *Notify               `json:"notify" doc:"who gets notices about its troubles; null: the account's recipients"`
@@ -117,7 +119,7 @@ func (s *Service) views(ctx context.Context, account string, page []*webhook.Web
 	for _, w := range page {
 		v := View{
 			ID: w.ID, Name: w.Name, EventName: string(w.EventName), Method: w.Method, URL: w.ShownURL(),
-			Signature: string(w.Signs()), CreatedAt: w.CreatedAt, UpdatedAt: w.UpdatedAt, Revision: w.Revision,
+			Stale: cmp.Or(w.Stale, webhook.Send), Signature: string(w.Signs()), CreatedAt: w.CreatedAt, UpdatedAt: w.UpdatedAt, Revision: w.Revision,
 		}
 		if w.DisabledReason != "" {
 			v.DisabledReason = &w.DisabledReason

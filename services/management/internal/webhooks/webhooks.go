@@ -132,6 +132,7 @@ type Input struct {
 	Auth       Field[AuthInput]   `json:"auth"`
 	// Conditions replace those the webhook has; null removes them.
 	Conditions Field[[]condition.Condition] `json:"conditions"`
+	Stale      Field[string]                `json:"stale"`
 
 	// The members that only the service sets. They may be given as they are, so that an answer can be sent back.
 	ID         Field[jsontext.Value] `json:"id"`
@@ -253,6 +254,16 @@ func (s *Service) apply(w *webhook.Webhook, in Input, problems problem.List) err
 	use("signature", in.Signature, func(v string) {
 		if w.Signature = webhook.Signature(v); w.Signature != webhook.HMAC && w.Signature != webhook.Ed25519 {
 			problems.Add("/data/signature", "bad_signature", "signature can be hmac or ed25519")
+		}
+	})
+	use("stale", in.Stale, func(v string) {
+		switch v {
+		case webhook.Send:
+			w.Stale = ""
+		case webhook.Skip:
+			w.Stale = v
+		default:
+			problems.Add("/data/stale", "bad_stale", "stale can be send or skip")
 		}
 	})
 	if in.Conditions.Present {
@@ -433,7 +444,7 @@ func (s *Service) Gone(ctx context.Context, account, id string, began time.Time)
 
 func equal(a, b *webhook.Webhook) bool {
 	return a.Name == b.Name && a.EventName == b.EventName && a.Method == b.Method && a.URL == b.URL && a.URLGiven == b.URLGiven && a.Status == b.Status &&
-		a.AuthHeader == b.AuthHeader && a.AuthKey == b.AuthKey && a.Signs() == b.Signs() && webhook.SameNotify(a, b) && webhook.SameAuth(a, b) && slices.Equal(a.Secrets, b.Secrets) &&
+		a.AuthHeader == b.AuthHeader && a.AuthKey == b.AuthKey && a.Signs() == b.Signs() && webhook.SameNotify(a, b) && webhook.SameAuth(a, b) && a.Stale == b.Stale && slices.Equal(a.Secrets, b.Secrets) &&
 		slices.EqualFunc(a.Conditions, b.Conditions, condition.Condition.Equal)
 }
 
