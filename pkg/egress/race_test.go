@@ -113,7 +113,7 @@ func TestNameServersAsTheyAre(t *testing.T) {
 			return address(q, m)
 		}},
 		"sends more than it was asked for": {func(q dnsmessage.Question, m *dnsmessage.Message) bool {
-			for range 10 { // the address comes behind what was asked for
+			for range 10 { // the address comes behind the name
 				m.Answers = append(m.Answers, dnsmessage.Resource{
 					Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class}, Body: &dnsmessage.TXTResource{TXT: []string{strings.Repeat("x", 200)}},
 				})
