@@ -104,8 +104,8 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position not
 	return true
 }
 
-// newer returns the id of the event that made a notification stale while it waited, "" when none did or its webhook does
-// not care.
+// newer returns the id of the event that made a notification stale while it waited, "" when none did or its webhook
+// does not care.
 func (d *Dispatcher) newer(ctx context.Context, m *lane.Delivery, w *webhook.Webhook) string {
 	if w.Stale != webhook.Skip || !m.Waited(m.Lane) {
 		return ""
