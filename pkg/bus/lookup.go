@@ -23,8 +23,8 @@ func (b *Bus) ReadBetween(
 const mostGathered = 128
 
 // GatherBytes hands messages of together about room bytes at most to add, at most mostGathered. It waits for the first
-// like Fetch, and for more at most linger. Like Fetch it takes those that come to be as large as those that came lately;
-// FetchBytes of nats.go allocates 16 MB each time.
+// like Fetch, and for more at most linger. Like Fetch it takes those that come to be as large as those that came
+// lately; FetchBytes of nats.go allocates 16 MB each time.
 func (c *Consumer) GatherBytes(ctx context.Context, room int, linger time.Duration, add func(jetstream.Msg)) error {
 	got, err := c.Fetch(ctx, 1, Unbounded, add)
 	if err != nil || got == 0 {

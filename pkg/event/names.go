@@ -35,7 +35,8 @@ func KnownNames(extra ...string) (Names, error) {
 }
 
 // Entity returns the kind of document that events of that name are about: all but the action, which is the last word of
-// every name but one. Of a name that is not known it may be too narrow, so that kinds are kept apart rather than mixed up.
+// every name but one. Of a name that is not known it may be too narrow, so that kinds are kept apart rather than mixed
+// up.
 func Entity(name string) string {
 	if name == "crm_lead_rating_changed" {
 		return "lead"

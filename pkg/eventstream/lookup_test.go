@@ -11,8 +11,8 @@ import (
 	"gancho/pkg/eventstream"
 )
 
-// TestFollow: every event comes once, and a batch of few allocates little, whatever the room. It is not parallel, because
-// others allocate too.
+// TestFollow: every event comes once, and a batch of few allocates little, whatever the room. It is not parallel,
+// because others allocate too.
 func TestFollow(t *testing.T) { //nolint:paralleltest // see above
 	b := bustest.Start(t).Topology(bustest.Limits())
 	f, err := eventstream.Follow(t.Context(), b, "follower")
