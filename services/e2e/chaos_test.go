@@ -14,9 +14,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
+	"gancho/pkg/event"
 	"gancho/pkg/sleep"
 	"gancho/pkg/topology"
 )
@@ -273,7 +275,7 @@ func TestChaos(t *testing.T) {
 	}
 	t.Logf("repeat with -chaos-seed=%d", seed)
 	random := rand.New(rand.NewPCG(seed, 1))
-	s := newSystem(t, "ATTEMPT_TIMEOUT=1s", "SUSPENSION_WINDOW=1m", "SUSPENSION_MIN_FAILURES=15", "SUSPENSION_MIN_SPAN=1s", "SUSPENSION_DURATION=1s", "SUSPENSION_MAX_DURATION=2s")
+	s := newSystem(t, "API_TOKENS="+account+":"+token+","+greedyAccount+":"+greedyToken, "PARKED_MAX_BYTES=4194304", "ATTEMPT_TIMEOUT=1s", "SUSPENSION_WINDOW=1m", "SUSPENSION_MIN_FAILURES=15", "SUSPENSION_MIN_SPAN=1s", "SUSPENSION_DURATION=1s", "SUSPENSION_MAX_DURATION=2s")
 	s.AddDispatcher()
 	w := newWitness()
 	broken := make(chan struct{}) // closed when the faulty receivers are repaired
@@ -307,6 +309,7 @@ func TestChaos(t *testing.T) {
 		hooks = append(hooks, s.register(dealCreated, rc.URL))
 	}
 	published := map[string]string{}
+	g := s.greedy(receivers[0].URL+"/suspended", receivers[3].URL+"/failing")
 	ctx := time.After(*chaosFor)
 	load := time.NewTicker(50 * time.Millisecond)
 	defer load.Stop()
@@ -318,6 +321,7 @@ func TestChaos(t *testing.T) {
 			running = false
 		case <-load.C:
 			owe(published, hooks, s.publish(dealCreated))
+			g.attack(published)
 			if time.Now().After(next) {
 				s.fault(random)
 				faults++
@@ -327,6 +331,7 @@ func TestChaos(t *testing.T) {
 	}
 	close(broken)
 	s.mend()
+	g.relent()
 	l := s.rest(published, w, receivers, 2*time.Minute)
 	l.crashes = true
 	problems, repeated := audit(l)
@@ -344,6 +349,69 @@ func owe(published map[string]string, hooks []hook, transaction string) {
 	for _, h := range hooks {
 		published[ids(dealCreated, h, []string{transaction})[0]] = eventBody(dealCreated, transaction)
 	}
+}
+
+// The account that attacks the stores beside the others, and its token.
+const (
+	greedyAccount = "greedy"
+	greedyToken   = "test-token-of-greedy"
+)
+
+// greedy is an account that fills PARKED by a webhook that it suspended by hand, and RETRIES by a receiver that fails,
+// until it holds its share and its events are deferred.
+type greedy struct {
+	*system
+
+	hooks []hook
+	owned map[string]*system // others of the account's system
+	next  time.Time
+}
+
+// greedy registers the attacker's webhooks; the first of them is suspended by hand.
+func (s *system) greedy(urls ...string) *greedy {
+	s.t.Helper()
+	s.others = map[string]*system{}
+	g := &greedy{system: &system{System: s.System, t: s.t, redis: s.redis, js: s.js, token: greedyToken}}
+	for _, url := range urls {
+		g.hooks = append(g.hooks, g.register(dealCreated, url))
+	}
+	if status := g.call(http.MethodPost, "/crm/v2/webhooks/"+g.hooks[0].ID+"/suspend", nil, nil); status >= http.StatusBadRequest {
+		s.t.Fatalf("suspend by hand: status %d", status)
+	}
+	g.owned = s.others
+	g.settle()
+	return g
+}
+
+// attack publishes a large event, at most five a second.
+func (g *greedy) attack(published map[string]string) {
+	g.t.Helper()
+	if time.Now().Before(g.next) {
+		return
+	}
+	g.next = time.Now().Add(200 * time.Millisecond)
+	transaction := uuid.NewString()
+	body := strings.Replace(eventBody(dealCreated, transaction), `"document":{`, `"document":{"filler":"`+strings.Repeat("x", 32<<10)+`",`, 1)
+	g.Until("the broker acknowledged an event of the attacker", func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		_, err := g.js.Publish(ctx, "crm.events."+greedyAccount+"."+dealCreated, []byte(body), jetstream.WithMsgID(greedyAccount+":"+transaction))
+		return err == nil
+	})
+	for _, h := range g.hooks {
+		id := event.NotificationID(eventID(greedyAccount, dealCreated, transaction), uuid.MustParse(h.ID))
+		published[id] = body
+		g.owned[id] = g.system
+	}
+}
+
+// relent ends the attack: what is parked may go on.
+func (g *greedy) relent() {
+	g.t.Helper()
+	g.Until("the attacker's webhook is resumed", func() bool {
+		status, err := g.try(http.MethodPost, "/crm/v2/webhooks/"+g.hooks[0].ID+"/resume", nil, nil)
+		return err == nil && status < http.StatusBadRequest
+	})
 }
 
 // fault breaks one thing. Frozen or stopped processes are mended by a later fault or by mend.
