@@ -130,6 +130,18 @@ func (b *Bus) PurgeOldest(ctx context.Context, stream, filter string, keep uint6
 	return nil
 }
 
+// PurgeBefore removes the messages of the subjects that match the filter with sequences below one.
+func (b *Bus) PurgeBefore(ctx context.Context, stream, filter string, sequence uint64) error {
+	s, err := b.Stream(ctx, stream)
+	if err != nil {
+		return err
+	}
+	if err := s.Purge(ctx, jetstream.WithPurgeSubject(filter), jetstream.WithPurgeSequence(sequence)); err != nil {
+		return fmt.Errorf("purge %s of %s: %w", stream, filter, err)
+	}
+	return nil
+}
+
 // ServerID identifies one run of the broker's server that this process is connected to, "" without a connection.
 func (b *Bus) ServerID() string { return b.nc.ConnectedServerId() }
 

@@ -14,6 +14,11 @@
 // is written between two looks, however long and however fast the others write (TestOthersKeepTheirs). What accounts
 // within their shares hold together above the limit ages out as always, the oldest of all of them first.
 //
+// # Retention
+//
+// Once a minute, the records of an account that are older than its operator wants (Settings.LogMaxAge, FailedMaxAge) are
+// removed. Dispatchers and books read a notification whose records are gone as one that was not attempted yet.
+//
 // # The counts
 //
 // While a stream holds less than three quarters of its limit, its size is all that is looked at, once a second. Above

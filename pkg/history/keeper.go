@@ -38,15 +38,17 @@ const reader = "shares"
 // Keeper bounds what accounts hold of the histories. One process at a time runs it, under a lease of its caller; two
 // that run for a moment do no harm.
 type Keeper struct {
-	log     *zap.Logger
-	bus     *bus.Bus
-	part    func(account string, limit int64) int64
-	removed *prometheus.CounterVec
+	log  *zap.Logger
+	bus  *bus.Bus
+	part func(account string, limit int64) int64
+	// settings are what operators set for accounts.
+	settings func() map[string]share.Settings
+	removed  *prometheus.CounterVec
 }
 
-// New returns a keeper. The meter says how large an account's share is.
+// New returns a keeper. The meter says how large an account's share is, and how long an account's records are kept.
 func New(b *bus.Bus, meter *share.Meter, log *zap.Logger, reg prometheus.Registerer) *Keeper {
-	k := &Keeper{log: log, bus: b, part: meter.Part, removed: prometheus.NewCounterVec(prometheus.CounterOpts{
+	k := &Keeper{log: log, bus: b, part: meter.Part, settings: meter.AllSettings, removed: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "gancho_history_records_removed_total", Help: "Oldest records removed of accounts that had more than their share of a history that was nearly full.",
 	}, []string{"stream"})}
 	for _, stream := range streams() {
@@ -67,6 +69,7 @@ func (k *Keeper) Run(ctx context.Context) {
 		h := &history{Keeper: k, stream: stream, most: leastRemoved}
 		work.Go(func() { h.run(ctx) })
 	}
+	work.Go(func() { k.retain(ctx) })
 }
 
 // history is the keeping of one stream. One goroutine uses it.

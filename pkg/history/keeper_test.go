@@ -128,3 +128,47 @@ func TestKeeper(t *testing.T) {
 		}
 	}
 }
+
+// TestRetention: records older than an account's retention go, those of others and younger ones stay.
+func TestRetention(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	w := writer{t, s.Topology(bustest.Limits())}
+	meter := share.New(share.Config{Share: 0.2}, share.Limits{}, nil)
+	k := New(w.b, meter, zap.NewNop(), prometheus.NewRegistry())
+	for i := range 3 {
+		w.record("short", i, 10)
+		w.record("long", i, 10)
+		w.failed("short", i, 10)
+	}
+	w.record("short", 3, 10)
+	later, err := w.b.Last(t.Context(), topology.Attempts, topology.SubjectAttempts("short", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	meter.Set("short", &share.Settings{LogMaxAge: 60})
+	// At this moment the account's record of the second round is exactly a minute old.
+	if err := k.expire(t.Context(), later.Time.Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	count := func(stream, account string) int {
+		subjects, err := w.b.Subjects(t.Context(), stream, topology.SubjectsOf(stream, account))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(subjects)
+	}
+	if short, long, failed := count(topology.Attempts, "short"), count(topology.Attempts, "long"), count(topology.Failed, "short"); short != 1 || long != 3 || failed != 3 {
+		t.Errorf("%d and %d records, %d failures; want 1, 3, 3", short, long, failed)
+	}
+	meter.Set("short", &share.Settings{FailedMaxAge: 60})
+	if err := k.expire(t.Context(), later.Time.Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if short, failed := count(topology.Attempts, "short"), count(topology.Failed, "short"); short != 1 || failed != 0 {
+		t.Errorf("%d records, %d failures; want 1, 0", short, failed)
+	}
+	if err := k.expire(t.Context(), later.Time.Add(time.Hour)); err != nil { // nothing is left
+		t.Fatal(err)
+	}
+}

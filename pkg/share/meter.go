@@ -372,6 +372,13 @@ func (m *Meter) Settings(account string) Settings {
 	return m.settings[account]
 }
 
+// AllSettings returns the settings of every account that has some.
+func (m *Meter) AllSettings() map[string]Settings {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.settings)
+}
+
 // Defer takes over that the account is deferred; nil: it is not.
 func (m *Meter) Defer(account string, d *Deferral) {
 	m.mu.Lock()

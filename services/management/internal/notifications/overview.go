@@ -51,6 +51,7 @@ func (f *FailureFilter) wants(eventName string, at time.Time) bool {
 // Failures returns the permanent failures of the account's webhooks that failed before the place after (0: all), at
 // most limit. It needs the index in Redis.
 func (s *Service) Failures(ctx context.Context, account string, f FailureFilter, after uint64, limit int) (Failures, error) {
+	f.From = s.kept(account, f.From)
 	places, partial, err := s.index.Failed(ctx, account)
 	if err != nil {
 		return Failures{}, away(err)

@@ -49,6 +49,7 @@ func (s *Service) List(ctx context.Context, account, webhookID string, f Filter)
 // behind the journal; then older ones still in the journal, in the order of their last change. A page of those
 // takes about two seconds at most, so it can be short, or empty, although more follow.
 func (s *Service) Search(ctx context.Context, account string, f Filter) (Page, error) {
+	f.From = s.kept(account, f.From)
 	var halves []uint64
 	partial := false
 	if f.EventID != "" || f.DocumentID != "" || f.TransactionUUID != "" {
@@ -93,6 +94,18 @@ func (s *Service) Search(ctx context.Context, account string, f Filter) (Page, e
 	}
 	page.Notifications = slices.DeleteFunc(page.Notifications, func(l Listed) bool { return !f.wants(&l) })
 	return page, nil
+}
+
+// kept returns from, or a later time from which on the records of the account are kept.
+func (s *Service) kept(account string, from time.Time) time.Time {
+	age := s.meter.Settings(account).LogMaxAge
+	if age == 0 {
+		return from
+	}
+	if since := time.Now().Add(-time.Duration(age) * time.Second); since.After(from) {
+		return since
+	}
+	return from
 }
 
 // wants reports whether the current state of a notification still matches the search. One whose event was erased is not
