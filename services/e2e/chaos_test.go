@@ -351,7 +351,7 @@ func owe(published map[string]string, hooks []hook, transaction string) {
 	}
 }
 
-// The account that attacks the stores beside the others, and its token.
+// The account that attacks the stores next to the others, and its token.
 const (
 	greedyAccount = "greedy"
 	greedyToken   = "test-token-of-greedy"
@@ -405,7 +405,7 @@ func (g *greedy) attack(published map[string]string) {
 	}
 }
 
-// relent ends the attack: what is parked may go on.
+// relent ends the attack: parked notifications may go on.
 func (g *greedy) relent() {
 	g.t.Helper()
 	g.Until("the attacker's webhook is resumed", func() bool {
