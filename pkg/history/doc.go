@@ -16,8 +16,8 @@
 //
 // # Retention
 //
-// Once a minute, the records of an account that are older than its operator wants (Settings.LogMaxAge, FailedMaxAge) are
-// removed. Dispatchers and books read a notification whose records are gone as one that was not attempted yet.
+// Once a minute, the records of an account that are older than its operator wants (share.Settings) are removed.
+// Dispatchers and books read a notification whose records are gone as one that was not attempted yet.
 //
 // # The counts
 //

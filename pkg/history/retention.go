@@ -69,7 +69,8 @@ func (k *Keeper) expireOf(ctx context.Context, stream, account string, before ti
 	}
 }
 
-// firstAt returns a sequence: the subjects' messages below it were stored before a time, all others at that time or later.
+// firstAt returns a sequence: the subjects' messages below it were stored before a time, all others at that time or
+// later.
 func (k *Keeper) firstAt(ctx context.Context, stream, subjects string, at time.Time) (uint64, error) {
 	state, err := k.bus.StreamState(ctx, stream)
 	if errors.Is(err, bus.ErrNotFound) {
