@@ -130,8 +130,10 @@ func encodeLedger(l *ledger) []byte {
 	b = number(b, uint64(len(l.open)))
 	for k, e := range l.open {
 		b = append(b, k.id[:]...)
-		for _, v := range []uint64{uint64(k.send), uint64(e.owner), uint64(e.changed), uint64(e.next), uint64(e.state),
-			e.seq, e.journal, uint64(e.size)} {
+		for _, v := range []uint64{
+			uint64(k.send), uint64(e.owner), uint64(e.changed), uint64(e.next), uint64(e.state),
+			e.seq, e.journal, uint64(e.size),
+		} {
 			b = number(b, v)
 		}
 	}

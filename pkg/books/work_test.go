@@ -82,7 +82,7 @@ func TestLedgerCountsAnErasureOnce(t *testing.T) {
 	read := uuid.NewString()
 	unread := uuid.NewString()
 	for i, id := range []string{read, unread} {
-		l.arrive(lane.Arrival{Notification: notification.Notification{Account: "a", WebhookID: id, ID: id, Send: 1}}, uint64(i+1)) //nolint:gosec // a count
+		l.arrive(lane.Arrival{Notification: notification.Notification{Account: "a", WebhookID: id, ID: id, Send: 1}}, uint64(i+1))
 	}
 	s := notification.Summary{Account: "a", WebhookID: read, NotificationID: read, Send: 1, State: notification.Delivered}
 	l.record(s)

@@ -14,6 +14,9 @@ import (
 // ErrNotFound says that a message, record or key does not exist, or no more.
 var ErrNotFound = errors.New("not found")
 
+// Stored is a message as a stream holds it.
+type Stored = jetstream.RawStreamMsg
+
 // Get returns the message with that sequence or, with a subject, which may have wildcards, the first message of the
 // subject with that sequence or a later one. It returns ErrNotFound when there is none and repeats the read while the
 // broker is unreachable, until ctx ends.

@@ -101,7 +101,8 @@ func (b *Bus) Apply(ctx context.Context, l topology.Limits) (done []string, err 
 // Create creates the streams and buckets that are missing; it does not change existing ones.
 func (b *Bus) Create(ctx context.Context, l topology.Limits) error {
 	_, err := b.each(ctx, l, func(ctx context.Context, kind, name string, want jetstream.StreamConfig) ([]string,
-		error) {
+		error,
+	) {
 		switch _, err := b.js.Stream(ctx, want.Name); {
 		case errors.Is(err, jetstream.ErrStreamNotFound):
 			return b.create(ctx, kind, name, want)

@@ -54,8 +54,3 @@ func Start(tb testing.TB, answer func(q dnsmessage.Question, m *dnsmessage.Messa
 func Address(q dnsmessage.Question, a [4]byte) dnsmessage.Resource {
 	return dnsmessage.Resource{Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class}, Body: &dnsmessage.AResource{A: a}}
 }
-
-// address6 is the record that says where q's name is: an IPv6 address.
-func address6(q dnsmessage.Question, a [16]byte) dnsmessage.Resource {
-	return dnsmessage.Resource{Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class}, Body: &dnsmessage.AAAAResource{AAAA: a}}
-}

@@ -174,7 +174,7 @@ func TestCount(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"add": func(t *rapid.T) {
 				for range rapid.IntRange(1, 3000).Draw(t, "records") {
-					sequence += uint64(1 + sequence%3)
+					sequence += 1 + sequence%3
 					r := record{sequence, []string{"a", "b", "c"}[sequence%7%3], int64(sequence % 70_000)}
 					stream = append(stream, r)
 					c.add(r.account, r.sequence, r.bytes)
@@ -240,7 +240,7 @@ func BenchmarkCount(b *testing.B) {
 	n := 0
 	for b.Loop() {
 		n++
-		c.add(names[n*7%1000], uint64(n), 1159) //nolint:gosec // a count
+		c.add(names[n*7%1000], uint64(n), 1159)
 	}
 	memory := 0
 	for _, k := range c.chunks {

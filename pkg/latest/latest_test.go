@@ -19,7 +19,7 @@ var began = time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
 func about(name, body string, i int) *notification.Notification {
 	return &notification.Notification{
 		Account: "acme", WebhookID: "6f1c1c5e-5d0e-4a0b-9f0a-0b6f6c1d7a11", EventName: name, EventID: event.ID("acme", name, fmt.Sprint(i)),
-		EventSequence: uint64(i), EventTime: began.Add(time.Duration(i) * time.Nanosecond), Body: []byte(body), //nolint:gosec // a count
+		EventSequence: uint64(i), EventTime: began.Add(time.Duration(i) * time.Nanosecond), Body: []byte(body),
 	}
 }
 
@@ -129,7 +129,7 @@ func TestOneAtATime(t *testing.T) {
 	}
 	writers.Wait()
 	for i, id := range ids {
-		if p := s.newest(t, about("crm_deal_updated", `{"document":{"id":`+id+`}}`, 1)); p.Sequence != uint64(2000+i) { //nolint:gosec // a count
+		if p := s.newest(t, about("crm_deal_updated", `{"document":{"id":`+id+`}}`, 1)); p.Sequence != uint64(2000+i) {
 			t.Errorf("the latest event of document %s is %d, want %d", id, p.Sequence, 2000+i)
 		}
 	}

@@ -182,13 +182,15 @@ func (k *Keeper) count(
 			n.Events++
 			n.EventBytes += size
 		}},
-		{topology.Notifications, topology.SubjectNotification(filter, "*"),
+		{
+			topology.Notifications, topology.SubjectNotification(filter, "*"),
 			func(m jetstream.Msg, meta *jetstream.MsgMetadata) {
 				if h := m.Headers(); h.Get(notification.HeaderAccount) != "" {
 					counts.at(h.Get(notification.HeaderAccount), h.Get(notification.HeaderWebhookID),
 						meta.Timestamp).add(notification.Pending)
 				}
-			}},
+			},
+		},
 		{topology.Attempts, topology.SubjectAttempts(filter, "*"), func(m jetstream.Msg, meta *jetstream.MsgMetadata) {
 			r, err := notification.ParseSummary(m.Headers().Get(notification.HeaderSummary), meta.Sequence.Stream)
 			if err == nil {

@@ -142,6 +142,8 @@ func store(ctx context.Context, shares *bus.Bucket, key string, v any) error {
 // LimitsOf returns the limits of the stores as the broker grants them, waiting for the broker.
 func LimitsOf(ctx context.Context, b *bus.Bus, l topology.Limits) (Limits, error) {
 	l, err := b.Granted(ctx, l)
-	return Limits{l.MaxBytes(topology.Events), l.MaxBytes(topology.Notifications), l.MaxBytes(topology.Retries),
-		l.MaxBytes(topology.Parked)}, err
+	return Limits{
+		l.MaxBytes(topology.Events), l.MaxBytes(topology.Notifications), l.MaxBytes(topology.Retries),
+		l.MaxBytes(topology.Parked),
+	}, err
 }

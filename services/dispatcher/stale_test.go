@@ -31,7 +31,7 @@ func deal(w *webhook.Webhook, id string, i int) *notification.Notification {
 	eventID := event.ID(w.Account, "crm_deal_updated", fmt.Sprint(i))
 	return &notification.Notification{
 		Account: w.Account, ID: event.NotificationID(eventID, w.UUID), WebhookID: w.ID, EventID: eventID, EventName: "crm_deal_updated",
-		EventSequence: uint64(i), EventTime: time.Unix(1_700_000_000, int64(i)), Send: 1, //nolint:gosec // a count
+		EventSequence: uint64(i), EventTime: time.Unix(1_700_000_000, int64(i)), Send: 1,
 		Body: fmt.Appendf(nil, `{"document":{"id":%q,"i":%d}}`, id, i),
 	}
 }
@@ -179,7 +179,7 @@ func TestLastOfEachDocumentIsDelivered(t *testing.T) {
 	}
 	var mu sync.Mutex
 	var requests []request
-	dice := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // the same on every run
+	dice := rand.New(rand.NewPCG(1, 2))
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		_, _ = io.Copy(io.Discard, req.Body)
 		mu.Lock()

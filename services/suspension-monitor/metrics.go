@@ -45,8 +45,10 @@ func newMetrics(reg prometheus.Registerer) metrics {
 			Name: "gancho_repairs_total", Help: "Notifications put right after a crash, by kind.",
 		}, []string{"kind"}),
 	}
-	for _, e := range []suspension.Event{suspension.EventAtRisk, suspension.EventSuspended, suspension.EventProbing,
-		suspension.EventResumed} {
+	for _, e := range []suspension.Event{
+		suspension.EventAtRisk, suspension.EventSuspended, suspension.EventProbing,
+		suspension.EventResumed,
+	} {
 		m.transitions.WithLabelValues(string(e))
 	}
 	for _, k := range books.Kinds() {

@@ -204,8 +204,10 @@ func (b *bench) reach(want int, done string, count func() int) {
 // disk prints the bytes that the streams hold for each message, after events of 1 KiB went to one webhook each.
 func (b *bench) disk() {
 	fmt.Print("bytes on disk for each message:")
-	for _, name := range []string{topology.Events, topology.Notifications, topology.Attempts,
-		"KV_" + topology.BucketWebhooks} {
+	for _, name := range []string{
+		topology.Events, topology.Notifications, topology.Attempts,
+		"KV_" + topology.BucketWebhooks,
+	} {
 		s, err := b.js.Stream(context.Background(), name)
 		if err != nil {
 			b.f.Fatalf("%v", err)

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"reflect"
 	"strings"
 	"syscall"
 	"time"
@@ -130,7 +131,7 @@ func Run(p Program) int {
 	case err != nil:
 		return a.fail(&usageError{err.Error()})
 	}
-	if c, ok := selected.Selected().Target.Interface().(interface{ connect(a *app) error }); ok {
+	if c, ok := reflect.TypeAssert[interface{ connect(a *app) error }](selected.Selected().Target); ok {
 		if err := c.connect(a); err != nil {
 			return a.fail(err)
 		}

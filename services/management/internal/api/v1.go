@@ -159,8 +159,10 @@ func (a *API) olderList(c *call) (*answer, error) {
 	for _, v := range views {
 		rows = append(rows, inOlderForm(v))
 	}
-	return &answer{status: http.StatusOK, body: map[string]any{"webhooks": rows, "total": total,
-		"has_more": number*size < total}}, nil
+	return &answer{status: http.StatusOK, body: map[string]any{
+		"webhooks": rows, "total": total,
+		"has_more": number*size < total,
+	}}, nil
 }
 
 func (a *API) olderCreate(c *call) (*answer, error) {

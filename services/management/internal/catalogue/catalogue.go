@@ -158,8 +158,10 @@ func readFile(path, name string) (file, error) {
 		f.Sample = body
 	}
 	none := func(string) string { return "" }
-	if _, rejected := event.Parse(event.Message{Subject: event.Subject("a", name), Header: none,
-		Body: f.Sample}); rejected != nil {
+	if _, rejected := event.Parse(event.Message{
+		Subject: event.Subject("a", name), Header: none,
+		Body: f.Sample,
+	}); rejected != nil {
 		return file{}, fmt.Errorf("its sample is not an event of that name: %s", rejected.Detail)
 	}
 	var compact bytes.Buffer

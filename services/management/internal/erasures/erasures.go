@@ -30,6 +30,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"sync"
@@ -131,9 +132,7 @@ func (j *job) view() View {
 			{"receivers", "they have what was delivered to them"},
 		},
 	}
-	for stream, n := range j.Erased {
-		v.Erased[stream] = n
-	}
+	maps.Copy(v.Erased, j.Erased)
 	for _, stream := range j.Left {
 		v.NotReached = append(v.NotReached, NotReached{stream, "messages that had left it before stay in its files until the broker writes these again, as others pass through it"})
 	}

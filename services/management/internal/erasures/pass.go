@@ -12,7 +12,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/uuid"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/tidwall/gjson"
 
 	"gancho/pkg/bus"
@@ -129,7 +128,7 @@ func (r *run) look(ctx context.Context) ([]hit, error) {
 }
 
 // match returns raw as a hit, nil when the job is not about it.
-func (r *run) match(stream string, raw *jetstream.RawStreamMsg) *hit {
+func (r *run) match(stream string, raw *bus.Stored) *hit {
 	h := &hit{stream: stream, sequence: raw.Sequence}
 	switch stream {
 	case topology.Events:
@@ -166,7 +165,7 @@ func (h *hit) when(ok bool) *hit {
 }
 
 // ours reports whether a message that was set aside is the account's.
-func (r *run) ours(raw *jetstream.RawStreamMsg) bool {
+func (r *run) ours(raw *bus.Stored) bool {
 	if account := raw.Header.Get(notification.HeaderAccount); account != "" {
 		return account == r.job.Account
 	}
