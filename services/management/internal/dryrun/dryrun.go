@@ -106,6 +106,11 @@ func (s *Service) Check(ctx context.Context, account, webhookID string, in Input
 	return check(conditions, set, ev), nil
 }
 
+// Written returns the value as people write it.
+func (c Checked) Written() string {
+	return condition.Condition{Path: c.Path, Op: condition.Op(c.Op), Value: c.Value}.Written()
+}
+
 func check(conditions []condition.Condition, set condition.Set, against *condition.Event) Result {
 	r := Result{Held: true, Conditions: []Checked{}}
 	for i, c := range conditions {
