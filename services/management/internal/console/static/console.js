@@ -52,6 +52,11 @@ for (const part of document.querySelectorAll("[data-live]")) served.set(part.id,
 showTimes(document);
 setInterval(() => { if (!document.hidden) showTimes(document); }, 1000);
 
+// -- the tab of this page, where the tabs are wider than the screen ----------
+
+const tab = document.querySelector(".top nav [aria-current]");
+if (tab) tab.parentElement.scrollLeft += tab.getBoundingClientRect().right - tab.parentElement.getBoundingClientRect().right;
+
 // -- parts that refresh themselves -------------------------------------------
 
 function busy(part) {
