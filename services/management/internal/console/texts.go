@@ -110,7 +110,7 @@ var texts = map[string]text{
 	"audit.all_actions": {"All actions", "Todas as ações"},
 	"audit.actor":       {"By whom", "Por quem"},
 	"audit.object":      {"What", "O quê"},
-	"audit.object_id":   {"Id of what changed", "Id do que mudou"},
+	"audit.object_id":   {"Id of the object", "Id do que mudou"},
 	"audit.at":          {"When", "Quando"},
 	"audit.change":      {"Change", "Alteração"},
 	"audit.show":        {"Show", "Mostrar"},
