@@ -41,7 +41,7 @@ type Limits struct {
 	// FailedMaxBytes limits FAILED; above it the oldest payloads go before LOG_MAX_AGE, those of accounts over
 	// ACCOUNT_SHARE first. 0: 5 % of STORE_MAX_BYTES.
 	FailedMaxBytes int64 `env:"FAILED_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
-	// BucketMaxBytes limits each bucket; above it changes are refused. 0: no limit, or half a percent of
+	// BucketMaxBytes limits each bucket; above it changes are refused. 0: no limit, or 0.4 % of
 	// STORE_MAX_BYTES with MAX_BYTES_EVERYWHERE.
 	BucketMaxBytes int64 `env:"BUCKET_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
 	// MaxBytesEverywhere gives every bucket and RETRIES a limit too, for hosted brokers that demand one. RETRIES drops
@@ -94,7 +94,7 @@ func (l Limits) bucketMaxBytes() int64 {
 	if !l.MaxBytesEverywhere {
 		return l.BucketMaxBytes
 	}
-	return cmp.Or(l.BucketMaxBytes, l.StoreMaxBytes/200)
+	return cmp.Or(l.BucketMaxBytes, l.StoreMaxBytes/250)
 }
 
 // MaxMessage returns the largest size of a message in bytes when events have at most eventMaxBytes.

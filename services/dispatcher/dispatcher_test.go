@@ -95,7 +95,8 @@ func (r *rig) start() {
 	done := make(chan error, 1)
 	r.metrics, r.health = prometheus.NewRegistry(), service.NewHealth()
 	proc := &service.Process{Name: "dispatcher", Log: r.log, Metrics: r.metrics, Health: r.health}
-	go func() { done <- r.run(ctx, r.cfg, proc) }()
+	cfg := r.cfg // the next one may have another
+	go func() { done <- r.run(ctx, cfg, proc) }()
 	r.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {

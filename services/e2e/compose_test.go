@@ -322,7 +322,7 @@ func testComposeSecrets(t *testing.T, c compose) {
 		"dispatcher":         {"NATS_PASSWORD_DISPATCHER"},
 		"suspension-monitor": {"NATS_PASSWORD_SUSPENSION_MONITOR", "REDIS_PASSWORD_MONITOR"},
 		"management":         {"NATS_PASSWORD_MANAGEMENT", "REDIS_PASSWORD_MANAGEMENT"},
-		"gancho":             {"NATS_PASSWORD_OPERATOR"},
+		"gancho":             {"NATS_PASSWORD_OPERATOR", "REDIS_PASSWORD_MANAGEMENT"}, // the doctor asks Redis
 	}
 	files := map[string][]string{ // that name what a container gets
 		"nats":  {"deploy/nats/nats.conf", "deploy/nats/accounts.conf"},
@@ -331,6 +331,7 @@ func testComposeSecrets(t *testing.T, c compose) {
 	if c.file == clusterFile {
 		users["suspension-monitor"] = []string{"NATS_PASSWORD_SUSPENSION_MONITOR", "REDIS_PASSWORD_LOOKUP", "REDIS_PASSWORD_MONITOR"}
 		users["management"] = []string{"NATS_PASSWORD_MANAGEMENT", "REDIS_PASSWORD_LOOKUP", "REDIS_PASSWORD_MANAGEMENT"}
+		users["gancho"] = []string{"NATS_PASSWORD_OPERATOR", "REDIS_PASSWORD_LOOKUP", "REDIS_PASSWORD_MANAGEMENT"}
 		files["nats"][0] = "deploy/cluster/nats/nats.conf"
 		files["redis"] = append(files["redis"], "deploy/cluster/redis/redis.sh", "deploy/cluster/redis/users.acl")
 		files["sentinel"] = []string{"deploy/cluster/redis/sentinel.sh"}
@@ -364,9 +365,9 @@ func testComposeSecrets(t *testing.T, c compose) {
 		}
 		var want []string
 		switch name {
-		case "setup", "management":
+		case "setup", "management", "gancho":
 			want = []string{"encryption-key", "api-tokens"}
-		case "dispatcher", "gancho":
+		case "dispatcher":
 			want = []string{"encryption-key"}
 		}
 		if !slices.Equal(secrets, want) {

@@ -140,7 +140,7 @@ func TestConfigurationIsRefused(t *testing.T) {
 		"78 white space":        {set: []string{"ENCRYPTION_KEY_FILE=" + f.crlfKeys}, of: both},
 		"78 tokens missing":     {set: []string{"API_TOKENS=", "API_TOKENS_FILE=" + f.missing}, line: `^API_TOKENS_FILE: `, of: m},
 		"78 tokens from a file": {set: []string{"API_TOKENS=", "API_TOKENS_FILE=" + f.tokens}, of: m},
-		"78 nobody may enter":   {set: []string{"API_TOKENS="}, line: `^API_TOKENS: nobody could use the API`, of: m},
+		"78 nobody may enter":   {set: []string{"API_TOKENS="}, line: `^API_TOKENS: no one could use the API`, of: m},
 		"78 token no account":   {set: []string{"API_TOKENS=CANARY-token"}, line: `^API_TOKENS: entry 1 `, of: m},
 		"78 two bad tokens":     {set: []string{"API_TOKENS=a b:CANARY-1,acme:CANARY-2:write"}, line: `^API_TOKENS: entry 2 `, count: 2, of: m},
 		"78 short JWT secret":   {set: []string{"JWT_HMAC_SECRET=CANARY"}, line: `^JWT_HMAC_SECRET: it is too short; HS256 needs at least 32`, of: m},

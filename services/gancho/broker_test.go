@@ -114,7 +114,7 @@ func TestDoctor(t *testing.T) {
 	doctor(s).want(t, 1, `missing on the broker: .*NOTIFICATIONS`, `gancho topology --apply`)
 	b := s.Topology(bustest.Limits())
 	notify(t, b, 3, false)
-	doctor(s).want(t, 0, `matched +3`, `delivered +3`, `unaccounted +0`, `The books balance`, `nobody has kept the books yet`, `Redis was not asked`)
+	doctor(s).want(t, 0, `matched +3`, `delivered +3`, `unaccounted +0`, `The books balance`, `the books have not been kept yet`, `Redis was not asked`)
 }
 
 // TestDoctorAsksRedis: every cause for which Redis cannot be used is named with its host, and without its password.
@@ -239,7 +239,7 @@ func TestBackupAndRestore(t *testing.T) {
 		if err := os.WriteFile(path, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		restore(to, dir).want(t, 1, `ATTEMPTS.snapshot is not what was backed up`)
+		restore(to, dir).want(t, 1, `ATTEMPTS.snapshot differs from the backup's`)
 	}
 	if err := os.WriteFile(path, whole, 0o600); err != nil {
 		t.Fatal(err)

@@ -27,7 +27,7 @@ func TestConfig(t *testing.T) {
 		want    []string // beginnings of the lines
 	}{
 		"good":            {nil, nil},
-		"nothing set":     {[]string{"ENCRYPTION_KEY_FILE=", "API_TOKENS="}, []string{"API_TOKENS: nobody could use the API", "ENCRYPTION_KEY_FILE"}},
+		"nothing set":     {[]string{"ENCRYPTION_KEY_FILE=", "API_TOKENS="}, []string{"API_TOKENS: no one could use the API", "ENCRYPTION_KEY_FILE"}},
 		"addresses":       {[]string{"HTTP_ADDR=8080", "REDIS_URL=localhost", "NATS_URL=x"}, []string{"HTTP_ADDR: \"8080\"", "NATS_URL:", "REDIS_URL"}},
 		"tokens":          {[]string{"API_TOKENS=a:b:c,x", "API_TOKENS_FILE=" + tokens}, []string{"API_TOKENS: entry 1", "API_TOKENS: entry 2", "API_TOKENS_FILE: entry 2"}},
 		"no token file":   {[]string{"API_TOKENS_FILE=" + tokens + "x"}, []string{"API_TOKENS_FILE: open"}},
