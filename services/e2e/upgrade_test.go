@@ -168,7 +168,7 @@ func (s *system) raiseSchema(account string, h hook) {
 	}
 	delete(w, "mac")
 	version, _ := w["version"].(float64)
-	w["schema"], w["version"] = 99, version+1
+	w["schema"], w["version"] = 4, version+1
 	body, err := json.Marshal(w)
 	if err != nil {
 		s.t.Fatal(err)
