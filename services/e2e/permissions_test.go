@@ -417,7 +417,7 @@ func rights() map[string]right {
 			"$KV.WEBHOOKS.key", "$KV.WEBHOOK_CLAIMS.key", "$KV.REPLAYS.key", "$KV.ENDED_SESSIONS.key", "$KV.ACCOUNTS.acme", "$KV.NOTICES.key", "$KV.ERASURES.key",
 		},
 		create: []string{topology.Audit, "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_ACCOUNTS", "KV_NOTICES", "KV_ERASURES"},
-		purge:  []string{topology.Retries, topology.Parked},
+		purge:  []string{topology.Notifications, topology.Retries, topology.Parked},
 		remove: payloads,
 		info: []string{
 			topology.Events, topology.Rejected, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.Quarantine, topology.WebhookStatus,

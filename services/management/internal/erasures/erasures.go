@@ -14,9 +14,9 @@
 // most one more request is made, and nothing is recorded of it.
 //
 // Passes go on until nothing was found for settle, and until no publisher holds an event that was erased: it may have
-// been about to make notifications of it. Then the files of RETRIES and PARKED are dropped where these streams are
-// empty: the broker does not overwrite a message that was acknowledged there. Where they are not empty, View.NotReached
-// names them.
+// been about to make notifications of it. Then the files of NOTIFICATIONS, RETRIES and PARKED are dropped where these
+// streams are empty: the broker does not overwrite a message that was acknowledged or purged there. Where they are not
+// empty, View.NotReached names them.
 //
 // # What a job remembers
 //

@@ -283,7 +283,7 @@ func TestErase(t *testing.T) {
 			if v.State != Done || v.Kind != name || v.Matched != 1 || v.Erased[topology.Events] != 1 || v.Erased[topology.Failed] != 1 || v.Erased[topology.Attempts] == 0 {
 				t.Errorf("the job says %+v", v)
 			}
-			if len(v.NotReached) != 4 { // messages of others are on RETRIES and PARKED
+			if len(v.NotReached) != 5 { // messages of others are on NOTIFICATIONS, RETRIES and PARKED
 				t.Errorf("not reached: %+v", v.NotReached)
 			}
 			r.must(r.bus.Erase(t.Context(), topology.Events, foreign.Sequence)) // an error if it is not there

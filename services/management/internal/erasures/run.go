@@ -188,7 +188,7 @@ func (r *run) run(ctx context.Context) error {
 		}
 	}
 	r.job.Left = nil
-	for _, stream := range []string{topology.Retries, topology.Parked} {
+	for _, stream := range []string{topology.Notifications, topology.Retries, topology.Parked} {
 		dropped, err := r.s.bus.Discard(ctx, stream)
 		if err != nil {
 			return err
