@@ -31,9 +31,8 @@ func (r *Record) Follow(last *Record) {
 	}
 	own := *last
 	own.Earlier = nil
-	// those of r
-	own.Account, own.WebhookID, own.NotificationID, own.EventID, own.EventName, own.EventSequence = "", "", "", "", "",
-		0
+	own.Account, own.WebhookID, own.NotificationID = "", "", "" // those of r
+	own.EventID, own.EventName, own.EventSequence = "", "", 0
 	line, err := json.Marshal(own)
 	if err != nil {
 		return

@@ -21,7 +21,7 @@
 // # What a job remembers
 //
 // The id that it was asked for, and those of the events, are sealed while it runs and removed when it ends. What stays
-// is a keyed hash: whoever has ENCRYPTION_KEY_FILE and the id can tell that the erasure was about it.
+// is a keyed hash. With ENCRYPTION_KEY_FILE and the id, an operator can prove that the erasure was about it.
 package erasures
 
 import (

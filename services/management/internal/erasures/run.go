@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -226,7 +225,7 @@ func (s *Service) forget(ctx context.Context) {
 		}
 	}
 	s.mu.Unlock()
-	for _, j := range slices.Clip(old) {
+	for _, j := range old {
 		if err := s.bucket.Delete(ctx, j.key(), j.revision); err != nil && ctx.Err() == nil && !errors.Is(err, bus.ErrConflict) {
 			s.log.Warn("an old erasure is not deleted; trying again", zap.Error(err))
 		}
