@@ -16,8 +16,9 @@ import (
 )
 
 // begun starts n requests and returns those that may be made now, in order, and how many wait.
-func begun(u *unrecorded, near bool, n int) (made []*request, waiting int) {
+func begun(u *unrecorded, near bool, n int) ([]*request, int) {
 	var mu sync.Mutex
+	var made []*request
 	for range n {
 		go func() {
 			r := u.begin(near)
@@ -29,7 +30,14 @@ func begun(u *unrecorded, near bool, n int) (made []*request, waiting int) {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	return slices.Clone(made), len(u.waiting)
+	return slices.Clone(made), u.held()
+}
+
+// held returns how many requests wait.
+func (u *unrecorded) held() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.waiting)
 }
 
 func TestUnrecordedIsBounded(t *testing.T) {
@@ -43,13 +51,13 @@ func TestUnrecordedIsBounded(t *testing.T) {
 		for _, r := range made {
 			r.answered()
 		}
-		if synctest.Wait(); len(u.waiting) != 2 {
+		if synctest.Wait(); u.held() != 2 {
 			t.Error("an answer that is not recorded made room")
 		}
 		for i, r := range made {
 			r.recorded()
-			if synctest.Wait(); len(u.waiting) != max(1-i, 0) {
-				t.Fatalf("after %d records %d wait", i+1, len(u.waiting))
+			if synctest.Wait(); u.held() != max(1-i, 0) {
+				t.Fatalf("after %d records %d wait", i+1, u.held())
 			}
 		}
 		if u.count != 2 {
@@ -73,11 +81,11 @@ func TestFarReceiversCountOnceAnswered(t *testing.T) {
 			t.Error("a request was made while too many are not recorded")
 		}
 		made[mostUnrecorded].recorded() // it was given up without an answer
-		if synctest.Wait(); len(u.waiting) != 1 {
+		if synctest.Wait(); u.held() != 1 {
 			t.Error("a request that was never counted made room")
 		}
 		made[0].recorded()
-		if synctest.Wait(); len(u.waiting) != 0 {
+		if synctest.Wait(); u.held() != 0 {
 			t.Error("a record made no room")
 		}
 	})
@@ -93,7 +101,7 @@ func TestHangingNearReceiverHoldsNothingUp(t *testing.T) {
 		if waiting != 1 {
 			t.Fatal("there was room")
 		}
-		for len(u.waiting) > 0 {
+		for u.held() > 0 {
 			time.Sleep(time.Millisecond)
 			synctest.Wait()
 		}

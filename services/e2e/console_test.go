@@ -62,13 +62,22 @@ func newChrome(t *testing.T, ignored string, more ...chromedp.ExecAllocatorOptio
 
 type step = chromedp.Action[chromedp.Void]
 
+// replaced is Chromium's answer about an element of a document that gave way to another one before anything was done.
+const replaced = "Could not find node with given id"
+
 // do runs steps, each of which waits for its element.
 func (c *chrome) do(what string, steps ...step) {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(c.ctx, time.Minute)
 	defer cancel()
-	if err := chromedp.Do(ctx, steps...); err != nil {
-		c.t.Fatalf("%s: %v\nthe page says:\n%s", what, err, c.text("body"))
+	for _, step := range steps {
+		err := chromedp.Do(ctx, step)
+		for err != nil && strings.Contains(err.Error(), replaced) && ctx.Err() == nil {
+			err = chromedp.Do(ctx, step)
+		}
+		if err != nil {
+			c.t.Fatalf("%s: %v\nthe page says:\n%s", what, err, c.text("body"))
+		}
 	}
 }
 
