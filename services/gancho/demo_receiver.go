@@ -1,6 +1,7 @@
 package gancho
 
 import (
+	"fmt"
 	"io"
 	"maps"
 	"net"
@@ -18,6 +19,7 @@ type demoReceiver struct {
 	name    string
 	webhook uuid.UUID
 	answer  func(attempt string, back bool) int // the status
+	refuses int                                 // of its first notifications every attempt
 
 	listener net.Listener
 	server   *http.Server
@@ -27,6 +29,7 @@ type demoReceiver struct {
 	seen    map[string][]demoRequest // by webhook-id
 	bodies  map[string]string        // as published, by webhook-id
 	warmUps map[string]bool          // of the events before the tour; true: it came
+	refused map[string]bool          // by webhook-id
 	mangled int
 }
 
@@ -55,7 +58,7 @@ func alwaysFails(_ string, back bool) int {
 func (r *demoReceiver) describe() string {
 	switch r.name {
 	case "flaky":
-		return "fails twice, then accepts"
+		return fmt.Sprintf("refuses its first %d for good; fails twice, then accepts", r.refuses)
 	case "dead":
 		return "answers 500 until it is repaired"
 	}
@@ -63,7 +66,7 @@ func (r *demoReceiver) describe() string {
 }
 
 func (r *demoReceiver) start() error {
-	r.seen, r.bodies, r.warmUps = map[string][]demoRequest{}, map[string]string{}, map[string]bool{}
+	r.seen, r.bodies, r.warmUps, r.refused = map[string][]demoRequest{}, map[string]string{}, map[string]bool{}, map[string]bool{}
 	var err error
 	if r.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		return err
@@ -94,6 +97,9 @@ func (r *demoReceiver) serve(w http.ResponseWriter, req *http.Request) {
 		w.WriteHeader(http.StatusOK)
 		return
 	}
+	if r.refused[id] {
+		status = http.StatusUnprocessableEntity
+	}
 	r.seen[id] = append(r.seen[id], demoRequest{attempt, at, status < 300})
 	if published, known := r.bodies[id]; known && published != string(body) {
 		r.mangled++
@@ -122,6 +128,9 @@ func (r *demoReceiver) expect(id string, body []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.bodies[id] = string(body)
+	if len(r.refused) < r.refuses {
+		r.refused[id] = true
+	}
 }
 
 func (r *demoReceiver) requests(id string) []demoRequest {
