@@ -46,11 +46,9 @@ func (s *system) waitBooks(series string, want float64) {
 	})
 }
 
-// TestBooksBalanceThroughKills kills and restarts everything under load and sees that the books come out
+// testBooksBalanceThroughKills kills and restarts everything under load and sees that the books come out
 // exactly.
-func TestBooksBalanceThroughKills(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t, "ATTEMPT_TIMEOUT=500ms")
+func testBooksBalanceThroughKills(t *testing.T, s *system) {
 	rc, bad := newReceiver(t, succeed), newReceiver(t, fail)
 	good, failing := s.register(dealCreated, rc.URL), s.register(dealCreated, bad.URL)
 	var txs []string

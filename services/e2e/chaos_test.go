@@ -489,7 +489,7 @@ func (s *statusSpy) WriteHeader(status int) {
 // notifications.
 func TestChaosKillDispatcher(t *testing.T) {
 	if *chaosFor <= time.Minute {
-		return // make chaos runs it; the short form is TestKillDispatcherUnderFailingNotifications
+		return // make chaos runs it; the short form is testKillDispatcherUnderFailingNotifications
 	}
 	s := newSystem(t, "ATTEMPT_TIMEOUT=500ms")
 	rc := newReceiver(t, slowly(5*time.Millisecond, fail))

@@ -110,13 +110,10 @@ func enter(selector, text string) step {
 func shown(selector string) step { return chromedp.WaitVisible(chromedp.CSS(selector)) }
 func gone(selector string) step  { return chromedp.WaitNotPresent(chromedp.CSS(selector)) }
 
-// TestConsoleInABrowser does what an owner does on a bad day: sign in, register a webhook, see it fail as it
+// testConsoleInABrowser does what an owner does on a bad day: sign in, register a webhook, see it fail as it
 // happens, find it suspended, resume it once its receiver works, and send again what was given up.
-func TestConsoleInABrowser(t *testing.T) {
-	t.Parallel()
+func testConsoleInABrowser(t *testing.T, s *system) {
 	c := newChrome(t, "")
-	s := newSystem(t, "RETRY_DELAYS=300ms,300ms,300ms,300ms,300ms",
-		"SUSPENSION_WINDOW=10m", "SUSPENSION_MIN_FAILURES=8", "SUSPENSION_MIN_SPAN=0s", "SUSPENSION_DURATION=1h", "SUSPENSION_MAX_DURATION=1h")
 	rc := newReceiver(t, func(w http.ResponseWriter, _ string) {
 		w.WriteHeader(http.StatusInternalServerError)
 		fmt.Fprint(w, `<script>document.title = "taken over"</script>`)

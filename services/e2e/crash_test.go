@@ -41,9 +41,7 @@ func (s *system) publishMany(n int) []string {
 	return txs
 }
 
-func TestDeliversByteForByte(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t)
+func testDeliversByteForByte(t *testing.T, s *system) {
 	rc := newReceiver(t, succeed)
 	h := s.register(dealCreated, rc.URL+"/in")
 	txs := s.publishMany(1)
@@ -117,9 +115,7 @@ func checkSix(t *testing.T, s *system, rc *receiver, notifications []string, kil
 	t.Logf("%d notifications, %d repeated attempts after %d kills", len(notifications), extra, kills)
 }
 
-func TestKillDispatcherUnderFailingNotifications(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t, "ATTEMPT_TIMEOUT=500ms") // and with it the ack wait, so that the test is short
+func testKillDispatcherUnderFailingNotifications(t *testing.T, s *system) {
 	rc := newReceiver(t, slowly(10*time.Millisecond, fail))
 	h := s.register(dealCreated, rc.URL)
 	notifications := ids(dealCreated, h, s.publishMany(200))
@@ -134,9 +130,7 @@ func TestKillDispatcherUnderFailingNotifications(t *testing.T) {
 	checkSix(t, s, rc, notifications, 5)
 }
 
-func TestKillPublisherInFanOut(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t)
+func testKillPublisherInFanOut(t *testing.T, s *system) {
 	rc := newReceiver(t, succeed)
 	var hooks []hook
 	for i := range 40 {
@@ -160,9 +154,7 @@ func TestKillPublisherInFanOut(t *testing.T) {
 	}
 }
 
-func TestKillBrokerUnderLoad(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t)
+func testKillBrokerUnderLoad(t *testing.T, s *system) {
 	rc := newReceiver(t, succeed)
 	flaky := newReceiver(t, func(w http.ResponseWriter, attempt string) {
 		if attempt < "3" {
@@ -189,9 +181,7 @@ func TestKillBrokerUnderLoad(t *testing.T) {
 	}
 }
 
-func TestStopUnderLoad(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t)
+func testStopUnderLoad(t *testing.T, s *system) {
 	rc := newReceiver(t, slowly(20*time.Millisecond, succeed))
 	flaky := newReceiver(t, func(w http.ResponseWriter, attempt string) {
 		if attempt < "4" {

@@ -71,6 +71,7 @@ type system struct {
 	*testsystem.System
 
 	t     *testing.T
+	turn  *turn // t as the test system has it
 	redis *redistest.Server
 	js    jetstream.JetStream
 
@@ -100,10 +101,10 @@ func newSystemWith(t *testing.T, o testsystem.Options, env ...string) *system {
 			t.Fatal(err)
 		}
 	}
-	s := &system{t: t, redis: redistest.Start(t), token: token}
+	s := &system{t: t, turn: &turn{t}, redis: redistest.Start(t), token: token}
 	o.Dir, o.RedisURL = t.TempDir(), s.redis.URL()
 	o.Env = append([]string{"RETRY_DELAYS=400ms,400ms,400ms,400ms,400ms", "RETRY_JITTER=0", "SUSPENSION_MIN_FAILURES=1000000"}, env...)
-	s.System = testsystem.New(t, o)
+	s.System = testsystem.New(s.turn, o)
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, p := range s.Services() {

@@ -12,11 +12,9 @@ import (
 	"gancho/pkg/delivery"
 )
 
-// TestNoticeReachesItsURL: a webhook whose URL always fails is suspended, and its owner's URL gets a signed notice of
+// testNoticeReachesItsURL: a webhook whose URL always fails is suspended, and its owner's URL gets a signed notice of
 // it, with the times of the next steps.
-func TestNoticeReachesItsURL(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t, "SUSPENSION_WINDOW=10m", "SUSPENSION_MIN_FAILURES=4", "SUSPENSION_MIN_SPAN=0s", "SUSPENSION_DURATION=1h", "SUSPENSION_MAX_DURATION=1h")
+func testNoticeReachesItsURL(t *testing.T, s *system) {
 	failing := newReceiver(t, func(w http.ResponseWriter, _ string) { w.WriteHeader(http.StatusInternalServerError) })
 	type request struct {
 		header http.Header

@@ -104,11 +104,9 @@ func TestDeletedConsumers(t *testing.T) {
 	}
 }
 
-// TestDeletedStream: a stream that is gone makes services that need it unready until its owner, and no other,
+// testDeletedStream: a stream that is gone makes services that need it unready until its owner, and no other,
 // has created it again.
-func TestDeletedStream(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t)
+func testDeletedStream(t *testing.T, s *system) {
 	rc := newReceiver(t, succeed)
 	h := s.register(dealCreated, rc.URL)
 	s.waitAll(ids(dealCreated, h, s.publishMany(1)), "delivered")

@@ -88,68 +88,85 @@ func (d *nameServer) down() {
 // on within seconds when it is back. With -outage 10m it is the long form, worth a run before a release.
 func TestOutages(t *testing.T) {
 	t.Parallel()
-	for name, outage := range map[string]struct {
-		away, back func(*system, *nameServer)
-		delivers   bool // meanwhile
-	}{
-		"NATS gone":    {func(s *system, _ *nameServer) { s.Broker.Kill() }, func(s *system, _ *nameServer) { s.StartBroker() }, false},
-		"NATS silent":  {func(s *system, _ *nameServer) { s.Broker.Signal(syscall.SIGSTOP) }, func(s *system, _ *nameServer) { s.Broker.Signal(syscall.SIGCONT) }, false},
-		"Redis gone":   {func(s *system, _ *nameServer) { s.redis.Kill() }, func(s *system, _ *nameServer) { s.redis.Restart() }, true},
-		"Redis silent": {func(s *system, _ *nameServer) { s.redis.Pause() }, func(s *system, _ *nameServer) { s.redis.Continue() }, true},
-		"DNS gone":     {func(_ *system, d *nameServer) { d.down() }, func(_ *system, d *nameServer) { d.up() }, false},
-	} {
-		t.Run(name, func(t *testing.T) {
+	start := func(t *testing.T) (*system, []guest) {
+		t.Helper()
+		d := startNameServer(t)
+		s := newSystem(t, "EGRESS_DNS_SERVER="+d.addr, "ATTEMPT_TIMEOUT=1s",
+			// Six attempts outlast the outage, and the next one is not long after it.
+			"RETRY_DELAYS="+strings.TrimSuffix(strings.Repeat(fmt.Sprint(*outageFor/4, ","), 5), ","))
+		return s, []guest{
+			{"NATS gone", outage{away: s.Broker.Kill, back: s.StartBroker}.test},
+			{"NATS silent", outage{away: func() { s.Broker.Signal(syscall.SIGSTOP) }, back: func() { s.Broker.Signal(syscall.SIGCONT) }}.test},
+			{"Redis gone", outage{s.redis.Kill, s.redis.Restart, true}.test},
+			{"Redis silent", outage{s.redis.Pause, s.redis.Continue, true}.test},
+			{"DNS gone", outage{away: d.down, back: d.up}.test},
+		}
+	}
+	if *outageFor <= time.Minute {
+		s, outages := start(t)
+		share(t, s, outages...)
+		return
+	}
+	for i := range 5 { // the long form has no time for one after the other
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			t.Parallel()
-			d := startNameServer(t)
-			s := newSystem(t, "EGRESS_DNS_SERVER="+d.addr, "ATTEMPT_TIMEOUT=1s",
-				// Six attempts outlast the outage, and the next one is not long after it.
-				"RETRY_DELAYS="+strings.TrimSuffix(strings.Repeat(fmt.Sprint(*outageFor/4, ","), 5), ","))
-			rc := newReceiver(t, func(w http.ResponseWriter, _ string) { w.Header().Set("Connection", "close") }) // each request needs a name
-			h := s.register(dealCreated, strings.Replace(rc.URL, "127.0.0.1", "receiver.example", 1))
-			s.settle()
-			first := ids(dealCreated, h, s.publishMany(5))
-			s.waitAll(first, "delivered")
-
-			cpu, said := map[*testsystem.Process]time.Duration{}, map[*testsystem.Process]map[string]int{}
-			for _, p := range s.Services() {
-				cpu[p], said[p] = p.CPU(), messages(p)
-			}
-			outage.away(s, d)
-			acknowledged := s.tryPublishing(*outageFor)
-			if outage.delivers {
-				s.waitAll(ids(dealCreated, h, acknowledged), "delivered")
-			}
-			for _, p := range s.Services() {
-				busy := float64(p.CPU()-cpu[p]) / float64(*outageFor)
-				lines := 0
-				for m, n := range messages(p) {
-					if n -= said[p][m]; n > 0 {
-						t.Logf("%s: %d times %s", p.Name, n, m)
-						lines += n
-					}
-				}
-				t.Logf("%s: %.1f %% of a processor, %d lines", p.Name, busy*100, lines)
-				if busy > 0.5 {
-					t.Errorf("%s kept %.0f %% of a processor busy meanwhile", p.Name, busy*100)
-				}
-				if most := 10 + int(outageFor.Minutes()*10); lines > most {
-					t.Errorf("%s logged %d lines meanwhile, want at most %d", p.Name, lines, most)
-				}
-			}
-			outage.back(s, d)
-			began := time.Now()
-			s.WaitReady()
-			t.Logf("ready after %v", time.Since(began).Round(10*time.Millisecond))
-			id := ids(dealCreated, h, s.publishMany(1))
-			s.waitAll(id, "delivered")
-			t.Logf("a new event delivered after %v", time.Since(began).Round(10*time.Millisecond))
-			if !outage.delivers {
-				<-time.After(*outageFor / 4) // the longest that a retry then waits
-			}
-			s.waitAll(ids(dealCreated, h, acknowledged), "delivered")
-			t.Logf("%d acknowledged meanwhile, the last delivered after %v", len(acknowledged), time.Since(began).Round(10*time.Millisecond))
+			s, outages := start(t)
+			share(t, s, outages[i])
 		})
 	}
+}
+
+// outage is what TestOutages takes away.
+type outage struct {
+	away, back func()
+	delivers   bool // meanwhile
+}
+
+func (outage outage) test(t *testing.T, s *system) {
+	rc := newReceiver(t, func(w http.ResponseWriter, _ string) { w.Header().Set("Connection", "close") }) // each request needs a name
+	h := s.register(dealCreated, strings.Replace(rc.URL, "127.0.0.1", "receiver.example", 1))
+	s.settle()
+	first := ids(dealCreated, h, s.publishMany(5))
+	s.waitAll(first, "delivered")
+
+	cpu, said := map[*testsystem.Process]time.Duration{}, map[*testsystem.Process]map[string]int{}
+	for _, p := range s.Services() {
+		cpu[p], said[p] = p.CPU(), messages(p)
+	}
+	outage.away()
+	acknowledged := s.tryPublishing(*outageFor)
+	if outage.delivers {
+		s.waitAll(ids(dealCreated, h, acknowledged), "delivered")
+	}
+	for _, p := range s.Services() {
+		busy := float64(p.CPU()-cpu[p]) / float64(*outageFor)
+		lines := 0
+		for m, n := range messages(p) {
+			if n -= said[p][m]; n > 0 {
+				t.Logf("%s: %d times %s", p.Name, n, m)
+				lines += n
+			}
+		}
+		t.Logf("%s: %.1f %% of a processor, %d lines", p.Name, busy*100, lines)
+		if busy > 0.5 {
+			t.Errorf("%s kept %.0f %% of a processor busy meanwhile", p.Name, busy*100)
+		}
+		if most := 10 + int(outageFor.Minutes()*10); lines > most {
+			t.Errorf("%s logged %d lines meanwhile, want at most %d", p.Name, lines, most)
+		}
+	}
+	outage.back()
+	began := time.Now()
+	s.WaitReady()
+	t.Logf("ready after %v", time.Since(began).Round(10*time.Millisecond))
+	id := ids(dealCreated, h, s.publishMany(1))
+	s.waitAll(id, "delivered")
+	t.Logf("a new event delivered after %v", time.Since(began).Round(10*time.Millisecond))
+	if !outage.delivers {
+		<-time.After(*outageFor / 4) // the longest that a retry then waits
+	}
+	s.waitAll(ids(dealCreated, h, acknowledged), "delivered")
+	t.Logf("%d acknowledged meanwhile, the last delivered after %v", len(acknowledged), time.Since(began).Round(10*time.Millisecond))
 }
 
 // messages counts what the process logged, by its text, but for the one line of each attempt and request.

@@ -15,24 +15,33 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// TestPortalInAFrame shows the console in a frame of another site, in a browser that sends no third-party cookies: a
+// crm is another site, whose page has a frame.
+type crm struct {
+	url, strange string // the site's address, and another one of it that is not on the list
+	frame        atomic.Value
+}
+
+func newCRM(t *testing.T) *crm {
+	t.Helper()
+	c := &crm{}
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		if r.URL.Path == "/" {
+			fmt.Fprintf(w, `<link rel="icon" href="data:,"><h1>CRM</h1><iframe src="%s" width="1100" height="700"></iframe>`, c.frame.Load())
+		}
+	}))
+	t.Cleanup(srv.Close)
+	// The two are sites of their own: localhost and 127.0.0.1.
+	c.url, c.strange = strings.Replace(srv.URL, "127.0.0.1", "localhost", 1), strings.Replace(srv.URL, "127.0.0.1", "elsewhere.localhost", 1)
+	return c
+}
+
+// testPortalInAFrame shows the console in a frame of another site, in a browser that sends no third-party cookies: a
 // customer goes on, changes the webhook, signs out. A site that is not on the list gets no frame.
-func TestPortalInAFrame(t *testing.T) {
-	t.Parallel()
+func testPortalInAFrame(t *testing.T, s *system, site *crm) {
 	c := newChrome(t, "Blocked autofocusing", chromedp.Flag("ignore-certificate-errors", true), chromedp.Flag("test-third-party-cookie-phaseout", true),
 		// Frames of another site stay in the page's process, where the test can reach them.
 		chromedp.Flag("disable-site-isolation-trials", true), chromedp.Flag("disable-features", "IsolateOrigins,site-per-process,Translate"))
-	frame := ""
-	crm := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "text/html")
-		if r.URL.Path == "/" {
-			fmt.Fprintf(w, `<link rel="icon" href="data:,"><h1>CRM</h1><iframe src="%s" width="1100" height="700"></iframe>`, frame)
-		}
-	}))
-	t.Cleanup(crm.Close)
-	// The two are sites of their own: localhost and 127.0.0.1.
-	crmURL, strange := strings.Replace(crm.URL, "127.0.0.1", "localhost", 1), strings.Replace(crm.URL, "127.0.0.1", "elsewhere.localhost", 1)
-	s := newSystem(t, "CONSOLE_FRAME_ANCESTORS="+crmURL, "TRUSTED_PROXIES=127.0.0.1")
 
 	var third atomic.Bool
 	api, err := url.Parse(s.APIURL)
@@ -64,8 +73,8 @@ func TestPortalInAFrame(t *testing.T) {
 		return proxy.URL + strings.TrimPrefix(made.URL, s.APIURL)
 	}
 
-	frame = link()
-	c.do("the CRM's page", chromedp.Navigate(crmURL+"/"), shown("iframe"))
+	site.frame.Store(link())
+	c.do("the CRM's page", chromedp.Navigate(site.url+"/"), shown("iframe"))
 	c.inFrame("go on", "#go-on", "#traffic")
 	c.inFrame("suspend", "#suspend-open", "#suspend:popover-open button.primary")
 	c.inFrame("confirm", "#suspend button.primary", ".notice-ok")
@@ -79,8 +88,8 @@ func TestPortalInAFrame(t *testing.T) {
 	c.inFrame("sign out", "form[action='/sign-out'] button", "p[role=alert]")
 
 	c.patient.Store(true) // it says that it refuses
-	frame = link()
-	c.do("a strange page", chromedp.Navigate(strange+"/"), shown("iframe"))
+	site.frame.Store(link())
+	c.do("a strange page", chromedp.Navigate(site.strange+"/"), shown("iframe"))
 	c.until("it gets no frame", `document.querySelector("iframe").contentDocument === null`)
 	frames, err := chromedp.Run(c.ctx, chromedp.Nodes(chromedp.CSS("iframe")))
 	if err != nil {

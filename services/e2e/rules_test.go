@@ -472,12 +472,9 @@ func (p *prometheusServer) query(q string) (series int, err error) {
 	return len(data.Result), err
 }
 
-// TestQueriesOnPrometheus has a real Prometheus ask real services, and asks it what the dashboard would: every
+// testQueriesOnPrometheus has a real Prometheus ask real services, and asks it what the dashboard would: every
 // query is answered, every metric is there, every rule can be evaluated, and no alert is raised.
-func TestQueriesOnPrometheus(t *testing.T) {
-	t.Parallel()
-	tool(t, "prometheus")
-	s := newSystem(t)
+func testQueriesOnPrometheus(t *testing.T, s *system) {
 	rc := newReceiver(t, succeed)
 	h := s.register(dealCreated, rc.URL)
 	s.waitAll(ids(dealCreated, h, s.publishMany(5)), "delivered")

@@ -8,11 +8,9 @@ import (
 	"gancho/services/internal/testsystem"
 )
 
-// TestScale starts dispatchers and suspension-monitors under load and stops some again, the first ones too:
+// testScale starts dispatchers and suspension-monitors under load and stops some again, the first ones too:
 // nothing is lost, sent twice or used up.
-func TestScale(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t)
+func testScale(t *testing.T, s *system) {
 	rc := newReceiver(t, succeed)
 	flaky := newReceiver(t, func(w http.ResponseWriter, attempt string) {
 		if attempt < "4" {

@@ -129,9 +129,7 @@ func (s *system) statusEvents(id string) []string {
 	return events
 }
 
-func TestSuspendedURLIsSilentAndRecovers(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t, quickly...)
+func testSuspendedURLIsSilentAndRecovers(t *testing.T, s *system) {
 	rc := newReceiver(t, fail)
 	h := s.register(dealCreated, rc.URL+"/dead")
 	txs := s.suspendByFailing(h)
@@ -167,9 +165,7 @@ func count(all []string, one string) (n int) {
 	return n
 }
 
-func TestParkedArriveOldestFirst(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t, append(quickly, "MAX_IN_FLIGHT_PER_URL=1")...)
+func testParkedArriveOldestFirst(t *testing.T, s *system) {
 	rc := newReceiver(t, succeed)
 	h := s.register(dealCreated, rc.URL)
 	s.call(http.MethodPost, "/crm/v2/webhooks/"+h.ID+"/suspend", nil, nil)
@@ -188,9 +184,7 @@ func TestParkedArriveOldestFirst(t *testing.T) {
 	}
 }
 
-func TestReleaseByThreeDispatchers(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t, quickly...)
+func testReleaseByThreeDispatchers(t *testing.T, s *system) {
 	s.AddDispatcher()
 	s.AddDispatcher()
 	rc := newReceiver(t, succeed)
@@ -208,9 +202,7 @@ func TestReleaseByThreeDispatchers(t *testing.T) {
 	}
 }
 
-func TestRedisLostDuringSuspension(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t, append(quickly, "SUSPENSION_DURATION=2s", "SUSPENSION_MAX_DURATION=3s")...)
+func testRedisLostDuringSuspension(t *testing.T, s *system) {
 	rc, good := newReceiver(t, fail), newReceiver(t, succeed)
 	h := s.register(dealCreated, rc.URL)
 	healthy := s.register(dealCreated, good.URL)
@@ -239,9 +231,7 @@ func TestRedisLostDuringSuspension(t *testing.T) {
 	s.settled(rc, ids(dealCreated, h, txs), 0)
 }
 
-func TestKillMonitorAtEachStep(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t, quickly...)
+func testKillMonitorAtEachStep(t *testing.T, s *system) {
 	rc := newReceiver(t, fail)
 	h := s.register(dealCreated, rc.URL)
 	restart := func() { s.Monitor.Kill(); s.Monitor.Start() }
@@ -265,9 +255,7 @@ func TestKillMonitorAtEachStep(t *testing.T) {
 	}
 }
 
-func TestTwoMonitorsDecideOnce(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t, append(quickly, "SUSPENSION_DURATION=1m", "SUSPENSION_MAX_DURATION=1m")...)
+func testTwoMonitorsDecideOnce(t *testing.T, s *system) {
 	second := *s.Monitor
 	second.Start()
 	t.Cleanup(second.Kill)
@@ -280,9 +268,7 @@ func TestTwoMonitorsDecideOnce(t *testing.T) {
 	}
 }
 
-func TestFrozenProbingDispatcher(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t, append(quickly, "ATTEMPT_TIMEOUT=2s")...)
+func testFrozenProbingDispatcher(t *testing.T, s *system) {
 	rc := newReceiver(t, fail)
 	h := s.register(dealCreated, rc.URL)
 	txs := s.suspendByFailing(h)
@@ -305,9 +291,7 @@ func TestFrozenProbingDispatcher(t *testing.T) {
 	s.settled(rc, ids(dealCreated, h, txs), 1+10)
 }
 
-func TestByHand(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t, quickly...)
+func testByHand(t *testing.T, s *system) {
 	rc, moved := newReceiver(t, fail), newReceiver(t, succeed) // notifications before the flag are parked at its retry
 	h, other := s.register(dealCreated, rc.URL), s.register("crm_deal_*", rc.URL)
 	for range 2 { // idempotent
