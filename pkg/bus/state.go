@@ -18,7 +18,14 @@ type StreamState struct {
 	First, Last     uint64    // sequences of the oldest and the newest message
 	Subjects        uint64    // how many it has
 	Oldest          time.Time // when the oldest message was stored; zero when it is empty
+	// Of a cluster: the server that leads the stream, "" while none does, and those with a replica of it that are not
+	// there, or do not have all of it.
+	Leader       string
+	Away, Behind []string
 }
+
+// awayAfter is how long a server of a cluster may be silent. The broker, too, gives it up then.
+const awayAfter = 10 * time.Second
 
 // StreamState returns the stream's, ErrNotFound when it does not exist.
 func (b *Bus) StreamState(ctx context.Context, stream string) (StreamState, error) {
@@ -36,6 +43,17 @@ func (b *Bus) StreamState(ctx context.Context, stream string) (StreamState, erro
 	}
 	if out.Messages > 0 {
 		out.Oldest = info.State.FirstTime
+	}
+	if info.Cluster != nil {
+		out.Leader = info.Cluster.Leader
+		for _, replica := range info.Cluster.Replicas {
+			switch {
+			case replica.Offline || replica.Active > awayAfter:
+				out.Away = append(out.Away, replica.Name)
+			case !replica.Current:
+				out.Behind = append(out.Behind, replica.Name)
+			}
+		}
 	}
 	return out, nil
 }

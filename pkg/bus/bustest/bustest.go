@@ -82,6 +82,12 @@ func (s *Server) URL() string { return s.srv.ClientURL() }
 // StoreDir is where the server keeps its files.
 func (s *Server) StoreDir() string { return s.opts.StoreDir }
 
+// Name is the server's in a cluster.
+func (s *Server) Name() string { return s.opts.ServerName }
+
+// LeadsCluster reports whether the server leads its cluster.
+func (s *Server) LeadsCluster() bool { return s.srv.JetStreamIsLeader() }
+
 // Restart stops the server and starts it again on the same port and store.
 func (s *Server) Restart() {
 	s.t.Helper()

@@ -16,7 +16,8 @@
 // Passes go on until nothing was found for settle, and until no publisher holds an event that was erased: it may have
 // been about to make notifications of it. Then the files of NOTIFICATIONS, RETRIES and PARKED are dropped where these
 // streams are empty: the broker does not overwrite a message that was acknowledged or purged there. Where they are not
-// empty, View.NotReached names them.
+// empty, View.NotReached names them. It names a cluster's servers, too, that were away: they may learn only which
+// messages are gone, and then do not overwrite them.
 //
 // # What a job remembers
 //
@@ -82,6 +83,7 @@ type job struct {
 	Matched   int               `json:"matched"`
 	Erased    map[string]uint64 `json:"erased,omitempty"`
 	Left      []string          `json:"left,omitempty"` // streams whose files were not dropped
+	Away      []string          `json:"away,omitempty"` // servers that were away while messages were erased
 	CreatedAt time.Time         `json:"created_at"`
 	UpdatedAt time.Time         `json:"updated_at"`
 	Runner    string            `json:"runner,omitempty"`
@@ -135,6 +137,9 @@ func (j *job) view() View {
 	maps.Copy(v.Erased, j.Erased)
 	for _, stream := range j.Left {
 		v.NotReached = append(v.NotReached, NotReached{stream, "messages that had left it before stay in its files until the broker writes these again, as others pass through it"})
+	}
+	for _, server := range j.Away {
+		v.NotReached = append(v.NotReached, NotReached{"server " + server, "it was away while messages were erased, and does not overwrite what it missed; remove its store and start it while all others run: they give it what is left"})
 	}
 	if j.Problem != "" {
 		v.Problem = &j.Problem

@@ -39,12 +39,14 @@ type rig struct {
 	t   *testing.T
 	srv *bustest.Server
 	bus *bus.Bus
+
+	settle time.Duration // of services
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	srv := bustest.Start(t)
-	return &rig{t, srv, srv.Topology(bustest.Limits())}
+	return &rig{t, srv, srv.Topology(bustest.Limits()), 300 * time.Millisecond}
 }
 
 func (r *rig) must(err error) {
@@ -176,7 +178,7 @@ func (r *rig) service(b *bus.Bus, keys *seal.Keyring) (s *Service, stop func()) 
 	bucket, err := b.Bucket(r.t.Context(), topology.BucketErasures)
 	r.must(err)
 	s = New(b, bucket, keys, bustest.Logger(r.t))
-	s.settle = 300 * time.Millisecond
+	s.settle = r.settle
 	ctx, cancel := context.WithCancel(r.t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
@@ -228,6 +230,17 @@ func (r *rig) files(text string) []string {
 // check looks that nothing of the event is left, and what the journal says of its notifications.
 func (r *rig) check(all map[*notification.Notification]notification.State) {
 	r.t.Helper()
+	r.ended(all)
+	for _, text := range []string{document, change, person} {
+		if found := r.files(text); len(found) > 0 {
+			r.t.Errorf("%q is still in %v", text, found)
+		}
+	}
+}
+
+// ended looks what the journal says of notifications that were erased.
+func (r *rig) ended(all map[*notification.Notification]notification.State) {
+	r.t.Helper()
 	for n, want := range all {
 		last := r.last(n)
 		if last.State != want || last.Reason != notification.ReasonErased || last.Attempt != nil || last.Earlier != nil {
@@ -246,11 +259,6 @@ func (r *rig) check(all map[*notification.Notification]notification.State) {
 			if decision.Step != notification.StepSettle && decision.Step != notification.StepKeepFailed {
 				r.t.Errorf("who holds the message in memory goes on with step %d", decision.Step)
 			}
-		}
-	}
-	for _, text := range []string{document, change, person} {
-		if found := r.files(text); len(found) > 0 {
-			r.t.Errorf("%q is still in %v", text, found)
 		}
 	}
 }

@@ -37,6 +37,7 @@ type run struct {
 	beat    time.Time
 	next    map[string]uint64 // streams by the sequence from which on they were not looked at
 	journal uint64            // the same of ATTEMPTS
+	erased  bool              // messages, since absent has looked
 }
 
 // hit is a message to erase.
@@ -330,6 +331,7 @@ func (r *run) close(ctx context.Context, id string, n *notification.Notification
 }
 
 func (r *run) erase(ctx context.Context, stream string, sequence uint64) error {
+	r.erased = true
 	if err := r.s.bus.Erase(ctx, stream, sequence); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -168,6 +169,9 @@ func (r *run) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if err := r.absent(ctx); err != nil {
+			return err
+		}
 		if changed {
 			quiet = time.Now()
 			continue
@@ -198,6 +202,29 @@ func (r *run) run(ctx context.Context) error {
 	}
 	r.job.State, r.job.Sealed, r.job.Runner = Done, "", ""
 	return r.note(ctx, true)
+}
+
+// absent notes servers of a cluster that are away from streams that messages were erased from, if any was since the
+// last time.
+func (r *run) absent(ctx context.Context) error {
+	if !r.erased {
+		return nil
+	}
+	known := len(r.job.Away)
+	for stream := range r.job.Erased {
+		state, err := r.s.bus.StreamState(ctx, stream)
+		if err != nil {
+			return err
+		}
+		r.job.Away = append(r.job.Away, state.Away...)
+	}
+	slices.Sort(r.job.Away)
+	r.job.Away = slices.Compact(r.job.Away)
+	if err := r.note(ctx, len(r.job.Away) > known); err != nil {
+		return err
+	}
+	r.erased = false
+	return nil
 }
 
 // held reports whether a publisher may hold an event that was erased: it has not settled it yet.
