@@ -216,6 +216,7 @@ type Stats struct {
 		P99 *float64 `json:"p99"`
 	} `json:"duration_ms"`
 	Notifications map[string]uint64 `json:"notifications"`
+	HeldBack      uint64            `json:"held_back"` // events, by its conditions
 }
 
 // Explanation says why a notification is in its state and what happens when.

@@ -1,8 +1,9 @@
-// Package numbers counts what happened: events, notifications and attempts by account, webhook and minute.
+// Package numbers counts what happened: events, notifications, attempts and what conditions held back, by account,
+// webhook and minute.
 //
 // # Exact, and kept
 //
-// Each count is of messages in streams: records of the journal, messages on NOTIFICATIONS and on CRM_EVENTS. A slice
+// Each count is of messages in streams: records of the journal, messages on NOTIFICATIONS, CRM_EVENTS and HELD. A slice
 // holds the counts between two positions of these streams. It is one message on the stream NUMBERS, written on top of
 // the slice before it (compare-and-set), and it holds the positions up to which it counts. So a message is counted
 // once, however many processes count and whenever one of them dies, and a loss of Redis changes nothing. Hours that
@@ -31,6 +32,8 @@ type Counts struct {
 	Took map[int]uint64 `json:"t,omitempty"`
 	// States are how many notifications came into a state.
 	States map[notification.State]uint64 `json:"n,omitempty"`
+	// Held are events that conditions of the webhook held back.
+	Held uint64 `json:"h,omitempty"`
 
 	Events     uint64 `json:"e,omitempty"` // of the account
 	EventBytes uint64 `json:"b,omitempty"`
@@ -42,6 +45,7 @@ func (c *Counts) Add(o *Counts) {
 	c.Failed += o.Failed
 	c.Events += o.Events
 	c.EventBytes += o.EventBytes
+	c.Held += o.Held
 	c.Reasons = sum(c.Reasons, o.Reasons)
 	c.Took = sum(c.Took, o.Took)
 	c.States = sum(c.States, o.States)

@@ -173,9 +173,10 @@ func (k *Keeper) count(
 	}
 	for _, s := range []struct {
 		stream, subject string
+		bodies          bool // are needed
 		count           func(m jetstream.Msg, meta *jetstream.MsgMetadata)
 	}{
-		{topology.Events, event.SubjectPrefix + filter + ".*", func(m jetstream.Msg, meta *jetstream.MsgMetadata) {
+		{topology.Events, event.SubjectPrefix + filter + ".*", false, func(m jetstream.Msg, meta *jetstream.MsgMetadata) {
 			account, _, _ := strings.Cut(strings.TrimPrefix(m.Subject(), event.SubjectPrefix), ".")
 			size, _ := strconv.ParseUint(m.Headers().Get("Nats-Msg-Size"), 10, 64)
 			n := counts.at(account, "", meta.Timestamp)
@@ -183,7 +184,7 @@ func (k *Keeper) count(
 			n.EventBytes += size
 		}},
 		{
-			topology.Notifications, topology.SubjectNotification(filter, "*"),
+			topology.Notifications, topology.SubjectNotification(filter, "*"), false,
 			func(m jetstream.Msg, meta *jetstream.MsgMetadata) {
 				if h := m.Headers(); h.Get(notification.HeaderAccount) != "" {
 					counts.at(h.Get(notification.HeaderAccount), h.Get(notification.HeaderWebhookID),
@@ -191,14 +192,23 @@ func (k *Keeper) count(
 				}
 			},
 		},
-		{topology.Attempts, topology.SubjectAttempts(filter, "*"), func(m jetstream.Msg, meta *jetstream.MsgMetadata) {
+		{topology.Attempts, topology.SubjectAttempts(filter, "*"), false, func(m jetstream.Msg, meta *jetstream.MsgMetadata) {
 			r, err := notification.ParseSummary(m.Headers().Get(notification.HeaderSummary), meta.Sequence.Stream)
 			if err == nil {
 				counts.at(r.Account, r.WebhookID, meta.Timestamp).record(&r)
 			}
 		}},
+		{topology.Held, topology.SubjectsHeld(filter), true, func(m jetstream.Msg, meta *jetstream.MsgMetadata) {
+			account, webhooks := held(m.Subject(), m.Data())
+			for _, id := range webhooks {
+				counts.at(account, id.String(), meta.Timestamp).Held++
+			}
+		}},
 	} {
 		state, err := k.bus.StreamState(ctx, s.stream)
+		if s.stream == topology.Held && errors.Is(err, bus.ErrNotFound) {
+			continue // every publisher is older
+		}
 		if err != nil {
 			return slice{}, nil, false, err
 		}
@@ -210,7 +220,7 @@ func (k *Keeper) count(
 		if at >= state.Last {
 			continue
 		}
-		cfg := jetstream.OrderedConsumerConfig{FilterSubjects: []string{s.subject}, HeadersOnly: true}
+		cfg := jetstream.OrderedConsumerConfig{FilterSubjects: []string{s.subject}, HeadersOnly: !s.bodies}
 		err = k.bus.ReadBetween(ctx, s.stream, cfg, at+1, state.Last, func(m jetstream.Msg, sequence uint64) bool {
 			meta, err := m.Metadata()
 			if err != nil {

@@ -31,12 +31,28 @@ const hooks = 5
 
 func hookID(i int) string { return fmt.Sprintf("00000000-0000-4000-8000-%012d", i%hooks) }
 
-// happen stores n events with a notification and an attempt each; every third attempt fails.
+// happen stores n events with a notification and an attempt each; every third attempt fails. Each event was held back
+// from two other webhooks, which is noted twice.
 func happen(t *testing.T, b *bus.Bus, account string, n int) {
 	t.Helper()
 	for i := range n {
-		if _, err := eventstream.Publish(t.Context(), b, event.Subject(account, "crm_deal_created"), "", nil, []byte(`{"n":1}`)); err != nil {
+		stored, err := eventstream.Publish(t.Context(), b, event.Subject(account, "crm_deal_created"), "", nil, []byte(`{"n":1}`))
+		if err != nil {
 			t.Fatal(err)
+		}
+		for range 2 {
+			h := Held{
+				Account: account, Sequence: stored.Sequence, Webhooks: []uuid.UUID{uuid.MustParse(hookID(i + 1)), uuid.MustParse(hookID(i + 2))},
+			}
+			started, err := h.Start(t.Context(), b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range started {
+				if err := s.Wait(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
 		}
 		m := bustest.Example(i)
 		m.Account, m.ID, m.WebhookID = account, uuid.NewString(), hookID(i)
@@ -85,7 +101,7 @@ func TestSums(t *testing.T) {
 				Delivered: uint64(n) - failed, Failed: failed, Reasons: map[string]uint64{"timeout": failed},
 				Took:   map[int]uint64{bucket(100): uint64(n) - failed, bucket(5000): failed},
 				States: map[notification.State]uint64{notification.Pending: uint64(n), notification.Delivered: uint64(n) - failed, notification.Retrying: failed},
-				Events: uint64(n), EventBytes: 7 * uint64(n),
+				Events: uint64(n), EventBytes: 7 * uint64(n), Held: 2 * uint64(n),
 			}
 			if diff := cmp.Diff(map[string]*Counts{"acme": want, "globex": want}, sums); diff != "" {
 				t.Errorf("%s, by %s:\n%s", when, name, diff)

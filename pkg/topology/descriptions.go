@@ -12,8 +12,9 @@ var descriptions = map[string]string{
 	Quarantine:    "messages that could not be handled, with the reason",
 	MaxDeliveries: "the broker's reports of notifications that it delivers no more; a dispatcher puts them right",
 	WebhookStatus: "what happened to webhooks and accounts, for the CRM",
+	Held:          "which webhooks an event was held back from by their conditions, to be counted",
 	Audit:         "who changed what: a record of each change by API, console or operator",
-	Numbers:       "counts of events, notifications and attempts, slice by slice",
+	Numbers:       "counts of events, notifications, attempts and what was held back, slice by slice",
 	Usage:         "hours of these counts, by account",
 	Commands:      "suspensions and resumptions by hand, for the suspension-monitor",
 

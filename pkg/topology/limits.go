@@ -45,7 +45,7 @@ type Limits struct {
 	// STORE_MAX_BYTES with MAX_BYTES_EVERYWHERE.
 	BucketMaxBytes int64 `env:"BUCKET_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
 	// MaxBytesEverywhere gives every bucket and RETRIES a limit too, for hosted brokers that demand one. RETRIES drops
-	// its oldest messages at four times RETRIES_MAX_BYTES, far above where it stops growing. CRM_EVENTS then has 20 %
+	// its oldest messages at four times RETRIES_MAX_BYTES, far above where it stops growing. CRM_EVENTS then has 19 %
 	// and RETRIES_MAX_BYTES 4 % of STORE_MAX_BYTES.
 	MaxBytesEverywhere bool `env:"MAX_BYTES_EVERYWHERE" envDefault:"false"`
 }
@@ -71,7 +71,7 @@ func (l Limits) MaxBytes(stream string) int64 {
 	if l.MaxBytesEverywhere { // room for the limits that are there besides
 		switch stream {
 		case Events:
-			share = 20
+			share = 19
 		case Retries:
 			share = 4
 		}

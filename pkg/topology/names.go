@@ -1,6 +1,9 @@
 package topology
 
-import "time"
+import (
+	"strconv"
+	"time"
+)
 
 // Streams.
 const (
@@ -16,6 +19,7 @@ const (
 	WebhookStatus = "WEBHOOK_STATUS"
 	Commands      = "SUSPENSION_COMMANDS"
 	Audit         = "AUDIT"
+	Held          = "HELD"
 	Numbers       = "NUMBERS"
 	Usage         = "USAGE"
 )
@@ -107,6 +111,15 @@ func SubjectRetryAt(account, id string) string { return "gancho.retries.at." + a
 func SubjectRetryDue(account, webhook, id string) string {
 	return "gancho.retries.due." + account + "." + webhook + "." + id
 }
+
+// SubjectHeld returns the subject in HELD of a part of the webhooks that an event was held back from. It names the
+// event by its place in CRM_EVENTS and holds nothing of its content.
+func SubjectHeld(account string, sequence uint64, part int) string {
+	return "gancho.held." + account + "." + strconv.FormatUint(sequence, 10) + "." + strconv.Itoa(part)
+}
+
+// SubjectsHeld returns the subjects in HELD of an account; "*" stands for all accounts.
+func SubjectsHeld(account string) string { return "gancho.held." + account + ".*.*" }
 
 // SubjectUsage returns the subject of an account's hours in USAGE.
 func SubjectUsage(account string) string { return "gancho.usage.hours." + account }

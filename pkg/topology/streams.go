@@ -28,7 +28,7 @@ const LeaseTTL = 15 * time.Second
 
 // InBatches reports whether the stream takes atomic batches.
 func InBatches(stream string) bool {
-	return stream == Notifications || stream == Attempts || stream == Parked
+	return stream == Notifications || stream == Attempts || stream == Parked || stream == Held
 }
 
 // Streams returns the configuration of the owner's streams.
@@ -62,6 +62,7 @@ func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 			events, notifications,
 			limits(Rejected, 30*24*time.Hour, "gancho.rejected.*"),
 			limits(Quarantine, 30*24*time.Hour, "gancho.quarantine.>"),
+			limits(Held, 48*time.Hour, SubjectsHeld("*")),
 		}
 	case Dispatcher:
 		retries := work(Retries, "gancho.retries.at.*.*", "gancho.retries.due.*.*.*")
@@ -176,7 +177,7 @@ func Durables() []Durable {
 func Backup() []string {
 	all := []string{
 		BucketPrefix + BucketBooks, Events, Notifications, Parked, Retries, Attempts, Failed, Rejected, Quarantine,
-		MaxDeliveries, WebhookStatus, Commands, Audit, Numbers, Usage,
+		MaxDeliveries, WebhookStatus, Commands, Audit, Held, Numbers, Usage,
 	}
 	for _, o := range Owners() {
 		for _, kv := range o.Buckets(Limits{}) {

@@ -363,12 +363,12 @@ func rights() map[string]right {
 	crm := right{publish: []string{"crm.events.acme.crm_deal_created"}}
 
 	publisher := right{
-		publish: []string{"gancho.notifications.acme.id", "gancho.rejected.bad_json", "gancho.quarantine.CRM_EVENTS.reason", "gancho.accounts.acme.deferred", "$KV.SHARES.deferred.acme", "$KV.SHARES.work", "$KV.LEASES.shares"},
-		create:  []string{topology.Events, topology.Rejected, topology.Notifications, topology.Quarantine, "KV_SHARES"},
+		publish: []string{"gancho.notifications.acme.id", "gancho.rejected.bad_json", "gancho.quarantine.CRM_EVENTS.reason", "gancho.accounts.acme.deferred", "gancho.held.acme.1.0", "$KV.SHARES.deferred.acme", "$KV.SHARES.work", "$KV.LEASES.shares"},
+		create:  []string{topology.Events, topology.Rejected, topology.Notifications, topology.Quarantine, topology.Held, "KV_SHARES"},
 		purge:   []string{topology.Notifications, topology.Attempts, topology.Failed},
 		info:    slices.Concat([]string{topology.Attempts, topology.Failed, topology.Retries, topology.Parked, "KV_LEASES", "KV_ACCOUNTS"}, watches),
 		get:     slices.Concat([]string{topology.Events, "KV_LEASES"}, watches, shares),
-		lookUp:  []string{topology.Notifications, topology.Attempts, topology.Failed},
+		lookUp:  []string{topology.Notifications, topology.Attempts, topology.Failed, topology.Held},
 		consume: anyConsumer(slices.Concat(watches, shares)...),
 	}
 	publisher.consume[topology.Events] = []string{topology.ConsumerPublisher, "shares"}
@@ -421,10 +421,10 @@ func rights() map[string]right {
 		remove: payloads,
 		info: []string{
 			topology.Events, topology.Rejected, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.Quarantine, topology.WebhookStatus,
-			topology.Commands, "KV_SUSPENSIONS", "KV_SHARES",
+			topology.Commands, topology.Held, "KV_SUSPENSIONS", "KV_SHARES",
 		},
 		get:     slices.Concat(payloads, []string{topology.WebhookStatus, "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_NOTICES", "KV_ERASURES"}, watches, shares),
-		consume: anyConsumer(slices.Concat([]string{topology.Failed, topology.WebhookStatus, topology.Events, "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_NOTICES", "KV_ERASURES"}, watches, shares)...),
+		consume: anyConsumer(slices.Concat([]string{topology.Failed, topology.Held, topology.WebhookStatus, topology.Events, "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_NOTICES", "KV_ERASURES"}, watches, shares)...),
 	}
 	management.consume[topology.Audit] = []string{"*"}
 	management.consume[topology.Attempts] = []string{"*", topology.ConsumerIndex}

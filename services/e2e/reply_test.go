@@ -129,7 +129,7 @@ func TestForgingByReplySubject(t *testing.T) {
 		topology.Events: "crm.events.acme.crm_deal_created", topology.Notifications: "gancho.notifications.acme.seed", topology.Rejected: "gancho.rejected.bad_json",
 		topology.Quarantine: "gancho.quarantine.CRM_EVENTS.seed", topology.Retries: "gancho.retries.due.acme.webhook.seed", topology.Parked: "gancho.parked.acme.lane.webhook",
 		topology.Attempts: "gancho.attempts.acme.seed", topology.Failed: "gancho.failed.acme.webhook.seed", topology.WebhookStatus: "gancho.webhooks.acme.webhook.seed",
-		topology.Commands: "gancho.suspensions.acme.lane", topology.Audit: "gancho.audit.acme",
+		topology.Commands: "gancho.suspensions.acme.lane", topology.Audit: "gancho.audit.acme", topology.Held: "gancho.held.acme.1.seed",
 	}
 	configs := map[string]jetstream.StreamConfig{}
 	first := map[string]uint64{}

@@ -6,7 +6,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"gancho/pkg/delivery"
+	"gancho/pkg/numbers"
 )
 
 // TestNumbers: the sums are those of what happened.
@@ -22,11 +25,22 @@ func TestNumbers(t *testing.T) {
 		}
 		s.attempted(n, "")
 	}
+	held := numbers.Held{Account: "acme", Sequence: 1, Webhooks: []uuid.UUID{uuid.New(), uuid.MustParse(id)}}
+	notes, err := held.Start(t.Context(), s.bus)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range notes {
+		if err := n.Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
 	stats := "/crm/v2/webhooks/" + id + "/stats"
 	for _, step := range []string{"", "?step=1m", "?step=1h", "?step=1d"} {
 		rows := s.do(acme, "GET", stats+step, nil).want(200).rows()
-		var delivered, failed, of5xx, pending float64
+		var delivered, failed, of5xx, pending, held float64
 		for _, r := range rows {
+			held += number(r, "held_back")
 			delivered += number(object(r, "attempts"), "delivered")
 			failed += number(object(r, "attempts"), "failed")
 			if reasons := object(r, "reasons"); reasons["status_5xx"] != nil {
@@ -41,8 +55,8 @@ func TestNumbers(t *testing.T) {
 				pending += number(states, "pending")
 			}
 		}
-		if delivered != events || failed != 3 || of5xx != 3 || pending != events {
-			t.Errorf("step %q: %v delivered, %v failed, %v of them 5xx, %v pending", step, delivered, failed, of5xx, pending)
+		if delivered != events || failed != 3 || of5xx != 3 || pending != events || held != 1 {
+			t.Errorf("step %q: %v delivered, %v failed, %v of them 5xx, %v pending, %v held back", step, delivered, failed, of5xx, pending, held)
 		}
 	}
 	usage := s.do(operator, "GET", "/crm/v2/usage?step=1d&account_id=acme", nil).want(200).rows()

@@ -94,6 +94,7 @@ func (c *catchUp) read(ctx context.Context) error {
 func (c *catchUp) batch(ctx context.Context) (int, error) {
 	p := c.d.p
 	var started []*job
+	var held []*bus.Started
 	n, size, next := 0, 0, c.after
 	c.rewound = false
 	// Notifications that were started are awaited in any case.
@@ -105,7 +106,8 @@ func (c *catchUp) batch(ctx context.Context) (int, error) {
 			}
 			p.metrics.matched.Add(float64(len(j.started)))
 		}
-		started = nil
+		first = awaitAll(context.WithoutCancel(ctx), held, first)
+		started, held = nil, nil
 		if first == nil && !c.rewound {
 			c.after = next
 		}
@@ -134,6 +136,16 @@ func (c *catchUp) batch(ctx context.Context) (int, error) {
 			return n, errors.Join(err, settle())
 		}
 		if j == nil {
+			next = e.Sequence
+			continue
+		}
+		notes, err := p.startHeld(ctx, j, e.StoredAt)
+		held = append(held, notes...)
+		if err != nil {
+			return n, errors.Join(err, settle())
+		}
+		if len(j.webhooks) == 0 {
+			p.metrics.held.Add(float64(len(j.held)))
 			next = e.Sequence
 			continue
 		}
@@ -175,7 +187,7 @@ func (c *catchUp) batch(ctx context.Context) (int, error) {
 }
 
 // job returns the work of the event, nil when there is none: it is no event, which the shared consumer rejected, or no
-// webhook matches it.
+// webhook matches it or holds it back.
 func (c *catchUp) job(ctx context.Context, e *eventstream.Event) (*job, error) {
 	p := c.d.p
 	e.MaxBytes = p.maxBodyBytes
@@ -193,15 +205,17 @@ func (c *catchUp) job(ctx context.Context, e *eventstream.Event) (*job, error) {
 	j.webhooks = slices.DeleteFunc(j.webhooks, func(w *webhook.Webhook) bool {
 		return w.CreatedAt.After(e.StoredAt.Add(clockGap))
 	})
-	if e.Sequence <= c.unsure || e.StoredAt.Before(c.record.Since.Add(spread)) {
+	if j.unsure = e.Sequence <= c.unsure || e.StoredAt.Before(c.record.Since.Add(spread)); j.unsure {
 		var err error
 		if j.webhooks, err = p.unnotified(ctx, j, e.StoredAt); err != nil {
 			return nil, err
 		}
 	}
 	if len(j.webhooks) == 0 {
-		p.metrics.held.Add(float64(len(j.held)))
-		return nil, nil
+		if len(j.held) == 0 {
+			return nil, nil
+		}
+		return j, nil
 	}
 	j.span, ev.Traceparent = p.trace.Process(ev.Traceparent, tracing.Event{
 		ID: ev.ID, Name: ev.Name, Account: ev.Account, Sequence: ev.Sequence, Deliveries: 1,

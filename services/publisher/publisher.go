@@ -340,6 +340,12 @@ func (p *Publisher) finish(ctx context.Context, m *eventstream.Delivery, j *job)
 			return
 		}
 	}
+	if err := p.noteHeld(ctx, j, m.StoredAt); err != nil {
+		j.span.End(total, err)
+		p.lasting.Warn("what conditions held back is not noted; the event comes again", append(j.fields(m), zap.Error(err))...)
+		m.Abandon()
+		return
+	}
 	p.count(j, result)
 	p.metrics.matched.Add(float64(total))
 	if total == 0 {

@@ -23,6 +23,7 @@ import (
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/condition"
 	"gancho/pkg/event"
+	"gancho/pkg/numbers"
 	"gancho/pkg/registry"
 	"gancho/pkg/seal"
 	"gancho/pkg/service"
@@ -378,6 +379,88 @@ func TestConditionsHoldBack(t *testing.T) {
 	}
 	if held := r.counter("gancho_notifications_held_back_total"); held != 6 {
 		t.Errorf("%v notifications counted as held back, want 6", held)
+	}
+	if got, want := r.held(all, large, moved), map[string]uint64{large.ID: 2, moved.ID: 3}; !maps.Equal(got, want) {
+		t.Errorf("stats count as held back %v, want %v", got, want)
+	}
+}
+
+// held returns how many events the statistics count as held back, by webhook.
+func (r *rig) held(webhooks ...*webhook.Webhook) map[string]uint64 {
+	r.t.Helper()
+	now := time.Now().UTC().Truncate(24 * time.Hour)
+	out := map[string]uint64{}
+	keeper := numbers.New(r.broker.Connect("numbers"), r.log)
+	for _, w := range webhooks {
+		of, err := keeper.Webhook(r.t.Context(), w.Account, w.ID, now.Add(-24*time.Hour), now.Add(48*time.Hour), 24*time.Hour)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		for i := range of {
+			if n := of[i].Held; n > 0 {
+				out[w.ID] += n
+			}
+		}
+	}
+	return out
+}
+
+// TestHeldBackCountsOnce: events that come again, because their consumer began again or their acknowledgement was lost,
+// count once for each webhook, however many hold them back.
+func TestHeldBackCountsOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	const hooks, events = numbers.HeldPerMessage + 1, 3
+	var all []*webhook.Webhook
+	for range hooks {
+		all = append(all, r.webhook("acme", "crm_deal_created", webhook.Active, "document.n gt 1"))
+	}
+	r.webhook("acme", "crm_deal_created", webhook.Active)
+	r.start()
+	for i := range events {
+		r.publish("crm.events.acme.crm_deal_created", fmt.Sprintf(`{"transaction_uuid":"t-%d","document":{"n":1}}`, i), nil)
+	}
+	if n := len(r.stored(topology.Held)); n != 2*events {
+		t.Fatalf("%d messages on HELD, want 2 for each event", n)
+	}
+	r.stop()
+	// All over again, with a broker that has forgotten all message ids.
+	if err := r.js.DeleteConsumer(t.Context(), topology.Events, topology.ConsumerPublisher); err != nil {
+		t.Fatal(err)
+	}
+	held, err := r.js.Stream(t.Context(), topology.Held)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := held.CachedInfo().Config
+	cfg.Duplicates = 100 * time.Millisecond
+	if _, err := r.js.UpdateStream(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	// One part of the first event was not stored before the crash.
+	if err := held.DeleteMsg(t.Context(), held.CachedInfo().State.FirstSeq); err != nil {
+		t.Fatal(err)
+	}
+	r.until("the broker has forgotten the message ids", func() bool {
+		ack, err := r.js.PublishMsg(t.Context(), &nats.Msg{
+			Subject: "gancho.held.probe.1.0", Header: nats.Header{nats.MsgIdHdr: {"acme:" + fmt.Sprint(events) + ":1"}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return !ack.Duplicate
+	})
+	r.start()
+	bytes := 0
+	for _, m := range r.stored(topology.Held) {
+		bytes += len(m.Data)
+	}
+	if bytes != 16*hooks*events {
+		t.Errorf("HELD names %d webhooks, want %d of %d events", bytes/16, hooks, events)
+	}
+	want := map[string]uint64{all[0].ID: events, all[hooks-1].ID: events}
+	if got := r.held(all[0], all[hooks-1]); !maps.Equal(got, want) {
+		t.Errorf("counted %v, want %v", got, want)
 	}
 }
 

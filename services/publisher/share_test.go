@@ -290,6 +290,7 @@ func TestOpenWorkDefersItsAccount(t *testing.T) {
 	t.Parallel()
 	c := newCrowd(t)
 	hooks := c.hooks("large", 4)
+	wantsNone := c.webhook("large", "*", webhook.Active, "document.none exists")
 	c.hold = func(n *notification.Notification) bool { return n.Account == "large" }
 	c.start()
 	stop := c.probe("other")
@@ -329,6 +330,9 @@ func TestOpenWorkDefersItsAccount(t *testing.T) {
 	c.once(events, hooks)
 	if steps := c.steps("large"); steps[0] != "deferred" || steps[len(steps)-1] != "caught_up" {
 		t.Errorf("status events: %v", steps)
+	}
+	if n := c.held(wantsNone)[wantsNone.ID]; n != events {
+		t.Errorf("%d events are counted as held back, want %d", n, events)
 	}
 }
 

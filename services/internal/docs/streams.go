@@ -23,6 +23,7 @@ var purposes = map[string]string{
 	topology.WebhookStatus: "status events for the CRM",
 	topology.Commands:      "suspend and resume by hand",
 	topology.Audit:         "who changed what: one record for each change over the API and the console",
+	topology.Held:          "which webhooks each event was held back from, to be counted",
 	topology.Numbers:       "what was counted, slice by slice",
 	topology.Usage:         "hours of that, by account",
 }

@@ -25,7 +25,7 @@ type Stats struct {
 		P99 *float64 `json:"p99" nullable:"true"`
 	} `json:"duration_ms" doc:"of attempts, within a tenth; null without any"`
 	Notifications map[string]uint64 `json:"notifications" nullable:"false" doc:"how many came into each state; retrying and parked again and again"`
-	HeldBack      *uint64           `json:"held_back" nullable:"true" doc:"events that its conditions held back; null: not counted"`
+	HeldBack      uint64            `json:"held_back" doc:"events that its conditions held back"`
 }
 
 // Usage is an account's usage in one step.
@@ -102,7 +102,7 @@ func (a *API) getStats(c *call) (*answer, error) {
 }
 
 func showStats(t *numbers.Total) Stats {
-	s := Stats{From: t.From, To: t.To, Reasons: t.Reasons, Notifications: map[string]uint64{}}
+	s := Stats{From: t.From, To: t.To, Reasons: t.Reasons, Notifications: map[string]uint64{}, HeldBack: t.Held}
 	s.Attempts.Delivered, s.Attempts.Failed = t.Delivered, t.Failed
 	if s.Reasons == nil {
 		s.Reasons = map[string]uint64{}
