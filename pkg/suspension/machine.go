@@ -50,6 +50,16 @@ type window struct {
 	Spell   int64 `json:"d,omitempty"`
 	// Hand is the sequence of the last command by hand.
 	Hand int64 `json:"h,omitempty"`
+	// Refused is the streak that the newest failures are, nil when they are none. It outlives the rest.
+	Refused *streak `json:"u,omitempty"`
+}
+
+// streak is a number of failures in a row that refused our credentials.
+type streak struct {
+	N        int64    `json:"n"`
+	First    int64    `json:"t"`
+	Last     int64    `json:"l"`
+	Statuses []string `json:"e"`
 }
 
 // record is a Flag as the store keeps it, times in Unix milliseconds; it is
@@ -141,12 +151,16 @@ type delta struct {
 	// it are left out.
 	OK   int64
 	OKAt int64
-	// Probes and Failures are in the order of their sequences. Failures are
-	// pairs: sequence and time.
+	// Probes and Failures are in the order of their sequences.
 	Probes   []probed
-	Failures []int64
+	Failures []failed
 	// Statuses are the last different outcomes of Failures.
 	Statuses []string
+}
+
+type failed struct {
+	Seq, At int64
+	Status  string
 }
 
 type probed struct {
@@ -187,14 +201,14 @@ func fold(batch []Observation) ([]Key, map[Key]*delta) {
 			failures[o.Key] = append(failures[o.Key], o)
 		}
 	}
-	for key, failed := range failures {
+	for key, all := range failures {
 		d := deltas[key]
-		slices.SortFunc(failed, func(a, b Observation) int { return cmp.Compare(a.Seq, b.Seq) })
-		for _, o := range failed {
+		slices.SortFunc(all, func(a, b Observation) int { return cmp.Compare(a.Seq, b.Seq) })
+		for _, o := range all {
 			if int64(o.Seq) <= d.OK { //nolint:gosec // as above
 				continue // the success came later
 			}
-			d.Failures = append(d.Failures, int64(o.Seq), toMilli(o.Result.At)) //nolint:gosec // as above
+			d.Failures = append(d.Failures, failed{int64(o.Seq), toMilli(o.Result.At), o.Result.label()}) //nolint:gosec // as above
 			d.Statuses = keepStatuses(d.Statuses, o.Result.label())
 		}
 	}
@@ -261,6 +275,32 @@ func (w *window) add(l limits, at int64) {
 	w.set(bs, last)
 }
 
+// refuse takes a failure into the streak, or ends it, and reports whether the streak is long enough for a warning from
+// this failure on.
+func (w *window) refuse(at int64, status string) bool {
+	if !refusal(status) {
+		w.Refused = nil
+		return false
+	}
+	if w.Refused == nil {
+		w.Refused = &streak{First: at}
+	}
+	s := w.Refused
+	s.N, s.Last, s.Statuses = s.N+1, at, keepStatuses(s.Statuses, status)
+	return s.N == refusals
+}
+
+// refusal reports whether an outcome says that the receiver refuses our credentials.
+func refusal(status string) bool { return status == "401" || status == "403" }
+
+// warning is the record of a warning that this streak gives; the failure with that sequence made it long enough.
+func (s *streak) warning(host string, seq int64) record {
+	return record{
+		State: Active, Trip: "refused-" + tripID(s.First, seq), Since: s.First, Reason: ReasonCredentialsRefused, Host: host,
+		Failures: s.N, First: s.First, Last: s.Last, Statuses: s.Statuses,
+	}
+}
+
 func (w *window) failures() int64 {
 	var n int64
 	for i := 1; i < len(w.Buckets); i += 2 {
@@ -315,6 +355,9 @@ func (m *machine) load(now int64) *window {
 // save keeps the window for as long as any of it matters.
 func (m *machine) save(w *window, now int64) {
 	ttl := m.limits.Window
+	if w.Refused != nil {
+		ttl = max(ttl, streakKept.Milliseconds())
+	}
 	if left := w.Resumed + w.Level*w.Spell - now; w.Level > 0 && left > 0 {
 		ttl = max(ttl, left)
 	} else {
@@ -367,6 +410,7 @@ func (m *machine) observe(now int64, d *delta) (steps []Transition, candidate bo
 			steps = append(steps, m.step(EventResumed, now, f))
 			m.flag = nil
 			w.set(nil, 0)
+			w.Refused = nil
 			w.Seq, w.OK = max(w.Seq, p.Seq), max(w.OK, p.Seq)
 			w.Resumed = max(min(p.At, now), f.Since)
 			w.Level, w.Spell = min(f.Trips, m.limits.Levels), m.limits.length(f.Trips)
@@ -382,6 +426,9 @@ func (m *machine) observe(now int64, d *delta) (steps []Transition, candidate bo
 			f.Statuses = keepStatuses(f.Statuses, p.Status)
 			f.Base = max(f.Base, m.base)
 			m.flag = &f
+			if w.Refused != nil && !refusal(p.Status) {
+				w.Refused, touched = nil, true
+			}
 			steps = append(steps, m.step(EventSuspended, now, f))
 		case p.Delivered && p.Seq > ok:
 			// The suspension it belonged to is gone; it is a success all the same.
@@ -391,7 +438,7 @@ func (m *machine) observe(now int64, d *delta) (steps []Transition, candidate bo
 
 	if ok > w.OK && (exists || now-okAt > m.limits.Late) {
 		w.set(nil, 0)
-		w.OK = ok
+		w.OK, w.Refused = ok, nil
 		touched = true
 	}
 
@@ -399,13 +446,20 @@ func (m *machine) observe(now int64, d *delta) (steps []Transition, candidate bo
 		touched = true
 		w.prune(m.limits, now)
 		counted := false
-		for i := 0; i+1 < len(d.Failures); i += 2 {
-			seq, at := d.Failures[i], min(d.Failures[i+1], now)
-			if seq <= w.Seq || seq <= w.OK {
+		var refused *record
+		for _, f := range d.Failures {
+			at := min(f.At, now)
+			if f.Seq <= w.Seq || f.Seq <= w.OK {
 				continue
 			}
-			w.Seq = seq
-			if at <= w.Resumed || at < now-m.limits.Window {
+			w.Seq = f.Seq
+			if at <= w.Resumed {
+				continue
+			}
+			if w.refuse(at, f.Status) {
+				refused = new(w.Refused.warning(m.host, f.Seq))
+			}
+			if at < now-m.limits.Window {
 				continue
 			}
 			w.add(m.limits, at)
@@ -414,11 +468,15 @@ func (m *machine) observe(now int64, d *delta) (steps []Transition, candidate bo
 		if counted {
 			w.Statuses = keepStatuses(w.Statuses, d.Statuses...)
 		}
-		if w.Warned == 0 && w.failures() >= m.limits.AtRisk {
-			w.Warned = 1
-			warning := w.evidence(m.host, Active)
-			warning.Until = w.forecast(m.limits)
-			steps = append(steps, m.step(EventAtRisk, now, warning))
+		atRisk := w.failures() >= m.limits.AtRisk
+		if warning := refused; warning != nil || atRisk && w.Warned == 0 {
+			if warning == nil {
+				warning = new(w.evidence(m.host, Active))
+			}
+			if atRisk {
+				w.Warned, warning.Until = 1, w.forecast(m.limits)
+			}
+			steps = append(steps, m.step(EventAtRisk, now, *warning))
 		}
 		candidate = w.fulfils(m.limits)
 	}
@@ -507,7 +565,7 @@ func (m *machine) resume(at time.Time, c Command) (Transition, bool) {
 		return Transition{}, false
 	}
 	w.Resumed = max(w.Resumed, min(toMilli(c.At), now), toMilli(c.Since))
-	w.Level, w.Spell = 0, 0
+	w.Level, w.Spell, w.Refused = 0, 0, nil
 	w.set(nil, 0)
 	var step Transition
 	ended := m.flag != nil
@@ -580,7 +638,7 @@ func (m *machine) end(now int64) {
 	}
 	w.Resumed = max(w.Resumed, m.flag.Since)
 	w.set(nil, 0)
-	m.flag = nil
+	w.Refused, m.flag = nil, nil
 	m.save(w, now)
 }
 

@@ -16,6 +16,11 @@ const (
 	jitter = 0.1
 	// longest is the upper end of SUSPENSION_MAX_DURATION.
 	longest = 30 * 24 * time.Hour
+	// refusals is how many answers of 401 or 403 in a row give a warning of their own.
+	refusals = 20
+	// streakKept is how long such a streak is remembered without another answer: a webhook with few events makes six
+	// attempts of each within three hours.
+	streakKept = 7 * 24 * time.Hour
 	// statusesKept is how many different outcomes the evidence names.
 	statusesKept = 4
 )

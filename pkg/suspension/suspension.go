@@ -88,6 +88,9 @@ const (
 	ReasonByHand        = "by_hand"
 )
 
+// ReasonCredentialsRefused is a reason of an at_risk, as ReasonAlwaysFailing is: the last answers were 401 or 403.
+const ReasonCredentialsRefused = "credentials_refused" //nolint:gosec // no secret
+
 // Evidence is why a URL was suspended.
 type Evidence struct {
 	// Failures is the number of failures in the window at the moment of the

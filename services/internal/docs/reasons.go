@@ -102,7 +102,7 @@ func lists() []list {
 			title: "Status events",
 			about: "Published on `gancho.webhooks.<account_id>.<webhook_id>.<event>` (stream `WEBHOOK_STATUS`), one for each webhook of the URL, so that the CRM can tell the owner.",
 			first: "event", closed: append(names(suspension.EventAtRisk, suspension.EventSuspended, suspension.EventProbing, suspension.EventResumed), "permanent_failure"), words: []word{
-				{string(suspension.EventAtRisk), "half of the failures that lead to a suspension are reached; sent once until the URL works again", ""},
+				{string(suspension.EventAtRisk), "half of the failures that lead to a suspension are reached (`reason` `always_failing`), sent once until the URL works again; or 20 answers in a row were 401 or 403 (`reason` `credentials_refused`: it refuses our credentials), sent once until another answer comes. `until` is when it would be suspended at this rate", ""},
 				{string(suspension.EventSuspended), "the URL is suspended; `until` is when it is tried again, null after a suspension by hand", ""},
 				{string(suspension.EventProbing), "the oldest parked notification is being sent to find out", ""},
 				{string(suspension.EventResumed), "the URL is active again; parked notifications are released", ""},

@@ -4,6 +4,7 @@ package explain
 
 import (
 	"fmt"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -219,6 +220,9 @@ func Happened(a *notification.Attempt) Sentence {
 	}
 	if strings.HasPrefix(a.Detail, delivery.TokenServer) {
 		text = noToken
+	}
+	if a.Reason == delivery.Status4xx && (a.HTTPStatus == http.StatusUnauthorized || a.HTTPStatus == http.StatusForbidden) {
+		text = refused
 	}
 	return say(text, "status", a.HTTPStatus, "took", Took(a.DurationMS))
 }

@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"fmt"
 	"maps"
 	"reflect"
 	"slices"
@@ -116,6 +117,12 @@ func TestHappened(t *testing.T) {
 			if words := s.In(l); words == "" || strings.ContainsAny(words, "_{}") {
 				t.Errorf("reason %s: %q", r, words)
 			}
+		}
+	}
+	for _, status := range []int{401, 403} {
+		s := Happened(&notification.Attempt{Reason: delivery.Status4xx, HTTPStatus: status})
+		if words := s.In(language.English); words != fmt.Sprintf("the receiver answered %d: it refuses our credentials", status) {
+			t.Error(words)
 		}
 	}
 	a := &notification.Attempt{Reason: delivery.Status4xx, Detail: delivery.TokenServer + "auth.example.com: it answered with status 401"}

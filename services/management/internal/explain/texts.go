@@ -81,6 +81,11 @@ var happened = map[delivery.Reason]language.Text{
 //nolint:gochecknoglobals // as above
 var noToken = in("the token server gave no token, so nothing was sent", "o servidor de tokens não deu um token, então nada foi enviado")
 
+// refused says it of one that was answered with 401 or 403.
+//
+//nolint:gochecknoglobals // as above
+var refused = in("the receiver answered {status}: it refuses our credentials", "o receptor respondeu {status}: ele recusa nossas credenciais")
+
 func in(english, portuguese string) language.Text {
 	return language.Text{English: english, Portuguese: portuguese}
 }

@@ -34,6 +34,7 @@ import (
 	"gancho/pkg/tlstest"
 	"gancho/pkg/topology"
 	"gancho/pkg/waittest"
+	"gancho/services/management/internal/language"
 	"gancho/services/management/internal/webhooks"
 )
 
@@ -532,6 +533,22 @@ func TestNoticeToURL(t *testing.T) {
 	}
 	if views, total := d.hooks.List(t.Context(), "acme", webhooks.Filter{}, 0, 10); total != 1 || views[0].ID != d.hook.ID {
 		t.Errorf("the list shows %d webhooks", total)
+	}
+}
+
+// TestRefusedCredentialsInWords: the warning of a streak of 401 and 403 says what it is; others keep their words.
+func TestRefusedCredentialsInWords(t *testing.T) {
+	t.Parallel()
+	for reason, words := range map[string][2]string{
+		"credentials_refused": {"refuses our credentials", "recusa nossas credenciais"},
+		"always_failing":      {"deliveries fail", "as entregas estão falhando"},
+	} {
+		a := about{Kind: "at_risk", Name: "Deals", batch: batch{Newest: change{Reason: reason, URLHost: "hooks.example.com"}}}
+		for i, l := range []language.Language{language.English, language.Portuguese} {
+			if s := a.say(l); !strings.Contains(s.Subject, words[i]) || (reason == "credentials_refused") != strings.Contains(s.plain(), "401") {
+				t.Errorf("%s in %s: %s; %s", reason, l, s.Subject, s.plain())
+			}
+		}
 	}
 }
 

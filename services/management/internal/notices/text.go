@@ -45,7 +45,10 @@ type text = language.Text
 
 var (
 	subjects = map[string]text{
-		"at_risk":           {English: "Webhook {name}: deliveries fail", Portuguese: "Webhook {name}: as entregas estão falhando"},
+		"at_risk": {English: "Webhook {name}: deliveries fail", Portuguese: "Webhook {name}: as entregas estão falhando"},
+		"at_risk:credentials_refused": {
+			English: "Webhook {name}: the receiver refuses our credentials", Portuguese: "Webhook {name}: o receptor recusa nossas credenciais",
+		},
 		"suspended":         {English: "Webhook {name} is suspended", Portuguese: "A URL do webhook {name} foi suspensa"},
 		"resumed":           {English: "Webhook {name} works again", Portuguese: "O webhook {name} voltou a funcionar"},
 		"disabled":          {English: "Webhook {name} was disabled", Portuguese: "O webhook {name} foi desativado"},
@@ -55,6 +58,10 @@ var (
 		"at_risk": {
 			English:    "Every recent request to {host} failed. If that goes on, the URL is suspended: its notifications then wait, and nothing is lost.",
 			Portuguese: "Todas as requisições recentes a {host} falharam. Se isso continuar, a URL será suspensa: as notificações ficarão em espera e nada se perderá.",
+		},
+		"at_risk:credentials_refused": {
+			English:    "{host} answers 401 or 403 to every request: it refuses our credentials. Check the authentication that the webhook sends and the one that the receiver expects.",
+			Portuguese: "{host} responde 401 ou 403 a todas as requisições: ele recusa nossas credenciais. Confira a autenticação que o webhook envia e a que o receptor espera.",
 		},
 		"suspended": {
 			English:    "{host} answered with errors all the time, so no requests are sent to it for now. Its notifications wait. Gancho will try again by itself.",
@@ -89,6 +96,7 @@ var (
 	}
 	reasons = map[string]text{
 		"always_failing":          {English: "it always failed", Portuguese: "sempre falhou"},
+		"credentials_refused":     {English: "it refuses our credentials", Portuguese: "ele recusa nossas credenciais"},
 		"by_hand":                 {English: "by hand", Portuguese: "manualmente"},
 		"gone":                    {English: "the receiver answered 410 Gone", Portuguese: "o receptor respondeu 410 Gone"},
 		"expired_while_suspended": {English: "waited too long for a suspended URL", Portuguese: "esperou demais por uma URL suspensa"},
@@ -107,6 +115,14 @@ var (
 		"status_1xx":              {English: "no final answer (1xx)", Portuguese: "sem resposta final (1xx)"},
 	}
 )
+
+// of returns the text of a change: that of its reason, where there is one.
+func of(texts map[string]text, kind, reason string) text {
+	if t, ok := texts[kind+":"+reason]; ok {
+		return t
+	}
+	return texts[kind]
+}
 
 func reasonIn(reason string, l language.Language) string {
 	if t, ok := reasons[reason]; ok {
@@ -133,7 +149,7 @@ func (a *about) say(l language.Language) said {
 		return language.Fill(t.In(l), arguments, func(v any) string { return line(fmt.Sprint(v)) })
 	}
 	s := said{
-		Subject: fill(subjects[a.Kind], "name", a.Name), Lead: fill(leads[a.Kind], "host", c.URLHost), Lang: l,
+		Subject: fill(of(subjects, a.Kind, c.Reason), "name", a.Name), Lead: fill(of(leads, a.Kind, c.Reason), "host", c.URLHost), Lang: l,
 		LinkText: labels["link"].In(l), Link: a.Link, LeaveText: labels["leave"].In(l), Unsubscribe: a.Unsubscribe,
 	}
 	add := func(label, value string) {
