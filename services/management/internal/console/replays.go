@@ -105,7 +105,7 @@ func (c *Console) replayPage(v *visit) error {
 	p := page{Title: "replay.title", Name: data.WebhookName, Tab: "webhooks", Data: data}
 	if r.State == replays.Running {
 		p.Poll = pollFast
-	} else if !r.State.Ended() {
+	} else if !replays.Ended(r.State) {
 		p.Poll = pollList
 	}
 	return c.show(v, http.StatusOK, "replay", p)

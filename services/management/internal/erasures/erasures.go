@@ -1,9 +1,8 @@
 // Package erasures erases events: the payload and the recorded answers of one event, or of all events of a document or
 // a transaction, from every stream.
 //
-// An erasure is a job in the bucket ERASURES. One process runs it, field Runner; another takes it up within
-// takeOverAfter when that process dies or stops. Every step can be repeated, so a job that is interrupted begins its
-// pass again.
+// An erasure is a job in the bucket ERASURES, see package jobs. Every step can be repeated, so a job that is interrupted
+// begins its pass again.
 //
 // # A pass
 //
@@ -26,15 +25,11 @@
 package erasures
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"regexp"
-	"slices"
-	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -42,20 +37,18 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
-	"gancho/pkg/event"
 	"gancho/pkg/seal"
-	"gancho/pkg/wireversion"
-	"gancho/services/management/internal/broadcast"
+	"gancho/services/management/internal/jobs"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/webhooks"
 )
 
 // State of an erasure.
-type State string
+type State = jobs.State
 
 // The states.
 const (
-	Running State = "running"
+	Running       = jobs.Running
 	Done    State = "done"
 	Failed  State = "failed"
 )
@@ -72,30 +65,24 @@ const maxOpen = 100
 
 // job is an erasure as it is stored.
 type job struct {
-	Schema    int               `json:"schema,omitempty"` // see gancho/pkg/wireversion
-	ID        string            `json:"id"`
-	Account   string            `json:"account_id"`
-	Kind      string            `json:"kind"`
-	Hash      string            `json:"hash"`
-	Sealed    string            `json:"sealed,omitempty"` // a target; only while it runs
-	State     State             `json:"state"`
-	Problem   string            `json:"problem,omitempty"`
-	Matched   int               `json:"matched"`
-	Erased    map[string]uint64 `json:"erased,omitempty"`
-	Left      []string          `json:"left,omitempty"` // streams whose files were not dropped
-	Away      []string          `json:"away,omitempty"` // servers that were away while messages were erased
-	CreatedAt time.Time         `json:"created_at"`
-	UpdatedAt time.Time         `json:"updated_at"`
-	Runner    string            `json:"runner,omitempty"`
-	BeatAt    time.Time         `json:"beat_at,omitzero"`
-
-	revision uint64
+	jobs.Record
+	Kind    string            `json:"kind"`
+	Hash    string            `json:"hash"`
+	Sealed  string            `json:"sealed,omitempty"` // a target; only while it runs
+	Matched int               `json:"matched"`
+	Erased  map[string]uint64 `json:"erased,omitempty"`
+	Left    []string          `json:"left,omitempty"` // streams whose files were not dropped
+	Away    []string          `json:"away,omitempty"` // servers that were away while messages were erased
 }
 
-func (j *job) key() string { return j.Account + "." + j.ID }
+// Valid reports whether j is an erasure.
+func (j *job) Valid() bool { return j.Kind != "" }
+
+// Adopt does nothing: only the runner changes an erasure.
+func (j *job) Adopt(*job) {}
 
 // sealing binds what a job seals to the job.
-func (j *job) sealing() []byte { return []byte("erasure/" + j.key()) }
+func (j *job) sealing() []byte { return []byte("erasure/" + j.Key()) }
 
 // target is what a job looks for.
 type target struct {
@@ -149,21 +136,15 @@ func (j *job) view() View {
 
 // Service manages erasures and runs them. It is safe for concurrent use.
 type Service struct {
-	bus     *bus.Bus
-	bucket  *bus.Bucket
-	keys    *seal.Keyring
-	log     *zap.Logger
-	name    string // of this process, as a runner
-	settle  time.Duration
-	changes broadcast.Signal
-
-	mu   sync.Mutex
-	jobs map[string]*job // by key, as the bucket has them; values are immutable
+	bus    *bus.Bus
+	jobs   *jobs.Store[job, *job]
+	keys   *seal.Keyring
+	settle time.Duration
 }
 
 // New returns a service on the bucket ERASURES.
 func New(b *bus.Bus, bucket *bus.Bucket, keys *seal.Keyring, log *zap.Logger) *Service {
-	return &Service{bus: b, bucket: bucket, keys: keys, log: log.Named("erasures"), name: uuid.NewString(), settle: settle, jobs: map[string]*job{}}
+	return &Service{bus: b, jobs: jobs.NewStore[job](bucket, rules, log.Named("erasures")), keys: keys, settle: settle}
 }
 
 // Input is a request to erase. Exactly one member is given.
@@ -209,23 +190,15 @@ func (s *Service) Create(ctx context.Context, account string, in Input) (View, e
 	if err != nil {
 		return View{}, err
 	}
-	if s.open(account) >= maxOpen {
+	if len(s.jobs.List(account, func(j *job) bool { return j.State == Running })) >= maxOpen {
 		return View{}, problem.New(problem.Conflict, "too_many_erasures", fmt.Sprintf("this account has %d erasures that have not ended; wait for them", maxOpen))
 	}
-	now := time.Now().UTC().Truncate(time.Millisecond)
-	j := &job{
-		ID: uuid.NewString(), Account: account, Kind: kind, State: Running, CreatedAt: now, UpdatedAt: now,
-		Hash: s.keys.MAC("erasures", []byte(account+"\x00"+kind+"\x00"+value)),
-	}
+	j := &job{Record: jobs.New(account, Running), Kind: kind, Hash: s.keys.MAC("erasures", []byte(account+"\x00"+kind+"\x00"+value))}
 	if err := s.seal(j, &target{Value: value}); err != nil {
 		return View{}, err
 	}
-	body, err := json.Marshal(j)
-	if err != nil {
-		return View{}, fmt.Errorf("encode erasure: %w", err)
-	}
-	if _, err := s.bucket.Create(ctx, j.key(), body); err != nil {
-		return View{}, problem.Broker(err)
+	if err := s.jobs.Create(ctx, j); err != nil {
+		return View{}, err
 	}
 	return j.view(), nil
 }
@@ -253,7 +226,7 @@ func (s *Service) unseal(j *job) (*target, error) {
 
 // Get returns the account's erasure.
 func (s *Service) Get(ctx context.Context, account, id string) (View, error) {
-	j, err := s.fetch(ctx, account, id)
+	j, err := s.jobs.Get(ctx, account, id)
 	if err != nil {
 		return View{}, err
 	}
@@ -262,70 +235,9 @@ func (s *Service) Get(ctx context.Context, account, id string) (View, error) {
 
 // List returns the account's erasures, newest first. It may be behind a little.
 func (s *Service) List(account string) []View {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	views := []View{}
-	for _, j := range s.jobs {
-		if j.Account == account {
-			views = append(views, j.view())
-		}
+	for _, j := range s.jobs.List(account, func(*job) bool { return true }) {
+		views = append(views, j.view())
 	}
-	slices.SortFunc(views, func(a, b View) int {
-		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(a.ID, b.ID))
-	})
 	return views
-}
-
-func (s *Service) open(account string) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := 0
-	for _, j := range s.jobs {
-		if j.Account == account && j.State == Running {
-			n++
-		}
-	}
-	return n
-}
-
-func (s *Service) fetch(ctx context.Context, account, id string) (*job, error) {
-	if uuid.Validate(id) != nil || len(id) != 36 || !event.ValidAccount(account) {
-		return nil, problem.NotFound("erasure")
-	}
-	e, err := s.bucket.Get(ctx, account+"."+id)
-	if errors.Is(err, bus.ErrNotFound) {
-		return nil, problem.NotFound("erasure")
-	}
-	if err != nil {
-		return nil, problem.Broker(err)
-	}
-	return decode(e)
-}
-
-func decode(e bus.Entry) (*job, error) {
-	j := &job{revision: e.Revision}
-	if err := json.Unmarshal(e.Value, j); err != nil {
-		return nil, fmt.Errorf("decode erasure %s: %w", e.Key, err)
-	}
-	if err := wireversion.Check(j.Schema); err != nil {
-		return nil, problem.Broker(fmt.Errorf("erasure %s: %w", e.Key, err))
-	}
-	if j.key() != e.Key {
-		return nil, fmt.Errorf("decode erasure %s: it is not one", e.Key)
-	}
-	return j, nil
-}
-
-// store writes j on top of the revision it was read with; bus.ErrConflict when another writer was faster.
-func (s *Service) store(ctx context.Context, j *job) error {
-	j.UpdatedAt = time.Now().UTC().Truncate(time.Millisecond)
-	value, err := json.Marshal(j)
-	if err != nil {
-		return fmt.Errorf("encode erasure: %w", err)
-	}
-	revision, err := s.bucket.Update(ctx, j.key(), value, j.revision)
-	if err == nil {
-		j.revision = revision
-	}
-	return err
 }

@@ -197,12 +197,7 @@ func (r *rig) done(s *Service, id string) View {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), 60*time.Second)
 	defer cancel()
-	if !s.changes.Wait(ctx, func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		j := s.jobs["acme."+id]
-		return j != nil && j.State != Running
-	}) {
+	if !s.jobs.Wait(ctx, "acme", id, func(j *job) bool { return j.State != Running }) {
 		r.t.Fatal("the erasure did not end within 60 s")
 	}
 	v, err := s.Get(r.t.Context(), "acme", id)

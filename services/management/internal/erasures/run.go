@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -13,6 +12,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/sleep"
 	"gancho/pkg/topology"
+	"gancho/services/management/internal/jobs"
 )
 
 const (
@@ -21,119 +21,34 @@ const (
 	settle = 15 * time.Second
 	// beatEvery is how often a runner notes that it lives.
 	beatEvery = time.Second
-	// takeOverAfter is how long a runner may be silent until another takes its job.
-	takeOverAfter = 15 * time.Second
-	// maxRunning is how many jobs one process runs at once.
-	maxRunning = 4
-	// forgetAfter is how long ended erasures are kept.
-	forgetAfter = 400 * 24 * time.Hour
 )
 
+var rules = jobs.Rules{Noun: "erasure", TakeOverAfter: 15 * time.Second, MaxRunning: 4, ForgetAfter: 400 * 24 * time.Hour}
+
 // Run runs the jobs that no other process runs, until ctx ends.
-func (s *Service) Run(ctx context.Context) error {
-	var running sync.WaitGroup
-	defer running.Wait()
-	running.Go(func() { _ = s.bucket.Watch(ctx, s.apply, nil) })
-	mine := map[string]bool{} // by key; of s.mu
-	for ctx.Err() == nil {
-		for _, j := range s.ready(mine) {
-			running.Go(func() {
-				s.try(ctx, j)
-				s.mu.Lock()
-				delete(mine, j.key())
-				s.mu.Unlock()
-				s.changes.Send()
-			})
-		}
-		wait, cancel := context.WithTimeout(ctx, beatEvery)
-		s.changes.Wait(wait, func() bool { return s.waiting(mine) })
-		cancel()
-		s.forget(ctx)
-	}
-	return nil
-}
+func (s *Service) Run(ctx context.Context) error { return s.jobs.Run(ctx, s.run) }
 
-func (s *Service) apply(e bus.Entry) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if e.Value == nil {
-		delete(s.jobs, e.Key)
-		return
-	}
-	j, err := decode(e)
-	if err != nil {
-		s.log.Error("an unreadable erasure is ignored", zap.Error(err))
-		return
-	}
-	s.jobs[e.Key] = j
-	s.changes.Send()
-}
-
-// free reports whether j should run and has no runner. s.mu is held.
-func free(j *job, mine map[string]bool) bool {
-	return j.State == Running && !mine[j.key()] && (j.Runner == "" || time.Since(j.BeatAt) > takeOverAfter)
-}
-
-func (s *Service) waiting(mine map[string]bool) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, j := range s.jobs {
-		if free(j, mine) && len(mine) < maxRunning {
-			return true
-		}
-	}
-	return false
-}
-
-// ready returns jobs that should run and have no runner, and marks them as mine.
-func (s *Service) ready(mine map[string]bool) (out []*job) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for key, j := range s.jobs {
-		if free(j, mine) && len(mine) < maxRunning {
-			mine[key] = true
-			out = append(out, j)
-		}
-	}
-	return out
-}
-
-// errTaken says that the job is another runner's now.
-var errTaken = errors.New("another runner has the erasure")
-
-// try takes the job, unless another process was faster, and runs it until it ends.
-func (s *Service) try(ctx context.Context, seen *job) {
-	j := *seen
-	j.Runner, j.BeatAt = s.name, time.Now().UTC()
-	if err := s.store(ctx, &j); err != nil {
-		return // another process has it
-	}
-	log := s.log.With(zap.String("account_id", j.Account), zap.String("erasure_id", j.ID))
-	about, err := s.unseal(&j)
+// run runs a job until it ends.
+func (s *Service) run(ctx, _ context.Context, j *job, log *zap.Logger) error {
+	about, err := s.unseal(j)
 	if err != nil {
 		log.Error("erasure failed", zap.Error(err))
 		j.State, j.Problem = Failed, "it cannot be read: "+err.Error()
-		_ = s.store(ctx, &j) // else the next runner finds out
-		return
+		return nil
 	}
 	log.Info("erasure runs", zap.Int("matched", j.Matched))
-	r := &run{s: s, job: &j, about: about, beat: time.Now()}
-	for failing := false; ; {
+	r := &run{s: s, job: j, about: about, beat: time.Now()}
+	for failing := false; ; failing = true {
 		err := r.run(ctx)
 		switch {
 		case err == nil:
 			log.Info("erasure done", zap.Int("matched", j.Matched), zap.Any("erased", j.Erased), zap.Strings("left", j.Left))
-			return
-		case ctx.Err() != nil, errors.Is(err, errTaken):
-			j.Runner = ""
-			last, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-			defer done()
-			_ = s.store(last, &j) // so that another process need not wait
-			return
+			return nil
+		case ctx.Err() != nil, errors.Is(err, jobs.ErrTaken):
+			return err
 		case !failing:
 			log.Warn("erasure interrupted; it goes on", zap.Error(err))
 		}
-		failing = true
 		sleep.For(ctx, beatEvery)
 	}
 }
@@ -144,21 +59,7 @@ func (r *run) note(ctx context.Context, atOnce bool) error {
 		return nil
 	}
 	r.beat = time.Now()
-	r.job.BeatAt = r.beat.UTC()
-	err := r.s.store(ctx, r.job)
-	if errors.Is(err, bus.ErrConflict) {
-		// The answer to an earlier write may have been lost.
-		newest, lookErr := r.s.fetch(ctx, r.job.Account, r.job.ID)
-		if lookErr != nil {
-			return lookErr
-		}
-		if newest.Runner != r.s.name {
-			return errTaken
-		}
-		r.job.revision = newest.revision
-		return r.s.store(ctx, r.job)
-	}
-	return err
+	return r.s.jobs.Note(ctx, r.job)
 }
 
 // run makes passes until the job is done.
@@ -240,21 +141,4 @@ func (r *run) held(ctx context.Context) (bool, error) {
 		return false, fmt.Errorf("look at the publishers: %w", err)
 	}
 	return state.Settled < r.about.Last && state.AckPending > 0, nil
-}
-
-// forget deletes what ended long ago.
-func (s *Service) forget(ctx context.Context) {
-	s.mu.Lock()
-	var old []*job
-	for _, j := range s.jobs {
-		if j.State != Running && time.Since(j.UpdatedAt) > forgetAfter {
-			old = append(old, j)
-		}
-	}
-	s.mu.Unlock()
-	for _, j := range old {
-		if err := s.bucket.Delete(ctx, j.key(), j.revision); err != nil && ctx.Err() == nil && !errors.Is(err, bus.ErrConflict) {
-			s.log.Warn("an old erasure is not deleted; trying again", zap.Error(err))
-		}
-	}
 }

@@ -1,36 +1,27 @@
 // Package replays sends a range of past events to a webhook again.
 //
-// A replay is a job in the bucket REPLAYS. Whoever has the job (field Runner) reads the events in their order,
-// opens a new send of each notification that has ended, or its first one when the webhook never had one,
-// and notes its progress every second. Notifications that are still on their way are skipped.
+// A replay is a job in the bucket REPLAYS, see package jobs. Its runner reads the events in their order, opens a new send
+// of each notification that has ended, or its first one when the webhook never had one, and notes its progress every
+// second. Notifications that are still on their way are skipped.
 //
-// # What survives
-//
-// A job whose runner died or stopped is taken up by another replica within takeOverAfter, from its last
-// noted progress. Notifications sent since then are recognised by their replay id and not sent again. Every write is
-// a compare-and-set on the job's revision, so a job has one runner. The runner watches the job's record: a pause or a
-// cancellation takes effect before the next notification is sent.
+// A runner that takes a job up recognises the notifications that were sent since its last record by their replay id,
+// and does not send them again. A pause or a cancellation takes effect before the next notification is sent.
 package replays
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
-	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
-	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
 	"gancho/pkg/notification"
 	"gancho/pkg/webhook"
-	"gancho/pkg/wireversion"
-	"gancho/services/management/internal/broadcast"
+	"gancho/services/management/internal/jobs"
 	"gancho/services/management/internal/notifications"
 	"gancho/services/management/internal/problem"
 	"gancho/services/management/internal/webhooks"
@@ -46,47 +37,47 @@ const (
 const maxOpen = 20
 
 // State of a replay.
-type State string
+type State = jobs.State
 
 // The states. A replay begins as a preview and ends done or cancelled.
 const (
 	Preview   State = "preview"
-	Running   State = "running"
+	Running         = jobs.Running
 	Paused    State = "paused"
 	Done      State = "done"
 	Cancelled State = "cancelled"
 )
 
-// Ended reports whether a replay in this state does nothing more.
-func (s State) Ended() bool { return s == Done || s == Cancelled }
+// Ended reports whether a replay in state s does nothing more.
+func Ended(s State) bool { return s == Done || s == Cancelled }
 
 // job is a replay as it is stored.
 type job struct {
-	Schema    int                `json:"schema,omitempty"` // see gancho/pkg/wireversion
-	ID        string             `json:"id"`
-	Account   string             `json:"account_id"`
+	jobs.Record
 	WebhookID string             `json:"webhook_id"`
 	From      time.Time          `json:"from"`
 	To        time.Time          `json:"to"`
 	Only      notification.State `json:"only,omitempty"`
 	Rate      int                `json:"rate"`
-	State     State              `json:"state"`
-	Problem   string             `json:"problem,omitempty"`
 	Events    uint64             `json:"events"`
 	Bytes     uint64             `json:"bytes"`
 	Sent      uint64             `json:"sent"`
 	Skipped   uint64             `json:"skipped"`
 	Position  uint64             `json:"position"` // the last event that is dealt with
-	CreatedAt time.Time          `json:"created_at"`
-	UpdatedAt time.Time          `json:"updated_at"`
 	By        string             `json:"by"`
-	Runner    string             `json:"runner,omitempty"`
-	BeatAt    time.Time          `json:"beat_at,omitzero"` // when the runner last noted something
 
-	revision uint64
+	ended bool // by the run itself, which no pause or cancellation can undo
 }
 
-func (j *job) key() string { return j.Account + "." + j.ID }
+// Valid reports whether j is a replay.
+func (j *job) Valid() bool { return j.Rate >= 1 }
+
+// Adopt takes over a pause or a cancellation by the owner.
+func (j *job) Adopt(newest *job) {
+	if !j.ended {
+		j.State, j.Problem = newest.State, newest.Problem
+	}
+}
 
 // View is a replay as its owner sees it.
 type View struct {
@@ -128,25 +119,14 @@ func (j *job) view() View {
 // Service manages replays and runs them. It is safe for concurrent use.
 type Service struct {
 	bus           *bus.Bus
-	bucket        *bus.Bucket
+	jobs          *jobs.Store[job, *job]
 	webhooks      *webhooks.Service
 	notifications *notifications.Service
-	log           *zap.Logger
-	name          string // of this process, as a runner
-	changes       broadcast.Signal
-
-	mu      sync.Mutex
-	jobs    map[string]*job               // by key, as the bucket has them; values are immutable
-	running map[string]bool               // here
-	stops   map[string]context.CancelFunc // of the jobs that run here
 }
 
 // New returns a service on the bucket REPLAYS.
 func New(b *bus.Bus, bucket *bus.Bucket, w *webhooks.Service, n *notifications.Service, log *zap.Logger) *Service {
-	return &Service{
-		bus: b, bucket: bucket, webhooks: w, notifications: n, log: log.Named("replays"), name: uuid.NewString(),
-		jobs: map[string]*job{}, running: map[string]bool{}, stops: map[string]context.CancelFunc{},
-	}
+	return &Service{bus: b, jobs: jobs.NewStore[job](bucket, rules, log.Named("replays")), webhooks: w, notifications: n}
 }
 
 // Input is an owner's request for a new replay.
@@ -210,24 +190,18 @@ func (s *Service) Create(ctx context.Context, account, webhookID string, in Inpu
 	if err := s.notifications.Room(account); err != nil {
 		return View{}, err
 	}
-	if s.open(account) >= maxOpen {
+	if len(s.jobs.List(account, func(j *job) bool { return !Ended(j.State) })) >= maxOpen {
 		return View{}, problem.New(problem.Conflict, "too_many_replays",
 			fmt.Sprintf("this account has %d replays that have not ended; cancel one first", maxOpen))
 	}
 	j := &job{
-		ID: uuid.NewString(), Account: account, WebhookID: w.ID, From: from, To: to, Only: only, Rate: rate,
-		State:     Preview,
-		CreatedAt: now.Truncate(time.Millisecond), UpdatedAt: now.Truncate(time.Millisecond), By: by,
+		Record: jobs.New(account, Preview), WebhookID: w.ID, From: from, To: to, Only: only, Rate: rate, By: by,
 	}
 	if err := s.measure(ctx, j, w); err != nil {
 		return View{}, problem.Broker(err)
 	}
-	value, err := json.Marshal(j)
-	if err != nil {
-		return View{}, fmt.Errorf("encode replay: %w", err)
-	}
-	if _, err := s.bucket.Create(ctx, j.key(), value); err != nil {
-		return View{}, problem.Broker(err)
+	if err := s.jobs.Create(ctx, j); err != nil {
+		return View{}, err
 	}
 	return j.view(), nil
 }
@@ -310,7 +284,7 @@ func (s *Service) batches(
 
 // Get returns the account's replay.
 func (s *Service) Get(ctx context.Context, account, id string) (View, error) {
-	j, err := s.fetch(ctx, account, id)
+	j, err := s.jobs.Get(ctx, account, id)
 	if err != nil {
 		return View{}, err
 	}
@@ -322,28 +296,11 @@ func (s *Service) List(ctx context.Context, account, webhookID string) ([]View, 
 	if _, err := s.webhooks.Get(ctx, account, webhookID); err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	views := []View{}
-	for _, j := range s.jobs {
-		if j.Account == account && j.WebhookID == webhookID {
-			views = append(views, j.view())
-		}
+	for _, j := range s.jobs.List(account, func(j *job) bool { return j.WebhookID == webhookID }) {
+		views = append(views, j.view())
 	}
-	slices.SortFunc(views, func(a, b View) int { return b.CreatedAt.Compare(a.CreatedAt) })
 	return views, nil
-}
-
-func (s *Service) open(account string) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := 0
-	for _, j := range s.jobs {
-		if j.Account == account && !j.State.Ended() {
-			n++
-		}
-	}
-	return n
 }
 
 // Start begins to send.
@@ -375,7 +332,7 @@ func (s *Service) Cancel(ctx context.Context, account, id string) (View, error) 
 // move changes the state to one, from those given; a replay that is there already is left alone.
 func (s *Service) move(ctx context.Context, account, id string, to State, from ...State) (View, error) {
 	for {
-		j, err := s.fetch(ctx, account, id)
+		j, err := s.jobs.Get(ctx, account, id)
 		if err != nil {
 			return View{}, err
 		}
@@ -387,7 +344,7 @@ func (s *Service) move(ctx context.Context, account, id string, to State, from .
 				"the replay is "+string(j.State)+"; that cannot be done to it now")
 		}
 		j.State, j.Problem = to, ""
-		err = s.store(ctx, j)
+		err = s.jobs.Put(ctx, j)
 		if err == nil {
 			return j.view(), nil
 		}
@@ -395,47 +352,4 @@ func (s *Service) move(ctx context.Context, account, id string, to State, from .
 			return View{}, problem.Broker(err)
 		}
 	}
-}
-
-// fetch reads the job as it is now.
-func (s *Service) fetch(ctx context.Context, account, id string) (*job, error) {
-	if uuid.Validate(id) != nil || len(id) != 36 || !event.ValidAccount(account) {
-		return nil, problem.NotFound("replay")
-	}
-	e, err := s.bucket.Get(ctx, account+"."+id)
-	if errors.Is(err, bus.ErrNotFound) {
-		return nil, problem.NotFound("replay")
-	}
-	if err != nil {
-		return nil, problem.Broker(err)
-	}
-	return decode(e)
-}
-
-func decode(e bus.Entry) (*job, error) {
-	j := &job{revision: e.Revision}
-	if err := json.Unmarshal(e.Value, j); err != nil {
-		return nil, fmt.Errorf("decode replay %s: %w", e.Key, err)
-	}
-	if err := wireversion.Check(j.Schema); err != nil {
-		return nil, problem.Broker(fmt.Errorf("replay %s: %w", e.Key, err))
-	}
-	if j.key() != e.Key || j.Rate < 1 {
-		return nil, fmt.Errorf("decode replay %s: it is not one", e.Key)
-	}
-	return j, nil
-}
-
-// store writes j on top of the revision it was read with; bus.ErrConflict when another writer was faster.
-func (s *Service) store(ctx context.Context, j *job) error {
-	j.UpdatedAt = time.Now().UTC().Truncate(time.Millisecond)
-	value, err := json.Marshal(j)
-	if err != nil {
-		return fmt.Errorf("encode replay: %w", err)
-	}
-	revision, err := s.bucket.Update(ctx, j.key(), value, j.revision)
-	if err == nil {
-		j.revision = revision
-	}
-	return err
 }
