@@ -52,6 +52,21 @@ func (k *Keeper) Webhook(
 	return all, err
 }
 
+// Webhooks returns the numbers of each webhook of an account from from on and before to, by its id; those of the
+// account only are at "".
+func (k *Keeper) Webhooks(
+	ctx context.Context, account string, from, to time.Time, step time.Duration,
+) (map[string]*Counts, error) {
+	all := map[string]*Counts{}
+	err := k.each(ctx, account, from, to, step, func(_, hook string, _ time.Time, n *Counts) {
+		if all[hook] == nil {
+			all[hook] = &Counts{}
+		}
+		all[hook].Add(n)
+	})
+	return all, err
+}
+
 // Accounts returns the numbers of an account, or of each with "": one for each step with any, in the order of time and
 // account.
 func (k *Keeper) Accounts(

@@ -194,6 +194,7 @@ func (x *exhibits) pages() map[string][2]string {
 		"/search?q=hooks.example.com":                 {"crm_deal", "crm_deal"},
 		"/search?q=" + url.QueryEscape(evilBody):      {"Nothing matches", "Nada corresponde"},
 		"/events/" + x.event:                          {"Notifications", "Notificações"},
+		"/numbers":                                    {"Slowest hosts", "Hosts mais lentos"},
 		"/audit":                                      {"Who changed what", "Quem alterou o quê"},
 		"/audit?object=" + x.hook:                     {"createWebhook", "createWebhook"},
 		"/tail":                                       {"Attempts as they happen", "Tentativas no momento em que acontecem"},
@@ -249,6 +250,12 @@ func TestConsolePages(t *testing.T) {
 				r := b.get(path).want(200).safe(language).has(want[i])
 				if strings.HasPrefix(path, "/webhooks/"+x.hook) || strings.HasPrefix(path, "/notifications/") {
 					r.has(`"><script>alert(1)</script>' onload='x \u202Egpj.exe`)
+				}
+				if path == "/webhooks/"+x.hook || path == "/numbers" {
+					r.has([]string{"87.5 %", "87,5 %"}[i], "p50 / p95 / p99", ` <span class="soft">6</span>`, `</dt><dd>8</dd>`)
+				}
+				if path == "/numbers" {
+					r.has(`<bdi class="mono">hooks.example.com</bdi>`).lacks("/x?a=")
 				}
 				if path == "/notifications/"+x.failed {
 					r.has(`</pre><script>alert(2)</script><img src=x onerror=alert(3)>\u202E`, "X-Evil", "DNS", "HTTP 500")
@@ -478,6 +485,8 @@ func TestConsoleOperator(t *testing.T) {
 	b.get("/webhooks").leads("/account")
 	b.get("/webhooks/" + id).leads("/account")
 	b.get("/account").want(200).safe("en").has("acme").lacks("globex")
+	s.attempted(s.matched("acme", id, `{"transaction_uuid":"t"}`), "")
+	b.get("/account").want(200).safe("en").has("Usage in the last 24 hours", `<td role="cell" data-label="Error rate">0 %</td>`)
 	b.post("/account", "account", "no such\"<b>").want(422).safe("en").has("1 to 64 characters")
 	b.post("/account", "account", "acme").leads("/webhooks")
 	b.get("/webhooks/" + id).want(200).safe("en")

@@ -232,7 +232,7 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 		})
 		group.Go(func() error { return ended(ctx, ownerNotices.Run(ctx)) })
 		pages, err := console.New(console.Options{
-			Gate: gate, Webhooks: hooks, Notifications: sends, Replays: jobs, Tail: tails, Catalogue: types, DryRun: dry, Keys: keys, Ended: revoked, Portal: links, Notices: ownerNotices, Audit: changes, FrameAncestors: cfg.ConsoleFrameAncestors,
+			Gate: gate, Webhooks: hooks, Notifications: sends, Replays: jobs, Tail: tails, Catalogue: types, DryRun: dry, Keys: keys, Ended: revoked, Portal: links, Notices: ownerNotices, Audit: changes, Numbers: counted, FrameAncestors: cfg.ConsoleFrameAncestors,
 			PlainHTTP: cfg.ConsolePlainHTTP, Stopping: ctx.Done(), Log: proc.Log, Metrics: proc.Metrics,
 		})
 		if err != nil {

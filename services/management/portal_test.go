@@ -124,7 +124,7 @@ func TestPortalRights(t *testing.T) {
 	for _, path := range []string{"/webhooks/" + theirs, "/webhooks/" + theirs + "/edit", "/notifications/" + hidden.ID, "/notifications/" + hidden.ID + "/payload", "/replays/" + theirs} {
 		bound.get(path).want(http.StatusNotFound)
 	}
-	for _, path := range []string{"/webhooks/new", "/account", "/events/" + mine, "/event_types", "/search?q=theirs", "/audit"} {
+	for _, path := range []string{"/webhooks/new", "/account", "/events/" + mine, "/event_types", "/search?q=theirs", "/audit", "/numbers"} {
 		if r := bound.get(path); r.status/100 == 2 {
 			t.Errorf("%s answers %d", path, r.status)
 		}

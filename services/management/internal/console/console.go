@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/audit"
+	"gancho/pkg/numbers"
 	"gancho/pkg/seal"
 	"gancho/services/management/internal/accesslog"
 	"gancho/services/management/internal/auth"
@@ -51,6 +52,7 @@ type Options struct {
 	Ended         *revocation.List
 	Portal        *portal.Service
 	Audit         *audit.Log
+	Numbers       *numbers.Keeper
 	Notices       *notices.Service
 	// FrameAncestors are the origins whose pages may show the console in a frame, see CheckAncestors.
 	FrameAncestors []string
@@ -67,6 +69,7 @@ type Console struct {
 	Options
 
 	sessions sessions
+	lately   lately
 	cross    *http.CrossOriginProtection
 	mux      *http.ServeMux
 	pages    pages
@@ -102,7 +105,7 @@ func New(o Options) (*Console, error) {
 func Serves(p string) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(p, "/"), "/")
 	switch first {
-	case "", "sign-in", "sign-out", "portal", "unsubscribe", "theme.css", "account", "language", "webhooks", "notifications", "failures", "replays", "audit", "tail", "search", "events", "event_types", "static":
+	case "", "sign-in", "sign-out", "portal", "unsubscribe", "theme.css", "account", "language", "webhooks", "notifications", "failures", "replays", "audit", "tail", "search", "numbers", "events", "event_types", "static":
 		return path.Clean(p) == p
 	}
 	return false
@@ -167,6 +170,7 @@ func (c *Console) routes() []route {
 		{pattern: "GET /search", handle: c.searchPage},
 		{pattern: "GET /events/{id}", handle: c.eventPage},
 
+		{pattern: "GET /numbers", handle: c.numbersPage},
 		{pattern: "GET /audit", handle: c.auditPage},
 
 		{pattern: "GET /tail", bound: limitsItself, handle: c.tailPage},

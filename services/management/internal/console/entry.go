@@ -87,6 +87,7 @@ type accounts struct {
 	Known   []string
 	Given   string
 	Problem string
+	Usage   []accountUsage
 }
 
 // knownAccounts is how many accounts are offered; any other can be typed.
@@ -100,7 +101,7 @@ func (c *Console) accountPage(v *visit) error {
 	known := c.Webhooks.Accounts()
 	return c.show(v, http.StatusOK, "account", page{
 		Title: "account.title",
-		Data:  accounts{Known: known[:min(len(known), knownAccounts)], Given: v.session.Account},
+		Data:  accounts{Known: known[:min(len(known), knownAccounts)], Given: v.session.Account, Usage: c.usage(v)},
 	})
 }
 

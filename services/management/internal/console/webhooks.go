@@ -157,6 +157,7 @@ type hookPage struct {
 	webhooks.View
 
 	Chart         chart
+	Figures       *figures // nil when they cannot be had
 	LastDelivered time.Time
 	Trouble       string
 	LastFailed    *failedAttempt // of a suspended webhook
@@ -260,6 +261,7 @@ func (c *Console) showWebhook(v *visit, status int, form replayForm) error {
 	} else {
 		data.Chart = v.lang.draw(health[0], now, 22, 8, 96)
 		data.LastDelivered, data.Trouble = health[0].Delivered, trouble(w, health[0])
+		data.Figures = c.webhookFigures(v, w.ID)
 		found, err := c.Notifications.List(v.ctx, v.caller.Account, w.ID, data.filter(query))
 		if err != nil {
 			return err
