@@ -40,7 +40,7 @@ func TestPortalLinkWorksOnce(t *testing.T) {
 	s := start(t, nil)
 	second := s.run()
 	hookID := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/deals")).want(201).id()
-	path := s.link(acme, map[string]any{"ttl": 60})
+	path := s.link(acme, map[string]any{"ttl": 60, "theme": map[string]any{"accent": "#7a1f5c", "logo_url": "https://crm.example.com/logo.svg"}})
 
 	b := s.browser("en")
 	for range 3 { // as previews do
@@ -83,7 +83,7 @@ func TestPortalLinkWorksOnce(t *testing.T) {
 		b.base = second
 		return b.get(path).status == http.StatusGone
 	})
-	b.get(path).has("used already")
+	b.get(path).has("used already", "/theme.css?", "https://crm.example.com/logo.svg") // as its maker's product looks
 	b.get("/portal?link=v1.x.y").want(http.StatusForbidden)
 	b.get("/portal").want(http.StatusOK).has("This session has ended")
 	b.get("/webhooks/" + hookID).leads("/sign-in")
@@ -117,10 +117,12 @@ func TestPortalRights(t *testing.T) {
 	reader.get("/webhooks/" + mine).has(`lang="en"`)
 
 	bound := s.browser("en")
-	bound.follow(s.link(acme, map[string]any{"scope": "write", "webhook_id": mine})).leads("/webhooks/" + mine)
+	one := s.link(acme, map[string]any{"scope": "write", "webhook_id": mine})
+	bound.get(one).has("a webhook of the account acme")
+	bound.follow(one).leads("/webhooks/" + mine)
 	bound.get("/").leads("/webhooks")
 	bound.get("/webhooks").leads("/webhooks/" + mine)
-	bound.get("/webhooks/" + mine).want(http.StatusOK).has("rotate_secret").lacks("theirs")
+	bound.get("/webhooks/"+mine).want(http.StatusOK).has("rotate_secret").lacks("theirs", `class="crumbs"`)
 	for _, path := range []string{"/webhooks/" + theirs, "/webhooks/" + theirs + "/edit", "/notifications/" + hidden.ID, "/notifications/" + hidden.ID + "/payload", "/replays/" + theirs} {
 		bound.get(path).want(http.StatusNotFound)
 	}
@@ -134,8 +136,8 @@ func TestPortalRights(t *testing.T) {
 	}
 	bound.post("/webhooks", "event_name", "crm_deal_created", "url", "https://hooks.example.com/new").want(http.StatusForbidden)
 	bound.get("/notifications/" + n.ID).want(http.StatusOK)
-	bound.get("/tail?webhook_id="+theirs).want(http.StatusOK).lacks("hooks.example.com/theirs", `"`+theirs+`"`)
-	bound.get("/failures?webhook_id="+theirs).want(http.StatusOK).lacks("hooks.example.com/theirs", `"`+theirs+`"`)
+	bound.get("/tail?webhook_id="+theirs).want(http.StatusOK).lacks(`name="webhook_id"`, "hooks.example.com/theirs", `"`+theirs+`"`)
+	bound.get("/failures?webhook_id="+theirs).want(http.StatusOK).has("Notifications of this webhook").lacks("<select", "hooks.example.com/theirs", `"`+theirs+`"`)
 	bound.post("/notifications/" + n.ID + "/resend").leads("/notifications/" + n.ID)
 	records := s.changes(acme, "") // the newest is the guest's, the oldest that of the token that made the link
 	made, first := member(records[0]["actor"], "name"), member(records[len(records)-1]["actor"], "name")

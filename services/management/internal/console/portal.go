@@ -58,6 +58,7 @@ func (c *Console) visitor(v *visit, write bool) (auth.Caller, error) {
 type invitation struct {
 	Link    string // sealed, "" when it opens no session
 	Account string
+	One     bool   // it is good for one webhook
 	Problem string // key of the catalogue
 }
 
@@ -70,19 +71,25 @@ func (c *Console) portalPage(v *visit) error {
 	}
 	l, err := c.Portal.Open(sealed)
 	if err != nil {
-		return c.refuseLink(v, err)
+		return c.refuseLink(v, l, err)
 	}
 	return c.invite(v, l, sealed)
 }
 
 func (c *Console) invite(v *visit, l portal.Link, sealed string) error {
+	v.speak(l)
+	return c.show(v, http.StatusOK, "portal", page{Title: "portal.title", Theme: l.Theme, Data: invitation{Link: sealed, Account: l.Account, One: l.Webhook != ""}})
+}
+
+// speak has the page in the link's language, if it names one.
+func (v *visit) speak(l portal.Link) {
 	if lang := language(l.Language); slices.Contains(languages(), lang) {
 		v.lang = lang
 	}
-	return c.show(v, http.StatusOK, "portal", page{Title: "portal.title", Theme: l.Theme, Data: invitation{Link: sealed, Account: l.Account}})
 }
 
-func (c *Console) refuseLink(v *visit, err error) error {
+// refuseLink says why a link opens no session. l is empty where it cannot be read.
+func (c *Console) refuseLink(v *visit, l portal.Link, err error) error {
 	status, key := http.StatusGone, "portal.used"
 	switch {
 	case errors.Is(err, portal.ErrBad):
@@ -93,7 +100,8 @@ func (c *Console) refuseLink(v *visit, err error) error {
 		return problem.Down("portal_unavailable", "it is not known whether the link was used up; try again, or ask for a new one", err)
 	}
 	v.fields = append(v.fields, zap.NamedError("portal", err))
-	return c.show(v, status, "portal", page{Title: "portal.title", Data: invitation{Problem: key}})
+	v.speak(l)
+	return c.show(v, status, "portal", page{Title: "portal.title", Theme: l.Theme, Data: invitation{Problem: key}})
 }
 
 // postPortal uses a link up and opens its session.
@@ -105,7 +113,7 @@ func (c *Console) postPortal(v *visit) error {
 	s := newSession("")
 	l, err := c.Portal.Use(v.ctx, v.r.PostFormValue("link"), s.ID)
 	if err != nil {
-		return c.refuseLink(v, err)
+		return c.refuseLink(v, l, err)
 	}
 	s.Account, s.Grant, s.Ends = l.Account, &l.Grant, time.Now().Add(time.Duration(l.SessionTTL)*time.Second).UTC().Truncate(time.Second)
 	c.sessions.set(v.w, s, secure)

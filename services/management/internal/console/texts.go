@@ -417,6 +417,7 @@ var texts = map[string]text{
 	"secret.notify":        {"Secret of the notices", "Segredo dos avisos"},
 	"portal.title":         {"Webhooks", "Webhooks"},
 	"portal.about":         {"You are about to open the webhooks of the account {account}.", "Você vai abrir os webhooks da conta {account}."},
+	"portal.about_one":     {"You are about to open a webhook of the account {account}.", "Você vai abrir um webhook da conta {account}."},
 	"portal.go_on":         {"Go on", "Continuar"},
 	"portal.ended":         {"This session has ended.", "Esta sessão terminou."},
 	"portal.bad":           {"This link is not complete.", "Este link não está completo."},
@@ -488,6 +489,7 @@ var texts = map[string]text{
 
 	"failures.title":                  {"Permanent failures", "Falhas permanentes"},
 	"failures.about":                  {"Notifications of all webhooks of the account whose attempts all failed.", "Notificações de todos os webhooks da conta em que todas as tentativas falharam."},
+	"failures.about_one":              {"Notifications of this webhook whose attempts all failed.", "Notificações deste webhook em que todas as tentativas falharam."},
 	"failures.none":                   {"No permanent failures. Nothing to do here.", "Nenhuma falha permanente. Nada a fazer aqui."},
 	"failures.select":                 {"Select", "Selecionar"},
 	"failures.select_page":            {"Select this page", "Selecionar esta página"},

@@ -132,7 +132,8 @@ var (
 	ErrUsed    = errors.New("the portal link was used before")
 )
 
-// Open returns a link that can still be used, as far as this process knows. It does not use it up.
+// Open returns a link that can still be used, as far as this process knows. It does not use it up. With ErrExpired and
+// ErrUsed it returns the link too, for the look and the language of the answer.
 func (s *Service) Open(sealed string) (Link, error) {
 	plain, err := s.keys.Open(sealed, []byte(sealedAs))
 	if err != nil {
@@ -143,25 +144,25 @@ func (s *Service) Open(sealed string) (Link, error) {
 	case err != nil || l.ID == "" || !event.ValidAccount(l.Account):
 		return Link{}, ErrBad
 	case !time.Now().Before(l.Ends):
-		return Link{}, ErrExpired
+		return l, ErrExpired
 	case s.used.Ended(l.ID):
-		return Link{}, ErrUsed
+		return l, ErrUsed
 	}
 	return l, nil
 }
 
 // Use uses a link up for the session with that id. ErrUsed says that another one was first. Any other error says that
-// the link may be used up and no session is open.
+// the link may be used up and no session is open. It returns the link with ErrExpired and ErrUsed as Open does.
 func (s *Service) Use(ctx context.Context, sealed, session string) (Link, error) {
 	l, err := s.Open(sealed)
 	if err != nil {
-		return Link{}, err
+		return l, err
 	}
 	switch first, err := s.used.Take(ctx, l.ID, session); {
 	case err != nil:
 		return Link{}, err
 	case !first:
-		return Link{}, ErrUsed
+		return l, ErrUsed
 	}
 	return l, nil
 }
