@@ -1,8 +1,8 @@
 // Package erasures erases events: the payload and the recorded answers of one event, or of all events of a document or
 // a transaction, from every stream.
 //
-// An erasure is a job in the bucket ERASURES, see package jobs. Every step can be repeated, so a job that is interrupted
-// begins its pass again.
+// An erasure is a job in the bucket ERASURES, see package jobs. Every step can be repeated, so a job that is
+// interrupted begins its pass again.
 //
 // # A pass
 //

@@ -2,8 +2,8 @@
 //
 // # What survives
 //
-// Every write is a compare-and-set on the record's revision, so a job has one runner. A job whose runner died or stopped
-// is taken up by another process, from its last record, within Rules.TakeOverAfter.
+// Every write is a compare-and-set on the record's revision, so a job has one runner. A job whose runner died or
+// stopped is taken up by another process, from its last record, within Rules.TakeOverAfter.
 package jobs
 
 import (
@@ -218,7 +218,7 @@ func (s *Store[T, P]) Wait(ctx context.Context, account, id string, done func(P)
 }
 
 // Run runs the jobs that no other process runs until ctx ends. It calls run for each with a copy of its own; stop ends
-// when somebody deletes the job or ends its state Running.
+// when the job is deleted or leaves the state Running.
 func (s *Store[T, P]) Run(ctx context.Context, run func(ctx, stop context.Context, j P, log *zap.Logger) error) error {
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -290,7 +290,7 @@ func (s *Store[T, P]) try(ctx, stop context.Context, seen P, run func(ctx, stop 
 	mine := *seen
 	j := P(&mine)
 	j.record().Runner, j.record().BeatAt = s.runner, time.Now().UTC()
-	if err := s.Put(ctx, j); err != nil { // another process has it, somebody changed it, or the broker is away
+	if err := s.Put(ctx, j); err != nil { // another process has it or changed it, or the broker is away
 		sleep.For(ctx, beatEvery)
 		return
 	}

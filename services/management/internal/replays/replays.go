@@ -1,8 +1,8 @@
 // Package replays sends a range of past events to a webhook again.
 //
-// A replay is a job in the bucket REPLAYS, see package jobs. Its runner reads the events in their order, opens a new send
-// of each notification that has ended, or its first one when the webhook never had one, and notes its progress every
-// second. Notifications that are still on their way are skipped.
+// A replay is a job in the bucket REPLAYS, see package jobs. Its runner reads the events in their order, opens a new
+// send of each notification that has ended, or its first one when the webhook never had one, and notes its progress
+// every second. Notifications that are still on their way are skipped.
 //
 // A runner that takes a job up recognises the notifications that were sent since its last record by their replay id,
 // and does not send them again. A pause or a cancellation takes effect before the next notification is sent.
