@@ -42,7 +42,7 @@ type Limits struct {
 	// ACCOUNT_SHARE first. 0: 5 % of STORE_MAX_BYTES.
 	FailedMaxBytes int64 `env:"FAILED_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
 	// BucketMaxBytes limits each bucket; above it changes are refused. 0: no limit, or 0.4 % of
-	// STORE_MAX_BYTES with MAX_BYTES_EVERYWHERE.
+	// STORE_MAX_BYTES (PACES half of that) with MAX_BYTES_EVERYWHERE.
 	BucketMaxBytes int64 `env:"BUCKET_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
 	// MaxBytesEverywhere gives every bucket and RETRIES a limit too, for hosted brokers that demand one. RETRIES drops
 	// its oldest messages at four times RETRIES_MAX_BYTES, far above where it stops growing. CRM_EVENTS then has 19 %
@@ -95,6 +95,14 @@ func (l Limits) bucketMaxBytes() int64 {
 		return l.BucketMaxBytes
 	}
 	return cmp.Or(l.BucketMaxBytes, l.StoreMaxBytes/250)
+}
+
+// pacesMaxBytes is max_bytes of the bucket PACES, which holds little for minutes.
+func (l Limits) pacesMaxBytes() int64 {
+	if l.MaxBytesEverywhere && l.BucketMaxBytes == 0 {
+		return l.bucketMaxBytes() / 2
+	}
+	return l.bucketMaxBytes()
 }
 
 // MaxMessage returns the largest size of a message in bytes when events have at most eventMaxBytes.

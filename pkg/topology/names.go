@@ -41,6 +41,8 @@ const (
 	BucketEndedSessions = "ENDED_SESSIONS"
 	// BucketLatest holds the latest event of each document that webhooks got which skip stale notifications.
 	BucketLatest = "LATEST"
+	// BucketPaces holds, of each URL with a limit per minute, up to when its requests are planned.
+	BucketPaces = "PACES"
 	// BucketNotices holds the notices about webhooks' troubles that owners got, and those still to be sent.
 	BucketNotices = "NOTICES"
 	// BucketErasures holds the jobs that erase events.

@@ -26,6 +26,9 @@ func Owners() []Owner { return []Owner{Publisher, Dispatcher, Monitor, Managemen
 // LeaseTTL is how long a key of the bucket LEASES lives unless it is renewed.
 const LeaseTTL = 15 * time.Second
 
+// pacesMaxAge is how long a key of the bucket PACES is kept: much longer than a minute, after which it means nothing.
+const pacesMaxAge = 5 * time.Minute
+
 // InBatches reports whether the stream takes atomic batches.
 func InBatches(stream string) bool {
 	return stream == Notifications || stream == Attempts || stream == Parked || stream == Held
@@ -109,7 +112,9 @@ func (o Owner) Buckets(l Limits) []jetstream.StreamConfig {
 		leases.MaxAge, leases.Duplicates = LeaseTTL, LeaseTTL
 		latest := kv(BucketLatest, "the latest event of each document that was delivered, for webhooks that skip stale notifications")
 		latest.MaxAge, latest.Discard, latest.MaxBytes = l.LogMaxAge, jetstream.DiscardOld, l.MaxBytes(BucketPrefix+BucketLatest)
-		return []jetstream.StreamConfig{leases, latest}
+		paces := kv(BucketPaces, "up to when the requests of each URL with a limit per minute are planned")
+		paces.MaxAge, paces.MaxBytes = pacesMaxAge, l.pacesMaxBytes()
+		return []jetstream.StreamConfig{leases, latest, paces}
 	case Monitor:
 		return []jetstream.StreamConfig{
 			kv(BucketSuspensions, "suspended URLs, as dispatchers see them"),
@@ -173,7 +178,7 @@ func Durables() []Durable {
 //
 // The order follows the messages: while everything runs, a copy finds a message at its old place, its new one, or both.
 // The services recognise a message that comes twice. The books come first because they read on from their position and
-// so find messages that moved backwards. Leases are left out: they expire within seconds.
+// so find messages that moved backwards. Leases and paces are left out: they expire within seconds and minutes.
 func Backup() []string {
 	all := []string{
 		BucketPrefix + BucketBooks, Events, Notifications, Parked, Retries, Attempts, Failed, Rejected, Quarantine,
@@ -181,7 +186,7 @@ func Backup() []string {
 	}
 	for _, o := range Owners() {
 		for _, kv := range o.Buckets(Limits{}) {
-			if name := kv.Name; name != BucketPrefix+BucketLeases && name != BucketPrefix+BucketBooks {
+			if name := kv.Name; name != BucketPrefix+BucketLeases && name != BucketPrefix+BucketPaces && name != BucketPrefix+BucketBooks {
 				all = append(all, name)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"gancho/pkg/condition"
 	"gancho/pkg/event"
@@ -60,6 +61,17 @@ type Index struct {
 	notices  map[string]*Webhook // what carries the notices of webhooks, by key
 	accounts map[string]*accountIndex
 	urls     map[string]int // webhooks per <account>.<url_key>
+	rates    map[urlID]*rate
+	limited  atomic.Int32 // the number of rates
+}
+
+// urlID names a URL of an account.
+type urlID struct{ account, key string }
+
+// rate is what the webhooks of one URL say of its MaxPerMinute; those without one are not counted.
+type rate struct {
+	lowest   int
+	webhooks map[int]int // how many there are, by their MaxPerMinute
 }
 
 // Readers of the slices hold no lock, so their elements never change.
@@ -74,7 +86,7 @@ type accountIndex struct {
 func NewIndex() *Index {
 	return &Index{
 		webhooks: map[string]*Webhook{}, notices: map[string]*Webhook{}, accounts: map[string]*accountIndex{},
-		urls: map[string]int{},
+		urls: map[string]int{}, rates: map[urlID]*rate{},
 	}
 }
 
@@ -91,6 +103,7 @@ func (x *Index) Put(w *Webhook) {
 		return
 	}
 	x.urls[w.Account+"."+w.URLKey]++
+	x.limit(w, 1)
 	a := x.accounts[w.Account]
 	if a == nil {
 		a = &accountIndex{exact: map[string][]*Webhook{}}
@@ -141,6 +154,7 @@ func (x *Index) remove(key string) {
 	} else {
 		delete(x.urls, u)
 	}
+	x.limit(w, -1)
 	a := x.accounts[w.Account]
 	a.count--
 	is := func(o *Webhook) bool { return o == w }
@@ -156,6 +170,45 @@ func (x *Index) remove(key string) {
 	} else if at, found := slices.BinarySearchFunc(a.ordered, w, byAge); found {
 		a.ordered = slices.Delete(slices.Clone(a.ordered), at, at+1)
 	}
+}
+
+// limit counts w, with 1, among the webhooks that limit its URL, or with -1 no longer. The caller holds mu.
+func (x *Index) limit(w *Webhook, n int) {
+	if w.MaxPerMinute == 0 {
+		return
+	}
+	id := urlID{w.Account, w.URLKey}
+	r := x.rates[id]
+	if r == nil {
+		r = &rate{webhooks: map[int]int{}}
+		x.rates[id] = r
+	}
+	if r.webhooks[w.MaxPerMinute] += n; r.webhooks[w.MaxPerMinute] == 0 {
+		delete(r.webhooks, w.MaxPerMinute)
+	}
+	switch {
+	case n > 0:
+		r.lowest = min(cmp.Or(r.lowest, w.MaxPerMinute), w.MaxPerMinute)
+	case len(r.webhooks) == 0:
+		delete(x.rates, id)
+	case r.webhooks[r.lowest] == 0:
+		r.lowest = slices.Min(slices.Collect(maps.Keys(r.webhooks)))
+	}
+	x.limited.Store(int32(len(x.rates))) //nolint:gosec // webhooks fit into memory
+}
+
+// MaxPerMinute returns how many requests the URL may get in a minute: the lowest number of its webhooks, 0 when none of
+// them has one.
+func (x *Index) MaxPerMinute(account, urlKey string) int {
+	if x.limited.Load() == 0 {
+		return 0
+	}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if r := x.rates[urlID{account, urlKey}]; r != nil {
+		return r.lowest
+	}
+	return 0
 }
 
 // without copies, because Match hands the slices to readers that hold no lock.

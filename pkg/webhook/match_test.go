@@ -164,3 +164,42 @@ func TestAccountOrder(t *testing.T) {
 		t.Error("an account without webhooks is left")
 	}
 }
+
+// TestLowestLimitOfAURLCounts changes and deletes webhooks of one URL at random and compares with a search of all.
+func TestLowestLimitOfAURLCounts(t *testing.T) {
+	t.Parallel()
+	x := NewIndex()
+	held := map[string]*Webhook{}
+	for i := range 2000 {
+		w := &Webhook{
+			ID: fmt.Sprint(rand.IntN(20)), Account: fmt.Sprint("account", rand.IntN(2)), URLKey: fmt.Sprint("url", rand.IntN(2)),
+			EventName: "*", Status: Active, MaxPerMinute: max(rand.IntN(8)-3, 0),
+		}
+		if rand.IntN(3) == 0 {
+			x.Delete(w.Key())
+			delete(held, w.Key())
+		} else {
+			x.Put(w)
+			held[w.Key()] = w
+		}
+		for _, account := range []string{"account0", "account1"} {
+			for _, url := range []string{"url0", "url1"} {
+				want := 0
+				for _, h := range held {
+					if h.Account == account && h.URLKey == url && h.MaxPerMinute > 0 && (want == 0 || h.MaxPerMinute < want) {
+						want = h.MaxPerMinute
+					}
+				}
+				if got := x.MaxPerMinute(account, url); got != want {
+					t.Fatalf("step %d: %s of %s may get %d requests a minute, want %d", i, url, account, got, want)
+				}
+			}
+		}
+	}
+	for key := range held {
+		x.Delete(key)
+	}
+	if n := x.limited.Load(); n != 0 {
+		t.Errorf("%d URLs have a limit that no webhook sets", n)
+	}
+}

@@ -47,6 +47,9 @@ const (
 	Skip = "skip"
 )
 
+// MostPerMinute is the highest MaxPerMinute.
+const MostPerMinute = 60_000
+
 // Webhook is one registration as it is stored: account, event, destination. A value is immutable once
 // it is shared; a change is a new value.
 type Webhook struct {
@@ -78,6 +81,9 @@ type Webhook struct {
 	Conditions []condition.Condition `json:"conditions,omitempty"`
 	// Stale is Skip, or "" where notifications are sent although they are stale.
 	Stale string `json:"stale,omitempty"`
+	// MaxPerMinute is how many requests its URL gets in a minute at most; 0: as many as it answers well. Of several
+	// webhooks with one URL the lowest counts.
+	MaxPerMinute int `json:"max_per_minute,omitempty"`
 	// Version counts the changes, from 1 for the registration. 0: stored before records were authenticated.
 	Version uint64 `json:"version,omitempty"`
 
@@ -143,7 +149,7 @@ func (w *Webhook) Encode() ([]byte, error) {
 	switch {
 	case w.Auth != nil:
 		stored.Schema = schemaAuth
-	case len(w.Conditions) > 0, w.Stale != "":
+	case len(w.Conditions) > 0, w.Stale != "", w.MaxPerMinute > 0:
 		stored.Schema = schemaConditions
 	}
 	return json.Marshal(&stored)

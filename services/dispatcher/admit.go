@@ -11,10 +11,18 @@ import (
 	"gancho/pkg/webhook"
 )
 
-// permit is the right to make an attempt: a slot of its URL, or the claim of the probe of a suspended URL.
+// permit is the right to make an attempt: a slot of its URL, or the claim of the probe of a suspended URL. Where the
+// URL has a limit per minute, a turn belongs to it.
 type permit struct {
 	slot  *slot
 	probe *mirror.Record // the suspension that the attempt probes
+	turn  *turn
+}
+
+// release gives back what was not used.
+func (p permit) release() {
+	p.slot.release()
+	p.turn.release()
 }
 
 // admission is the gate's answer. Without a webhook the notification is cancelled, with a reason it is parked, else it
@@ -27,7 +35,7 @@ type admission struct {
 
 // admit is the one gate before an attempt. It decides from the webhook, nil when it was deleted, from the URL's
 // suspension, from the limits of URL and account, and from the backpressure of RETRIES. p is the permit that the
-// notification comes with; a slot that is of no use is released. It never waits.
+// notification comes with; parts of it that are of no use are released. It never waits.
 func (d *Dispatcher) admit(m *lane.Delivery, w *webhook.Webhook, p permit) admission {
 	a := admission{permit: p, webhook: w}
 	if w == nil {
@@ -41,12 +49,23 @@ func (d *Dispatcher) admit(m *lane.Delivery, w *webhook.Webhook, p permit) admis
 	if a.probe != nil && a.probe.URLKey != w.URLKey {
 		a.probe = nil
 	}
+	if a.turn != nil && a.turn.timetable.key != key.name() {
+		a.turn.release()
+		a.turn = nil
+	}
+	outOfTurn := a.turn == nil && (w.MaxPerMinute > 0 || d.registry.MaxPerMinute(key.account, key.url) > 0)
+	if outOfTurn {
+		a.slot.release() // it may come from the time before the limit
+		a.slot = nil
+	}
 	switch {
 	case w.Status == webhook.Disabled:
 		a.reason = notification.Disabled
 	case a.probe != nil:
 	case d.suspended(key):
 		a.reason = notification.Suspended
+	case outOfTurn:
+		a.reason = notification.Saturated
 	case a.slot != nil:
 	case m.Lane != notification.LaneRetry && d.backpressure.holds(m.Account):
 		a.reason = notification.Saturated

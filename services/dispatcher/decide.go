@@ -35,7 +35,7 @@ func (d *Dispatcher) arrive(ctx context.Context, m *lane.Delivery) func() {
 // settles its delivery. It reports whether it made a request with the permit.
 func (d *Dispatcher) handle(ctx context.Context, m *lane.Delivery, p permit) (attempted bool) {
 	defer d.isolate(ctx, m)
-	defer p.slot.release()
+	defer p.release()
 	position, ok := d.resume(ctx, m)
 	if !ok {
 		return false
@@ -56,7 +56,7 @@ func (d *Dispatcher) handle(ctx context.Context, m *lane.Delivery, p permit) (at
 // delivery repeats from the journal every write that was cut off.
 func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position notification.Position, a admission) bool {
 	defer d.isolate(ctx, m)
-	defer func() { a.slot.release() }()
+	defer func() { a.release() }()
 	for a.slot.waiting() {
 		if !a.slot.wait() {
 			a.slot, a.reason = nil, notification.Saturated
@@ -80,11 +80,17 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position not
 		d.finishParking(ctx, m, d.startParking(m, a, position))
 		return false
 	}
-	if newer := d.newer(ctx, m, a.webhook); newer != "" {
-		r := d.record(m, nil, position, notification.KindCancelled)
-		r.Newer = newer
-		d.end(ctx, m, r, notification.Superseded)
-		return false
+	for inTime := false; !inTime; inTime = a.turn.use() {
+		if err := a.turn.wait(ctx); err != nil {
+			d.missed(ctx, m, err)
+			return false
+		}
+		if newer := d.newer(ctx, m, a.webhook); newer != "" {
+			r := d.record(m, nil, position, notification.KindCancelled)
+			r.Newer = newer
+			d.end(ctx, m, r, notification.Superseded)
+			return false
+		}
 	}
 	request := d.unrecorded.begin(a.slot != nil && a.slot.near)
 	defer request.recorded()
@@ -102,6 +108,16 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position not
 	a.slot.finish(outcome.Delivered, outcome.Duration)
 	d.conclude(ctx, m, position, a, outcome)
 	return true
+}
+
+// missed leaves a notification to a later turn of its URL: it came too late for its own, and the next is far away or
+// cannot be reserved.
+func (d *Dispatcher) missed(ctx context.Context, m *lane.Delivery, err error) {
+	if errors.Is(err, errFar) {
+		m.NakAfter(longestTurn)
+		return
+	}
+	d.retryDelivery(ctx, m, err)
 }
 
 // newer returns the id of the event that made a notification stale while it waited, "" when none did or its webhook

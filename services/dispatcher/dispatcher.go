@@ -120,7 +120,11 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 	if err != nil {
 		return err
 	}
-	d.drains = newDrains(d, leases)
+	paces, err := b.Bucket(ctx, topology.BucketPaces)
+	if err != nil {
+		return err
+	}
+	d.drains = newDrains(d, leases, paces)
 	if d.latest, err = latest.Open(ctx, b); err != nil {
 		return err
 	}
@@ -223,9 +227,29 @@ func (d *Dispatcher) webhookChanged(before, after *webhook.Webhook) {
 	if after != nil {
 		_ = d.credentials.check(after, d.keys) // the state says it
 	}
+	if was, is := limitOf(before), limitOf(after); was != is {
+		for _, l := range []limited{was, is} {
+			if l.perMinute > 0 {
+				d.drains.changed(l.key)
+			}
+		}
+	}
 	if before != nil && (after == nil || before.URLKey != after.URLKey || before.Status != after.Status) {
 		d.drains.look()
 	}
+}
+
+// limited is the limit that a webhook sets for its URL, the zero value where it sets none.
+type limited struct {
+	key       urlKey
+	perMinute int
+}
+
+func limitOf(w *webhook.Webhook) limited {
+	if w == nil || w.MaxPerMinute == 0 {
+		return limited{}
+	}
+	return limited{urlKey{w.Account, w.URLKey}, w.MaxPerMinute}
 }
 
 // suspensionChanged reacts to a change of a URL's suspension. A URL that was resumed starts slowly.

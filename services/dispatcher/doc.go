@@ -26,8 +26,9 @@
 // answered and not recorded at any time: a crash repeats those (see unrecorded).
 //
 // decide.go holds a notification's whole way; admit.go the one gate before an attempt; settle.go the writes and their
-// failures; record.go the journal record and the log line; limiter.go the slots;
-// unrecorded.go the attempts that the journal does not know yet; drain.go the way out of PARKED.
+// failures; record.go the journal record and the log line; limiter.go the slots; pace.go the
+// moments of URLs with a limit per minute; unrecorded.go the attempts that the journal does not know yet; drain.go the
+// way out of PARKED.
 //
 // # Isolation
 //

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"sync"
 	"time"
 
@@ -26,27 +27,31 @@ func (k laneKey) url() urlKey { return urlKey{k.account, k.lane} }
 func (k laneKey) lease() string { return k.account + "." + k.lane }
 
 // drains takes parked notifications out again: as the probe of a suspended URL, at the URL's growing share
-// once it is active, to their new URL when the webhook changed, or to their end when they expired or their
-// webhook is gone. One dispatcher at a time works on a lane; a lease in the bucket LEASES says which.
+// once it is active and at its pace where it has a limit per minute, to their new URL when the webhook changed, or to
+// their end when they expired or their webhook is gone. One dispatcher at a time works on a lane; a lease in the bucket
+// LEASES says which.
 //
 // It is safe for concurrent use.
 type drains struct {
 	d      *Dispatcher
 	leases *bus.Bucket
+	paces  *bus.Bucket
 	places *bus.Places
 
 	mu      sync.Mutex
 	running map[laneKey]bool
-	flagged map[urlKey]chan struct{} // closed when the URL's flag changes
+	flagged map[urlKey]chan struct{} // closed when the URL's flag or its limit per minute changes
+	resting map[urlKey]time.Time     // until then the moments of a URL's pace are far away
 	nudge   chan struct{}
 	lanes   sync.WaitGroup
 	ctx     context.Context //nolint:containedctx // of the loop; lanes woken from elsewhere end with it
 }
 
-func newDrains(d *Dispatcher, leases *bus.Bucket) *drains {
+func newDrains(d *Dispatcher, leases, paces *bus.Bucket) *drains {
 	return &drains{
-		d: d, leases: leases, places: bus.NewPlaces(max(d.cfg.MaxInFlight/4, 1), int(d.cfg.MaxInFlightBytes)/4, d.mostBytes()),
-		running: map[laneKey]bool{}, flagged: map[urlKey]chan struct{}{}, nudge: make(chan struct{}, 1),
+		d: d, leases: leases, paces: paces, places: bus.NewPlaces(max(d.cfg.MaxInFlight/4, 1), int(d.cfg.MaxInFlightBytes)/4, d.mostBytes()),
+		running: map[laneKey]bool{}, flagged: map[urlKey]chan struct{}{},
+		resting: map[urlKey]time.Time{}, nudge: make(chan struct{}, 1),
 	}
 }
 
@@ -75,6 +80,7 @@ func (x *drains) run(ctx context.Context) {
 			}
 			continue
 		}
+		x.rested()
 		x.act(backlogs)
 		x.d.limiter.forget()
 		x.d.receivers.sweep()
@@ -90,9 +96,10 @@ func (x *drains) look() {
 	}
 }
 
-// changed wakes who waits for the URL's flag, and has the backlogs looked at.
+// changed wakes who waits for the URL's flag or its limit, and has the backlogs looked at.
 func (x *drains) changed(k urlKey) {
 	x.mu.Lock()
+	delete(x.resting, k)
 	if c := x.flagged[k]; c != nil {
 		close(c)
 		delete(x.flagged, k)
@@ -101,7 +108,29 @@ func (x *drains) changed(k urlKey) {
 	x.look()
 }
 
-// flagChange returns a channel that is closed when the URL's flag changes.
+// rest leaves the URL's backlog alone until shortly before its next moment, which is that far away.
+func (x *drains) rest(k urlKey, wait time.Duration) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.resting[k] = time.Now().Add(wait - lookEvery - lookEvery/2)
+}
+
+// rests reports whether the moments of the URL's pace are far away.
+func (x *drains) rests(k urlKey) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return time.Now().Before(x.resting[k])
+}
+
+// rested forgets the URLs whose rest is over.
+func (x *drains) rested() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(x.resting, func(_ urlKey, until time.Time) bool { return !now.Before(until) })
+}
+
+// flagChange returns a channel that is closed when the URL's flag or its limit per minute changes.
 func (x *drains) flagChange(k urlKey) <-chan struct{} {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -128,6 +157,8 @@ func (x *drains) act(backlogs []lane.Backlog) {
 		flag, suspended := x.d.suspensions.Get(k.url().suspension())
 		x.d.limiter.setBacklog(k.url(), !suspended)
 		switch {
+		case x.rests(k.url()):
+			x.moved(k, webhooks)
 		case !suspended:
 			x.start(k, x.release)
 		case flag.ProbeDue(time.Now(), x.d.cfg.probeWait()):
@@ -149,14 +180,14 @@ func (x *drains) moved(k laneKey, webhooks []lane.Backlog) {
 		}
 		id := b.WebhookID
 		x.start(laneKey{k.account, k.lane + "." + id}, func(ctx context.Context, _ laneKey) error {
-			return x.empty(ctx, k, id, func(n int) ([]permit, bool) { return make([]permit, n), true })
+			return x.empty(ctx, k, id, outlet{permits: func(_ *lane.Drain, n int) ([]permit, bool) { return make([]permit, n), true }})
 		})
 	}
 }
 
 // wake starts the release of a lane in which this process has just parked something.
 func (x *drains) wake(k laneKey) {
-	if !x.d.suspended(k.url()) {
+	if !x.d.suspended(k.url()) && !x.rests(k.url()) {
 		x.d.limiter.setBacklog(k.url(), true)
 		x.start(k, x.release)
 	}
@@ -220,36 +251,134 @@ func (x *drains) leased(ctx context.Context, k laneKey, work func(context.Contex
 	return work(held, k)
 }
 
-// release hands a lane's backlog, oldest first, to the live path at the URL's limit until it is empty, the
-// URL is suspended again, or the lease is lost.
+// release hands a lane's backlog, oldest first, to the live path until it is empty, the URL is suspended again, or the
+// lease is lost: at the share that the limiter gives the URL, and at its pace where it has a limit per minute.
 func (x *drains) release(ctx context.Context, k laneKey) error {
 	d, key := x.d, k.url()
-	err := x.empty(ctx, k, "*", func(n int) ([]permit, bool) {
-		if d.suspended(key) {
-			return nil, false
+	for limit := x.perMinute(k); ; limit = x.perMinute(k) {
+		work := x.unpaced
+		if limit > 0 {
+			work = x.paced
 		}
-		if d.backpressure.holds(k.account) {
-			return nil, true
+		err := work(ctx, k)
+		if err == nil && !d.suspended(key) && !x.rests(key) {
+			d.limiter.setBacklog(key, false)
 		}
-		var permits []permit
-		for _, s := range d.limiter.take(key, n) {
-			permits = append(permits, permit{slot: s})
+		if err != nil || ctx.Err() != nil || (limit > 0) == (x.perMinute(k) > 0) {
+			return err
 		}
-		return permits, true
-	})
-	if err == nil && !d.suspended(key) {
-		d.limiter.setBacklog(key, false)
 	}
-	return err
+}
+
+func (x *drains) perMinute(k laneKey) int { return x.d.registry.MaxPerMinute(k.account, k.lane) }
+
+// unpaced is release for a URL without a limit per minute. It ends when the URL gets one.
+func (x *drains) unpaced(ctx context.Context, k laneKey) error {
+	d, key := x.d, k.url()
+	return x.empty(ctx, k, "*", outlet{
+		permits: func(_ *lane.Drain, n int) ([]permit, bool) {
+			if d.suspended(key) || x.perMinute(k) > 0 {
+				return nil, false
+			}
+			if d.backpressure.holds(k.account) {
+				return nil, true
+			}
+			var permits []permit
+			for _, s := range d.limiter.take(key, n) {
+				permits = append(permits, permit{slot: s})
+			}
+			return permits, true
+		},
+		pause: func(ctx context.Context) bool { return sleep.For(ctx, d.limiter.pause(key)) },
+	})
+}
+
+// paced is release for a URL with a limit per minute. It ends when the URL has none any more, and leaves the backlog
+// alone while the next moment is far away.
+func (x *drains) paced(ctx context.Context, k laneKey) error {
+	d, key := x.d, k.url()
+	plan, err := openTimetable(ctx, x.paces, key.name(), max(x.perMinute(k), 1))
+	if err != nil {
+		return err
+	}
+	var wait time.Duration
+	var change <-chan struct{}
+	var failed error
+	err = x.empty(ctx, k, "*", outlet{
+		permits: func(drain *lane.Drain, n int) ([]permit, bool) {
+			change = x.flagChange(key)
+			limit := x.perMinute(k)
+			if d.suspended(key) || limit == 0 {
+				return nil, false
+			}
+			plan.limit(limit)
+			due, reserve, next := plan.due(wall())
+			switch {
+			case due == 0 && next > longestTurn:
+				x.rest(key, next)
+				return nil, false
+			case due == 0:
+				wait = next
+				return nil, true
+			case reserve: // the moment of an empty lane would be lost to the next that comes
+				if none, err := drain.Empty(ctx); err != nil || none {
+					failed = err
+					return nil, false
+				}
+			}
+			wait = d.limiter.pause(key)
+			if d.backpressure.holds(k.account) {
+				return nil, true
+			}
+			slots := d.limiter.take(key, min(n, due))
+			if len(slots) == 0 {
+				return nil, true
+			}
+			turns, next, err := plan.turns(ctx, len(slots))
+			permits := make([]permit, 0, len(turns))
+			for i, s := range slots {
+				if i < len(turns) {
+					permits = append(permits, permit{slot: s, turn: turns[i]})
+				} else {
+					s.release()
+				}
+			}
+			wait = next
+			if err != nil && len(turns) == 0 {
+				failed = err
+				return nil, false
+			}
+			return permits, true
+		},
+		pause: func(ctx context.Context) bool {
+			timer := time.NewTimer(max(wait, time.Millisecond))
+			defer timer.Stop()
+			select {
+			case <-ctx.Done():
+				return false
+			case <-change:
+			case <-timer.C:
+			}
+			return true
+		},
+	})
+	return errors.Join(err, failed)
+}
+
+// outlet is how a drain takes notifications out.
+type outlet struct {
+	// permits returns those for at most n messages of the drain that may be taken now, and false to stop.
+	permits func(drain *lane.Drain, n int) ([]permit, bool)
+	// pause waits when there was no permit, and reports whether to go on. Nil: for drainPause.
+	pause func(context.Context) bool
 }
 
 // drainPause is how long a drain waits for a free place, or for the last deliveries to settle; longestDrainPause how
 // long when a place will not be free before.
 const drainPause, longestDrainPause = 5 * time.Millisecond, 100 * time.Millisecond
 
-// empty takes messages out of a lane, of one webhook or of all with "*", until none is left. permits returns those for
-// at most n messages that may be taken now, and false to stop.
-func (x *drains) empty(ctx context.Context, k laneKey, webhook string, permits func(n int) ([]permit, bool)) error {
+// empty takes messages out of a lane, of one webhook or of all with "*", until none is left.
+func (x *drains) empty(ctx context.Context, k laneKey, webhook string, out outlet) error {
 	drain, err := lane.OpenDrain(ctx, x.d.bus, k.account, k.lane, webhook, max(x.d.cfg.MaxInFlightPerURL, 1), x.d.cfg.ackWait())
 	if err != nil {
 		return err
@@ -261,7 +390,7 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, permits f
 	largest := 0 // bytes of a message lately
 	for ctx.Err() == nil {
 		places, room := x.places.Try(x.d.cfg.MaxInFlightPerURL)
-		free, goOn := permits(min(places, max(room/cmp.Or(largest, firstSize), 1)))
+		free, goOn := out.permits(drain, min(places, max(room/cmp.Or(largest, firstSize), 1)))
 		if !goOn {
 			x.places.Give(places, room)
 			return nil
@@ -279,7 +408,7 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, permits f
 			})
 		}
 		for _, p := range free {
-			p.slot.release()
+			p.release()
 		}
 		x.places.Give(places-got, room-used)
 		none := got+len(free) == 0 // no permit
@@ -293,11 +422,11 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, permits f
 				return err
 			}
 		}
-		pause := drainPause
-		if none && webhook == "*" {
-			pause = x.d.limiter.pause(k.url())
+		pause := out.pause
+		if !none || pause == nil {
+			pause = func(ctx context.Context) bool { return sleep.For(ctx, drainPause) }
 		}
-		if !sleep.For(ctx, pause) {
+		if !pause(ctx) {
 			return nil //nolint:nilerr // the lease or the process ended; another dispatcher goes on
 		}
 	}
@@ -307,7 +436,7 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, permits f
 // handle is Dispatcher.handle for a notification that was just taken out.
 func (x *drains) handle(ctx context.Context, m *lane.Delivery, p permit) (attempted bool) {
 	if !m.Hold(x.d.cfg.ackWait()) {
-		p.slot.release()
+		p.release()
 		return false
 	}
 	defer m.Abandon()
@@ -333,6 +462,10 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 	if !suspended || !flag.ProbeDue(time.Now(), d.cfg.probeWait()) {
 		return nil
 	}
+	own, ok, err := x.probeTurn(ctx, k)
+	if err != nil || !ok {
+		return err
+	}
 	drain, err := lane.OpenDrain(ctx, d.bus, k.account, k.lane, "*", 1, d.cfg.ackWait())
 	if err != nil {
 		return err
@@ -345,7 +478,7 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 		return err
 	}
 	for attempted := false; !attempted; {
-		took, err := drain.Take(ctx, 1, func(m *lane.Delivery) { attempted = x.handle(work, m, permit{probe: &claimed}) })
+		took, err := drain.Take(ctx, 1, func(m *lane.Delivery) { attempted = x.handle(work, m, permit{probe: &claimed, turn: own}) })
 		if err != nil {
 			return err
 		}
@@ -375,6 +508,25 @@ func (x *drains) probe(ctx context.Context, k laneKey) error {
 			return nil
 		}
 	}
+}
+
+// probeTurn returns the turn of a probe, nil where the URL has no limit per minute. It is not ok while the URL's next
+// moment has not come.
+func (x *drains) probeTurn(ctx context.Context, k laneKey) (_ *turn, ok bool, _ error) {
+	limit := x.perMinute(k)
+	if limit == 0 {
+		return nil, true, nil
+	}
+	plan, err := openTimetable(ctx, x.paces, k.url().name(), limit)
+	if err != nil {
+		return nil, false, err
+	}
+	turns, wait, err := plan.turns(ctx, 1)
+	if err != nil || len(turns) == 0 {
+		x.rest(k.url(), wait)
+		return nil, false, err
+	}
+	return turns[0], true, nil
 }
 
 // expire ends notifications that have waited for a suspended URL longer than allowed.

@@ -12,6 +12,9 @@ import (
 // urlKey names one destination. Suspension and concurrency limits are per account and URL.
 type urlKey struct{ account, url string }
 
+// name is the URL's key in the dispatchers' buckets.
+func (k urlKey) name() string { return k.account + "." + k.url }
+
 func (k urlKey) suspension() suspension.Key { return suspension.Key{Account: k.account, URLKey: k.url} }
 
 const (

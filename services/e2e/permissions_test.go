@@ -244,6 +244,14 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	must(t, "dispatcher takes a lease", err)
 	must(t, "dispatcher renews a lease", lease.Renew(ctx))
 	must(t, "dispatcher gives a lease back", lease.Release(ctx))
+	paces, err := dispatcher.Bucket(ctx, topology.BucketPaces)
+	must(t, "dispatcher's paces", err)
+	planned, err := paces.Create(ctx, "acme.url", []byte("now"))
+	must(t, "dispatcher plans requests", err)
+	_, err = paces.Update(ctx, "acme.url", []byte("later"), planned)
+	must(t, "dispatcher plans more requests", err)
+	_, err = paces.Get(ctx, "acme.url")
+	must(t, "dispatcher reads what is planned", err)
 
 	webhooks, err := management.Bucket(ctx, topology.BucketWebhooks)
 	must(t, "management's registry", err)
@@ -377,13 +385,13 @@ func rights() map[string]right {
 	dispatcher := right{
 		publish: []string{
 			"gancho.retries.at.acme.id", "gancho.retries.due.acme.webhook", "gancho.parked.acme.lane.webhook", "gancho.attempts.acme.id",
-			"gancho.failed.acme.webhook.id", "gancho.quarantine.RETRIES.reason", "$KV.LEASES.acme.lane", "$KV.LATEST.acme.1", "$KV.SUSPENSIONS.key",
+			"gancho.failed.acme.webhook.id", "gancho.quarantine.RETRIES.reason", "$KV.LEASES.acme.lane", "$KV.LATEST.acme.1", "$KV.PACES.acme.url", "$KV.SUSPENSIONS.key",
 		},
-		create:  []string{topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.MaxDeliveries, "KV_LEASES", "KV_LATEST"},
+		create:  []string{topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.MaxDeliveries, "KV_LEASES", "KV_LATEST", "KV_PACES"},
 		purge:   []string{topology.Retries, topology.Parked},
 		remove:  []string{topology.Retries},
 		info:    slices.Concat([]string{topology.Notifications, topology.Quarantine}, watches, shares),
-		get:     slices.Concat([]string{topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, "KV_LEASES", "KV_LATEST"}, watches, shares),
+		get:     slices.Concat([]string{topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, "KV_LEASES", "KV_LATEST", "KV_PACES"}, watches, shares),
 		consume: anyConsumer(slices.Concat([]string{topology.Parked, "KV_LEASES"}, watches, shares)...),
 	}
 	dispatcher.consume[topology.Notifications] = []string{topology.ConsumerFirst}
@@ -398,7 +406,7 @@ func rights() map[string]right {
 		create: []string{topology.WebhookStatus, topology.Commands, "KV_SUSPENSIONS", "KV_BOOKS"},
 		purge:  []string{"KV_SUSPENSIONS"},
 		remove: []string{topology.Retries},
-		info:   append(topology.Streams(), "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_LEASES", "KV_LATEST", "KV_SHARES", "KV_ACCOUNTS", "KV_NOTICES", "KV_ERASURES"),
+		info:   append(topology.Streams(), "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_LEASES", "KV_LATEST", "KV_PACES", "KV_SHARES", "KV_ACCOUNTS", "KV_NOTICES", "KV_ERASURES"),
 		get: append([]string{
 			topology.WebhookStatus, topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, "KV_BOOKS", "KV_LEASES",
 		}, watches...),
