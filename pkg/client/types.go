@@ -17,9 +17,10 @@ type Webhook struct {
 	PublicKey  string `json:"public_key"` // whpk_..., with ed25519
 	// DisabledReason is "gone" after six answers of 410, nil where the owner disabled it.
 	DisabledReason *string     `json:"disabled_reason"`
-	Status         string      `json:"status"`     // active, suspended or disabled
-	Conditions     []Condition `json:"conditions"` // all must hold for an event to be sent
-	Stale          string      `json:"stale"`      // send or skip
+	Status         string      `json:"status"`         // active, suspended or disabled
+	Conditions     []Condition `json:"conditions"`     // all must hold for an event to be sent
+	Stale          string      `json:"stale"`          // send or skip
+	MaxPerMinute   *int        `json:"max_per_minute"` // requests to the URL; nil: no limit
 	Suspension     *Suspension `json:"suspension"`
 	CreatedAt      time.Time   `json:"created_at"`
 	UpdatedAt      time.Time   `json:"updated_at"`
@@ -103,6 +104,7 @@ type Change struct {
 	Auth                                                                        *Auth
 	Notify                                                                      *Notify
 	Conditions                                                                  *[]Condition // in place of those it has
+	MaxPerMinute                                                                *int         // 0 removes it
 }
 
 func (c Change) data() map[string]any {
@@ -117,6 +119,12 @@ func (c Change) data() map[string]any {
 	}
 	if c.Conditions != nil {
 		d["conditions"] = *c.Conditions
+	}
+	if c.MaxPerMinute != nil {
+		d["max_per_minute"] = nil
+		if *c.MaxPerMinute != 0 {
+			d["max_per_minute"] = *c.MaxPerMinute
+		}
 	}
 	if c.Auth != nil {
 		d["auth"] = *c.Auth

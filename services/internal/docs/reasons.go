@@ -71,7 +71,7 @@ func lists() []list {
 			first: "reason", actions: "when it goes on", closed: []string{notification.Suspended, notification.Disabled, notification.Saturated}, words: []word{
 				{notification.Suspended, "its URL is suspended", "when a probe succeeds, `POST .../resume` is called, or the webhook is changed; after 7 days (`PARKED_MAX_AGE`) it ends as `expired_while_suspended`"},
 				{notification.Disabled, "its webhook is disabled by its owner", "when the owner sets `status` to `active`; it does not expire"},
-				{notification.Saturated, "its URL has as many requests in flight as it answers well at a time, or its account holds so much of RETRIES that its first attempts wait", "by itself, oldest first, as the receiver answers or the account's retries shrink; it does not expire"},
+				{notification.Saturated, "its URL has as many requests in flight as it answers well at a time, or has had as many in a minute as `max_per_minute` allows, or its account holds so much of RETRIES that its first attempts wait", "by itself, oldest first, as the receiver answers or the account's retries shrink; it does not expire"},
 			},
 		},
 		{

@@ -102,6 +102,9 @@ func (a *app) showWebhook(r client.Result[client.Webhook], err error) error {
 	if w.Stale == "skip" {
 		pairs = append(pairs, pair{"stale", "notifications that a newer event overtook are left out"})
 	}
+	if w.MaxPerMinute != nil {
+		pairs = append(pairs, pair{"at most", fmt.Sprintf("%d requests to its URL per minute", *w.MaxPerMinute)})
+	}
 	if w.PublicKey != "" {
 		pairs = append(pairs, pair{"public key", w.PublicKey})
 	}
@@ -154,13 +157,14 @@ func suspensionPairs(s *client.Suspension) []pair {
 
 // webhookFields are the settings of a webhook.
 type webhookFields struct {
-	Method      *string  `placeholder:"METHOD" help:"POST (the default), PUT, PATCH, GET or DELETE."`
-	AuthHeader  *string  `placeholder:"NAME" help:"Header to send with every request, such as Authorization."`
-	AuthKey     *string  `placeholder:"VALUE" xor:"key" help:"Its value. Better give --auth-key-file, which no list of processes shows."`
-	AuthKeyFile string   `placeholder:"FILE" xor:"key" help:"File that holds the value; - is standard input."`
-	When        []string `sep:"none" xor:"when" placeholder:"CONDITION" help:"Send only events for which this holds, such as 'document.amount_total gt 1000' or '$$changed contains deal_stage'; again for more."`
-	Signature   *string  `enum:"hmac,ed25519" help:"hmac (the default: a secret both sides hold) or ed25519 (receivers verify with a public key)."`
-	Stale       *string  `enum:"send,skip" help:"skip: leave out a notification that waited when a later event of its document was delivered meanwhile; send (the default): send it."`
+	Method       *string  `placeholder:"METHOD" help:"POST (the default), PUT, PATCH, GET or DELETE."`
+	AuthHeader   *string  `placeholder:"NAME" help:"Header to send with every request, such as Authorization."`
+	AuthKey      *string  `placeholder:"VALUE" xor:"key" help:"Its value. Better give --auth-key-file, which no list of processes shows."`
+	AuthKeyFile  string   `placeholder:"FILE" xor:"key" help:"File that holds the value; - is standard input."`
+	When         []string `sep:"none" xor:"when" placeholder:"CONDITION" help:"Send only events for which this holds, such as 'document.amount_total gt 1000' or '$$changed contains deal_stage'; again for more."`
+	Signature    *string  `enum:"hmac,ed25519" help:"hmac (the default: a secret both sides hold) or ed25519 (receivers verify with a public key)."`
+	Stale        *string  `enum:"send,skip" help:"skip: leave out a notification that waited when a later event of its document was delivered meanwhile; send (the default): send it."`
+	MaxPerMinute *int     `placeholder:"N" help:"Send its URL at most N requests in any minute, 1 to 60000; more wait and are sent oldest first. 0: no limit."`
 
 	Oauth2TokenURL         string `name:"oauth2-token-url" xor:"auth" placeholder:"URL" help:"Token server: a token of the grant client_credentials is sent as Authorization."`
 	Oauth2ClientID         string `name:"oauth2-client-id" placeholder:"ID" help:"The client's id there."`
@@ -209,7 +213,7 @@ func (f webhookFields) auth(a *app) (*client.Auth, error) {
 
 // change returns the given settings, with the key read from its file.
 func (f webhookFields) change(a *app) (client.Change, error) {
-	c := client.Change{Method: f.Method, AuthHeader: f.AuthHeader, AuthKey: f.AuthKey, Signature: f.Signature, Stale: f.Stale}
+	c := client.Change{Method: f.Method, AuthHeader: f.AuthHeader, AuthKey: f.AuthKey, Signature: f.Signature, Stale: f.Stale, MaxPerMinute: f.MaxPerMinute}
 	if f.AuthKeyFile != "" {
 		text, err := a.read(f.AuthKeyFile)
 		if err != nil {

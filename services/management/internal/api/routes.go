@@ -387,10 +387,11 @@ type webhookCreate struct {
 	Status     string `json:"status,omitempty" enum:"active,disabled" doc:"active if left out"`
 	Signature  string `json:"signature,omitempty" enum:"hmac,ed25519" doc:"hmac if left out; with ed25519 receivers verify with public_key, and there is no signing_secret"`
 
-	Conditions []condition.Condition `json:"conditions,omitempty" maxItems:"25" nullable:"false" doc:"all must hold for an event to be sent; none if left out"`
-	Stale      string                `json:"stale,omitempty" enum:"send,skip" doc:"send if left out; skip: a notification that waited is left out when a later event of the same document was delivered meanwhile"`
-	Notify     *notifyInput          `json:"notify,omitempty" doc:"who gets notices about its troubles; the answer to a new url carries notify_secret"`
-	Auth       *authInput            `json:"auth,omitempty" doc:"how requests prove who sends them, beyond auth_header"`
+	Conditions   []condition.Condition `json:"conditions,omitempty" maxItems:"25" nullable:"false" doc:"all must hold for an event to be sent; none if left out"`
+	Stale        string                `json:"stale,omitempty" enum:"send,skip" doc:"send if left out; skip: a notification that waited is left out when a later event of the same document was delivered meanwhile"`
+	MaxPerMinute *int                  `json:"max_per_minute,omitempty" nullable:"true" minimum:"1" maximum:"60000" doc:"requests to the URL in any minute, over all dispatchers; more wait (parked, saturated) and are sent oldest first. Of several webhooks with one URL the lowest counts; null: as many as it answers well"`
+	Notify       *notifyInput          `json:"notify,omitempty" doc:"who gets notices about its troubles; the answer to a new url carries notify_secret"`
+	Auth         *authInput            `json:"auth,omitempty" doc:"how requests prove who sends them, beyond auth_header"`
 }
 
 // notifyInput describes webhooks.NotifyInput in the OpenAPI document.
@@ -424,8 +425,9 @@ type webhookUpdate struct {
 	Status     string  `json:"status,omitempty" enum:"active,suspended,disabled" doc:"disabled: new events are not matched, and waiting notifications are parked until it is active again. suspended is accepted where it is so"`
 	Signature  string  `json:"signature,omitempty" enum:"hmac,ed25519" doc:"another one is a rotation: the answer carries the new signing_secret or public_key, and the old secrets sign along"`
 
-	Conditions *[]condition.Condition `json:"conditions,omitempty" maxItems:"25" nullable:"true" doc:"replace those the webhook has; null removes them"`
-	Stale      string                 `json:"stale,omitempty" enum:"send,skip"`
+	Conditions   *[]condition.Condition `json:"conditions,omitempty" maxItems:"25" nullable:"true" doc:"replace those the webhook has; null removes them"`
+	Stale        string                 `json:"stale,omitempty" enum:"send,skip"`
+	MaxPerMinute *int                   `json:"max_per_minute,omitempty" nullable:"true" minimum:"1" maximum:"60000" doc:"null removes the limit"`
 
 	ID         string               `json:"id,omitempty" format:"uuid" doc:"as it is, like the other members that GET answers"`
 	CreatedAt  *time.Time           `json:"created_at,omitempty" doc:"as it is"`

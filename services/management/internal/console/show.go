@@ -221,8 +221,15 @@ func moment(form string, t time.Time) template.HTML {
 
 // number writes n with the language's separators.
 func (l language) number(n any) (string, error) {
-	if p, ok := n.(*uint64); ok && p != nil {
-		n = *p
+	switch p := n.(type) {
+	case *uint64:
+		if p != nil {
+			n = *p
+		}
+	case *int:
+		if p != nil {
+			n = *p
+		}
 	}
 	digits := fmt.Sprint(n)
 	for _, r := range digits {

@@ -346,7 +346,7 @@ type fieldProblem struct {
 // formFields are those of the form, in the API's names.
 func formFields() []string {
 	return []string{
-		"name", "event_name", "http_method", "url", "auth_header", "auth_key", "status", "signature", "stale", "notify_emails", "notify_url", "notify_language",
+		"name", "event_name", "http_method", "url", "auth_header", "auth_key", "status", "signature", "stale", "max_per_minute", "notify_emails", "notify_url", "notify_language",
 		"auth_type", "auth_token_url", "auth_client_id", "auth_client_secret", "auth_scope", "auth_audience", "auth_certificate", "auth_private_key",
 	}
 }
@@ -436,6 +436,7 @@ func (c *Console) postWebhook(v *visit) error {
 	value := v.r.PostFormValue
 	in.Name, in.EventName, in.URL = given(value("name")), given(strings.TrimSpace(value("event_name"))), given(strings.TrimSpace(value("url")))
 	in.Method, in.Signature, in.Stale = given(value("http_method")), given(value("signature")), given(v.chosen("stale"))
+	in.MaxPerMinute = v.maxPerMinute()
 	if rows := conditionRows(v); rows != nil {
 		in.Conditions = conditions(rows)
 	}
@@ -471,6 +472,20 @@ func (v *visit) chosen(name string) string {
 		return values[len(values)-1]
 	}
 	return ""
+}
+
+// maxPerMinute is the limit that the form sets; absent when the form does not ask. Text that is no number is a limit
+// that cannot be.
+func (v *visit) maxPerMinute() webhooks.Field[int] {
+	value := strings.TrimSpace(v.r.PostFormValue("max_per_minute"))
+	if value == "" {
+		return webhooks.Field[int]{Present: v.r.PostForm.Has("max_per_minute"), Null: true}
+	}
+	n, err := strconv.Atoi(value)
+	if err != nil {
+		n = -1
+	}
+	return webhooks.Set(n)
 }
 
 // notify is the recipients that the form sets; absent when the form does not ask.
@@ -529,6 +544,9 @@ func (c *Console) editForm(v *visit) (hookForm, error) {
 		status = string(webhook.Disabled)
 	}
 	f.Values = map[string]string{"name": w.Name, "event_name": w.EventName, "http_method": w.Method, "url": w.URL, "status": status, "signature": w.Signature, "stale": w.Stale}
+	if w.MaxPerMinute != nil {
+		f.Values["max_per_minute"] = strconv.Itoa(*w.MaxPerMinute)
+	}
 	if a := w.Auth; a != nil {
 		f.HasAuth = a.Type
 		for name, value := range map[string]string{"type": a.Type, "token_url": a.TokenURL, "client_id": a.ClientID, "scope": a.Scope, "audience": a.Audience} {
@@ -562,7 +580,7 @@ func (c *Console) postWebhookChange(v *visit) error {
 	value := v.r.PostFormValue
 	in := webhooks.Input{
 		Name: present(value("name")), EventName: present(strings.TrimSpace(value("event_name"))), URL: present(strings.TrimSpace(value("url"))),
-		Method: given(value("http_method")), Status: given(value("status")), Signature: given(value("signature")), Stale: given(v.chosen("stale")), Notify: v.notify(), Auth: v.auth(),
+		Method: given(value("http_method")), Status: given(value("status")), Signature: given(value("signature")), Stale: given(v.chosen("stale")), MaxPerMinute: v.maxPerMinute(), Notify: v.notify(), Auth: v.auth(),
 	}
 	switch h, k := value("auth_header"), value("auth_key"); {
 	case h == "" && k == "":

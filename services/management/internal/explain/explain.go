@@ -30,6 +30,12 @@ type Facts struct {
 	Paused bool
 	// Newer is the id of the event whose delivery made this notification stale, "" when that is not known.
 	Newer string
+	// PerMinute is how many requests the webhook's URL gets in a minute at most, 0 where it has no limit.
+	PerMinute int
+	// Waiting is how many notifications wait for that URL, 0 when that is not known; SentBy is when they are sent at
+	// that rate.
+	Waiting int
+	SentBy  time.Time
 }
 
 // Explanation says why, and names the next step.
@@ -171,6 +177,12 @@ func parked(f Facts) Explanation {
 	switch {
 	case f.Reason == notification.Disabled:
 		return Explanation{WebhookDisabled, two(say(disabled)), say(disabledNext)}
+	case f.Reason == notification.Saturated && flag == nil && f.PerMinute > 0:
+		e := Explanation{URLSaturated, two(say(limited, "limit", f.PerMinute)), say(limitedNext)}
+		if f.Waiting > 0 {
+			e.Next = say(limitedUntil, "waiting", f.Waiting, "at", Due(f.SentBy))
+		}
+		return e
 	case f.Reason == notification.Saturated && flag == nil:
 		return Explanation{URLSaturated, two(say(saturated)), say(saturatedNext)}
 	case flag == nil:

@@ -61,10 +61,18 @@ func TestOf(t *testing.T) {
 		"saturated, then suspended by hand": {
 			Facts{State: notification.Parked, Reason: notification.Saturated, Flag: &byHand}, URLSuspended, "by hand", "resumed", "those ahead of it are answered",
 		},
-		"probing":                 {Facts{State: notification.Parked, Reason: notification.Suspended, Flag: &probing}, URLSuspended, "20 failures", "right now", "tried again at"},
-		"by hand":                 {Facts{State: notification.Parked, Reason: notification.Suspended, Flag: &byHand}, URLSuspended, "by hand", "resumed", "tried again"},
-		"resumed":                 {Facts{State: notification.Parked, Reason: notification.Suspended}, URLSuspended, "active again", "released soon", "tried again"},
-		"disabled":                {Facts{State: notification.Parked, Reason: notification.Disabled, Flag: flag}, WebhookDisabled, "disabled", "does not expire", "tried again"},
+		"probing":  {Facts{State: notification.Parked, Reason: notification.Suspended, Flag: &probing}, URLSuspended, "20 failures", "right now", "tried again at"},
+		"by hand":  {Facts{State: notification.Parked, Reason: notification.Suspended, Flag: &byHand}, URLSuspended, "by hand", "resumed", "tried again"},
+		"resumed":  {Facts{State: notification.Parked, Reason: notification.Suspended}, URLSuspended, "active again", "released soon", "tried again"},
+		"disabled": {Facts{State: notification.Parked, Reason: notification.Disabled, Flag: flag}, WebhookDisabled, "disabled", "does not expire", "tried again"},
+		"over its limit": {
+			Facts{State: notification.Parked, Reason: notification.Saturated, PerMinute: 30, Waiting: 60, SentBy: at},
+			URLSaturated, "at most 30 requests per minute", "wait for this URL: 60", "suspended",
+		},
+		"over its limit, of how many is not known": {
+			Facts{State: notification.Parked, Reason: notification.Saturated, PerMinute: 30},
+			URLSaturated, "at most 30 requests per minute", "when those ahead of it are", "{",
+		},
 		"saturated":               {Facts{State: notification.Parked, Reason: notification.Saturated}, URLSaturated, "as many requests open", "oldest first", "suspended"},
 		"delivered":               {Facts{State: notification.Delivered, Last: attempt(1, "", 204)}, Delivered, "Attempt 1 was answered with 204 after 5000 ms", "can be sent again", "cannot"},
 		"failed":                  {Facts{State: notification.PermanentlyFailed, AttemptsDone: 6, Reason: "redirect", Last: attempt(6, delivery.Redirect, 301)}, RetriesExhausted, "All 6 attempts failed; the last one: the receiver answered 301, a redirect", "can be sent again", "cannot"},

@@ -85,6 +85,9 @@ type Notification struct {
 	newest  *notification.Record // nil when nothing is recorded
 	pending *notification.Notification
 	paused  bool // no first attempts are made for now
+
+	perMinute int // the limit of its URL that it waits for; 0: it does not
+	waiting   int // notifications that wait for that URL; 0: not known
 }
 
 // Get returns the account's notification with its history.
@@ -156,10 +159,32 @@ func (s *Service) look(ctx context.Context, account, id string) (*Notification, 
 	case !n.State.Terminal():
 		n.State, n.Reason, n.NextAttemptAt = notification.Cancelled, "", time.Time{}
 	}
-	if n.State == notification.Pending {
+	switch {
+	case n.State == notification.Pending:
 		n.paused = s.paused(ctx)
+	case n.State == notification.Parked && n.Reason == notification.Saturated && w != nil:
+		if n.perMinute = s.webhooks.PerMinute(w); n.perMinute > 0 {
+			n.waiting = s.waiting(ctx, w)
+		}
 	}
 	return n, nil
+}
+
+// waiting returns how many notifications wait for the webhook's URL, 0 when that is not known.
+func (s *Service) waiting(ctx context.Context, w *webhook.Webhook) int {
+	ctx, cancel := context.WithTimeout(ctx, readWithin)
+	defer cancel()
+	backlogs, err := lane.Backlogs(ctx, s.bus, w.Account)
+	if err != nil {
+		return 0
+	}
+	n := 0
+	for _, b := range backlogs {
+		if b.Lane == w.URLKey {
+			n += int(b.Messages) //nolint:gosec // a count
+		}
+	}
+	return n
 }
 
 // paused reports whether dispatchers make no first attempts for any account because RETRIES holds twice its limit.

@@ -66,9 +66,14 @@ func (s *Service) Explain(n *Notification) explain.Explanation {
 	if n.newest != nil {
 		newer = n.newest.Newer
 	}
+	var sentBy time.Time
+	if n.perMinute > 0 {
+		sentBy = time.Now().Add(time.Duration(n.waiting) * time.Minute / time.Duration(n.perMinute)).Truncate(time.Second)
+	}
 	return explain.Of(explain.Facts{
 		State: n.State, Reason: n.Reason, Sends: n.Sends, AttemptsDone: n.AttemptsDone, NextAttemptAt: n.NextAttemptAt,
 		Last: explain.LastAttempt(n.History, n.Sends), Flag: flag, Paused: n.paused, Newer: newer,
+		PerMinute: n.perMinute, Waiting: n.waiting, SentBy: sentBy,
 	})
 }
 

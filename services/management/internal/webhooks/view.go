@@ -30,6 +30,7 @@ type View struct {
 	DisabledReason *string               `json:"disabled_reason" nullable:"true" enum:"gone" doc:"gone: its receiver answered 410 to all six attempts of a notification; null where its owner disabled it, or it is not disabled"`
 	Conditions     []condition.Condition `json:"conditions" nullable:"false" doc:"all must hold for an event to be sent"`
 	Stale          string                `json:"stale" enum:"send,skip" doc:"skip: a notification that waited is left out when a later event of the same document was delivered meanwhile"`
+	MaxPerMinute   *int                  `json:"max_per_minute" nullable:"true" minimum:"1" maximum:"60000" doc:"requests to the URL in any minute, over all dispatchers; more wait (parked, saturated) and are sent oldest first. Of several webhooks with one URL the lowest counts; null: as many as it answers well"`
 	Signature      string                `json:"signature" enum:"hmac,ed25519"`
 	PublicKey      string                `json:"public_key,omitempty" doc:"whpk_...; verifies the signatures, where signature is ed25519"`
 	Notify         *Notify               `json:"notify" doc:"who gets notices about its troubles; null: the account's recipients"`
@@ -120,6 +121,9 @@ func (s *Service) views(ctx context.Context, account string, page []*webhook.Web
 		v := View{
 			ID: w.ID, Name: w.Name, EventName: string(w.EventName), Method: w.Method, URL: w.ShownURL(),
 			Stale: cmp.Or(w.Stale, webhook.Send), Signature: string(w.Signs()), CreatedAt: w.CreatedAt, UpdatedAt: w.UpdatedAt, Revision: w.Revision,
+		}
+		if w.MaxPerMinute > 0 {
+			v.MaxPerMinute = &w.MaxPerMinute
 		}
 		if w.DisabledReason != "" {
 			v.DisabledReason = &w.DisabledReason

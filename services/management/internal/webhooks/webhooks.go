@@ -105,6 +105,11 @@ func (s *Service) CheckEvents(p webhook.Pattern) *webhook.Problem {
 	return webhook.CheckPattern(p, s.names)
 }
 
+// PerMinute returns how many requests the webhook's URL gets in a minute at most, 0 where it has no limit.
+func (s *Service) PerMinute(w *webhook.Webhook) int {
+	return s.registry.MaxPerMinute(w.Account, w.URLKey)
+}
+
 // Named returns the account's webhooks for events of that name, oldest first and at most n.
 func (s *Service) Named(account, eventName string, n int) (found []*webhook.Webhook) {
 	for _, w := range s.registry.Account(account) {
@@ -133,6 +138,8 @@ type Input struct {
 	// Conditions replace those the webhook has; null removes them.
 	Conditions Field[[]condition.Condition] `json:"conditions"`
 	Stale      Field[string]                `json:"stale"`
+	// MaxPerMinute limits the requests to the URL; null removes the limit.
+	MaxPerMinute Field[int] `json:"max_per_minute"`
 
 	// The members that only the service sets. They may be given as they are, so that an answer can be sent back.
 	ID         Field[jsontext.Value] `json:"id"`
@@ -266,6 +273,13 @@ func (s *Service) apply(w *webhook.Webhook, in Input, problems problem.List) err
 			problems.Add("/data/stale", "bad_stale", "stale can be send or skip")
 		}
 	})
+	if f := in.MaxPerMinute; f.Present {
+		w.MaxPerMinute = f.Value // 0 with null
+		if !f.Null && (f.Value < 1 || f.Value > webhook.MostPerMinute) {
+			problems.Add("/data/max_per_minute", "bad_max_per_minute",
+				fmt.Sprintf("max_per_minute can be 1 to %d, or null for no limit", webhook.MostPerMinute))
+		}
+	}
 	if in.Conditions.Present {
 		w.Conditions = in.Conditions.Value
 		_, wrong := condition.Compile(w.Conditions)
@@ -444,7 +458,7 @@ func (s *Service) Gone(ctx context.Context, account, id string, began time.Time)
 
 func equal(a, b *webhook.Webhook) bool {
 	return a.Name == b.Name && a.EventName == b.EventName && a.Method == b.Method && a.URL == b.URL && a.URLGiven == b.URLGiven && a.Status == b.Status &&
-		a.AuthHeader == b.AuthHeader && a.AuthKey == b.AuthKey && a.Signs() == b.Signs() && webhook.SameNotify(a, b) && webhook.SameAuth(a, b) && a.Stale == b.Stale && slices.Equal(a.Secrets, b.Secrets) &&
+		a.AuthHeader == b.AuthHeader && a.AuthKey == b.AuthKey && a.Signs() == b.Signs() && webhook.SameNotify(a, b) && webhook.SameAuth(a, b) && a.Stale == b.Stale && a.MaxPerMinute == b.MaxPerMinute && slices.Equal(a.Secrets, b.Secrets) &&
 		slices.EqualFunc(a.Conditions, b.Conditions, condition.Condition.Equal)
 }
 
