@@ -59,7 +59,8 @@ const (
 
 // Demo is the finite tour: it starts everything on free ports and a temporary directory, three receivers
 // (one healthy, one flaky, one dead that comes back), registers webhooks through the API, publishes the
-// sample events, and checks the books against the receivers' requests. It returns 1 if they do not balance.
+// sample events, shows conditions and look-ups, and checks the books against the receivers' requests. It returns 1 if
+// they do not balance.
 func Demo(environ []string, stdout, stderr io.Writer) int {
 	dir, err := os.MkdirTemp("", "gancho-demo-")
 	if err != nil {
@@ -227,6 +228,9 @@ func (d *demo) tour(ctx context.Context, health *service.Health, where addresses
 	d.say("the dead receiver is back; the next probe finds out, and parked notifications are released, oldest first")
 	if err := d.progressUntil(ctx, func() bool { return d.open() == 0 }); err != nil {
 		return fmt.Errorf("%d notifications have not ended: %w", d.open(), err)
+	}
+	if err := (&owner{d: d}).play(ctx); err != nil {
+		return err
 	}
 	return d.balance()
 }
