@@ -88,13 +88,13 @@ func testDeliversByteForByte(t *testing.T, s *system) {
 // in mid-attempt, that no attempt was skipped, and that it is permanently failed.
 func checkSix(t *testing.T, s *system, rc *receiver, notifications []string, kills int) {
 	t.Helper()
-	s.waitAll(notifications, "permanently_failed")
+	ended := s.waitAll(notifications, "permanently_failed")
 	seen := rc.snapshot()
 	if len(seen) != len(notifications) {
 		t.Errorf("the receiver saw %d notifications, want %d", len(seen), len(notifications))
 	}
 	extra := 0
-	for _, id := range notifications {
+	for i, id := range notifications {
 		attempts := seen[id]
 		distinct := slices.Compact(slices.Sorted(slices.Values(attempts)))
 		if !slices.Equal(distinct, []string{"1", "2", "3", "4", "5", "6"}) {
@@ -104,8 +104,7 @@ func checkSix(t *testing.T, s *system, rc *receiver, notifications []string, kil
 			t.Errorf("notification %s was tried %d times with %d kills", id, len(attempts), kills)
 		}
 		extra += len(attempts) - 6
-		n := s.notification(id)
-		if len(n.Attempts) != 6 {
+		if n := ended[i]; len(n.Attempts) != 6 {
 			t.Errorf("notification %s has %d recorded attempts, want 6", id, len(n.Attempts))
 		}
 	}
@@ -145,7 +144,7 @@ func testKillPublisherInFanOut(t *testing.T, s *system) {
 		s.Publisher.Start()
 	}
 	for _, h := range hooks {
-		s.waitAll(ids(dealCreated, h, txs), "delivered")
+		s.waitListed(h, ids(dealCreated, h, txs), "delivered")
 	}
 	for id, attempts := range rc.snapshot() {
 		if len(attempts) != 1 {
@@ -169,8 +168,8 @@ func testKillBrokerUnderLoad(t *testing.T, s *system) {
 		s.StartBroker()
 	}
 	txs = append(txs, s.publishMany(50)...)
-	s.waitAll(ids(dealCreated, good, txs), "delivered")
-	s.waitAll(ids(dealCreated, retried, txs), "delivered")
+	s.waitListed(good, ids(dealCreated, good, txs), "delivered")
+	s.waitListed(retried, ids(dealCreated, retried, txs), "delivered")
 	if got := len(rc.snapshot()); got != len(txs) {
 		t.Errorf("the receiver saw %d notifications, want %d", got, len(txs))
 	}
@@ -198,8 +197,8 @@ func testStopUnderLoad(t *testing.T, s *system) {
 		p.Start()
 		s.WaitReady()
 	}
-	s.waitAll(ids(dealCreated, good, txs), "delivered")
-	s.waitAll(ids(dealCreated, retried, txs), "delivered")
+	s.waitListed(good, ids(dealCreated, good, txs), "delivered")
+	s.waitListed(retried, ids(dealCreated, retried, txs), "delivered")
 	for id, attempts := range rc.snapshot() {
 		if len(attempts) != 1 {
 			t.Errorf("notification %s was sent %v; a clean stop must not duplicate it", id, attempts)

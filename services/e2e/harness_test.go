@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -173,7 +174,11 @@ func (s *system) try(method, path string, body, out any) (int, error) {
 		return 0, err
 	}
 	if out != nil && resp.StatusCode < 300 {
-		if err := json.Unmarshal(raw, &struct{ Data any }{out}); err != nil {
+		document := any(&struct{ Data any }{out})
+		if _, whole := out.(*list); whole {
+			document = out
+		}
+		if err := json.Unmarshal(raw, document); err != nil {
 			return resp.StatusCode, fmt.Errorf("decode %s: %w", raw, err)
 		}
 	}
@@ -341,6 +346,36 @@ func (s *system) waitAll(ids []string, state string) []note {
 		out = append(out, n)
 	}
 	return out
+}
+
+// list is a page of a webhook's notifications.
+type list struct {
+	Data  []note `json:"data"`
+	Links struct {
+		Next string `json:"next"`
+	} `json:"links"`
+}
+
+// waitListed waits until the webhook's notifications in that state are those with the ids, and no others. It is for
+// many: a page has 200, where waitAll asks for each.
+func (s *system) waitListed(h hook, ids []string, state string) {
+	s.t.Helper()
+	want := slices.Sorted(slices.Values(ids))
+	s.Until(fmt.Sprintf("%d notifications of webhook %s are %s", len(ids), h.ID, state), func() bool {
+		var got []string
+		for path := "/crm/v2/webhooks/" + h.ID + "/notifications?page[size]=200&state=" + state; path != ""; {
+			var page list
+			if status, err := s.try(http.MethodGet, path, nil, &page); err != nil || status != http.StatusOK {
+				return false
+			}
+			for _, n := range page.Data {
+				got = append(got, n.ID)
+			}
+			path = strings.TrimPrefix(page.Links.Next, s.APIURL)
+		}
+		slices.Sort(got)
+		return slices.Equal(got, want)
+	})
 }
 
 // slowly answers after a while, as slow receivers do.

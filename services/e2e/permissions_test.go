@@ -57,13 +57,7 @@ type broker struct {
 
 func startBroker(t *testing.T) *broker {
 	t.Helper()
-	for _, user := range brokerUsers {
-		name := "NATS_PASSWORD_" + strings.ToUpper(strings.ReplaceAll(user, "-", "_"))
-		t.Setenv(name, `"12`+user+`"`)
-	}
-	t.Setenv("NATS_SYNC_INTERVAL", "always")
-	t.Setenv("NATS_MAX_FILE_STORE", "1GB")
-	opts, err := server.ProcessConfigFile(filepath.Join("..", "..", "deploy", "nats", "nats.conf"))
+	opts, err := server.ProcessConfigFile(shippedConfig(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,6 +77,29 @@ func startBroker(t *testing.T) *broker {
 		t.Fatal("nats-server is not ready after 20 s")
 	}
 	return b
+}
+
+// shippedConfig writes deploy/nats/nats.conf with its include and its environment to one file. The environment of this
+// process would be that of tests beside, too.
+func shippedConfig(t *testing.T) string {
+	t.Helper()
+	var text strings.Builder
+	text.WriteString("NATS_SYNC_INTERVAL = always\nNATS_MAX_FILE_STORE = 1GB\n")
+	for _, user := range brokerUsers {
+		fmt.Fprintf(&text, "NATS_PASSWORD_%s = %q\n", strings.ToUpper(strings.ReplaceAll(user, "-", "_")), "12"+user)
+	}
+	conf, err := os.ReadFile(root("deploy", "nats", "nats.conf"))
+	must(t, "nats.conf", err)
+	const include = `include "accounts.conf"`
+	before, after, found := strings.Cut(string(conf), include)
+	if !found {
+		t.Fatalf("nats.conf has no %s", include)
+	}
+	accounts, err := os.ReadFile(root("deploy", "nats", "accounts.conf"))
+	must(t, "accounts.conf", err)
+	file := filepath.Join(t.TempDir(), "nats.conf")
+	must(t, "configuration", os.WriteFile(file, slices.Concat([]byte(text.String()), []byte(before), accounts, []byte(after)), 0o600))
+	return file
 }
 
 // The server's log: only refusals matter here.
@@ -138,6 +155,7 @@ func stored(_ *jetstream.PubAck, err error) error { return err }
 // TestBrokerLetsServicesWork does with each user, through pkg/bus, what its service does seldom or only
 // when something broke, and sees that the broker refused nothing. TestServicesUnderTheirUsers runs the rest.
 func TestBrokerLetsServicesWork(t *testing.T) {
+	t.Parallel()
 	b := startBroker(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -446,6 +464,7 @@ func rights() map[string]right {
 // TestBrokerRefusesTheRest tries, as every user, every kind of operation on every stream, and every
 // subject, and compares what the broker refused with rights.
 func TestBrokerRefusesTheRest(t *testing.T) {
+	t.Parallel()
 	b := startBroker(t)
 	all := rights()
 	var streams, subjects []string

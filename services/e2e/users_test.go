@@ -36,6 +36,7 @@ import (
 // as its own user, takes notifications through every state and calls the API, and sees that neither broker
 // nor Redis refused anything.
 func TestServicesUnderTheirUsers(t *testing.T) {
+	t.Parallel()
 	b := startBroker(t)
 	redis := redistest.StartShipped(t)
 	defer func() { // also when a step below failed: a refusal is then the likely reason

@@ -207,14 +207,19 @@ func (p *Process) Find(pattern string) string {
 	}
 }
 
-// Output returns the last lines of the process.
+// Output returns the last lines of the process, and before them those of a data race.
 func (p *Process) Output() string {
 	if p.out == nil {
 		return ""
 	}
 	p.out.mu.Lock()
 	defer p.out.mu.Unlock()
-	return strings.Join(p.out.lines[max(0, len(p.out.lines)-5):], "\n")
+	lines := p.out.lines
+	out := lines[max(0, len(lines)-5):]
+	if at := slices.Index(lines, "WARNING: DATA RACE"); at >= 0 {
+		out = slices.Concat(lines[at:min(at+80, len(lines))], out)
+	}
+	return strings.Join(out, "\n")
 }
 
 // Log returns the kept output of the process, at least its last 10,000 lines.
