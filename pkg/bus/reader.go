@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
 
 	"gancho/pkg/topology"
 )
@@ -184,6 +185,8 @@ func (b *Bus) Read(ctx context.Context, stream string, cfg jetstream.OrderedCons
 	if err != nil {
 		return fmt.Errorf("read %s: %w", stream, err)
 	}
+	// The broker would keep it for a minute, and refuses more than a thousand of them on a stream.
+	defer b.discard(ctx, s, c)
 	info, err := c.Info(ctx)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", stream, err)
@@ -225,5 +228,18 @@ func (b *Bus) Read(ctx context.Context, stream string, cfg jetstream.OrderedCons
 		if meta.NumPending == 0 {
 			return nil
 		}
+	}
+}
+
+// discard deletes a consumer that has done its work. Without an answer the broker does it a minute later.
+func (b *Bus) discard(ctx context.Context, s jetstream.Stream, c jetstream.Consumer) {
+	info := c.CachedInfo()
+	if info == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if err := s.DeleteConsumer(ctx, info.Name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+		b.log.Debug("a consumer that has done its work was not deleted", zap.Error(err))
 	}
 }

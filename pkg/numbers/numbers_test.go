@@ -19,6 +19,7 @@ import (
 	"gancho/pkg/journal"
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
+	"gancho/pkg/topology"
 )
 
 func keeper(t *testing.T, b *bus.Bus) *Keeper {
@@ -191,6 +192,34 @@ func TestFullSlices(t *testing.T) {
 	}
 	if total.Events != 20 || total.Attempts() != 20 || total.States[notification.Pending] != 20 {
 		t.Errorf("counted %+v", total)
+	}
+}
+
+// TestQuestionsLeaveNothing: questions leave no consumers at the broker, which refuses more than a thousand.
+func TestQuestionsLeaveNothing(t *testing.T) {
+	t.Parallel()
+	s := bustest.Start(t)
+	b := s.Topology(bustest.Limits())
+	happen(t, b, "acme", 5)
+	k := keeper(t, b)
+	if _, err := k.step(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	to := time.Now().UTC().Add(time.Hour).Truncate(time.Hour)
+	for range 20 {
+		happen(t, b, "acme", 1)
+		if _, err := k.Accounts(t.Context(), "acme", to.Add(-3*time.Hour), to, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{topology.Numbers, topology.Events, topology.Notifications, topology.Attempts, topology.Held} {
+		stream, err := s.JetStream().Stream(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := stream.CachedInfo().State.Consumers; n > 0 {
+			t.Errorf("%s has %d consumers", name, n)
+		}
 	}
 }
 
