@@ -27,8 +27,8 @@ type owner struct {
 	d       *demo
 	webhook string
 	failing atomic.Bool // the receiver refuses
-	// pause is how many seconds it then asks the sender to wait: long enough for a newer event to be delivered meanwhile
-	// on most machines. Where it is not, the next document shows it, after twice that time.
+	// pause is how many seconds it then asks the sender to wait: long enough for a newer event to be delivered in
+	// between on most machines. Where it is not, the next document shows it, after twice that time.
 	pause atomic.Int64
 }
 
