@@ -31,6 +31,9 @@ const (
 	reserveAhead = time.Second
 	// handAhead is how long before its moment a turn is handed out at most: it holds a slot.
 	handAhead = 25 * time.Millisecond
+	// handAgain is how long before a moment a drain without a turn comes back: later than it might, for several turns
+	// at once.
+	handAgain = 5 * time.Millisecond
 	// paceWithin bounds a call to the bucket.
 	paceWithin = 5 * time.Second
 	// longestTurn is how long a drain or a notification waits in memory for the next moment at most.
@@ -114,14 +117,14 @@ func (p *timetable) due(now time.Time) (n int, reserve bool, wait time.Duration)
 	soon := now.Add(handAhead)
 	if len(p.moments) == 0 {
 		if next := p.last.Add(p.every); next.After(soon) && !p.last.After(now.Add(clocksDiffer)) {
-			return 0, false, next.Sub(soon)
+			return 0, false, next.Sub(now.Add(handAgain))
 		}
 		return p.batch, true, 0
 	}
 	for n < len(p.moments) && !p.moments[n].After(soon) {
 		n++
 	}
-	return n, false, max(p.moments[0].Sub(soon), 0)
+	return n, false, max(p.moments[0].Sub(now.Add(handAgain)), 0)
 }
 
 // turns returns at most n turns whose moments have come or are about to. Without any, wait is how long to wait before
