@@ -25,6 +25,7 @@ import (
 
 	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
+	"gancho/pkg/event"
 	"gancho/pkg/journal"
 	"gancho/pkg/notification"
 	"gancho/pkg/registry"
@@ -38,6 +39,10 @@ const (
 	apiBusy     = 100 // webhooks with many notifications; the others share the rest
 	apiRequests = 300 // of each kind
 	apiClients  = 2   // at once
+	// apiDocuments is how many events a document has, and apiPerEvent how many notifications an event.
+	apiDocuments, apiPerEvent = 5, 4
+	// operatorToken is that of whoever asks for the usage of all accounts.
+	operatorToken = "bench-token-of-an-operator"
 )
 
 // api loads b.load.webhooks webhooks of one account and b.load.attempts attempts, and measures how long the API and the
@@ -60,6 +65,9 @@ func (b *bench) api(string) {
 	fmt.Printf("%d webhooks of one account stored in %.1f s\n", len(hooks), time.Since(began).Seconds())
 	began = time.Now()
 	l := &loader{b: b, bus: store, hooks: hooks}
+	l.events()
+	fmt.Printf("%d events of %d documents stored in %.1f s\n", len(l.eventIDs), len(l.eventIDs)/apiDocuments, time.Since(began).Seconds())
+	began = time.Now()
 	l.run(ctx)
 	stored := time.Since(began)
 	b.indexed()
@@ -89,7 +97,7 @@ func (b *bench) loadWebhooks() []*webhook.Webhook {
 	}
 	began := time.Now().UTC().Truncate(time.Millisecond)
 	events := []webhook.Pattern{
-		"crm_deal_created", "crm_deal_*", "crm_contact_updated", "crm_organization_created", "*",
+		"crm_deal_created", "crm_deal_*", "crm_contact_updated", "crm_organization_created", "crm_task_*",
 	}
 	names := []string{"Deals to the warehouse", "Contact sync", "Billing", "New leads to the call centre", "Data lake"}
 	_, secret := delivery.NewSecret()
@@ -126,6 +134,8 @@ type loader struct {
 	bus   *bus.Bus
 	hooks []*webhook.Webhook
 
+	eventIDs []string // of the events on CRM_EVENTS, in their order
+
 	attempts, notifications int
 	sample                  []string // ids of notifications with several attempts
 	waiting                 dueHeap
@@ -136,7 +146,7 @@ type loader struct {
 type sent struct {
 	hook    *webhook.Webhook
 	id      string
-	event   string
+	number  int       // of its event
 	due     time.Time // its next attempt
 	done    int
 	last    int // how many attempts it has in the end
@@ -164,6 +174,29 @@ func (h *dueHeap) Pop() any {
 	last := (*h)[len(*h)-1]
 	*h = (*h)[:len(*h)-1]
 	return last
+}
+
+// transaction and document name those of the n-th event.
+func transaction(n int) string { return fmt.Sprintf("transaction-%d", n) }
+func document(n int) string    { return fmt.Sprintf("document-%d", n/apiDocuments) }
+
+// loaded is the name of the events. No webhook matches it any more, as after a change of them: a webhook that does, and
+// has no notification of an event, is looked for at the broker, and no installation has thousands of those.
+const loaded = "crm_product_created"
+
+// events stores the events of the notifications, one for some of them.
+func (l *loader) events() {
+	const name = loaded
+	subject := event.Subject(testsystem.Account, name)
+	for n := range max(1, l.b.load.attempts/2/apiPerEvent) {
+		body := fmt.Appendf(nil, `{"event_name":%q,"transaction_uuid":%q,"document":{"id":%q,"name":"Padaria Sol","amount_total":%d}}`,
+			name, transaction(n), document(n), n)
+		if _, err := l.b.js.PublishAsync(subject, body); err != nil {
+			l.b.f.Fatalf("store event: %v", err)
+		}
+		l.eventIDs = append(l.eventIDs, event.ID(testsystem.Account, name, transaction(n)+"/"+document(n)))
+	}
+	<-l.b.js.PublishAsyncComplete()
 }
 
 // inFlight is how many records are published before the oldest must be stored.
@@ -220,7 +253,7 @@ func (l *loader) settleOldest(ctx context.Context) {
 func (l *loader) notification(began time.Time) *sent {
 	n := l.notifications
 	l.notifications++
-	s := &sent{event: uuid.NewString(), ends: notification.Delivered, last: 1}
+	s := &sent{number: n % len(l.eventIDs), ends: notification.Delivered, last: 1}
 	if n%10 < 6 {
 		s.hook = l.hooks[len(l.hooks)-1-scatter(n, apiBusy)]
 	} else {
@@ -257,7 +290,7 @@ func (l *loader) record(s *sent) *notification.Record {
 		HTTPStatus: 503, DurationMS: 41.7,
 		Phases: notification.PhasesMS{DNS: 1.2, Connect: 9.8, TLS: 18.1, FirstByte: 12.1},
 		RequestHeaders: map[string]string{
-			"Content-Type": "application/json", "User-Agent": "Gancho/1.0", "Gancho-Event": "crm_deal_created",
+			"Content-Type": "application/json", "User-Agent": "Gancho/1.0", "Gancho-Event": loaded,
 			"Gancho-Attempt": fmt.Sprint(number),
 			"webhook-id":     s.id, "webhook-timestamp": fmt.Sprint(at.Unix()), "webhook-signature": "***",
 		},
@@ -269,8 +302,8 @@ func (l *loader) record(s *sent) *notification.Record {
 	}
 	r := &notification.Record{
 		Kind: notification.KindAttempt, At: at.Add(42 * time.Millisecond).UTC(), Account: s.hook.Account,
-		WebhookID: s.hook.ID, NotificationID: s.id, EventID: s.event,
-		EventName: "crm_deal_created", EventSequence: 1, URLKey: s.hook.URLKey, URLHost: webhook.URLHost(s.hook.URL),
+		WebhookID: s.hook.ID, NotificationID: s.id, EventID: l.eventIDs[s.number],
+		EventName: loaded, EventSequence: uint64(s.number) + 1, URLKey: s.hook.URLKey, URLHost: webhook.URLHost(s.hook.URL),
 		Send: 1, AttemptsDone: number,
 		State: notification.Retrying, Reason: string(a.Reason), NextAttemptAt: time.Now().Add(2 * time.Hour).UTC(),
 		Attempt: a,
@@ -291,19 +324,24 @@ func (l *loader) record(s *sent) *notification.Record {
 	return r
 }
 
-// indexed waits until management has read the journal to its end.
+// indexed waits until management has read the journal and the events to their end.
 func (b *bench) indexed() {
+	b.read(topology.Events, topology.ConsumerIndexEvents)
+	b.read(topology.Attempts, topology.ConsumerIndex)
+}
+
+func (b *bench) read(stream, consumer string) {
 	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		s, err := b.js.Stream(context.Background(), topology.Attempts)
+		s, err := b.js.Stream(context.Background(), stream)
 		if err != nil {
 			b.f.Fatalf("%v", err)
 		}
-		c, err := s.Consumer(context.Background(), topology.ConsumerIndex)
+		c, err := s.Consumer(context.Background(), consumer)
 		if err == nil && c.CachedInfo().NumPending == 0 && c.CachedInfo().NumAckPending == 0 {
 			return
 		}
 		if time.Now().After(deadline) {
-			b.f.Fatalf("the index is not whole after 5 minutes")
+			b.f.Fatalf("the index has not read all of %s after 5 minutes", stream)
 		}
 	}
 }
@@ -370,6 +408,7 @@ func apiPages(l *loader) []apiPage {
 	fixed := func(path string) func(int) string { return func(int) string { return path } }
 	busy := func(i int) string { return l.hooks[len(l.hooks)-1-i%apiBusy].ID }
 	quiet := func(i int) string { return l.hooks[i*331%(len(l.hooks)-apiBusy)].ID }
+	numbered := func(i int) int { return i * 7919 % len(l.eventIDs) }
 	sampled := func(i int) string { return l.sample[i*7919%len(l.sample)] }
 	from := url.QueryEscape(time.Now().Add(-3 * time.Hour).UTC().Format(time.RFC3339))
 	api := func(path func(int) string, rest string) func(int) string {
@@ -387,6 +426,23 @@ func apiPages(l *loader) []apiPage {
 		{"API ... state=retrying, of the last 3 hours, 25", api(busy, "/notifications?state=retrying&from="+from)},
 		{"API ... state=cancelled (none)", api(busy, "/notifications?state=cancelled")},
 		{"API notifications of a quiet webhook", api(quiet, "/notifications")},
+		{"API notifications of the account, 25", fixed("/crm/v2/notifications")},
+		{"API ... state=permanently_failed, 200", fixed("/crm/v2/notifications?page[size]=200&state=permanently_failed")},
+		{"API ... state=cancelled (none)", fixed("/crm/v2/notifications?state=cancelled")},
+		{"API ... state=retrying of a name, of the last 3 hours, 25", fixed("/crm/v2/notifications?state=retrying&event_name=" + loaded + "&from=" + from)},
+		{"API ... of a busy webhook, state=delivered, 25", func(i int) string { return "/crm/v2/notifications?state=delivered&webhook_id=" + busy(i) }},
+		{"API ... of a document", func(i int) string { return "/crm/v2/notifications?document_id=" + document(numbered(i)) }},
+		{"API ... of a transaction", func(i int) string { return "/crm/v2/notifications?transaction_uuid=" + transaction(numbered(i)) }},
+		{"API ... of an event", func(i int) string { return "/crm/v2/notifications?event_id=" + l.eventIDs[numbered(i)] }},
+		{"API one event", func(i int) string { return "/crm/v2/events/" + l.eventIDs[numbered(i)] }},
+		{"API events of a document", func(i int) string { return "/crm/v2/events?document_id=" + document(numbered(i)) }},
+		{"API events of a transaction", func(i int) string { return "/crm/v2/events?transaction_uuid=" + transaction(numbered(i)) }},
+		{"API events of a name and time, 25", fixed("/crm/v2/events?event_name=" + loaded + "&from=" + from)},
+		{"API events of a name (none)", fixed("/crm/v2/events?event_name=crm_task_deleted")},
+		{"API stats of a busy webhook, hours of a day", api(busy, "/stats")},
+		{"API stats of a busy webhook, minutes of 3 hours", api(busy, "/stats?step=1m&from="+from)},
+		{"API usage of all accounts, hours of a day", fixed("/crm/v2/usage")},
+		{"API usage of an account, minutes of 3 hours", fixed("/crm/v2/usage?step=1m&account_id=" + testsystem.Account + "&from=" + from)},
 		{"API one notification", func(i int) string { return "/crm/v2/notifications/" + sampled(i) }},
 		{"console webhooks", fixed("/webhooks")},
 		{"console webhooks, the last pages", func(i int) string { return fmt.Sprintf("/webhooks?page=%d", 4000-i%5) }},
@@ -407,6 +463,8 @@ func apiPages(l *loader) []apiPage {
 			"console permanent failures of a busy webhook",
 			func(i int) string { return "/failures?webhook_id=" + busy(i) },
 		},
+		{"console numbers of the account", fixed("/numbers")},
+		{"console one event", func(i int) string { return "/events/" + l.eventIDs[numbered(i)] }},
 		{"console live tail (the page)", fixed("/tail")},
 	}
 }
@@ -438,7 +496,10 @@ func (v *visitor) do(method, path string, body io.Reader) []byte {
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 		req.Header.Set("Origin", v.b.system.APIURL)
 	}
-	if strings.HasPrefix(path, "/crm/") {
+	switch {
+	case strings.HasPrefix(path, "/crm/v2/usage"):
+		req.Header.Set("Authorization", "Bearer "+operatorToken)
+	case strings.HasPrefix(path, "/crm/"):
 		req.Header.Set("Authorization", "Bearer "+testsystem.Token)
 	}
 	resp, err := v.client.Do(req)

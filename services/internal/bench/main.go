@@ -171,7 +171,9 @@ func newBench(f *fatal, bin, dir, sync string, env []string) *bench {
 	b.target = b.receiver.Find(`^listening on (.*)$`)
 	b.dir, b.redisURL = work, "redis://127.0.0.1:"+port
 	options := testsystem.Options{
-		Bin: bin, Dir: work, RedisURL: b.redisURL, Env: append([]string{"SUSPENSION_MIN_FAILURES=1000000", "GOGC=400"}, env...),
+		Bin: bin, Dir: work, RedisURL: b.redisURL, Env: append([]string{
+			"SUSPENSION_MIN_FAILURES=1000000", "GOGC=400", "API_TOKENS=" + testsystem.Account + ":" + testsystem.Token + ",*:" + operatorToken,
+		}, env...),
 		Own: func(service string) []string { return []string{fmt.Sprintf("GOMEMLIMIT=%dMiB", memory[service].soft)} },
 	}
 	if sync != "default" {
