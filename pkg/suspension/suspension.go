@@ -89,7 +89,7 @@ const (
 )
 
 // ReasonCredentialsRefused is a reason of an at_risk, as ReasonAlwaysFailing is: the last answers were 401 or 403.
-const ReasonCredentialsRefused = "credentials_refused" //nolint:gosec // no secret
+const ReasonCredentialsRefused = "credentials_refused"
 
 // Evidence is why a URL was suspended.
 type Evidence struct {

@@ -60,12 +60,13 @@ func New(account string, state State) Record {
 // Key returns the job's key in its bucket.
 func (r *Record) Key() string { return r.Account + "." + r.ID }
 
-func (r *Record) record() *Record { return r }
+// Base returns the record that the job embeds.
+func (r *Record) Base() *Record { return r }
 
 // Job is a pointer to a kind of job, which embeds Record.
 type Job[T any] interface {
 	*T
-	record() *Record
+	Base() *Record
 	// Valid reports whether a stored record is one of this kind.
 	Valid() bool
 	// Adopt takes over the changes that others than the runner made since: newest is the record that has them.
@@ -124,13 +125,13 @@ func (s *Store[T, P]) decode(e bus.Entry) (P, error) {
 	if err := json.Unmarshal(e.Value, j); err != nil {
 		return nil, fmt.Errorf("decode %s %s: %w", s.rules.Noun, e.Key, err)
 	}
-	if err := wireversion.Check(j.record().Schema); err != nil {
+	if err := wireversion.Check(j.Base().Schema); err != nil {
 		return nil, problem.Broker(fmt.Errorf("%s %s: %w", s.rules.Noun, e.Key, err))
 	}
-	if j.record().Key() != e.Key || !j.Valid() {
+	if j.Base().Key() != e.Key || !j.Valid() {
 		return nil, fmt.Errorf("decode %s %s: it is not one", s.rules.Noun, e.Key)
 	}
-	j.record().revision = e.Revision
+	j.Base().revision = e.Revision
 	return j, nil
 }
 
@@ -140,7 +141,7 @@ func (s *Store[T, P]) Create(ctx context.Context, j P) error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.bucket.Create(ctx, j.record().Key(), value); err != nil {
+	if _, err := s.bucket.Create(ctx, j.Base().Key(), value); err != nil {
 		return problem.Broker(err)
 	}
 	return nil
@@ -148,7 +149,7 @@ func (s *Store[T, P]) Create(ctx context.Context, j P) error {
 
 // Put stores the job on top of the revision with which it was read; bus.ErrConflict when another writer was faster.
 func (s *Store[T, P]) Put(ctx context.Context, j P) error {
-	r := j.record()
+	r := j.Base()
 	r.UpdatedAt = time.Now().UTC().Truncate(time.Millisecond)
 	value, err := s.encode(j)
 	if err != nil {
@@ -172,20 +173,20 @@ func (s *Store[T, P]) encode(j P) ([]byte, error) {
 // Note stores the progress of a job that runs here; ErrTaken when another runner has it. Changes that others made since
 // the last note stand, see Job. A conflict may also mean that the answer to an earlier note was lost.
 func (s *Store[T, P]) Note(ctx context.Context, j P) error {
-	j.record().BeatAt = time.Now().UTC()
+	j.Base().BeatAt = time.Now().UTC()
 	for {
 		err := s.Put(ctx, j)
 		if !errors.Is(err, bus.ErrConflict) {
 			return err
 		}
-		newest, err := s.Get(ctx, j.record().Account, j.record().ID)
+		newest, err := s.Get(ctx, j.Base().Account, j.Base().ID)
 		if err != nil {
 			return err
 		}
-		if newest.record().Runner != s.runner {
+		if newest.Base().Runner != s.runner {
 			return ErrTaken
 		}
-		j.record().revision = newest.record().revision
+		j.Base().revision = newest.Base().revision
 		j.Adopt((*T)(newest))
 	}
 }
@@ -197,12 +198,12 @@ func (s *Store[T, P]) List(account string, wanted func(P) bool) []P {
 	defer s.mu.Unlock()
 	var found []P
 	for _, j := range s.jobs {
-		if j.record().Account == account && wanted(j) {
+		if j.Base().Account == account && wanted(j) {
 			found = append(found, j)
 		}
 	}
 	slices.SortFunc(found, func(a, b P) int {
-		return cmp.Or(b.record().CreatedAt.Compare(a.record().CreatedAt), cmp.Compare(a.record().ID, b.record().ID))
+		return cmp.Or(b.Base().CreatedAt.Compare(a.Base().CreatedAt), cmp.Compare(a.Base().ID, b.Base().ID))
 	})
 	return found
 }
@@ -227,13 +228,13 @@ func (s *Store[T, P]) Run(ctx context.Context, run func(ctx, stop context.Contex
 		for _, j := range s.free() {
 			stop, cancel := context.WithCancel(ctx)
 			s.mu.Lock()
-			s.stops[j.record().Key()] = cancel
+			s.stops[j.Base().Key()] = cancel
 			s.mu.Unlock()
 			running.Go(func() {
 				s.try(ctx, stop, j, run)
 				cancel()
 				s.mu.Lock()
-				delete(s.stops, j.record().Key())
+				delete(s.stops, j.Base().Key())
 				s.mu.Unlock()
 				s.changes.Send()
 			})
@@ -264,7 +265,7 @@ func (s *Store[T, P]) apply(e bus.Entry) {
 		return
 	}
 	s.jobs[e.Key] = j
-	if j.record().State != Running {
+	if j.Base().State != Running {
 		stop()
 	}
 	s.changes.Send()
@@ -275,7 +276,7 @@ func (s *Store[T, P]) free() (out []P) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for key, j := range s.jobs {
-		r := j.record()
+		r := j.Base()
 		if r.State == Running && s.stops[key] == nil && (r.Runner == "" || time.Since(r.BeatAt) > s.rules.TakeOverAfter) &&
 			len(s.stops)+len(out) < s.rules.MaxRunning {
 			out = append(out, j)
@@ -289,23 +290,23 @@ func (s *Store[T, P]) free() (out []P) {
 func (s *Store[T, P]) try(ctx, stop context.Context, seen P, run func(ctx, stop context.Context, j P, log *zap.Logger) error) {
 	mine := *seen
 	j := P(&mine)
-	j.record().Runner, j.record().BeatAt = s.runner, time.Now().UTC()
+	j.Base().Runner, j.Base().BeatAt = s.runner, time.Now().UTC()
 	if err := s.Put(ctx, j); err != nil { // another process has it or changed it, or the broker is away
 		sleep.For(ctx, beatEvery)
 		return
 	}
-	log := s.log.With(zap.String("account_id", j.record().Account), zap.String(s.rules.Noun+"_id", j.record().ID))
+	log := s.log.With(zap.String("account_id", j.Base().Account), zap.String(s.rules.Noun+"_id", j.Base().ID))
 	err := run(ctx, stop, j, log)
 	if err != nil && ctx.Err() == nil && !errors.Is(err, ErrTaken) {
 		log.Warn(s.rules.Noun+" interrupted; it goes on", zap.Error(err))
 		sleep.For(ctx, beatEvery)
 	}
-	if j.record().Runner == "" || errors.Is(err, ErrTaken) {
+	if j.Base().Runner == "" || errors.Is(err, ErrTaken) {
 		return
 	}
 	last, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer done()
-	j.record().Runner = ""
+	j.Base().Runner = ""
 	if err := s.Note(last, j); err != nil && !errors.Is(err, ErrTaken) {
 		log.Warn("progress of the "+s.rules.Noun+" not noted", zap.Error(err))
 	}
@@ -316,7 +317,7 @@ func (s *Store[T, P]) forget(ctx context.Context) {
 	s.mu.Lock()
 	var old []*Record
 	for _, j := range s.jobs {
-		r := j.record()
+		r := j.Base()
 		if r.State != Running && !slices.Contains(s.rules.Kept, r.State) && time.Since(r.UpdatedAt) > s.rules.ForgetAfter {
 			old = append(old, r)
 		}
