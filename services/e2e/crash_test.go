@@ -116,8 +116,15 @@ func checkSix(t *testing.T, s *system, rc *receiver, notifications []string, kil
 
 func testKillDispatcherUnderFailingNotifications(t *testing.T, s *system) {
 	rc := newReceiver(t, slowly(10*time.Millisecond, fail))
-	h := s.register(dealCreated, rc.URL)
-	notifications := ids(dealCreated, h, s.publishMany(200))
+	var hooks []hook
+	for i := range 4 { // a URL that fails gets one request at a time
+		hooks = append(hooks, s.register(dealCreated, fmt.Sprintf("%s/%d", rc.URL, i)))
+	}
+	txs := s.publishMany(50)
+	var notifications []string
+	for _, h := range hooks {
+		notifications = append(notifications, ids(dealCreated, h, txs)...)
+	}
 	d := s.Dispatchers[0]
 	for kill := range 5 {
 		// Each kill comes after a fixed amount of progress, so it hits attempts in flight.
