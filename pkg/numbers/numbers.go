@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -337,8 +339,8 @@ func (k *Keeper) addUp(ctx context.Context, until time.Time) error {
 			body.Part, body.Rows = body.Part+1, nil
 			return err
 		}
-		for webhook, n := range hooks {
-			if body.Rows = append(body.Rows, row{Webhook: webhook, Counts: *n}); len(body.Rows) == mostCells {
+		for _, webhook := range slices.Sorted(maps.Keys(hooks)) { // an hour that is written twice has the same parts
+			if body.Rows = append(body.Rows, row{Webhook: webhook, Counts: *hooks[webhook]}); len(body.Rows) == mostCells {
 				if err := write(); err != nil {
 					return err
 				}

@@ -79,8 +79,8 @@ func startBroker(t *testing.T) *broker {
 	return b
 }
 
-// shippedConfig writes deploy/nats/nats.conf with its include and its environment to one file. The environment of this
-// process would be that of tests beside, too.
+// shippedConfig writes deploy/nats/nats.conf with its include and its environment to one file. All tests share the
+// environment of this process.
 func shippedConfig(t *testing.T) string {
 	t.Helper()
 	var text strings.Builder
