@@ -303,7 +303,7 @@ func (l *loader) record(s *sent) *notification.Record {
 	r := &notification.Record{
 		Kind: notification.KindAttempt, At: at.Add(42 * time.Millisecond).UTC(), Account: s.hook.Account,
 		WebhookID: s.hook.ID, NotificationID: s.id, EventID: l.eventIDs[s.number],
-		EventName: loaded, EventSequence: uint64(s.number) + 1, URLKey: s.hook.URLKey, URLHost: webhook.URLHost(s.hook.URL),
+		EventName: loaded, EventSequence: uint64(s.number) + 1, URLKey: s.hook.URLKey, URLHost: webhook.URLHost(s.hook.URL), //nolint:gosec // a count
 		Send: 1, AttemptsDone: number,
 		State: notification.Retrying, Reason: string(a.Reason), NextAttemptAt: time.Now().Add(2 * time.Hour).UTC(),
 		Attempt: a,
