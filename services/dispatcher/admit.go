@@ -19,7 +19,7 @@ type permit struct {
 	turn  *turn
 }
 
-// release gives back what was not used.
+// release returns the unused slot and turn.
 func (p permit) release() {
 	p.slot.release()
 	p.turn.release()

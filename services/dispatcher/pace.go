@@ -16,8 +16,8 @@ import (
 // moment. The moments of a URL are round / limit apart, and a request begins at most momentLate after its moment: so
 // any minute holds the requests of at most limit moments, and 95 % of limit while the moments are used.
 //
-// Moments are reserved by compare-and-set in the bucket PACES, which makes each one's only, whoever believes to hold
-// the lease of the URL's drain. A dispatcher that was frozen finds its moments passed, and sends nothing.
+// Compare-and-set in the bucket PACES reserves each moment for one dispatcher, even when two believe that they hold the
+// lease of the URL's drain. A dispatcher that was frozen finds its moments passed, and sends nothing.
 
 const (
 	// round is the time that a URL's limit per minute is spread over: a minute, momentLate, and half a second for

@@ -92,6 +92,16 @@ func (c *chrome) text(selector string) string {
 	return text
 }
 
+// follow clicks a link by script: the rows of a live list move under a mouse.
+func (c *chrome) follow(what, selector string) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.ctx, time.Minute)
+	defer cancel()
+	if _, err := chromedp.Run(ctx, chromedp.Evaluate[bool](fmt.Sprintf("document.querySelector(%q).click() === undefined", selector))); err != nil {
+		c.t.Fatalf("%s: %v\nthe page says:\n%s", what, err, c.text("body"))
+	}
+}
+
 // until waits until a condition of JavaScript holds on the page.
 func (c *chrome) until(what, condition string) {
 	c.t.Helper()
@@ -128,7 +138,8 @@ func testConsoleInABrowser(t *testing.T, s *system) {
 	first := s.publish(dealCreated)
 	c.do("a failure appears", shown("#tail tbody tr .chip-failed"))
 	id := ids(dealCreated, h, []string{first})[0]
-	c.do("its timeline", shown("#tail tbody tr th a"), chromedp.Navigate(s.APIURL+"/notifications/"+id), shown("#timeline"))
+	c.follow("its row", "#tail tbody tr th a")
+	c.do("its timeline", shown("#timeline"))
 	if got := s.path(c); got != "/notifications/"+id {
 		t.Errorf("the row leads to %s, want the notification %s", got, id)
 	}

@@ -32,7 +32,7 @@ func share(t *testing.T, s *system, guests ...guest) {
 	}
 }
 
-// tidy starts what a guest ended, ends what it added, and deletes its webhooks.
+// tidy restarts ended services, ends added dispatchers, and deletes all webhooks.
 func (s *system) tidy() {
 	s.t.Helper()
 	for _, d := range s.Dispatchers[1:] {

@@ -43,6 +43,23 @@ func (s *instance) matched(account, webhookID, body string) *notification.Notifi
 	return n
 }
 
+// parked stores an event and its notification for acme's webhook, and parks it for a reason, as a dispatcher would.
+func (s *instance) parked(webhookID, urlKey, body, reason string) *notification.Notification {
+	s.t.Helper()
+	n := s.matched("acme", webhookID, body)
+	n.Moves = 1
+	if err := lane.Park(s.bus, n, urlKey).Wait(s.t.Context()); err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := journal.Write(s.t.Context(), s.bus, &notification.Record{
+		Kind: notification.KindParked, At: time.Now().UTC(), Account: "acme", WebhookID: webhookID, NotificationID: n.ID, EventID: n.EventID,
+		EventName: n.EventName, Send: 1, State: notification.Parked, Reason: reason,
+	}); err != nil {
+		s.t.Fatal(err)
+	}
+	return n
+}
+
 // attempted records an attempt on top of the journal, as a dispatcher would. reason "" means delivered.
 func (s *instance) attempted(n *notification.Notification, reason delivery.Reason) *notification.Record {
 	s.t.Helper()

@@ -3,10 +3,7 @@ package management_test
 import (
 	"strings"
 	"testing"
-	"time"
 
-	"gancho/pkg/journal"
-	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/webhook"
 )
@@ -37,17 +34,7 @@ func TestMaxPerMinute(t *testing.T) {
 	}
 	s.do(acme, "POST", "/crm/v2/webhooks", hook(url, "event_name", "crm_deal_deleted", "max_per_minute", 30)).want(201)
 
-	n := s.matched("acme", id, `{"transaction_uuid":"waits"}`)
-	n.Moves = 1
-	if err := lane.Park(s.bus, n, webhook.URLKey(url)).Wait(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := journal.Write(t.Context(), s.bus, &notification.Record{
-		Kind: notification.KindParked, At: time.Now().UTC(), Account: "acme", WebhookID: id, NotificationID: n.ID, EventID: n.EventID,
-		EventName: n.EventName, Send: 1, State: notification.Parked, Reason: notification.Saturated,
-	}); err != nil {
-		t.Fatal(err)
-	}
+	n := s.parked(id, webhook.URLKey(url), `{"transaction_uuid":"waits"}`, notification.Saturated)
 	at := "/crm/v2/notifications/" + n.ID
 	s.until("the lowest limit is known", func() bool {
 		return strings.Contains(text(object(s.do(acme, "GET", at, nil).want(200).data(), "explain"), "text"), "at most 30 requests per minute")
@@ -62,7 +49,7 @@ func TestMaxPerMinute(t *testing.T) {
 	}
 }
 
-// TestConsoleMaxPerMinute: the form sets and takes away a limit, and says what is wrong with one.
+// TestConsoleMaxPerMinute: the form sets and removes a limit, and explains a wrong one.
 func TestConsoleMaxPerMinute(t *testing.T) {
 	t.Parallel()
 	s := start(t, nil)

@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"gancho/pkg/journal"
-	"gancho/pkg/lane"
 	"gancho/pkg/notification"
 	"gancho/pkg/suspension"
 	"gancho/pkg/suspension/command"
@@ -112,17 +110,7 @@ func TestSuspension(t *testing.T) {
 	if c.Verb != "suspend" || c.Account != "acme" || c.URLHost != "hooks.example.com" || c.WebhookID != id || c.By == "" || c.By == acme {
 		t.Errorf("command = %+v", c)
 	}
-	n := s.matched("acme", id, `{"transaction_uuid":"s"}`)
-	n.Moves = 1
-	if err := lane.Park(s.bus, n, c.URLKey).Wait(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := journal.Write(t.Context(), s.bus, &notification.Record{
-		Kind: notification.KindParked, At: time.Now().UTC(), Account: "acme", WebhookID: id, NotificationID: n.ID, EventID: n.EventID,
-		EventName: n.EventName, Send: 1, State: notification.Parked, Reason: notification.Suspended,
-	}); err != nil {
-		t.Fatal(err)
-	}
+	n := s.parked(id, c.URLKey, `{"transaction_uuid":"s"}`, notification.Suspended)
 	sus = object(s.do(acme, "GET", path, nil).want(200).data(), "suspension")
 	if sus["parked"] != 1.0 || sus["oldest_parked_at"] == nil {
 		t.Errorf("suspension = %v", sus)
@@ -206,18 +194,8 @@ func TestExplainParkedBeforeSuspension(t *testing.T) {
 	t.Parallel()
 	s := start(t, nil)
 	id := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()
-	n := s.matched("acme", id, `{"transaction_uuid":"s"}`)
-	n.Moves = 1
 	key := webhook.URLKey("https://hooks.example.com/x")
-	if err := lane.Park(s.bus, n, key).Wait(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := journal.Write(t.Context(), s.bus, &notification.Record{
-		Kind: notification.KindParked, At: time.Now().UTC(), Account: "acme", WebhookID: id, NotificationID: n.ID, EventID: n.EventID,
-		EventName: n.EventName, Send: 1, State: notification.Parked, Reason: notification.Saturated,
-	}); err != nil {
-		t.Fatal(err)
-	}
+	n := s.parked(id, key, `{"transaction_uuid":"s"}`, notification.Saturated)
 	path := "/crm/v2/notifications/" + n.ID
 	if e := object(s.do(acme, "GET", path, nil).want(200).data(), "explain"); e["reason"] != "url_saturated" || !strings.Contains(text(e, "next"), "oldest first") {
 		t.Errorf("saturated: %v", e)

@@ -41,7 +41,7 @@ const (
 	apiClients  = 2   // at once
 	// apiDocuments is how many events a document has, and apiPerEvent how many notifications an event.
 	apiDocuments, apiPerEvent = 5, 4
-	// operatorToken is that of whoever asks for the usage of all accounts.
+	// operatorToken may ask for the usage of all accounts.
 	operatorToken = "bench-token-of-an-operator"
 )
 

@@ -536,7 +536,7 @@ func TestNoticeToURL(t *testing.T) {
 	}
 }
 
-// TestRefusedCredentialsInWords: the warning of a streak of 401 and 403 says what it is; others keep their words.
+// TestRefusedCredentialsInWords: a warning of 401 and 403 names the refused credentials; other warnings do not.
 func TestRefusedCredentialsInWords(t *testing.T) {
 	t.Parallel()
 	for reason, words := range map[string][2]string{
