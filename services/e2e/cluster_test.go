@@ -235,7 +235,7 @@ func TestClusterLosesServers(t *testing.T) {
 	s := &system{t: t, token: token}
 	s.System = testsystem.New(t, testsystem.Options{Bin: bin, Dir: t.TempDir(), NATSURL: c.url(userPublisher), Own: c.own, Env: []string{
 		"STREAM_REPLICAS=3", "RETRY_DELAYS=400ms,400ms,400ms,400ms,400ms", "RETRY_JITTER=0", "ATTEMPT_TIMEOUT=1s",
-		"SUSPENSION_WINDOW=1m", "SUSPENSION_MIN_FAILURES=15", "SUSPENSION_MIN_SPAN=1s", "SUSPENSION_DURATION=1s", "SUSPENSION_MAX_DURATION=2s",
+		"SUSPENSION_WINDOW=1m", "SUSPENSION_MIN_FAILURES=60", "SUSPENSION_MIN_SPAN=5s", "SUSPENSION_DURATION=1s", "SUSPENSION_MAX_DURATION=2s",
 	}})
 	t.Cleanup(func() {
 		for _, p := range s.Services() {

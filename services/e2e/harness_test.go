@@ -36,8 +36,8 @@ var binaries = sync.OnceValues(func() (string, error) {
 	return dir, testsystem.Build(dir, raceEnabled)
 })
 
-// newestBinaries builds the services once more, as the version yet to come (build tag rehearsal); the broker
-// next to them is the same.
+// newestBinaries builds the services once more, as the version yet to come (build tag rehearsal), without the race
+// detector: the code is the same. So is the broker next to them.
 var newestBinaries = sync.OnceValues(func() (string, error) {
 	old, err := binaries()
 	if err != nil {
@@ -51,7 +51,7 @@ var newestBinaries = sync.OnceValues(func() (string, error) {
 	if err := os.Symlink(filepath.Join(old, "nats-server"), filepath.Join(dir, "nats-server")); err != nil {
 		return "", err
 	}
-	return dir, testsystem.BuildWith(dir, raceEnabled, "rehearsal", "publisher", "dispatcher", "suspension-monitor", "management")
+	return dir, testsystem.BuildWith(dir, false, "rehearsal", "publisher", "dispatcher", "suspension-monitor", "management")
 })
 
 // Each is set once, by binaries and newestBinaries.
