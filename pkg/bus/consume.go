@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
+	"gancho/pkg/sleep"
 	"gancho/pkg/topology"
 )
 
@@ -39,7 +40,9 @@ type Consumer struct {
 	looked  time.Time
 	highest uint64 // stream sequence of the latest first delivery
 
-	size int // bytes of the largest message lately; of the one goroutine that fetches
+	// Of the one goroutine that fetches:
+	size     int // bytes of the largest message lately
+	gathered int // messages of the last batch
 }
 
 // firstSize is how large messages are taken to be before any came.
@@ -179,7 +182,7 @@ func (c *Consumer) Fetch(ctx context.Context, n, room int, handle func(jetstream
 	if err == nil {
 		for m := range batch.Messages() {
 			got++
-			c.size = max(len(m.Data()), c.size-c.size/64, 1)
+			c.came(m)
 			handle(handedOut(c.stream, m))
 		}
 		err = batch.Error()
@@ -204,6 +207,9 @@ func (c *Consumer) Fetch(ctx context.Context, n, room int, handle func(jetstream
 	return got, fmt.Errorf("fetch from %s: %w", c.stream, err)
 }
 
+// came notes the size of a message.
+func (c *Consumer) came(m jetstream.Msg) { c.size = max(len(m.Data()), c.size-c.size/64, 1) }
+
 // Take hands at most n messages that are there now to handle, without waiting for more, and returns how many came.
 func (c *Consumer) Take(n int, handle func(jetstream.Msg)) (int, error) {
 	batch, err := c.c.FetchNoWait(n)
@@ -213,6 +219,7 @@ func (c *Consumer) Take(n int, handle func(jetstream.Msg)) (int, error) {
 	got := 0
 	for m := range batch.Messages() {
 		got++
+		c.came(m)
 		handle(handedOut(c.stream, m))
 	}
 	return got, batch.Error()
@@ -227,20 +234,21 @@ func (c *Consumer) Delete(ctx context.Context) error {
 	return nil
 }
 
-// Gather hands at most n messages to add; it waits for the first like fetch, and for more at most linger.
-func (c *Consumer) Gather(ctx context.Context, n int, linger time.Duration, add func(jetstream.Msg)) error {
-	got, err := c.Fetch(ctx, 1, Unbounded, add)
-	if err != nil || got == 0 || n == 1 {
-		return err
+// Gather hands at most n messages to add. It waits for the first like Fetch. Then it takes, once in a linger, those
+// that have come since: a reader that wakes for each message costs itself and the broker several system calls for each.
+// While the batches are full it does not wait.
+func (c *Consumer) Gather(ctx context.Context, n int, linger time.Duration, add func(jetstream.Msg)) (err error) {
+	if c.gathered > 0 {
+		if c.gathered < n && !sleep.For(ctx, linger) {
+			return nil
+		}
+		c.look(ctx)
+		if c.gathered, err = c.Take(n, add); c.gathered > 0 {
+			return nil //nolint:nilerr // what came is worth handling; the next call meets the error again
+		}
 	}
-	rest, err := c.c.Fetch(n-1, jetstream.FetchMaxWait(max(linger, 10*time.Millisecond)))
-	if err != nil {
-		return nil //nolint:nilerr // the first message is worth handling; the next call meets the error again
-	}
-	for m := range rest.Messages() {
-		add(m)
-	}
-	return nil
+	c.gathered, err = c.Fetch(ctx, 1, Unbounded, add)
+	return err
 }
 
 // Ack acknowledges messages that were handled together. A message whose ack is lost comes again.

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -22,22 +23,8 @@ func (b *Bus) ReadBetween(
 // mostGathered bounds a batch whose messages are larger than those that came lately.
 const mostGathered = 128
 
-// GatherBytes hands messages of together about room bytes at most to add, at most mostGathered. It waits for the first
-// like Fetch, and for more at most linger. Like Fetch it takes those that come to be as large as those that came
-// lately; FetchBytes of nats.go allocates 16 MB each time.
+// GatherBytes is Gather for messages of together about room bytes at most, at most mostGathered. Like Fetch it takes
+// those that come to be as large as those that came lately; FetchBytes of nats.go allocates 16 MB each time.
 func (c *Consumer) GatherBytes(ctx context.Context, room int, linger time.Duration, add func(jetstream.Msg)) error {
-	got, err := c.Fetch(ctx, 1, Unbounded, add)
-	if err != nil || got == 0 {
-		return err
-	}
-	n := min(max(room/c.size, 1), mostGathered)
-	rest, err := c.c.Fetch(n, jetstream.FetchMaxWait(max(linger, 10*time.Millisecond)))
-	if err != nil {
-		return nil //nolint:nilerr // the first message is worth handling; the next call meets the error again
-	}
-	for m := range rest.Messages() {
-		c.size = max(len(m.Data()), c.size)
-		add(m)
-	}
-	return nil
+	return c.Gather(ctx, min(max(room/cmp.Or(c.size, firstSize), 1), mostGathered), linger, add)
 }

@@ -35,8 +35,8 @@ func Follow(ctx context.Context, b *bus.Bus, durable string) (*Follower, error) 
 	return &Follower{c}, err
 }
 
-// Pull returns events of together about room bytes at most. It waits about a second for the first, and for more at most
-// linger.
+// Pull returns events of together about room bytes at most: the first after a pause, for which it waits about a
+// second, or those of the last linger.
 func (f *Follower) Pull(ctx context.Context, room int, linger time.Duration) (*Batch, error) {
 	var batch Batch
 	err := f.c.GatherBytes(ctx, room, linger, func(m jetstream.Msg) {

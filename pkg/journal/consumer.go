@@ -40,7 +40,8 @@ type Batch struct {
 // Ack settles the whole batch. After a lost ack its summaries come again.
 func (b *Batch) Ack() { bus.Ack(b.msgs) }
 
-// Pull returns at most n summaries. It waits about a second for the first and at most linger for more.
+// Pull returns at most n summaries: the first after a pause, for which it waits about a second, or those of the last
+// linger.
 func (c *Consumer) Pull(ctx context.Context, n int, linger time.Duration) (*Batch, error) {
 	var batch Batch
 	add := func(m jetstream.Msg) {

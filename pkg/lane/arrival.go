@@ -41,7 +41,8 @@ func Arrivals(ctx context.Context, b *bus.Bus, durable string) (*ArrivalConsumer
 	return &ArrivalConsumer{c}, err
 }
 
-// Pull returns at most n arrivals. It waits about a second for the first and at most linger for more.
+// Pull returns at most n arrivals: the first after a pause, for which it waits about a second, or those of the last
+// linger.
 func (c *ArrivalConsumer) Pull(ctx context.Context, n int, linger time.Duration) (*ArrivalBatch, error) {
 	var batch ArrivalBatch
 	add := func(m jetstream.Msg) {

@@ -42,9 +42,9 @@ import (
 )
 
 const (
-	// batch is how many records are folded at once; linger how long a batch waits to fill.
+	// batch is how many records are folded at once; linger how long they gather before.
 	batch  = 1000
-	linger = 100 * time.Millisecond
+	linger = 250 * time.Millisecond
 	// beat is how often Redis is asked whether it still knows the flags, and URLs that were watched are decided.
 	beat = time.Second
 	// redisPause is how long a failed exchange with Redis waits to be repeated.

@@ -33,8 +33,8 @@ const (
 	perAccount = 2000
 
 	batchSize = 2000
-	// linger is how long a batch waits for more records: fewer, larger batches cost less.
-	linger = 100 * time.Millisecond
+	// linger is how long records gather before a batch is taken: fewer, larger batches cost less.
+	linger = 250 * time.Millisecond
 	// settle is how old a message on NOTIFICATIONS must be before it is listed as pending: by then most have
 	// been attempted and are listed anyway.
 	settle = time.Second
