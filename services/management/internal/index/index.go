@@ -385,46 +385,67 @@ func (w *writes) arrival(id uuid.UUID, n *notification.Notification, storedAt ti
 	w.postings.note(n.Account, w.block, note{rank, storedAt.UnixMilli(), id, uuid.MustParse(n.WebhookID), hashID(n.EventID), hashName(n.EventName)})
 }
 
-// put writes notifications of one webhook: the time only falls, an older record never replaces a newer one,
-// and those not among the newest go. KEYS: the order, the rows and the fates; ARGV: how many to keep, then for
-// each its id, when it was first seen, its state's code, its row, and whether it is known not to be new.
+// put writes at most atOncePut notifications of one webhook: the time only falls, an older record never replaces a
+// newer one, and those not among the newest go. KEYS: the order, the rows and the fates; ARGV: how many to keep, then
+// for each its id, when it was first seen, its state's code, its row, and whether it is known not to be new. A command
+// for all notifications costs Redis much less than one for each.
 var put = redis.NewScript(`
+local order, rows, fates = KEYS[1], KEYS[2], KEYS[3]
 local most, digits = tonumber(ARGV[1]), ` + strconv.Itoa(rankDigits) + `
 local failed = {[` + strconv.Itoa(code(notification.PermanentlyFailed)) + `] = true}
-local full = redis.call('ZCARD', KEYS[1]) >= most
+local full = redis.call('ZCARD', order) >= most
+local ids = {}
 for i = 2, #ARGV, 5 do
-  local id, created, code, row = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), ARGV[i + 3]
-  local old = redis.call('HGET', KEYS[2], id)
+  ids[#ids + 1] = ARGV[i]
+end
+local olds, scores = redis.call('HMGET', rows, unpack(ids)), redis.call('ZMSCORE', order, unpack(ids))
+local places, fields, open, ended = {}, {}, {}, {}
+for n, id in ipairs(ids) do
+  local i = n * 5 - 3
+  local created, code, row = tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), ARGV[i + 3]
+  local old, score = olds[n], scores[n]
   if old or not full or ARGV[i + 4] == '' then
-    local score = old and redis.call('ZSCORE', KEYS[1], id)
-    if score then
+    if old and score then
       created = math.min(created, math.floor(tonumber(score) / 8))
       if string.sub(old, 1, digits) >= string.sub(row, 1, digits) then
         code, row = tonumber(score) % 8, old
       end
     end
     if row ~= old then
-      redis.call('HSET', KEYS[2], id, row)
+      fields[#fields + 1], fields[#fields + 2] = id, row
     end
-    redis.call('ZADD', KEYS[1], string.format('%.0f', created * 8 + code), id)
+    places[#places + 1], places[#places + 2] = string.format('%.0f', created * 8 + code), id
     if code ~= ` + strconv.Itoa(code(notification.Delivered)) + ` then
-      redis.call('ZADD', KEYS[3], string.format('%.0f', failed[code] and created or created + ` + strconv.Itoa(fateOpen) + `), id)
+      open[#open + 1], open[#open + 2] = string.format('%.0f', failed[code] and created or created + ` + strconv.Itoa(fateOpen) + `), id
     elseif old then
-      redis.call('ZREM', KEYS[3], id)
+      ended[#ended + 1] = id
     end
   end
 end
-local over = redis.call('ZCARD', KEYS[1]) - most
+local function call(command, key, values)
+  if #values > 0 then
+    redis.call(command, key, unpack(values))
+  end
+end
+call('HSET', rows, fields)
+call('ZADD', order, places)
+call('ZADD', fates, open)
+call('ZREM', fates, ended)
+local over = redis.call('ZCARD', order) - most
 if over > 0 then
-  local gone = redis.call('ZRANGE', KEYS[1], 0, over - 1)
-  redis.call('ZREMRANGEBYRANK', KEYS[1], 0, over - 1)
-  for i = 1, #gone do
-    redis.call('HDEL', KEYS[2], gone[i])
-    redis.call('ZREM', KEYS[3], gone[i])
+  local gone = redis.call('ZRANGE', order, 0, over - 1)
+  redis.call('ZREMRANGEBYRANK', order, 0, over - 1)
+  for i = 1, #gone, ` + strconv.Itoa(atOncePut) + ` do
+    local some = {unpack(gone, i, math.min(i + ` + strconv.Itoa(atOncePut-1) + `, #gone))}
+    call('HDEL', rows, some)
+    call('ZREM', fates, some)
   end
 end
 return 0
 `)
+
+// atOncePut is how many notifications one script writes. Lua passes on fewer than 8,000 values at once.
+const atOncePut = 1000
 
 // write puts w into Redis. Doing it again changes nothing.
 func (x *Index) write(ctx context.Context, w *writes) error {
@@ -442,10 +463,14 @@ func (x *Index) pipeline(ctx context.Context, w *writes) error {
 	_, err := x.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 		touched, delivered := make([]redis.Z, 0, len(w.webhooks)), make([]redis.Z, 0, len(w.webhooks))
 		for webhook, spots := range w.webhooks {
-			args := make([]any, 0, 1+5*len(spots))
-			args = append(args, perWebhook)
+			keys, args := keysOf(webhook), make([]any, 1, 1+5*min(len(spots), atOncePut))
+			args[0] = perWebhook
 			newest, success := int64(0), time.Time{}
 			for id, s := range spots {
+				if len(args) == 1+5*atOncePut {
+					p.EvalSha(ctx, put.Hash(), keys, args...)
+					args = append(make([]any, 0, len(args)), perWebhook)
+				}
 				later := ""
 				if s.later {
 					later = "1"
@@ -459,7 +484,7 @@ func (x *Index) pipeline(ctx context.Context, w *writes) error {
 			if !success.IsZero() {
 				delivered = append(delivered, redis.Z{Score: float64(success.UnixMilli()), Member: webhook})
 			}
-			p.EvalSha(ctx, put.Hash(), keysOf(webhook), args...)
+			p.EvalSha(ctx, put.Hash(), keys, args...)
 			touched = append(touched, redis.Z{Score: float64(newest), Member: webhook})
 		}
 		for account, f := range w.failed {
