@@ -57,10 +57,11 @@ down: ## stop the containers; the data stays (docker compose down --volumes dele
 
 # -- test --------------------------------------------------------------------
 
-# The end-to-end tests come first: they take longest and wait much, so the others run beside them. lint runs go vet.
+# The end-to-end tests come first: they take longest and wait much, so the others run beside them, and three at a time
+# on two processors. A program with the race detector sleeps before it exits, a second by default. lint runs go vet.
 .PHONY: test
 test: needs-go tools ## all tests with the race detector; installs what they need on Debian
-	go test -race -shuffle=on -vet=off -timeout 20m ./services/e2e $(PACKAGES)
+	GORACE=atexit_sleep_ms=50 go test -race -shuffle=on -vet=off -parallel 3 -timeout 20m ./services/e2e $(PACKAGES)
 
 .PHONY: test-short
 test-short: needs-go ## the quick tests, under a minute: no race detector, nothing installed, not end to end

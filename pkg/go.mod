@@ -60,3 +60,5 @@ require (
 	google.golang.org/grpc v1.83.2 // indirect
 	google.golang.org/protobuf v1.36.12
 )
+
+tool github.com/nats-io/nats-server/v2

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"gancho/pkg/proctest"
 )
 
 // startTimeout is generous: a busy machine loads slowly.
@@ -185,7 +187,7 @@ func (s *Server) start() error {
 		s.cmd.Env = s.environ(s.Addr)
 	}
 	s.cmd.Stdout, s.cmd.Stderr = s.out, s.out
-	s.cmd.SysProcAttr = withParent()
+	s.cmd.SysProcAttr = proctest.WithParent()
 	if err := s.cmd.Start(); err != nil {
 		s.cmd = nil
 		return fmt.Errorf("start redis-server: %w", err)

@@ -229,7 +229,7 @@ type faultRig struct {
 func newFaultRig(t *testing.T, l life) *faultRig {
 	t.Helper()
 	r := newRig(t, func(c *Config) {
-		c.Delivery.Timeout, c.ackWaitOr = 200*time.Millisecond, 600*time.Millisecond
+		c.Delivery.Timeout, c.ackWaitOr = 400*time.Millisecond, 600*time.Millisecond
 		c.RetryDelays = slices.Repeat([]time.Duration{100 * time.Millisecond}, 5)
 	})
 	r.log = zap.NewNop() // faults are logged

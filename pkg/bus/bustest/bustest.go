@@ -1,16 +1,20 @@
-// Package bustest starts a real NATS server with JetStream on files inside the test process.
+// Package bustest starts a real NATS server with JetStream on files for a test.
 package bustest
 
 import (
+	"cmp"
+	"encoding/json"
 	"fmt"
-	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,90 +24,112 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
 	"gancho/pkg/notification"
+	"gancho/pkg/proctest"
 	"gancho/pkg/topology"
+	"gancho/pkg/waittest"
 )
 
-// Server is a NATS server of one test, stopped when the test ends.
+// Server is a NATS server of one test, a process that is killed when the test ends.
 type Server struct {
-	t    testing.TB
-	opts *server.Options
-	srv  *server.Server
+	t       testing.TB
+	program string
+	name    string // in a cluster
+	dir     string // of its configuration, log and addresses
+	store   string
+	config  string // beyond listening and storing
+	port    string // from the first start on
+	cmd     *exec.Cmd
+	ports   struct{ NATS, Monitoring []string }
 }
+
+// newest builds nats-server in the version of go.mod, without the race detector, and returns its file. The Go build
+// cache keeps it.
+var newest = sync.OnceValues(func() (string, error) {
+	out, err := exec.Command("go", "tool", "-n", "nats-server").Output()
+	return strings.TrimSpace(string(out)), err
+})
 
 // Start starts a server on a free port, its store in a directory of the test.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	s := &Server{t: t, opts: &server.Options{
-		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(),
-		MaxPayload: 2 << 20, NoLog: true, NoSigs: true,
-	}}
-	s.start()
-	t.Cleanup(func() { s.srv.Shutdown(); s.srv.WaitForShutdown() })
-	return s
+	return start(t, "", "max_payload: 2MB\n")
 }
 
 // StartHosted starts a server as hosted brokers are: its one account has maxFile bytes, and demands max_bytes of every
 // stream.
 func StartHosted(t testing.TB, maxFile int64) *Server {
 	t.Helper()
-	conf := filepath.Join(t.TempDir(), "nats.conf")
-	text := fmt.Sprintf("max_payload: 2MB\nno_auth_user: test\n"+
-		"accounts { TEST { jetstream { max_file: %d, max_bytes_required: true }, users: [ { user: test, password: test } ] } }\n", maxFile)
-	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	opts, err := server.ProcessConfigFile(conf)
+	return start(t, "", fmt.Sprintf("max_payload: 2MB\nno_auth_user: test\n"+
+		"accounts { TEST { jetstream { max_file: %d, max_bytes_required: true }, users: [ { user: test, password: test } ] } }\n", maxFile))
+}
+
+func start(t testing.TB, name, config string) *Server {
+	t.Helper()
+	program, err := newest()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("go tool -n nats-server: %v", err)
 	}
-	opts.Host, opts.Port, opts.JetStream, opts.StoreDir, opts.NoLog, opts.NoSigs = "127.0.0.1", server.RANDOM_PORT, true, t.TempDir(), true, true
-	s := &Server{t: t, opts: opts}
-	s.start()
-	t.Cleanup(func() { s.srv.Shutdown(); s.srv.WaitForShutdown() })
+	s := &Server{t: t, program: program, name: name, dir: t.TempDir(), store: t.TempDir(), config: config, port: "-1"}
+	s.Run()
 	return s
 }
 
-func (s *Server) start() {
+// Run starts the server after Stop, on the port that it had.
+func (s *Server) Run() {
 	s.t.Helper()
-	srv, err := server.NewServer(s.opts)
-	if err != nil {
+	listen := fmt.Sprintf("listen: 127.0.0.1:%s\nhttp: 127.0.0.1:-1\nserver_name: %q\njetstream { store_dir: %q }\n", s.port,
+		cmp.Or(s.name, "test"), s.store)
+	file, log := filepath.Join(s.dir, "nats.conf"), filepath.Join(s.dir, "log")
+	if err := os.WriteFile(file, []byte(listen+s.config), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	s.cmd = exec.Command(s.program, "-c", file, "-l", log, "--ports_file_dir", s.dir) //nolint:noctx,gosec // it ends with the test
+	s.cmd.SysProcAttr = proctest.WithParent()
+	if err := s.cmd.Start(); err != nil {
 		s.t.Fatalf("nats-server: %v", err)
 	}
-	srv.Start()
-	if !srv.ReadyForConnections(20 * time.Second) {
-		s.t.Fatal("nats-server is not ready after 20 s")
-	}
-	s.srv = srv
+	s.t.Cleanup(s.kill)
+	addresses := filepath.Join(s.dir, fmt.Sprintf("%s_%d.ports", filepath.Base(s.program), s.cmd.Process.Pid))
+	waittest.Until(s.t, "nats-server listens, see "+log, func() bool {
+		text, err := os.ReadFile(addresses)
+		return err == nil && json.Unmarshal(text, &s.ports) == nil
+	})
+	_, s.port, _ = strings.Cut(strings.TrimPrefix(s.ports.NATS[0], "nats://"), ":")
 }
 
-// URL is where clients connect.
-func (s *Server) URL() string { return s.srv.ClientURL() }
+func (s *Server) kill() {
+	if s.cmd != nil {
+		_ = s.cmd.Process.Kill()
+		_ = s.cmd.Wait()
+		s.cmd = nil
+	}
+}
 
-// StoreDir is where the server keeps its files.
-func (s *Server) StoreDir() string { return s.opts.StoreDir }
-
-// Name is the server's in a cluster.
-func (s *Server) Name() string { return s.opts.ServerName }
-
-// LeadsCluster reports whether the server leads its cluster.
-func (s *Server) LeadsCluster() bool { return s.srv.JetStreamIsLeader() }
+// Stop stops the server, which has stored everything then; Run or the end of the test follows.
+func (s *Server) Stop() {
+	s.t.Helper()
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		s.t.Fatalf("nats-server: %v", err)
+	}
+	_ = s.cmd.Wait() // it ends with an exit code of the signal
+	s.cmd = nil
+}
 
 // Restart stops the server and starts it again on the same port and store.
 func (s *Server) Restart() {
 	s.t.Helper()
 	s.Stop()
-	s.start()
+	s.Run()
 }
 
-// Run starts the server after Stop.
-func (s *Server) Run() { s.t.Helper(); s.start() }
+// URL is where clients connect.
+func (s *Server) URL() string { return s.ports.NATS[0] }
 
-// Stop stops the server; Restart or the end of the test follows.
-func (s *Server) Stop() {
-	s.opts.Port = s.srv.Addr().(*net.TCPAddr).Port //nolint:errcheck // it listens on TCP
-	s.srv.Shutdown()
-	s.srv.WaitForShutdown()
-}
+// StoreDir is where the server keeps its files.
+func (s *Server) StoreDir() string { return s.store }
+
+// Name is the server's in a cluster.
+func (s *Server) Name() string { return s.name }
 
 // Connect returns a bus of a service with that name, closed when the test ends.
 func (s *Server) Connect(name string) *bus.Bus {

@@ -1,16 +1,14 @@
 package bustest
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
-	"os"
-	"path/filepath"
+	"net/http"
 	"slices"
 	"testing"
 
 	"gancho/pkg/waittest"
-
-	"github.com/nats-io/nats-server/v2/server"
 )
 
 // StartCluster starts three servers that are one JetStream cluster and returns once it has a leader. Their
@@ -18,34 +16,53 @@ import (
 func StartCluster(t testing.TB, maxFile int64) []*Server {
 	t.Helper()
 	ports := freePorts(t, 3)
-	text := fmt.Sprintf("max_payload: 2MB\nno_auth_user: test\naccounts { TEST { jetstream { max_file: %d }, users: "+
-		"[ { user: test, password: test } ] } }\n"+
-		"cluster { name: test, routes: [ nats://127.0.0.1:%d, nats://127.0.0.1:%d, nats://127.0.0.1:%d ] }\n", maxFile,
-		ports[0], ports[1], ports[2])
-	conf := filepath.Join(t.TempDir(), "nats.conf")
-	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	var servers []*Server
 	for i, port := range ports {
-		opts, err := server.ProcessConfigFile(conf)
-		if err != nil {
-			t.Fatal(err)
-		}
-		opts.ServerName, opts.Host, opts.Port = fmt.Sprint("server-", i+1), "127.0.0.1", server.RANDOM_PORT
-		opts.JetStream, opts.StoreDir, opts.NoLog, opts.NoSigs = true, t.TempDir(), true, true
-		opts.Cluster.Host, opts.Cluster.Port = "127.0.0.1", port
-		s := &Server{t: t, opts: opts}
-		s.start()
-		t.Cleanup(func() { s.srv.Shutdown(); s.srv.WaitForShutdown() })
-		servers = append(servers, s)
+		servers = append(servers, start(t, fmt.Sprint("server-", i+1), fmt.Sprintf("max_payload: 2MB\nno_auth_user: test\n"+
+			"accounts { TEST { jetstream { max_file: %d }, users: [ { user: test, password: test } ] } }\n"+
+			"cluster { name: test, listen: \"127.0.0.1:%d\", routes: [ nats://127.0.0.1:%d, nats://127.0.0.1:%d, nats://127.0.0.1:%d ] }\n",
+			maxFile, port, ports[0], ports[1], ports[2])))
 	}
 	waittest.Until(t, "the cluster has a leader and all servers", func() bool {
 		return slices.ContainsFunc(servers, func(s *Server) bool {
-			return s.srv.JetStreamIsLeader() && len(s.srv.JetStreamClusterPeers()) == len(servers)
+			c := s.cluster()
+			return c.Leader == s.name && len(c.Replicas) == len(servers)-1
 		})
 	})
 	return servers
+}
+
+// LeadsCluster reports whether the server leads its cluster.
+func (s *Server) LeadsCluster() bool { s.t.Helper(); return s.cluster().Leader == s.name }
+
+// meta is a server's view of its cluster. Only the leader knows the replicas.
+type meta struct {
+	Leader   string
+	Replicas []struct{ Name string }
+}
+
+func (s *Server) cluster() meta {
+	s.t.Helper()
+	if s.cmd == nil {
+		return meta{}
+	}
+	r, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, s.ports.Monitoring[0]+"/jsz", nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	answer, err := client.Do(r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer func() { _ = answer.Body.Close() }()
+	var jsz struct {
+		Cluster meta `json:"meta_cluster"`
+	}
+	if err := json.NewDecoder(answer.Body).Decode(&jsz); err != nil {
+		s.t.Fatal(err)
+	}
+	return jsz.Cluster
 }
 
 // freePorts returns ports of 127.0.0.1 that are free now.

@@ -1,14 +1,9 @@
 package bustest
 
 import (
-	"encoding/json"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
-
-	"gancho/pkg/waittest"
 )
 
 // StartOld starts the nats-server that the operating system installed (Debian 12 has 2.9) and returns its URL and
@@ -34,23 +29,7 @@ func StartOld(t testing.TB) (url, version string) {
 		!strings.HasPrefix(version, "2.11.") {
 		t.Skipf("the installed nats-server is not an old one: %s", said)
 	}
-	dir := t.TempDir()
-	cmd := exec.Command(program, "-a", "127.0.0.1", "-p", "-1", "-js", "-sd", dir, "--ports_file_dir", dir, "-l", filepath.Join(dir, "log")) //nolint:noctx,gosec // it ends with the test; the program is the machine's
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	var ports struct{ Nats []string }
-	waittest.Until(t, "nats-server has written its address", func() bool {
-		files, _ := filepath.Glob(filepath.Join(dir, "*.ports"))
-		if len(files) == 0 {
-			return false
-		}
-		text, err := os.ReadFile(files[0])
-		return err == nil && json.Unmarshal(text, &ports) == nil && len(ports.Nats) > 0
-	})
-	return ports.Nats[0], version
+	s := &Server{t: t, program: program, dir: t.TempDir(), store: t.TempDir(), port: "-1"}
+	s.Run()
+	return s.URL(), version
 }

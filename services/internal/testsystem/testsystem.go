@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"gancho/pkg/proctest"
 	"gancho/pkg/waittest"
 )
 
@@ -111,7 +112,7 @@ func (p *Process) Start() {
 	p.out = &output{more: make(chan struct{})}
 	cmd := exec.Command(p.Args[0], p.Args[1:]...) //nolint:gosec // ended by Kill or Term
 	cmd.Env, cmd.Dir = append(os.Environ(), p.Env...), p.Dir
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = proctest.WithParent()
 	r, err := cmd.StdoutPipe()
 	if err != nil {
 		p.t.Fatalf("start %s: %v", p.Name, err)
