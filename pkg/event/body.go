@@ -36,6 +36,8 @@ func parseObject(body []byte) (members, *Rejected) {
 	switch {
 	case len(trimmed) == 0:
 		return members{}, &Rejected{NotObject, "the body is empty"}
+	case bytes.HasPrefix(trimmed, []byte("\ufeff")):
+		return members{}, &Rejected{BadJSON, "the body begins with a byte order mark, which is not JSON: send it without"}
 	case !json.Valid(body):
 		return members{}, &Rejected{BadJSON, "the body is not one well-formed JSON value"}
 	case trimmed[0] != '{':

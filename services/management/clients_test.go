@@ -285,6 +285,58 @@ func TestOlderAPI(t *testing.T) {
 	s.do(acme, "PATCH", path, nil).refused(405, "method_not_allowed", "")
 }
 
+// TestCareless: programs join slashes twice, write ids in capitals, UTF-8 by another name or with a mark, and whole
+// numbers with a fraction. Refusals name the cause.
+func TestCareless(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	id := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://ok.example.com/in")).want(201).id()
+	path := "/crm/v2/webhooks/" + id
+	capitals := strings.ToUpper(id)
+	for _, p := range []string{"/crm/v2//webhooks/" + id, "//crm/v2/webhooks/" + id, "//crm/v2//webhooks/" + id, "/crm/v2/webhooks/" + capitals} {
+		if got := s.do(acme, "GET", p, nil).want(200).id(); got != id {
+			t.Errorf("%s shows %s", p, got)
+		}
+	}
+	s.do(acme, "GET", "/crm/v2/webhooks/"+capitals+"/replays", nil).want(200)
+	s.do(acme, "GET", "/api/v1//webhooks/"+capitals+"?token="+acme, nil).want(200)
+	for _, p := range []string{"/crm/v2/%2Fwebhooks", "/crm/v2/x/..//webhooks", "/crm/v2///webhooks", "/crm/v2//../v2/webhooks"} {
+		s.do(acme, "GET", p, nil).refused(404, "no_such_path", "")
+	}
+
+	for _, kind := range []string{"application/json; charset=utf8", "application/json;charset=UTF8", `application/json; charset="us-ascii"`} {
+		s.do(acme, "PUT", path, `{"data":{"name":"a"}}`, "Content-Type", kind).want(200)
+	}
+	s.do(acme, "PUT", path, "\ufeff"+`{"data":{"name":"a"}}`).want(200)
+	s.do(acme, "POST", path+"/test", "\ufeff"+`{"data":{}}`).want(202)
+	s.do("", "PUT", "/api/v1/webhooks/"+id, "\ufeff"+`{"token":"`+acme+`","http_method":"put"}`).want(200)
+	r := s.do(acme, "POST", "/crm/v2/events/crm_deal_created", "\ufeff"+`{}`)
+	if r.refused(400, "bad_json", ""); !strings.Contains(string(r.raw), "byte order mark") {
+		t.Errorf("an event with a mark: %s", string(r.raw))
+	}
+
+	for number, want := range map[string]string{"60.0": "60", "6e1": "60", "1.2E2": "120", "60": "60"} {
+		if got := fmt.Sprint(s.do(acme, "PUT", path, `{"data":{"max_per_minute":`+number+`}}`).want(200).data()["max_per_minute"]); got != want {
+			t.Errorf("%s is taken for %s", number, got)
+		}
+	}
+	for _, number := range []string{"60.5", `"60"`, "1e400", "true", "9007199254740994"} {
+		r := s.do(acme, "PUT", path, `{"data":{"max_per_minute":`+number+`}}`)
+		if r.refused(422, "wrong_type", "/data/max_per_minute"); !strings.Contains(string(r.raw), "give a whole number") {
+			t.Errorf("%s: %s", number, string(r.raw))
+		}
+	}
+
+	r = s.do(acme, "PUT", path, `{"name":"a"}`)
+	if r.refused(400, "unknown_member", "/name"); !strings.Contains(string(r.raw), "outside data") {
+		t.Errorf("a flat body: %s", string(r.raw))
+	}
+	r = s.do(acme, "PUT", path, `{"data":{"name":"a"}}`, "If-Match", "W/"+s.do(acme, "GET", path, nil).header.Get("ETag"))
+	if r.refused(412, "bad_if_match", ""); !strings.Contains(string(r.raw), "weak") {
+		t.Errorf("a weak ETag: %s", string(r.raw))
+	}
+}
+
 // TestEventTypes: every sample satisfies its schema, the operator's own included, and the OpenAPI document has them.
 func TestEventTypes(t *testing.T) {
 	t.Parallel()

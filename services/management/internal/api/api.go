@@ -23,6 +23,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
@@ -133,8 +134,14 @@ func New(o Options) (*API, error) {
 	return a, nil
 }
 
-// ServeHTTP serves one request. A slash at the end of the path is ignored.
+// ServeHTTP serves one request. A slash at the end of the path is ignored, and a second one where a client joined a
+// base URL and a path.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	for _, base := range []string{"", Prefix, strings.TrimSuffix(olderPrefix, "/webhooks")} {
+		if rest, twice := strings.CutPrefix(r.URL.Path, base+"//"); twice && r.URL.RawPath == "" {
+			r.URL.Path = base + "/" + rest
+		}
+	}
 	if p := r.URL.Path; len(p) > 1 && strings.HasSuffix(p, "/") && !strings.HasSuffix(p, "//") {
 		r.URL.Path, r.URL.RawPath = strings.TrimSuffix(p, "/"), strings.TrimSuffix(r.URL.RawPath, "/")
 	}
@@ -272,6 +279,13 @@ func (a *API) answer(c *call, rt *route) error {
 	}
 	if err := c.readQuery(rt); err != nil {
 		return err
+	}
+	if !rt.operator { // the id of an account may be any text
+		for _, name := range []string{"id", "event"} {
+			if id := c.r.PathValue(name); len(id) == 36 && uuid.Validate(id) == nil { // RFC 9562, section 4: in either case
+				c.r.SetPathValue(name, strings.ToLower(id))
+			}
+		}
 	}
 	if rt.idempotent && len(c.r.Header.Values("Idempotency-Key")) > 0 {
 		return a.once(c, rt)

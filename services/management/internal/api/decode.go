@@ -1,13 +1,16 @@
 package api
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"mime"
 	"net/http"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/go-json-experiment/json"
@@ -20,6 +23,9 @@ import (
 
 // maxBodyBytes limits the bodies of all calls but ingest.
 const maxBodyBytes = 1 << 20
+
+// charsets are the names that programs give to UTF-8, or to a part of it.
+var charsets = []string{"", "utf-8", "utf8", "us-ascii"}
 
 // readBody returns the request's body of at most limit bytes, in UTF-8 and of one of the media types, which are
 // application/json if none is given. The wrapper of a CloudEvent does not count against the limit.
@@ -43,8 +49,7 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, types ...stri
 		return nil, nil
 	}
 	media, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	if charset := params["charset"]; err != nil || !slices.Contains(types, media) || charset != "" &&
-		!strings.EqualFold(charset, "utf-8") {
+	if err != nil || !slices.Contains(types, media) || !slices.Contains(charsets, strings.ToLower(params["charset"])) {
 		return nil, problem.New(problem.Unsupported, "unsupported_media_type",
 			"send the body as Content-Type: "+strings.Join(types, " or ")+", in UTF-8")
 	}
@@ -64,8 +69,8 @@ func decode[T any](body []byte, v *T) error {
 	var envelope struct {
 		Data webhooks.Field[T] `json:"data"`
 	}
-	if err := json.Unmarshal(body, &envelope, json.RejectUnknownMembers(true)); err != nil {
-		return badJSON(err)
+	if err := unmarshal(body, &envelope); err != nil {
+		return outsideData(err)
 	}
 	if !envelope.Data.Present || envelope.Data.Null {
 		return problem.At(problem.Invalid, "/data", "required", `data is missing; send {"data": {...}}`)
@@ -79,14 +84,52 @@ func decodeOptional[T any](body []byte, v *T) error {
 	var envelope struct {
 		Data webhooks.Field[T] `json:"data"`
 	}
-	if err := json.Unmarshal(body, &envelope, json.RejectUnknownMembers(true)); err != nil {
-		return badJSON(err)
+	if err := unmarshal(body, &envelope); err != nil {
+		return outsideData(err)
 	}
 	if !envelope.Data.Present {
 		return problem.At(problem.Invalid, "/data", "required", `data is missing; send no body, or {"data": {...}}`)
 	}
 	*v = envelope.Data.Value
 	return nil
+}
+
+// mark is the byte order mark that some programs begin a text with.
+const mark = "\ufeff"
+
+// unmarshal reads a body into v. A byte order mark at its beginning is no part of it (RFC 8259, section 8.1).
+func unmarshal(body []byte, v any) error {
+	return json.Unmarshal(bytes.TrimPrefix(body, []byte(mark)), v, json.RejectUnknownMembers(true), json.WithUnmarshalers(wholeNumbers))
+}
+
+// wholeNumbers takes 60.0 and 6e1 for the whole numbers that they are: some programs write all numbers so.
+var wholeNumbers = json.UnmarshalFromFunc(func(d *jsontext.Decoder, v *int) error {
+	if d.PeekKind() != '0' {
+		return json.SkipFunc
+	}
+	token, err := d.ReadToken()
+	if err != nil {
+		return err
+	}
+	f, err := strconv.ParseFloat(token.String(), 64)
+	const exact = 1 << 53
+	if err != nil || f != math.Trunc(f) || math.Abs(f) > exact {
+		return &json.SemanticError{GoType: reflect.TypeFor[int](), Err: errNoWhole}
+	}
+	*v = int(f)
+	return nil
+})
+
+var errNoWhole = errors.New("no whole number")
+
+// outsideData is badJSON for a body whose members should stand inside data.
+func outsideData(err error) error {
+	semantic, ok := errors.AsType[*json.SemanticError](err)
+	if ok && errors.Is(err, json.ErrUnknownName) && semantic.JSONPointer.Parent() == "" {
+		return problem.At(problem.Malformed, bounded(semantic.JSONPointer), "unknown_member",
+			`this member is outside data; send {"data": {...}}, with all members inside`)
+	}
+	return badJSON(err)
 }
 
 func badJSON(err error) error {

@@ -637,6 +637,7 @@ func (c *call) match() (webhooks.Match, error) {
 		return nil, nil
 	}
 	var revisions []uint64
+	strong := false
 	for tag := range strings.SplitSeq(field, ",") {
 		tag = strings.TrimSpace(tag)
 		weak := strings.HasPrefix(tag, "W/")
@@ -648,6 +649,10 @@ func (c *call) match() (webhooks.Match, error) {
 		if n, err := strconv.ParseUint(inner, 10, 64); err == nil && !weak {
 			revisions = append(revisions, n)
 		}
+		strong = strong || !weak
+	}
+	if !strong {
+		return nil, problem.New(problem.Changed, "bad_if_match", "If-Match holds a weak ETag (W/), which never matches; a proxy may have made it weak: send it without W/")
 	}
 	return func(revision uint64) bool { return slices.Contains(revisions, revision) }, nil
 }

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"strings"
 
-	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"go.uber.org/zap"
 
@@ -69,7 +68,7 @@ func tokenOfOlder(c *call) error {
 		var said struct {
 			Token string `json:"token"`
 		}
-		_ = json.Unmarshal(body, &said) // the handler reports any error in the body
+		_ = json.Unmarshal(bytes.TrimPrefix(body, []byte(mark)), &said) // the handler reports any error in the body
 		token = said.Token
 	}
 	if token != "" {
@@ -113,7 +112,7 @@ func (c *call) olderInput() (webhooks.Input, error) {
 		return webhooks.Input{}, problem.New(problem.Malformed, "empty_body", "the body is empty; send a JSON object")
 	}
 	var in olderInput
-	if err := jsonv2.Unmarshal(body, &in, jsonv2.RejectUnknownMembers(true)); err != nil {
+	if err := unmarshal(body, &in); err != nil {
 		return webhooks.Input{}, badJSON(err)
 	}
 	return webhooks.Input{

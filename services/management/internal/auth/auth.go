@@ -171,7 +171,11 @@ func (g *Gate) CheckAny(r *http.Request, write bool) (Caller, error) {
 
 // enter identifies the caller and counts the request against its limit.
 func (g *Gate) enter(r *http.Request) (Caller, error) {
-	c, err := g.Identify(Token(r), r.RemoteAddr)
+	token := Token(r)
+	if token == "" && len(r.Header.Values("Authorization")) > 0 {
+		return Caller{}, g.refuse("no_token", unauthorized("no_token", "the header Authorization must stand once and be of the form Bearer <token>", nil))
+	}
+	c, err := g.Identify(token, r.RemoteAddr)
 	if err != nil {
 		return Caller{}, err
 	}

@@ -269,6 +269,8 @@ func TestCheck(t *testing.T) {
 		"good":                {http.Header{"Authorization": {"Bearer good"}}, true, 0, Caller{Account: "acme", Kind: KindToken}},
 		"scheme in any case":  {http.Header{"Authorization": {"bEARER good"}}, true, 0, Caller{Account: "acme", Kind: KindToken}},
 		"none":                {nil, false, 401, Caller{}},
+		"no scheme":           {http.Header{"Authorization": {"good"}}, false, 401, Caller{}},
+		"scheme alone":        {http.Header{"Authorization": {"Bearer "}}, false, 401, Caller{}},
 		"other scheme":        {http.Header{"Authorization": {"Basic good"}}, false, 401, Caller{}},
 		"two headers":         {http.Header{"Authorization": {"Bearer good", "Bearer good"}}, false, 401, Caller{}},
 		"bad":                 {http.Header{"Authorization": {"Bearer goo"}}, false, 401, Caller{}},
@@ -287,8 +289,12 @@ func TestCheck(t *testing.T) {
 			maps.Copy(r.Header, tc.header)
 			c, err := g.Check(r, tc.write)
 			if err != nil {
-				if got := httpstatus.Of(problem.Of(err)); got != tc.status {
+				p := problem.Of(err)
+				if got := httpstatus.Of(p); got != tc.status {
 					t.Errorf("status = %d, want %d", got, tc.status)
+				}
+				if p.Code() == "no_token" && strings.Contains(p.Problems[0].Detail, "of the form") != (tc.header != nil) {
+					t.Errorf("the refusal is told so: %s", p.Problems[0].Detail)
 				}
 				return
 			}
@@ -466,7 +472,12 @@ func TestJWTHS256(t *testing.T) {
 		"all accounts":          {hs256(jwt.MapClaims{"account_id": "*"}), "names no account"},
 		"no exp":                {signed(t, jwt.SigningMethodHS256, []byte(secret), jwt.MapClaims{"account_id": "globex"}), "has no claim exp"},
 		"EXP is not exp":        {signed(t, jwt.SigningMethodHS256, []byte(secret), jwt.MapClaims{"account_id": "globex", "EXP": at(time.Hour)}), "has no claim exp"},
-		"exp is text":           {hs256(jwt.MapClaims{"account_id": "globex", "exp": "soon"}), "claims that cannot be read"},
+		"exp is text":           {hs256(jwt.MapClaims{"account_id": "globex", "exp": "soon"}), "has a claim exp of the wrong type"},
+		"exp is a fraction":     {hs256(jwt.MapClaims{"account_id": "globex", "exp": json.Number(fmt.Sprintf("%d.75", at(time.Hour)))}), "globex"},
+		"nbf is text":           {hs256(jwt.MapClaims{"account_id": "globex", "nbf": "now"}), "has a claim nbf of the wrong type"},
+		"a whole fraction":      {hs256(jwt.MapClaims{"account_id": json.Number("7.00")}), "7"},
+		"a whole fraction, e":   {hs256(jwt.MapClaims{"account_id": json.Number("7.0e1")}), "names no account"},
+		"audiences":             {hs256(jwt.MapClaims{"account_id": "globex", "aud": []string{"a", "b"}}), "globex"},
 		"expired":               {hs256(jwt.MapClaims{"account_id": "globex", "exp": at(-time.Hour)}), "has expired"},
 		"expired for 20 s":      {hs256(jwt.MapClaims{"account_id": "globex", "exp": at(-20 * time.Second)}), "globex"},
 		"expired for 40 s":      {hs256(jwt.MapClaims{"account_id": "globex", "exp": at(-40 * time.Second)}), "has expired"},
@@ -486,6 +497,9 @@ func TestJWTHS256(t *testing.T) {
 			if err == nil {
 				if c.Account != tc.want || c.Kind != KindJWT {
 					t.Errorf("let in: %+v, want %s", c, tc.want)
+				}
+				if name == "claims of other types" && c.Name != "9" {
+					t.Errorf("the subject 9 is called %q", c.Name)
 				}
 				return
 			}

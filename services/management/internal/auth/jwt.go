@@ -129,7 +129,11 @@ func (v *verifier) verify(token string) (Caller, error) {
 			"account's id, a string or a whole number")
 	}
 	c := Caller{Account: account, Kind: KindJWT, Name: "jwt", ReadOnly: !mayWrite(claims), limit: "jwt " + account}
-	if sub, err := claims.GetSubject(); err == nil && sub != "" {
+	sub, _ := claims["sub"].(string)
+	if n, ok := claims["sub"].(json.Number); ok { // some issuers write their users' numbers
+		sub = n.String()
+	}
+	if sub != "" {
 		c.Name = strings.ToValidUTF8(sub[:min(len(sub), maxSubject)], "")
 	}
 	expires, err := claims.GetExpirationTime()
@@ -146,12 +150,9 @@ func accountOf(claim any) (string, bool) {
 	case string:
 		return v, event.ValidAccount(v)
 	case json.Number:
-		_, err := v.Int64()
-		if err != nil { // larger than 64 bits, or no whole number
-			_, whole := new(big.Int).SetString(v.String(), 10)
-			return v.String(), whole && event.ValidAccount(v.String())
-		}
-		return v.String(), true
+		digits, fraction, _ := strings.Cut(v.String(), ".") // 123.0 is 123
+		_, whole := new(big.Int).SetString(digits, 10)
+		return digits, whole && strings.Trim(fraction, "0") == "" && event.ValidAccount(digits)
 	}
 	return "", false
 }
@@ -214,6 +215,13 @@ func cause(err error) error {
 		for _, claim := range []string{"exp", "aud", "iss"} {
 			if strings.Contains(err.Error(), claim+" claim is required") {
 				texts = append(texts, "has no claim "+claim)
+			}
+		}
+	}
+	if errors.Is(err, jwt.ErrInvalidType) {
+		for _, claim := range []string{"exp", "nbf", "iat", "aud", "iss"} {
+			if strings.Contains(err.Error(), claim+" is invalid") {
+				texts = append(texts, "has a claim "+claim+" of the wrong type")
 			}
 		}
 	}

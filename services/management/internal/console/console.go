@@ -1,6 +1,7 @@
 package console
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -197,7 +198,11 @@ type visit struct {
 	fields  []zap.Field // more for the log line
 }
 
-func (v *visit) id() string { return v.r.PathValue("id") }
+// id is the id in the path. The letters of a UUID may be in either case.
+func (v *visit) id() string {
+	id := v.r.PathValue("id")
+	return cmp.Or(asUUID(id), id)
+}
 
 // ServeHTTP serves one request.
 func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request) { c.mux.ServeHTTP(w, r) }
