@@ -80,7 +80,25 @@ func list[T any](ctx context.Context, c *Client, path string, query url.Values, 
 
 // Webhooks lists the account's webhooks, oldest first.
 func (c *Client) Webhooks(ctx context.Context) iter.Seq2[Result[Webhook], error] {
-	return list[Webhook](ctx, c, "/webhooks", url.Values{"page[size]": {strconv.Itoa(pageSize)}}, nil)
+	return c.FindWebhooks(ctx, WebhookFilter{})
+}
+
+// WebhookFilter says which webhooks are wanted, and in which order; "" does not limit. In URL and Name a * stands for
+// any characters.
+type WebhookFilter struct {
+	Status, EventName, URL, Name string
+	Sort                         string // created_at, updated_at, name, event_name or url; - in front for the other direction
+}
+
+// FindWebhooks lists webhooks of the account.
+func (c *Client) FindWebhooks(ctx context.Context, f WebhookFilter) iter.Seq2[Result[Webhook], error] {
+	query := url.Values{"page[size]": {strconv.Itoa(pageSize)}}
+	for name, value := range map[string]string{"status": f.Status, "event_name": f.EventName, "url": f.URL, "name": f.Name, "sort": f.Sort} {
+		if value != "" {
+			query.Set(name, value)
+		}
+	}
+	return list[Webhook](ctx, c, "/webhooks", query, nil)
 }
 
 // Webhook returns one.

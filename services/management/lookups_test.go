@@ -134,6 +134,14 @@ func TestLookUps(t *testing.T) {
 				t.Errorf("%s: %s: %d notifications (%d different), want %d; partial %v", when, name, len(got), len(unique), tc.want, partial)
 			}
 		}
+		for filter, want := range map[string]int{ // of one webhook: the same filters
+			query("event_name", "crm_deal_updated"): 0, query("document_id", "d-0"): 2, query("transaction_uuid", "t-1", "state", "retrying"): 2,
+			query("event_id", ids[0], "from", began): 1, query("event_id", ids[1]): 0,
+		} {
+			if got, partial := s.ids("/crm/v2/webhooks/" + deals + "/notifications" + filter); len(got) != want || partial {
+				t.Errorf("%s: of the webhook, %s: %d notifications, want %d; partial %v", when, filter, len(got), want, partial)
+			}
+		}
 		// An event: its fate, and why it has no more notifications.
 		r := s.do(acme, "GET", "/crm/v2/events/"+ids[0], nil).want(200).data()
 		if r["event_name"] != "crm_deal_created" || r["transaction_uuid"] != "t-0" || r["document_id"] != "d-0" || r["origin"] != "erp" || len(array(r, "changed")) != 1 {

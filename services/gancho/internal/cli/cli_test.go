@@ -209,7 +209,10 @@ func TestCommands(t *testing.T) {
 		stdin   string
 		answers map[string][]answer
 	}{
-		"webhooks_list":        {"webhooks list", "", map[string][]answer{"GET " + hooks: page("2", active), "GET " + hooks + "?2": page("", suspended)}},
+		"webhooks_list": {"webhooks list", "", map[string][]answer{"GET " + hooks: page("2", active), "GET " + hooks + "?2": page("", suspended)}},
+		"webhooks_list_find": {"webhooks list --status suspended --event crm_deal_* --url https://erp.example.com/* --name D* --sort=-name", "", map[string][]answer{
+			"GET " + hooks: page("", suspended),
+		}},
 		"webhooks_list_json":   {"webhooks list -o json", "", map[string][]answer{"GET " + hooks: page("", active)}},
 		"webhooks_list_empty":  {"webhooks list", "", map[string][]answer{"GET " + hooks: page("")}},
 		"webhooks_list_none":   {"webhooks list --output=json", "", map[string][]answer{"GET " + hooks: page("")}},

@@ -32,19 +32,27 @@ type webhookArg struct {
 	ID string `arg:"" help:"Id of the webhook."`
 }
 
-type webhooksList struct{ apiFlags }
+type webhooksList struct {
+	Status string `placeholder:"STATUS" help:"Only those that are active, suspended or disabled."`
+	Event  string `placeholder:"NAME" help:"Only of exactly this event or pattern."`
+	URL    string `name:"url" placeholder:"URL" help:"Only with this URL; * stands for any characters."`
+	Name   string `placeholder:"NAME" help:"Only with this name; * stands for any characters."`
+	Sort   string `placeholder:"MEMBER" help:"Sort by created_at (the default), updated_at, name, event_name or url; - in front for the other direction."`
+	apiFlags
+}
 
 func (webhooksList) Help() string {
 	return `Examples:
 
-	gancho webhooks list
-	gancho webhooks list -o json | jq -r '.[] | select(.status == "suspended") | .id'`
+	gancho webhooks list --url 'https://erp.example.com/*' --sort=-updated_at
+	gancho webhooks list --status suspended -o json | jq -r '.[].id'`
 }
 
 func (c webhooksList) Run(a *app) error {
 	rows := [][]string{{"ID", "STATUS", "EVENT", "METHOD", "URL", "NAME"}}
 	var all []json.RawMessage
-	for r, err := range a.client.Webhooks(a.ctx) {
+	f := client.WebhookFilter{Status: c.Status, EventName: c.Event, URL: c.URL, Name: c.Name, Sort: c.Sort}
+	for r, err := range a.client.FindWebhooks(a.ctx, f) {
 		if err != nil {
 			return err
 		}

@@ -61,9 +61,10 @@ var spanOfSteps = []parameter{
 
 var lookUps = []parameter{
 	{name: "state", kind: "string", about: "only those in this state now", enum: stateNames()},
-	{name: "webhook_id", kind: "string", format: "uuid"},
 	{name: "event_name", kind: "string"},
 	{name: "event_id", kind: "string", format: "uuid"},
+	{name: "document_id", kind: "string", about: "of an event about this document"},
+	{name: "transaction_uuid", kind: "string", about: "of an event of this transaction"},
 }
 
 var ifMatch = []parameter{{name: "If-Match", about: "the ETag that the change is meant for; without it the change goes on top of the newest state", kind: "string"}}
@@ -137,7 +138,7 @@ func (a *API) routes() []route {
 			method: http.MethodGet, path: "/webhooks/{id}/notifications", id: "listNotifications", tag: "notifications",
 			summary: "List the recent notifications of a webhook, newest first",
 			about:   cursorPages,
-			query:   slices.Concat(lookUps[:1], inTime, cursor),
+			query:   slices.Concat(lookUps, inTime, cursor),
 			results: []result{{http.StatusOK, "one page", notifications.Listed{}, true, "", false}}, fails: []int{404, 422}, handle: a.listNotifications,
 		},
 		{
@@ -158,10 +159,7 @@ func (a *API) routes() []route {
 			method: http.MethodGet, path: "/notifications", id: "findNotifications", tag: "notifications",
 			summary: "Find notifications of the account, newest first",
 			about:   "Filters combine. Those of deleted webhooks are found too. " + cursorPages,
-			query: slices.Concat(lookUps, []parameter{
-				{name: "document_id", kind: "string", about: "of an event about this document"},
-				{name: "transaction_uuid", kind: "string", about: "of an event of this transaction"},
-			}, inTime, cursor),
+			query:   slices.Concat(lookUps, []parameter{{name: "webhook_id", kind: "string", format: "uuid"}}, inTime, cursor),
 			results: []result{{http.StatusOK, "one page", notifications.Listed{}, true, "", false}}, fails: []int{422}, handle: a.findNotifications,
 		},
 		{
