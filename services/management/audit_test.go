@@ -110,6 +110,17 @@ func TestAudit(t *testing.T) {
 		t.Errorf("the page is %s", page.raw)
 	}
 
+	today, before := time.Now().UTC(), time.Now().UTC().AddDate(0, 0, -2).Format(time.DateOnly)
+	for filter, shown := range map[string]bool{
+		query("since", today.AddDate(0, 0, -1).Format(time.DateOnly)): true, query("until", today.AddDate(0, 0, 1).Format(time.DateOnly)): true,
+		query("until", before): false, query("action", "deleteWebhook", "since", before, "until", before): false, query("since", "soon"): true,
+	} {
+		page := b.get("/audit" + filter).want(http.StatusOK)
+		if got := strings.Contains(string(page.raw), `class="object first"`); got != shown || strings.Contains(string(page.raw), "No notification matches") == shown {
+			t.Errorf("%s shows records: %v, want %v", filter, got, shown)
+		}
+	}
+
 	// Records that are not ours are not shown; a change goes on without the stream.
 	js := s.nats.JetStream()
 	if _, err := js.Publish(t.Context(), topology.SubjectAudit("acme"), []byte(`{"stream":"CRM_EVENTS","seq":3}`)); err != nil {

@@ -642,6 +642,28 @@ func TestConsoleEventTypes(t *testing.T) {
 	read.post("/event_types/crm_deal_created/send", "webhook_id", id).want(403)
 }
 
+// TestConsoleSearchFilter: what a search found is narrowed by event and day.
+func TestConsoleSearchFilter(t *testing.T) {
+	t.Parallel()
+	x := exhibit(t)
+	b := x.signedIn(acme, "en")
+	today := time.Now().UTC()
+	yesterday, tomorrow := today.AddDate(0, 0, -1).Format(time.DateOnly), today.AddDate(0, 0, 1).Format(time.DateOnly)
+	x.until("it is found", func() bool { return strings.Contains(string(b.get("/search?q=t-1").raw), "/events/") })
+	for filter, want := range map[string]bool{
+		query("q", "t-1", "event_name", "crm_deal_created"): true, query("q", "t-1", "event_name", "crm_task_created"): false,
+		query("q", "t-1", "since", yesterday, "until", tomorrow): true, query("q", "t-1", "until", "2026-01-01"): false, query("q", "t-1", "since", "soon"): true,
+	} {
+		found := b.get("/search" + filter).want(200).safe("en")
+		if got := strings.Contains(string(found.raw), "/events/"); got != want {
+			t.Errorf("%s finds an event: %v, want %v", filter, got, want)
+		}
+		if !want {
+			found.has("matches the filter", `name="since"`, `name="q" value="t-1"`)
+		}
+	}
+}
+
 func TestConsoleFailures(t *testing.T) {
 	t.Parallel()
 	x := exhibit(t)

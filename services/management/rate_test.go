@@ -57,7 +57,7 @@ func TestConsoleMaxPerMinute(t *testing.T) {
 	form := func(limit ...string) []string {
 		return append([]string{"name", "x", "event_name", "crm_deal_updated", "url", "https://hooks.example.com/c"}, limit...)
 	}
-	b.post("/webhooks", form("max_per_minute", "many")...).want(422).safe("en").has("max_per_minute can be 1 to 60000", `value="many"`, `id="p-max_per_minute"`)
+	b.post("/webhooks", form("max_per_minute", "many")...).want(422).safe("en").has("A limit is a number from 1 to 60,000", `value="many"`, `id="p-max_per_minute"`)
 	path := b.post("/webhooks", form("max_per_minute", " 1200 ")...).leads("/webhooks/")
 	limit := func() any { return s.do(acme, "GET", "/crm/v2"+path, nil).want(200).data()["max_per_minute"] }
 	if limit() != 1200.0 {

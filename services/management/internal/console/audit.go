@@ -2,7 +2,6 @@ package console
 
 import (
 	"net/http"
-	"net/url"
 	"strconv"
 
 	"gancho/pkg/audit"
@@ -16,8 +15,23 @@ type auditData struct {
 	Records               []audit.Record
 	Action, Actor, Object string // filters
 	Actions               []string
-	First                 bool
-	Next                  string
+	listFilter
+
+	First bool
+	Next  string
+}
+
+// Limits reports whether the filter leaves anything out.
+func (d *auditData) Limits() bool {
+	return d.Action != "" || d.Actor != "" || d.Object != "" || d.listFilter.Limits()
+}
+
+// Link returns the address of the first page.
+func (d *auditData) Link() string { return d.link("") }
+
+// link returns the address of this page behind that place.
+func (d *auditData) link(after string) string {
+	return "/audit?" + d.query("action", d.Action, "actor", d.Actor, "object", d.Object, "after", after).Encode()
 }
 
 // auditActions are those that a page of the console or a client makes, for the filter.
@@ -32,6 +46,8 @@ func (c *Console) auditPage(v *visit) error {
 	query := v.r.URL.Query()
 	data := auditData{Action: query.Get("action"), Actor: query.Get("actor"), Object: query.Get("object"), Actions: auditActions(), First: true}
 	f := audit.Filter{Account: v.caller.Account, Action: data.Action, Actor: data.Actor, Object: data.Object, Limit: auditPerPage}
+	_, f.From, f.To = data.read(query)
+	data.Event = ""
 	if before, err := strconv.ParseUint(query.Get("after"), 10, 64); err == nil && before > 0 {
 		f.Before, data.First = before, false
 	}
@@ -41,15 +57,9 @@ func (c *Console) auditPage(v *visit) error {
 	}
 	data.Records = found.Records
 	if found.Next > 0 {
-		q := url.Values{"after": {strconv.FormatUint(found.Next, 10)}}
-		for name, value := range map[string]string{"action": data.Action, "actor": data.Actor, "object": data.Object} {
-			if value != "" {
-				q.Set(name, value)
-			}
-		}
-		data.Next = "/audit?" + q.Encode()
+		data.Next = data.link(strconv.FormatUint(found.Next, 10))
 	}
-	return c.show(v, http.StatusOK, "audit", page{Title: "audit.title", Tab: "audit", Data: data})
+	return c.show(v, http.StatusOK, "audit", page{Title: "audit.title", Tab: "audit", Data: &data})
 }
 
 // webhook is the account's webhook as it is shown; nil when there is none.

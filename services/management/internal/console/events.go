@@ -19,11 +19,12 @@ const (
 
 // searchData is the page of a search that did not lead to one thing alone.
 type searchData struct {
-	Query    string
-	Webhooks []webhooks.View
-	Events   []*notifications.Event
-	Partial  bool
-	More     bool // there are more events than the page shows
+	Query      string
+	Webhooks   []webhooks.View
+	Events     []*notifications.Event
+	Partial    bool
+	More       bool // there are more events than the page shows
+	listFilter      // of the events
 }
 
 // Empty reports whether nothing was found.
@@ -41,6 +42,7 @@ func (c *Console) searchPage(v *visit) error {
 		data.Webhooks, _ = c.Webhooks.Search(v.ctx, v.caller.Account, webhooks.Query{
 			Text: data.Query, Limit: searchShows,
 		})
+		name, from, to := data.read(v.r.URL.Query())
 		for _, f := range []notifications.EventFilter{
 			{ID: asUUID(data.Query), Limit: 1}, {TransactionUUID: data.Query, Limit: searchShows}, {
 				DocumentID: data.Query, Limit: searchShows,
@@ -48,6 +50,9 @@ func (c *Console) searchPage(v *visit) error {
 		} {
 			if f.ID == "" && f.TransactionUUID == "" && f.DocumentID == "" {
 				continue
+			}
+			if f.ID == "" {
+				f.Name, f.From, f.To = name, from, to
 			}
 			found, err := c.Notifications.FindEvents(v.ctx, v.caller.Account, f, lang.Language(v.lang))
 			if err != nil {

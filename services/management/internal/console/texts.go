@@ -87,7 +87,7 @@ var texts = map[string]text{
 	"search.label":  {"Name, URL or id", "Nome, URL ou id"},
 	"search.none":   {"Nothing matches {query}.", "Nada corresponde a {query}."},
 	"search.events": {"Events", "Eventos"},
-	"search.more":   {"There are more events; only the newest are shown.", "Há mais eventos; só os mais recentes são mostrados."},
+	"search.more":   {"There are more events; only the newest are shown. Choose days to see others.", "Há mais eventos; só os mais recentes são mostrados. Escolha os dias para ver outros."},
 
 	"event.title":                {"Event", "Evento"},
 	"event.stored":               {"Received", "Recebido"},
@@ -380,7 +380,7 @@ var texts = map[string]text{
 
 	"form.order":               {"Order and rate", "Ordem e ritmo"},
 	"form.max_per_minute":      {"Most requests per minute", "Máximo de requisições por minuto"},
-	"form.max_per_minute_hint": {"Its URL gets no more in any minute; the rest waits and is sent oldest first. Of several webhooks with one URL the lowest counts. Empty: as many as it answers well.", "Sua URL não recebe mais que isso em nenhum minuto; o resto espera e é enviado do mais antigo para o mais novo. De vários webhooks com a mesma URL vale o menor. Vazio: tantas quanto ela responde bem."},
+	"form.max_per_minute_hint": {"Its URL gets no more in any minute; the rest waits and is sent oldest first. Of several webhooks with one URL the lowest counts. Empty: as many as it answers well.", "Sua URL não recebe mais que isso em nenhum minuto; o resto espera e é enviado do mais antigo para o mais novo. De vários webhooks com a mesma URL vale o menor. Vazio: tantas quantas ela responder bem."},
 	"webhook.no_limit":         {"As many as it answers well.", "Tantas quanto ela responde bem."},
 	"form.stale":               {"Leave out stale notifications", "Omitir notificações desatualizadas"},
 	"form.stale_hint":          {"One that waited is not sent when a later event of the same document was delivered meanwhile.", "Uma que esperou não é enviada quando um evento posterior do mesmo documento foi entregue enquanto isso."},
