@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"bytes"
+	"compress/flate"
 	"compress/gzip"
 	"compress/zlib"
 	"crypto/tls"
@@ -12,6 +13,7 @@ import (
 	"regexp"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/net/html/charset"
 )
@@ -35,12 +37,22 @@ func handshakeFailure(err error) string {
 	case strings.HasSuffix(text, "remote error: tls: certificate required"),
 		strings.HasSuffix(text, "remote error: tls: bad certificate"):
 		return prefix + "the receiver wants a client certificate (" + text + ")"
+	case strings.HasSuffix(text, "remote error: tls: unrecognized name"):
+		return prefix + "the receiver has no certificate for this host name (alert unrecognized name)"
+	case malformedCertificate(text) != "":
+		return prefix + "the certificate is malformed (" + malformedCertificate(text) + "); issue it anew"
 	case strings.Contains(text, "first record does not look like a TLS handshake"):
 		return prefix + "the receiver does not speak TLS on this port"
 	case errors.Is(err, io.EOF):
 		return prefix + "the receiver closed the connection"
 	}
 	return prefix + text
+}
+
+// malformedCertificate is what crypto/x509 has against a certificate that it cannot read, "" in any other failure.
+func malformedCertificate(text string) string {
+	_, why, _ := strings.Cut(text, "failed to parse certificate from server: ")
+	return why
 }
 
 // certificateFailure says why the chain, leaf first, was refused.
@@ -102,7 +114,9 @@ func inflated(body []byte, h http.Header) []byte {
 	case "gzip", "x-gzip":
 		r, err = gzip.NewReader(bytes.NewReader(body))
 	case "deflate":
-		r, err = zlib.NewReader(bytes.NewReader(body))
+		if r, err = zlib.NewReader(bytes.NewReader(body)); err != nil && !utf8.Valid(body) {
+			r, err = flate.NewReader(bytes.NewReader(body)), nil // many leave zlib's header out
+		}
 	default:
 		return body
 	}
@@ -119,9 +133,16 @@ func inflated(body []byte, h http.Header) []byte {
 
 // namesOther reports a Content-Type whose encoding may look like UTF-8 and is not.
 func namesOther(h http.Header) bool {
-	kind := strings.ToLower(h.Get("Content-Type"))
-	return strings.Contains(kind, "charset=utf-16") || strings.Contains(kind, "charset=iso-2022")
+	m := charsetName.FindStringSubmatch(h.Get("Content-Type"))
+	if m == nil {
+		return false
+	}
+	name := strings.ToLower(m[1])
+	return strings.HasPrefix(name, "utf-16") || strings.HasPrefix(name, "iso-2022")
 }
+
+// charsetName finds the encoding in a Content-Type, also where the rest of it is malformed.
+var charsetName = regexp.MustCompile(`(?i)[;\s]charset\s*=\s*["']?([a-z0-9._:-]{1,40})`)
 
 // xmlEncoding finds the encoding that an XML document names.
 var xmlEncoding = regexp.MustCompile(`^<\?xml[^>]*\sencoding=["']([A-Za-z0-9._-]{1,40})["']`)
@@ -130,6 +151,11 @@ var xmlEncoding = regexp.MustCompile(`^<\?xml[^>]*\sencoding=["']([A-Za-z0-9._-]
 func asUTF8(body []byte, h http.Header) []byte {
 	kind := h.Get("Content-Type")
 	e, label, certain := charset.DetermineEncoding(body, kind)
+	if m := charsetName.FindStringSubmatch(kind); m != nil && !certain {
+		if named, l := charset.Lookup(m[1]); named != nil {
+			e, label, certain = named, l, true
+		}
+	}
 	if m := xmlEncoding.FindSubmatch(body); m != nil && !strings.Contains(strings.ToLower(kind), "charset") {
 		e, label = charset.Lookup(string(m[1]))
 		certain = e != nil

@@ -2,7 +2,9 @@ package delivery
 
 import (
 	"bytes"
+	"compress/flate"
 	"compress/gzip"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -36,9 +38,10 @@ func TestDetail(t *testing.T) {
 		"not yet valid": {with(func(c *x509.Certificate) {
 			c.NotBefore, c.NotAfter = time.Now().Add(time.Hour), time.Now().Add(2*time.Hour)
 		}), "not valid before 20"},
-		"no intermediate":   {behindIntermediate(t, ca), "an intermediate certificate is missing"},
-		"unknown authority": {&tls.Config{Certificates: []tls.Certificate{newAuthority(t).leaf(t, nil)}}, "authority is not a trusted one"},
-		"TLS 1.1":           {&tls.Config{Certificates: ca.server(t).Certificates, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, "nothing newer than TLS 1.1"},
+		"intermediate ended": {behindEnded(t, ca), `the certificate of the authority "CN=Intermediate 4" ended at 20`},
+		"no intermediate":    {behindIntermediate(t, ca), "an intermediate certificate is missing"},
+		"unknown authority":  {&tls.Config{Certificates: []tls.Certificate{newAuthority(t).leaf(t, nil)}}, "authority is not a trusted one"},
+		"TLS 1.1":            {&tls.Config{Certificates: ca.server(t).Certificates, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, "nothing newer than TLS 1.1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -67,6 +70,52 @@ func behindIntermediate(t *testing.T, root *authority) *tls.Config {
 		t.Fatal(err)
 	}
 	return &tls.Config{Certificates: []tls.Certificate{middle.leaf(t, nil)}}
+}
+
+// behindEnded is a receiver that sends an intermediate certificate which has ended.
+func behindEnded(t *testing.T, root *authority) *tls.Config {
+	t.Helper()
+	middle := newAuthority(t)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(4), Subject: pkix.Name{CommonName: "Intermediate 4"}, NotBefore: time.Now().Add(-2 * time.Hour),
+		NotAfter: time.Now().Add(-time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, root.cert, &middle.key.PublicKey, root.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if middle.cert, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	leaf := middle.leaf(t, nil)
+	leaf.Certificate = append(leaf.Certificate, der)
+	return &tls.Config{Certificates: []tls.Certificate{leaf}}
+}
+
+// TestUnknownHostName: a receiver says by an alert that it serves other names.
+func TestUnknownHostName(t *testing.T) {
+	t.Parallel()
+	rec := newRaw(t, nil, func(c net.Conn) {
+		_, _ = c.Read(make([]byte, 4096))
+		_, _ = io.WriteString(c, "\x15\x03\x03\x00\x02\x02\x70")
+	})
+	o := newSender(t, nil, 10*time.Second).Send(t.Context(), request("https"+strings.TrimPrefix(rec.url, "http")))
+	if expect(t, o, "tls"); !strings.Contains(o.Detail, "no certificate for this host name") {
+		t.Errorf("detail %q", o.Detail)
+	}
+}
+
+// TestMalformedCertificate: one that Go does not read, while other programs do.
+func TestMalformedCertificate(t *testing.T) {
+	t.Parallel()
+	ca := newAuthority(t)
+	cfg := ca.server(t)
+	der := cfg.Certificates[0].Certificate[0]
+	der[bytes.Index(der, []byte{2, 1, 2, 2, 1, 2})+5] = 0xfe // the serial number, behind the version; nobody gets as far as the signature
+	o := newSender(t, ca, 10*time.Second).Send(t.Context(), request(newRaw(t, cfg, func(net.Conn) {}).url))
+	if expect(t, o, "tls"); !strings.Contains(o.Detail, "the certificate is malformed (x509: negative serial number)") {
+		t.Errorf("detail %q", o.Detail)
+	}
 }
 
 // TestLegacyTLS: a receiver with RSA key exchange only is named, counted, and sent to where the operator allows it.
@@ -147,6 +196,16 @@ func TestReadableBody(t *testing.T) {
 		_ = w.Close()
 		return b.String()
 	}
+	bare := func(text string) string {
+		var b bytes.Buffer
+		w, err := flate.NewWriter(&b, flate.BestCompression)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(w, text)
+		_ = w.Close()
+		return b.String()
+	}
 	for name, tc := range map[string]struct{ kind, coding, body, want string }{
 		"ISO-8859-1":             {"text/plain; charset=ISO-8859-1", "", "pre\xe7o inv\xe1lido", "preço inválido"},
 		"windows-1252":           {`text/html; charset="windows-1252"`, "", "\x80 5", "€ 5"},
@@ -160,6 +219,14 @@ func TestReadableBody(t *testing.T) {
 		"gzip and ISO-8859-1":    {"text/plain; charset=latin1", "gzip", zip("pre\xe7o"), "preço"},
 		"says gzip, and is not":  {"text/plain", "gzip", "plain", "plain"},
 		"gzip, cut in the trail": {"text/plain", "gzip", zip("compressed")[:25], "compressed"},
+		"raw deflate":            {"text/plain", "deflate", bare("comprimido: preço"), "comprimido: preço"},
+		"raw deflate of the key": {"text/plain", "deflate", bare("key-of-the-owner \xe7"), "*** \xe7"},
+		"says deflate":           {"text/plain", "deflate", `{"ok":true}`, `{"ok":true}`},
+		"single quotes":          {"text/html; charset='iso-8859-1'", "", "pre\xe7o", "preço"},
+		"malformed parameters":   {"text/html; charset=iso-8859-1; x", "", "pre\xe7o", "preço"},
+		"spaces in parameters":   {"text/html; Charset = latin1", "", "pre\xe7o", "preço"},
+		"UTF-16 in quotes":       {`text/plain; charset="UTF-16LE"`, "", "o\x00k\x00", "ok"},
+		"no charset of ours":     {"text/plain; x-charset=utf-16le", "", "o\x00k\x00", "o\x00k\x00"},
 		"repeats the key":        {"text/plain", "gzip", zip("key-of-the-owner"), "***"},
 	} {
 		t.Run(name, func(t *testing.T) {
