@@ -83,7 +83,9 @@ const (
 	goAwayFirst    = "http2: Transport received GOAWAY from server ErrCode:"
 	goAwayClosed   = "http2: server sent GOAWAY and closed the connection; LastStreamID="
 	http1Required  = "HTTP_1_1_REQUIRED"
-	headerList     = "header list" // too large
+	headerList     = "header list"                                                    // too large
+	requestTooBig  = "http2: request header list larger than peer's advertised limit" // nothing was sent
+	speaksHTTP1    = "looked like an HTTP/1.1 header"
 )
 
 // unprocessed reports that an HTTP/2 receiver said it will not process the request (RFC 9113, section 8.7), or that
@@ -100,12 +102,15 @@ func unprocessed(err error) bool {
 	return text == gracefulGoAway || text == connNotUsable
 }
 
-// wantsHTTP1 reports that the receiver refused the request because it came over HTTP/2.
+// wantsHTTP1 reports that the receiver refused the request because it came over HTTP/2, or takes smaller headers there.
 func wantsHTTP1(err error) bool {
 	if stream, ok := errors.AsType[streamError](err); ok {
 		return stream.Code == codeHTTP1 && stream.Cause != nil && stream.Cause.Error() == fromPeer
 	}
 	text := err.Error()
+	if text == requestTooBig {
+		return true
+	}
 	if code, ok := strings.CutPrefix(text, goAwayFirst); ok {
 		return code == http1Required
 	}
@@ -115,8 +120,11 @@ func wantsHTTP1(err error) bool {
 	return ok && strings.HasSuffix(before, "ErrCode="+http1Required)
 }
 
-// malformed reports that we refused the answer's headers.
+// malformed reports that we refused the answer's headers, or that it is no HTTP/2.
 func malformed(err error) (cause string, ok bool) {
+	if strings.HasSuffix(err.Error(), speaksHTTP1) {
+		return "they are those of HTTP/1.1, although the receiver chose HTTP/2", true
+	}
 	var stream streamError
 	if !errors.As(err, &stream) || stream.Code != codeProtocol || stream.Cause == nil {
 		return "", false

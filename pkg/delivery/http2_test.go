@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -208,6 +209,49 @@ func TestHTTP2(t *testing.T) {
 				t.Errorf("detail is not one line: %q", o.Detail)
 			}
 			s.Close()
+		})
+	}
+}
+
+// TestHTTP2InName: a receiver that chooses HTTP/2 and speaks HTTP/1.1 is sent HTTP/1.1 at the next attempt, one that takes
+// only small headers over HTTP/2 in the same attempt.
+func TestHTTP2InName(t *testing.T) {
+	t.Parallel()
+	ca := newAuthority(t)
+	for name, tc := range map[string]struct {
+		serve func(f frames)
+		first string
+	}{
+		"speaks HTTP/1.1": {func(f frames) {
+			_, _ = io.WriteString(f.c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+			f.drain()
+		}, "bad_response"},
+		"takes small headers": {func(f frames) {
+			_ = f.WriteSettings(http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: 100})
+			if id := f.stream(); id != 0 { // sent before the sender had read that
+				_ = f.answer(id, "200", true)
+			}
+			f.drain()
+		}, "delivered"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := ca.server(t)
+			cfg.NextProtos = []string{"h2", "http/1.1"}
+			rec := newRaw(t, cfg, func(c net.Conn) {
+				if c.(*tls.Conn).ConnectionState().NegotiatedProtocol != "h2" { //nolint:errcheck // it speaks TLS
+					answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")(c)
+					return
+				}
+				_, _ = io.ReadFull(c, make([]byte, len(http2.ClientPreface)))
+				tc.serve(frames{http2.NewFramer(c, c), c})
+			})
+			s := newSender(t, ca, 10*time.Second)
+			o := s.Send(t.Context(), request(rec.url))
+			if verdict(o) != tc.first || tc.first != "delivered" && !strings.Contains(o.Detail, "those of HTTP/1.1") {
+				t.Errorf("verdict %s (%s), want %s", verdict(o), o.Detail, tc.first)
+			}
+			expect(t, s.Send(t.Context(), request(rec.url)), "delivered")
 		})
 	}
 }
