@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"maps"
-	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -53,9 +52,11 @@ func (k *Keeper) Run(ctx context.Context) {
 		k.Period = period
 	}
 	for ctx.Err() == nil {
-		lease, err := k.Leases.Acquire(ctx, leaseKey, k.Name)
+		err := k.Leases.Under(ctx, leaseKey, k.Name, topology.LeaseTTL, func(held context.Context) error {
+			k.hold(ctx, held)
+			return nil
+		})
 		if err == nil {
-			k.hold(ctx, lease)
 			continue
 		}
 		if !errors.Is(err, bus.ErrConflict) && ctx.Err() == nil {
@@ -65,30 +66,9 @@ func (k *Keeper) Run(ctx context.Context) {
 	}
 }
 
-// hold keeps the books while the lease is held.
-func (k *Keeper) hold(ctx context.Context, lease *bus.Lease) {
+// hold keeps the books until held ends, with ctx or with the lease.
+func (k *Keeper) hold(ctx, held context.Context) {
 	work := context.WithoutCancel(ctx)
-	defer func() {
-		ctx, cancel := context.WithTimeout(work, 2*time.Second)
-		defer cancel()
-		_ = lease.Release(ctx) // it runs out by itself otherwise
-	}()
-	held, lost := context.WithCancel(ctx)
-	var renewing sync.WaitGroup
-	defer renewing.Wait()
-	defer lost()
-	renewing.Go(func() {
-		for {
-			sleep.For(held, topology.LeaseTTL/4)
-			if held.Err() != nil {
-				return
-			}
-			if err := lease.Renew(held); errors.Is(err, bus.ErrConflict) || errors.Is(err, bus.ErrNotFound) {
-				lost()
-				return
-			}
-		}
-	})
 	books := New(k.Bus, readerKeeper, k.Log)
 	defer func() { books.Close(work) }()
 	for held.Err() == nil {

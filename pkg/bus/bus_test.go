@@ -11,6 +11,7 @@ import (
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/lane"
+	"gancho/pkg/sleep"
 	"gancho/pkg/topology"
 )
 
@@ -87,5 +88,46 @@ func TestLeaseHasOneHolder(t *testing.T) {
 	}
 	if err := held[0].Renew(t.Context()); !errors.Is(err, bus.ErrConflict) {
 		t.Errorf("renewing a lost lease: got %v", err)
+	}
+}
+
+// TestUnder: work under a lease outlasts its life, ends when the lease is lost, and gives it back.
+func TestUnder(t *testing.T) {
+	t.Parallel()
+	b := bustest.Start(t).Topology(bustest.Limits())
+	leases, err := b.Bucket(t.Context(), topology.BucketLeases)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const key, ttl = "acme.lane", topology.LeaseTTL
+	other := func() error { _, err := leases.Acquire(t.Context(), key, "other"); return err }
+	err = leases.Under(t.Context(), key, "one", ttl, func(held context.Context) error {
+		sleep.For(held, ttl+ttl/2)
+		if err := other(); held.Err() != nil || !errors.Is(err, bus.ErrConflict) {
+			t.Errorf("after its life: held %v, another one gets %v", held.Err(), err)
+		}
+		e, err := leases.Get(t.Context(), key)
+		if err != nil {
+			return err
+		}
+		if err := leases.Delete(t.Context(), key, e.Revision); err != nil {
+			return err
+		}
+		<-held.Done()
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, cancel := context.WithCancel(t.Context())
+	if err := leases.Under(stop, key, "one", ttl, func(held context.Context) error {
+		cancel()
+		<-held.Done()
+		return other()
+	}); !errors.Is(err, bus.ErrConflict) {
+		t.Errorf("while work comes to its end another one gets %v", err)
+	}
+	if err := other(); err != nil {
+		t.Errorf("after the end: %v", err)
 	}
 }

@@ -3,6 +3,9 @@ package bus
 import (
 	"context"
 	"errors"
+	"time"
+
+	"gancho/pkg/sleep"
 )
 
 // Lease is held by at most one process at a time, as long as that process renews it in time. A frozen process may
@@ -38,5 +41,35 @@ func (l *Lease) Release(ctx context.Context) error {
 	if errors.Is(err, ErrConflict) || errors.Is(err, ErrNotFound) {
 		return nil
 	}
+	return err
+}
+
+// Under runs work while this process holds the lease of key, which runs out ttl after the last renewal, and gives it
+// back. The context of work ends with ctx, and when the lease is lost. The error is that of work, or ErrConflict when
+// another process holds the lease.
+func (k *Bucket) Under(ctx context.Context, key, owner string, ttl time.Duration, work func(context.Context) error) error {
+	lease, err := k.Acquire(ctx, key, owner)
+	if err != nil {
+		return err
+	}
+	held, lost := context.WithCancel(ctx)
+	renewals, stop := context.WithCancel(context.WithoutCancel(ctx)) // also while work comes to its end
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for sleep.For(renewals, ttl/4) {
+			if err := lease.Renew(renewals); errors.Is(err, ErrConflict) || errors.Is(err, ErrNotFound) {
+				lost()
+				return
+			}
+		}
+	}()
+	err = work(held)
+	lost()
+	stop()
+	<-stopped
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	_ = lease.Release(ctx) // it runs out by itself otherwise
 	return err
 }

@@ -211,44 +211,11 @@ func (x *drains) start(k laneKey, work func(context.Context, laneKey) error) {
 			delete(x.running, k)
 			x.mu.Unlock()
 		}()
-		err := x.leased(ctx, k, work)
+		err := x.leases.Under(ctx, k.lease(), x.d.name, topology.LeaseTTL, func(ctx context.Context) error { return work(ctx, k) })
 		if err != nil && ctx.Err() == nil && !errors.Is(err, bus.ErrConflict) && !errors.Is(err, lane.ErrBusy) {
 			x.d.lasting.Warn("parked notifications cannot be released; trying again", zap.String("account_id", k.account), zap.Error(err))
 		}
 	}()
-}
-
-// leased runs work while this process holds the lane's lease; ErrConflict when another one has it.
-func (x *drains) leased(ctx context.Context, k laneKey, work func(context.Context, laneKey) error) error {
-	lease, err := x.leases.Acquire(ctx, k.lease(), x.d.name)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-		defer cancel()
-		_ = lease.Release(ctx) // it runs out by itself otherwise
-	}()
-	held, lost := context.WithCancel(ctx)
-	defer lost()
-	var renewing sync.WaitGroup
-	defer renewing.Wait()
-	done := make(chan struct{})
-	defer close(done)
-	renewing.Go(func() {
-		for {
-			select {
-			case <-done:
-				return
-			case <-time.After(topology.LeaseTTL / 4):
-			}
-			if err := lease.Renew(held); errors.Is(err, bus.ErrConflict) || errors.Is(err, bus.ErrNotFound) {
-				lost()
-				return
-			}
-		}
-	})
-	return work(held, k)
 }
 
 // release hands a lane's backlog, oldest first, to the live path until it is empty, the URL is suspended again, or the

@@ -267,31 +267,20 @@ func (d *deferrals) keep(ctx context.Context) {
 				continue
 			}
 		}
-		lease, err := leases.Acquire(ctx, leaseKey, uuid.NewString())
-		if err != nil {
+		if leases.Under(ctx, leaseKey, uuid.NewString(), topology.LeaseTTL, d.hold) != nil {
 			sleep.For(ctx, topology.LeaseTTL/4)
-			continue
 		}
-		d.hold(ctx, lease)
 	}
 }
 
-// hold catches up while the lease lasts.
-func (d *deferrals) hold(ctx context.Context, lease *bus.Lease) {
-	held, lost := context.WithCancel(ctx)
+// hold catches up until held ends, with the process or the lease.
+func (d *deferrals) hold(held context.Context) error {
 	var work sync.WaitGroup
 	work.Go(func() { d.kept.run(held) })
 	work.Go(func() { d.histories.Run(held) })
 	running := map[string]bool{}
 	var mu sync.Mutex
-	renew := time.Now()
 	for held.Err() == nil {
-		if time.Since(renew) > topology.LeaseTTL/4 {
-			if err := lease.Renew(held); errors.Is(err, bus.ErrConflict) || errors.Is(err, bus.ErrNotFound) {
-				break
-			}
-			renew = time.Now()
-		}
 		for account := range d.p.meter.AllDeferred() {
 			mu.Lock()
 			start := !running[account] && len(running) < maxCatchUps
@@ -314,9 +303,6 @@ func (d *deferrals) hold(ctx context.Context, lease *bus.Lease) {
 		}
 		sleep.For(held, catchUpEvery)
 	}
-	lost()
 	work.Wait()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-	defer cancel()
-	_ = lease.Release(ctx) // it runs out by itself otherwise
+	return nil
 }
