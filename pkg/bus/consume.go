@@ -243,8 +243,8 @@ func (c *Consumer) Gather(ctx context.Context, n int, linger time.Duration, add 
 			return nil
 		}
 		c.look(ctx)
-		if c.gathered, err = c.Take(n, add); c.gathered > 0 {
-			return nil //nolint:nilerr // what came is worth handling; the next call meets the error again
+		if c.gathered, _ = c.Take(n, add); c.gathered > 0 { // the next call meets an error again
+			return nil
 		}
 	}
 	c.gathered, err = c.Fetch(ctx, 1, Unbounded, add)
