@@ -15,6 +15,7 @@ var descriptions = map[string]string{
 	Held:          "which webhooks an event was held back from by their conditions, to be counted",
 	Audit:         "who changed what: a record of each change by API, console or operator",
 	Numbers:       "counts of events, notifications, attempts and what was held back, slice by slice",
+	Bodies:        "bodies of large events, once for all notifications that refer to them",
 	Usage:         "hours of these counts, by account",
 	Commands:      "suspensions and resumptions by hand, for the suspension-monitor",
 

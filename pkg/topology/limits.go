@@ -41,12 +41,15 @@ type Limits struct {
 	// FailedMaxBytes limits FAILED; above it the oldest payloads go before LOG_MAX_AGE, those of accounts over
 	// ACCOUNT_SHARE first. 0: 5 % of STORE_MAX_BYTES.
 	FailedMaxBytes int64 `env:"FAILED_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
+	// BodiesMaxBytes limits BODIES; above it each notification of a large event carries the body itself. 0: 5 % of
+	// STORE_MAX_BYTES.
+	BodiesMaxBytes int64 `env:"BODIES_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
 	// BucketMaxBytes limits each bucket; above it changes are refused. 0: no limit, or 0.4 % of
 	// STORE_MAX_BYTES (PACES half of that) with MAX_BYTES_EVERYWHERE.
 	BucketMaxBytes int64 `env:"BUCKET_MAX_BYTES" envDefault:"0" range:"0..1000000000000000"`
 	// MaxBytesEverywhere gives every bucket and RETRIES a limit too, for hosted brokers that demand one. RETRIES drops
-	// its oldest messages at four times RETRIES_MAX_BYTES, far above where it stops growing. CRM_EVENTS then has 19 %
-	// and RETRIES_MAX_BYTES 4 % of STORE_MAX_BYTES.
+	// its oldest messages at four times RETRIES_MAX_BYTES, far above where it stops growing. CRM_EVENTS then has 16 %,
+	// RETRIES_MAX_BYTES 4 % and BODIES 3 % of STORE_MAX_BYTES.
 	MaxBytesEverywhere bool `env:"MAX_BYTES_EVERYWHERE" envDefault:"false"`
 }
 
@@ -67,13 +70,17 @@ func (l Limits) MaxBytes(stream string) int64 {
 		given, share = l.AttemptsMaxBytes, 15
 	case Failed:
 		given, share = l.FailedMaxBytes, 5
+	case Bodies:
+		given, share = l.BodiesMaxBytes, 5
 	}
 	if l.MaxBytesEverywhere { // room for the limits that are there besides
 		switch stream {
 		case Events:
-			share = 19
+			share = 16
 		case Retries:
 			share = 4
+		case Bodies:
+			share = 3
 		}
 	}
 	return cmp.Or(given, l.StoreMaxBytes/100*share)

@@ -22,6 +22,7 @@ const (
 	Held          = "HELD"
 	Numbers       = "NUMBERS"
 	Usage         = "USAGE"
+	Bodies        = "BODIES"
 )
 
 // Buckets.
@@ -122,6 +123,11 @@ func SubjectHeld(account string, sequence uint64, part int) string {
 
 // SubjectsHeld returns the subjects in HELD of an account; "*" stands for all accounts.
 func SubjectsHeld(account string) string { return "gancho.held." + account + ".*.*" }
+
+// SubjectBody returns the subject in BODIES of an event's bytes, by their SHA-256 and length; "*" stands for all.
+func SubjectBody(account, event, sha256, length string) string {
+	return "gancho.bodies." + account + "." + event + "." + sha256 + "." + length
+}
 
 // SubjectUsage returns the subject of an account's hours in USAGE.
 func SubjectUsage(account string) string { return "gancho.usage.hours." + account }

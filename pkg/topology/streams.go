@@ -38,8 +38,9 @@ func InBatches(stream string) bool {
 //
 // NOTIFICATIONS keeps by limits, not as a work queue: under sync_interval always an ack then syncs nothing
 // (85,000 instead of 2,700 acks/s measured), message ids survive a broker restart, and the log can read it.
-// Its owner purges messages that are acknowledged and older than the duplicate window. RETRIES holds schedules, which
-// forbid Discard New, so it has no size limit unless the broker demands one: Discard Old would lose messages.
+// Its owner purges messages that are acknowledged and older than the duplicate window. BODIES has no age either: its
+// owner removes what nothing refers to. RETRIES holds schedules, which forbid Discard New, so it has no size limit
+// unless the broker demands one: Discard Old would lose messages.
 func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 	window := min(l.DuplicateWindow, l.EventsMaxAge, l.LogMaxAge)
 	limits := func(name string, age time.Duration, subjects ...string) jetstream.StreamConfig {
@@ -61,11 +62,14 @@ func (o Owner) Streams(l Limits) []jetstream.StreamConfig {
 		events.Discard = jetstream.DiscardNew
 		notifications := limits(Notifications, 0, "gancho.notifications.*.*")
 		notifications.Discard = jetstream.DiscardNew
+		bodies := limits(Bodies, 0, SubjectBody("*", "*", "*", "*"))
+		bodies.Discard = jetstream.DiscardNew
 		return []jetstream.StreamConfig{
 			events, notifications,
 			limits(Rejected, 30*24*time.Hour, "gancho.rejected.*"),
 			limits(Quarantine, 30*24*time.Hour, "gancho.quarantine.>"),
 			limits(Held, 48*time.Hour, SubjectsHeld("*")),
+			bodies,
 		}
 	case Dispatcher:
 		retries := work(Retries, "gancho.retries.at.*.*", "gancho.retries.due.*.*.*")
@@ -177,11 +181,12 @@ func Durables() []Durable {
 // Backup returns the streams of a complete backup, those of buckets included, in the order in which to copy them.
 //
 // The order follows the messages: while everything runs, a copy finds a message at its old place, its new one, or both.
-// The services recognise a message that comes twice. The books come first because they read on from their position and
-// so find messages that moved backwards. Leases and paces are left out: they expire within seconds and minutes.
+// The services recognise a message that comes twice. BODIES comes after all that refers to it. The books come first
+// because they read on from their position and so find messages that moved backwards. Leases and paces are left out:
+// they expire within seconds and minutes.
 func Backup() []string {
 	all := []string{
-		BucketPrefix + BucketBooks, Events, Notifications, Parked, Retries, Attempts, Failed, Rejected, Quarantine,
+		BucketPrefix + BucketBooks, Events, Notifications, Parked, Retries, Attempts, Failed, Bodies, Rejected, Quarantine,
 		MaxDeliveries, WebhookStatus, Commands, Audit, Held, Numbers, Usage,
 	}
 	for _, o := range Owners() {

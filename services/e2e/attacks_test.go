@@ -97,6 +97,7 @@ func TestOneAccountAttacksTheOthers(t *testing.T) {
 		"ALLOW_HTTP_URLS=true", "EGRESS_ALLOW_CIDRS=127.0.0.0/8", "EGRESS_ALLOW_PORTS=*",
 		"ATTEMPT_TIMEOUT=1s", "RETRY_DELAYS=200ms,200ms,200ms,200ms,200ms", "SUSPENSION_MIN_FAILURES=8", "SUSPENSION_MIN_SPAN=0s", "SUSPENSION_DURATION=1s", "SUSPENSION_MAX_DURATION=1s",
 		"EVENTS_MAX_BYTES=67108864", "NOTIFICATIONS_MAX_BYTES=16777216", "RETRIES_MAX_BYTES=8388608", "PARKED_MAX_BYTES=4194304", "MAX_IN_FLIGHT_BYTES=16777216",
+		"BODIES_MAX_BYTES=1", // notifications carry their bodies: with references these attacks would fill nothing
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, "listen", err)

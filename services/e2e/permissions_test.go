@@ -22,6 +22,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
+	"gancho/pkg/bodies"
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
@@ -352,6 +353,31 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 		must(t, "publisher removes an account's oldest records", publisher.PurgeOldest(ctx, stream, topology.SubjectsOf(stream, "acme"), 1))
 	}
 
+	large := event.Event{ID: n.EventID, Account: "acme", Name: n.EventName, Body: []byte(`{"large":true}`)}
+	n.Ref, err = bodies.NewStore(publisher, nil, 0).Put(ctx, &large)
+	must(t, "publisher stores a body", err)
+	n.EventSequence = 1
+	for name, who := range map[string]*bus.Bus{"dispatcher": dispatcher, "monitor": monitor, "management": management} {
+		body, err := bodies.Fetch(ctx, who, n)
+		must(t, name+" reads a body", err)
+		if string(body) != string(large.Body) {
+			t.Errorf("%s read %s", name, body)
+		}
+	}
+	sweeper := bodies.NewSweeper(publisher, zap.NewNop(), time.Hour)
+	for want := range 2 { // the second look removes it
+		removed, err := sweeper.Sweep(ctx)
+		must(t, "publisher looks for bodies that nothing refers to", err)
+		if removed != want {
+			t.Errorf("look %d removed %d bodies", want+1, removed)
+		}
+	}
+	for name, who := range map[string]*bus.Bus{"dispatcher": dispatcher, "monitor": monitor, "management": management} {
+		if _, err := bodies.Fetch(ctx, who, n); !errors.Is(err, bodies.ErrGone) {
+			t.Errorf("%s reads a body that is gone: %v", name, err)
+		}
+	}
+
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, line := range b.refused {
@@ -389,16 +415,18 @@ func rights() map[string]right {
 	crm := right{publish: []string{"crm.events.acme.crm_deal_created"}}
 
 	publisher := right{
-		publish: []string{"gancho.notifications.acme.id", "gancho.rejected.bad_json", "gancho.quarantine.CRM_EVENTS.reason", "gancho.accounts.acme.deferred", "gancho.held.acme.1.0", "$KV.SHARES.deferred.acme", "$KV.SHARES.work", "$KV.LEASES.shares"},
-		create:  []string{topology.Events, topology.Rejected, topology.Notifications, topology.Quarantine, topology.Held, "KV_SHARES"},
+		publish: []string{"gancho.notifications.acme.id", "gancho.rejected.bad_json", "gancho.quarantine.CRM_EVENTS.reason", "gancho.accounts.acme.deferred", "gancho.held.acme.1.0", "gancho.bodies.acme.event.sum.1", "$KV.SHARES.deferred.acme", "$KV.SHARES.work", "$KV.LEASES.shares"},
+		create:  []string{topology.Events, topology.Rejected, topology.Notifications, topology.Quarantine, topology.Held, topology.Bodies, "KV_SHARES"},
+		remove:  []string{topology.Bodies},
 		purge:   []string{topology.Notifications, topology.Attempts, topology.Failed},
 		info:    slices.Concat([]string{topology.Attempts, topology.Failed, topology.Retries, topology.Parked, "KV_LEASES", "KV_ACCOUNTS"}, watches),
 		get:     slices.Concat([]string{topology.Events, "KV_LEASES"}, watches, shares),
-		lookUp:  []string{topology.Notifications, topology.Attempts, topology.Failed, topology.Held},
+		lookUp:  []string{topology.Retries, topology.Parked, topology.Notifications, topology.Attempts, topology.Failed, topology.Held},
 		consume: anyConsumer(slices.Concat(watches, shares)...),
 	}
 	publisher.consume[topology.Events] = []string{topology.ConsumerPublisher, "shares"}
-	publisher.consume[topology.Attempts], publisher.consume[topology.Failed] = []string{"shares"}, []string{"shares"}
+	publisher.consume[topology.Attempts], publisher.consume[topology.Failed] = []string{"shares"}, []string{"shares", "bodies"}
+	publisher.consume[topology.Bodies] = []string{"bodies"}
 
 	dispatcher := right{
 		publish: []string{
@@ -408,8 +436,8 @@ func rights() map[string]right {
 		create:  []string{topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.MaxDeliveries, "KV_LEASES", "KV_LATEST", "KV_PACES"},
 		purge:   []string{topology.Retries, topology.Parked},
 		remove:  []string{topology.Retries},
-		info:    slices.Concat([]string{topology.Notifications, topology.Quarantine}, watches, shares),
-		get:     slices.Concat([]string{topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, "KV_LEASES", "KV_LATEST", "KV_PACES"}, watches, shares),
+		info:    slices.Concat([]string{topology.Notifications, topology.Quarantine, topology.Bodies, topology.Events}, watches, shares),
+		get:     slices.Concat([]string{topology.Bodies, topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, "KV_LEASES", "KV_LATEST", "KV_PACES"}, watches, shares),
 		consume: anyConsumer(slices.Concat([]string{topology.Parked, "KV_LEASES"}, watches, shares)...),
 	}
 	dispatcher.consume[topology.Notifications] = []string{topology.ConsumerFirst}
@@ -426,7 +454,7 @@ func rights() map[string]right {
 		remove: []string{topology.Retries},
 		info:   append(topology.Streams(), "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_LEASES", "KV_LATEST", "KV_PACES", "KV_SHARES", "KV_ACCOUNTS", "KV_NOTICES", "KV_ERASURES"),
 		get: append([]string{
-			topology.WebhookStatus, topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, "KV_BOOKS", "KV_LEASES",
+			topology.WebhookStatus, topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.Bodies, "KV_BOOKS", "KV_LEASES",
 		}, watches...),
 		consume: anyConsumer(watches...),
 	}
@@ -435,7 +463,7 @@ func rights() map[string]right {
 	monitor.consume[topology.Commands] = []string{topology.ConsumerCommands}
 
 	payloads := []string{ // which an erasure looks through
-		topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.Rejected, topology.Quarantine,
+		topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.Bodies, topology.Rejected, topology.Quarantine,
 	}
 	management := right{
 		publish: []string{
@@ -447,7 +475,7 @@ func rights() map[string]right {
 		remove: payloads,
 		info: []string{
 			topology.Events, topology.Rejected, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.Quarantine, topology.WebhookStatus,
-			topology.Commands, topology.Held, "KV_SUSPENSIONS", "KV_SHARES",
+			topology.Commands, topology.Held, topology.Bodies, "KV_SUSPENSIONS", "KV_SHARES",
 		},
 		get:     slices.Concat(payloads, []string{topology.WebhookStatus, "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_NOTICES", "KV_ERASURES"}, watches, shares),
 		consume: anyConsumer(slices.Concat([]string{topology.Failed, topology.Held, topology.WebhookStatus, topology.Events, "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_NOTICES", "KV_ERASURES"}, watches, shares)...),

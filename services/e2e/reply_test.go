@@ -132,6 +132,7 @@ func TestForgingByReplySubject(t *testing.T) {
 		topology.Quarantine: "gancho.quarantine.CRM_EVENTS.seed", topology.Retries: "gancho.retries.due.acme.webhook.seed", topology.Parked: "gancho.parked.acme.lane.webhook",
 		topology.Attempts: "gancho.attempts.acme.seed", topology.Failed: "gancho.failed.acme.webhook.seed", topology.WebhookStatus: "gancho.webhooks.acme.webhook.seed",
 		topology.Commands: "gancho.suspensions.acme.lane", topology.Audit: "gancho.audit.acme", topology.Held: "gancho.held.acme.1.seed",
+		topology.Bodies: "gancho.bodies.acme.event.seed.1",
 	}
 	configs := map[string]jetstream.StreamConfig{}
 	first := map[string]uint64{}

@@ -24,6 +24,7 @@ var purposes = map[string]string{
 	topology.Commands:      "suspend and resume by hand",
 	topology.Audit:         "who changed what: one record for each change over the API and the console",
 	topology.Held:          "which webhooks each event was held back from, to be counted",
+	topology.Bodies:        "bodies of large events, once for all their notifications",
 	topology.Numbers:       "what was counted, slice by slice",
 	topology.Usage:         "hours of that, by account",
 }
@@ -44,6 +45,8 @@ func streams() string {
 				kept = fmt.Sprintf("%.0f days", s.MaxAge.Hours()/24)
 			case s.MaxAge > 0:
 				kept = s.MaxAge.String()
+			case s.Name == topology.Bodies:
+				kept = "while a notification refers to them"
 			case s.Name == topology.Notifications:
 				kept = "until acknowledged, and then for " + limits.DuplicateWindow.Truncate(time.Minute).String()
 			}
