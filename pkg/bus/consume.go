@@ -40,6 +40,9 @@ type Consumer struct {
 	looked  time.Time
 	highest uint64 // stream sequence of the latest first delivery
 
+	// Weigh returns how many bytes a message leads to beyond its own; nil: none.
+	Weigh func(jetstream.Msg) int
+
 	// Of the one goroutine that fetches:
 	size     int // bytes of the largest message lately
 	gathered int // messages of the last batch
@@ -208,7 +211,13 @@ func (c *Consumer) Fetch(ctx context.Context, n, room int, handle func(jetstream
 }
 
 // came notes the size of a message.
-func (c *Consumer) came(m jetstream.Msg) { c.size = max(len(m.Data()), c.size-c.size/64, 1) }
+func (c *Consumer) came(m jetstream.Msg) {
+	size := len(m.Data())
+	if c.Weigh != nil {
+		size += c.Weigh(m)
+	}
+	c.size = max(size, c.size-c.size/64, 1)
+}
 
 // Take hands at most n messages that are there now to handle, without waiting for more, and returns how many came.
 func (c *Consumer) Take(n int, handle func(jetstream.Msg)) (int, error) {

@@ -33,7 +33,7 @@ func First(ctx context.Context, b *bus.Bus, ackWait time.Duration) (*Puller, err
 	c, err := b.Consumer(ctx, topology.Notifications, jetstream.ConsumerConfig{
 		Durable: topology.ConsumerFirst, AckWait: ackWait, MaxAckPending: 50_000, MaxDeliver: -1,
 	})
-	return &Puller{c, b, notification.LaneFirst}, err
+	return puller(c, b, notification.LaneFirst, err)
 }
 
 // Retries returns the puller of due retries, which all dispatchers share. The broker enforces the limit of retries: it
@@ -43,7 +43,16 @@ func Retries(ctx context.Context, b *bus.Bus, ackWait time.Duration) (*Puller, e
 		Durable: topology.ConsumerRetries, AckWait: ackWait, MaxAckPending: 500_000, MaxDeliver: notification.MaxAttempts - 1,
 		FilterSubject: topology.SubjectsRetriesDue,
 	})
-	return &Puller{c, b, notification.LaneRetry}, err
+	return puller(c, b, notification.LaneRetry, err)
+}
+
+// puller counts bodies that messages refer to as if these carried them.
+func puller(c *bus.Consumer, b *bus.Bus, l notification.Lane, err error) (*Puller, error) {
+	if err != nil {
+		return nil, err
+	}
+	c.Weigh = func(m jetstream.Msg) int { return notification.ReferredBytes(m.Headers()) }
+	return &Puller{c, b, l}, nil
 }
 
 // Pull asks for at most n deliveries of together about room bytes at most (at least topology.MaxMessage) and hands each

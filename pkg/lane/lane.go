@@ -21,7 +21,7 @@ import (
 
 // message returns n as a message for the subject with that message id.
 func message(n *notification.Notification, subject, msgID string) *nats.Msg {
-	m := &nats.Msg{Subject: subject, Header: n.Header(), Data: n.Body}
+	m := &nats.Msg{Subject: subject, Header: n.Header(), Data: n.Data()}
 	m.Header[nats.MsgIdHdr] = []string{msgID}
 	return m
 }

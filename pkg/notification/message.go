@@ -1,6 +1,7 @@
 package notification
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -19,6 +20,7 @@ const (
 	HeaderID        = "Gancho-Notification-Id"
 	HeaderWaited    = "Gancho-Waited"   // how often the message waited for a newer version
 	HeaderAttempts  = "Gancho-Attempts" // on FAILED: a summary of the send's attempts, as JSON
+	HeaderBody      = "Gancho-Body"     // the length and the SHA-256 of a body that is stored on BODIES
 
 	headerEventName = "Gancho-Event-Name"
 	headerEventID   = "Gancho-Event-Id"
@@ -43,7 +45,7 @@ func (n *Notification) SendID() string { return n.ID + ":" + strconv.Itoa(n.Send
 // move another one.
 func (n *Notification) MoveID() string { return n.SendID() + ":" + strconv.Itoa(n.Moves) }
 
-// Header returns the header that carries n between the lanes; the body of the message is n.Body.
+// Header returns the header that carries n between the lanes; the body of the message is n.Data().
 func (n *Notification) Header() map[string][]string {
 	h := map[string][]string{
 		HeaderSchema:    {strconv.Itoa(wireversion.Newest)},
@@ -77,6 +79,9 @@ func (n *Notification) Header() map[string][]string {
 	if n.Traceparent != "" {
 		h[headerTraceparent] = []string{n.Traceparent}
 	}
+	if n.Ref != nil {
+		h[HeaderSchema], h[HeaderBody] = []string{strconv.Itoa(newestSchema)}, []string{n.Ref.String()}
+	}
 	extend(h, n.ID)
 	return h
 }
@@ -106,7 +111,15 @@ func Decode(header map[string][]string, body []byte) (Notification, error) {
 	if refused := h.number(headerRefusedAt, 0, 1<<52); refused > 0 {
 		n.RefusedAt = time.UnixMilli(refused)
 	}
-	if err := wireversion.Check(version); err != nil {
+	if s := h.text(HeaderBody); s != "" {
+		if n.Ref, err = parseReference(s); err == nil && len(body) > 0 {
+			err = errBoth
+		}
+	}
+	if version > newestSchema {
+		return n, wireversion.ErrNewer
+	}
+	if err != nil {
 		return n, err
 	}
 	if h.bad != nil {
@@ -127,6 +140,8 @@ func Decode(header map[string][]string, body []byte) (Notification, error) {
 	}
 	return n, extended(header, version)
 }
+
+var errBoth = errors.New("header " + HeaderBody + " refers to a body, and the message has one")
 
 // fields reads the values of a header and keeps the first error.
 type fields struct {

@@ -1,6 +1,8 @@
 package notification
 
 import (
+	"errors"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"gancho/pkg/event"
+	"gancho/pkg/wireversion"
 )
 
 // notifications generates well-formed notifications.
@@ -29,6 +32,7 @@ func notifications() *rapid.Generator[Notification] {
 			Replay:        rapid.SampledFrom([]string{"", uuid.NewString()}).Draw(t, "replay"),
 			RefusedAt:     rapid.SampledFrom([]time.Time{{}, time.UnixMilli(1_800_000_000_123)}).Draw(t, "refused"),
 			Body:          []byte(rapid.String().Draw(t, "body")),
+			Ref:           rapid.SampledFrom([]*Reference{nil, Refer([]byte("a body that is stored elsewhere"))}).Draw(t, "reference"),
 		}
 	})
 }
@@ -38,9 +42,12 @@ func TestMessage(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		n := notifications().Draw(t, "notification")
-		got, err := Decode(n.Header(), n.Body)
+		got, err := Decode(n.Header(), n.Data())
 		if err != nil {
 			t.Fatal(err)
+		}
+		if n.Ref != nil {
+			n.Body = nil
 		}
 		if diff := cmp.Diff(n, got); diff != "" {
 			t.Fatal(diff)
@@ -64,6 +71,29 @@ func TestMessageOfOlderVersion(t *testing.T) {
 	}
 }
 
+// TestReferenceIsNotMisread: a version that does not know references leaves such a message alone, because it would send
+// an empty body. Others have the schema that it knows.
+func TestReferenceIsNotMisread(t *testing.T) {
+	t.Parallel()
+	n := notifications().Example(1)
+	n.Ref = nil
+	if got := n.Header()[HeaderSchema][0]; got != strconv.Itoa(wireversion.Newest) {
+		t.Errorf("with its body it has schema %s", got)
+	}
+	n.Ref = Refer([]byte("body"))
+	h := n.Header()
+	if got := h[HeaderSchema][0]; got != strconv.Itoa(wireversion.Newest+1) || n.Data() != nil || n.Size() != 4 || ReferredBytes(h) != 4 {
+		t.Errorf("schema %s, %d bytes of data, size %d", got, len(n.Data()), n.Size())
+	}
+	if _, err := Decode(h, []byte("body")); err == nil {
+		t.Error("a message with a reference and a body is taken for good")
+	}
+	h[HeaderSchema] = []string{strconv.Itoa(wireversion.Newest + 2)}
+	if _, err := Decode(h, nil); !errors.Is(err, wireversion.ErrNewer) {
+		t.Errorf("of a newer version: %v", err)
+	}
+}
+
 // TestMessageRefused: a message that no version of Gancho writes is refused, with the header in the error.
 func TestMessageRefused(t *testing.T) {
 	t.Parallel()
@@ -71,6 +101,7 @@ func TestMessageRefused(t *testing.T) {
 		HeaderSchema: {"", "0", "x"}, HeaderAccount: {"", "a.b"}, HeaderWebhookID: {"", "x"}, HeaderID: {"", uuid.NewString()},
 		headerEventName: {"", "deal"}, headerSend: {"", "0", "-1", "x"}, headerAttemptsDone: {"-1", "6"}, headerHop: {"-1", "x"},
 		headerEventTime: {"-1", "x"}, headerEventNanos: {"-1", "1000000"}, headerReplay: {"x"}, headerJournal: {"-1"},
+		HeaderBody: {"x", "10", ":", "0:" + strings.Repeat("0", 64), "10:00", "10:" + strings.Repeat("x", 64)},
 	} {
 		for _, value := range values {
 			n := notifications().Example(1)

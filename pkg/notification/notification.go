@@ -50,7 +50,8 @@ const (
 // Superseded is the reason of a cancelled notification that a later event of its document has made stale.
 const Superseded = "superseded"
 
-// Notification is what travels between the lanes. Body is the event's bytes.
+// Notification is what travels between the lanes. Body is the event's bytes; with Ref they are stored elsewhere, and
+// Body is empty until someone fetches them.
 type Notification struct {
 	Account, ID, WebhookID string
 	EventID, EventName     string
@@ -64,6 +65,7 @@ type Notification struct {
 	Replay                 string    // id of the replay that sent it, else ""
 	Traceparent            string
 	Body                   []byte
+	Ref                    *Reference // nil: the message carries the body
 }
 
 // Kind is the kind of a journal record.

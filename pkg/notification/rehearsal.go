@@ -2,7 +2,11 @@
 
 package notification
 
-import "errors"
+import (
+	"errors"
+
+	"gancho/pkg/wireversion"
+)
 
 // headerRehearsal is a field that only the rehearsed version knows. It cannot do without.
 const headerRehearsal = "Gancho-Rehearsal"
@@ -10,7 +14,7 @@ const headerRehearsal = "Gancho-Rehearsal"
 func extend(h map[string][]string, id string) { h[headerRehearsal] = []string{id} }
 
 func extended(h map[string][]string, version int) error {
-	if version >= 2 && (len(h[headerRehearsal]) != 1 || h[headerRehearsal][0] != h[HeaderID][0]) {
+	if version >= wireversion.Newest && (len(h[headerRehearsal]) != 1 || h[headerRehearsal][0] != h[HeaderID][0]) {
 		return errors.New("header " + headerRehearsal + " was lost on the way")
 	}
 	return nil
