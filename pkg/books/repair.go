@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"gancho/pkg/bodies"
 	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
 	"gancho/pkg/eventstream"
@@ -105,6 +106,12 @@ func (r *reconciler) message(
 	n, err := lane.Pending(ctx, r.bus, s.account, s.id.String())
 	if errors.Is(err, bus.ErrNotFound) {
 		n, err = lane.Failed(ctx, r.bus, s.account, s.webhook, s.id.String())
+	}
+	if err == nil {
+		err = bodies.Inline(ctx, r.bus, n)
+	}
+	if errors.Is(err, bodies.ErrGone) {
+		err = bus.ErrNotFound
 	}
 	if errors.Is(err, bus.ErrNotFound) && last != nil {
 		n, err = eventstream.Notification(ctx, r.bus, last.EventSequence, last.EventID, s.webhook)

@@ -70,7 +70,7 @@ func (d *Dispatcher) admit(m *lane.Delivery, w *webhook.Webhook, p permit) admis
 	case m.Lane != notification.LaneRetry && d.backpressure.holds(m.Account):
 		a.reason = notification.Saturated
 	default:
-		if a.slot = d.limiter.acquire(key, len(m.Body)); a.slot == nil {
+		if a.slot = d.limiter.acquire(key, m.Size()); a.slot == nil {
 			a.reason = notification.Saturated
 		}
 	}

@@ -7,6 +7,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"gancho/pkg/bodies"
 	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
 	"gancho/pkg/journal"
@@ -80,6 +81,9 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position not
 		d.finishParking(ctx, m, d.startParking(m, a, position))
 		return false
 	}
+	if !d.filled(ctx, m, position) {
+		return false
+	}
 	for inTime := false; !inTime; inTime = a.turn.use() {
 		if err := a.turn.wait(ctx); err != nil {
 			d.missed(ctx, m, err)
@@ -109,6 +113,26 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position not
 	d.conclude(ctx, m, position, a, outcome)
 	return true
 }
+
+// filled fetches the body of a notification that only refers to it. Without it nothing is sent and nothing is used up:
+// the notification comes back later. One whose body is gone for good ends.
+func (d *Dispatcher) filled(ctx context.Context, m *lane.Delivery, position notification.Position) bool {
+	switch err := d.bodies.Fill(ctx, &m.Notification); {
+	case err == nil:
+		return true
+	case errors.Is(err, bodies.ErrGone):
+		d.giveUp(ctx, m, err.Error())
+	default:
+		d.lasting.Warn("a large event's body cannot be fetched: its notifications wait", append(fields(m), zap.Error(err))...)
+		d.carryOut(ctx, m, notification.Decision{
+			Step: notification.StepReschedule, Next: m.Retry(position), At: time.Now().Add(bodyPause),
+		})
+	}
+	return false
+}
+
+// bodyPause is how long a notification waits when its body cannot be fetched.
+const bodyPause = 10 * time.Second
 
 // missed leaves a notification to a later turn of its URL: it came too late for its own, and the next is far away or
 // cannot be reserved.

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"gancho/pkg/bodies"
 	"gancho/pkg/bus"
 	"gancho/pkg/delivery"
 	"gancho/pkg/egress"
@@ -31,6 +32,9 @@ import (
 // crowdedAt is how many retries may wait as delayed NAKs before further ones are scheduled instead. Up to
 // 100,000 on a consumer cost nothing measurable, 1,000,000 cost a core; scheduled ones cost 0.6 KB each.
 const crowdedAt = 50_000
+
+// cachePart is the part of MAX_IN_FLIGHT_BYTES that bodies of large events may take up in addition to those in flight.
+const cachePart = 8
 
 // Dispatcher decides and sends. Its methods are safe for concurrent use.
 type Dispatcher struct {
@@ -54,6 +58,7 @@ type Dispatcher struct {
 	backpressure backpressure
 	fullness     fullness
 	latest       *latest.Store
+	bodies       *bodies.Cache
 	lasting      *zap.Logger // of troubles that are met with every notification
 	trace        *tracing.Tracer
 }
@@ -111,7 +116,7 @@ func run(ctx context.Context, cfg Config, proc *service.Process, sender *deliver
 		cfg: cfg, name: host + "-" + uuid.NewString()[:8], log: proc.Log, lasting: service.Lasting(proc.Log), bus: b, registry: registered, keys: keys, sender: sender,
 		schedule: schedule{cfg.RetryDelays, cfg.RetryJitter, cfg.MaxRetryAfter}, limiter: newLimiter(cfg.MaxInFlightPerURL, amount{cfg.MaxInFlight, int(cfg.MaxInFlightBytes)}),
 		suspensions: suspensions, metrics: newMetrics(proc.Metrics), receivers: newReceiverCertificates(proc.Log, proc.Metrics), clients: newClientCertificates(proc.Log, proc.Metrics), trace: proc.Trace,
-		fullness: fullness{log: proc.Log, bus: b},
+		fullness: fullness{log: proc.Log, bus: b}, bodies: bodies.NewCache(b, int(cfg.MaxInFlightBytes)/cachePart),
 	}
 	proc.Health.Want("retries", d.backpressure.State)
 	proc.Health.Want("room", d.fullness.State)
@@ -196,7 +201,7 @@ func (d *Dispatcher) pull(ctx context.Context, puller *lane.Puller, part int, wa
 		}
 		used := 0
 		handed, err := puller.Pull(ctx, n, room, func(m *lane.Delivery) {
-			size := len(m.Body)
+			size := m.Size()
 			used += size
 			if !m.Hold(d.cfg.ackWait()) {
 				places.Give(1, size)

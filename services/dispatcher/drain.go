@@ -365,7 +365,7 @@ func (x *drains) empty(ctx context.Context, k laneKey, webhook string, out outle
 		got, used := 0, 0
 		if len(free) > 0 {
 			got, err = drain.Take(ctx, len(free), func(m *lane.Delivery) {
-				p, size := free[0], len(m.Body)
+				p, size := free[0], m.Size()
 				free, used, largest = free[1:], used+size, max(size, largest-largest/64, 1)
 				p.slot.weigh(size)
 				inFlight.Go(func() {

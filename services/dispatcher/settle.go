@@ -232,6 +232,11 @@ func (d *Dispatcher) isolate(ctx context.Context, m *lane.Delivery) {
 		m.NakAfter(time.Second)
 		return
 	}
+	d.giveUp(ctx, m, fmt.Sprint("panic: ", cause))
+}
+
+// giveUp ends a notification that cannot be handled, unless the journal says that it has ended.
+func (d *Dispatcher) giveUp(ctx context.Context, m *lane.Delivery, why string) {
 	last, err := d.lastRecord(ctx, &m.Notification)
 	if err != nil {
 		d.retryDelivery(ctx, m, err)
@@ -242,7 +247,7 @@ func (d *Dispatcher) isolate(ctx context.Context, m *lane.Delivery) {
 		d.carryOut(ctx, m, next)
 		return
 	}
-	d.quarantine(ctx, m, next.Position, fmt.Sprint("panic: ", cause))
+	d.quarantine(ctx, m, next.Position, why)
 }
 
 // panicsBeforeQuarantine: the first panics may have been bad luck.

@@ -8,12 +8,14 @@ import (
 
 	"github.com/google/uuid"
 
+	"gancho/pkg/bodies"
 	"gancho/pkg/delivery"
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
 	"gancho/pkg/journal"
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
+	"gancho/pkg/topology"
 	"gancho/services/management"
 )
 
@@ -96,7 +98,9 @@ func (s *instance) attemptedWith(n *notification.Notification, reason delivery.R
 	}
 	n.AttemptsDone, n.Journal = r.AttemptsDone, seq
 	if r.State == notification.PermanentlyFailed {
-		if err := lane.Fail(s.t.Context(), s.bus, n, "[]"); err != nil {
+		kept := *n
+		kept.AttemptsDone-- // as the message of the last attempt had it
+		if err := lane.Fail(s.t.Context(), s.bus, &kept, "[]"); err != nil {
 			s.t.Fatal(err)
 		}
 	}
@@ -158,6 +162,58 @@ func TestNotificationStates(t *testing.T) {
 	s.do(acme, "DELETE", "/crm/v2/webhooks/"+hookID, nil).want(204)
 	show("cancelled", "webhook_deleted", 7)
 	s.do(acme, "POST", path+"/resend", nil).refused(409, "webhook_deleted", "")
+}
+
+// TestReferredBody: a notification whose event's body is stored once shows its payload and is sent again, as long as
+// anything has the bytes.
+func TestReferredBody(t *testing.T) {
+	t.Parallel()
+	s := start(t, nil)
+	hookID := s.do(acme, "POST", "/crm/v2/webhooks", hook("https://hooks.example.com/x")).want(201).id()
+	body := `{"event_name":"crm_deal_created","transaction_uuid":"t-1","n":1.50}`
+	n := s.matched("acme", hookID, body)
+	ref, err := bodies.NewStore(s.bus, nil, 0).Put(t.Context(), &event.Event{ID: n.EventID, Account: "acme", Name: n.EventName, Body: []byte(body)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Ref, n.Send = ref, 2 // another send, so that the broker does not take it for the first
+	if err := lane.Notify(s.bus, n).Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	path := "/crm/v2/notifications/" + n.ID
+	b := s.signedIn(acme, "en")
+	payload := func() { t.Helper(); b.get("/notifications/" + n.ID).want(200).has("1.50") }
+	payload()
+	for range notification.MaxAttempts {
+		s.attempted(n, delivery.Status5xx)
+	}
+	drop := func(stream string) {
+		t.Helper()
+		state, err := s.bus.StreamState(t.Context(), stream)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.bus.Purge(t.Context(), stream, state.Last); err != nil {
+			t.Fatal(err)
+		}
+	}
+	drop(topology.Notifications)
+	drop(topology.Events)
+	payload() // as FAILED has it
+	s.do(acme, "POST", path+"/resend", nil).want(202)
+	again, err := lane.Pending(t.Context(), s.bus, "acme", n.ID)
+	if err != nil || again.Send != 3 || again.Ref == nil || *again.Ref != *ref {
+		t.Fatalf("sent again: %+v, %v", again, err)
+	}
+	s.attempted(again, "")
+	s.do(acme, "POST", path+"/resend", nil).want(202) // a settled message keeps no body
+	if again, err = lane.Pending(t.Context(), s.bus, "acme", n.ID); err != nil || again.Send != 4 || again.Ref != nil || string(again.Body) != body {
+		t.Fatalf("sent again: %+v, %v", again, err)
+	}
+	s.attempted(again, "")
+	drop(topology.Notifications)
+	drop(topology.Bodies)
+	s.do(acme, "POST", path+"/resend", nil).refused(409, "event_expired", "")
 }
 
 // While RETRIES holds twice its limit, no first attempts are made.

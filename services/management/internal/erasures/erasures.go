@@ -6,8 +6,8 @@
 //
 // # A pass
 //
-// A pass looks for what the job is about in CRM_EVENTS, NOTIFICATIONS, RETRIES, PARKED, FAILED, REJECTED_EVENTS and
-// QUARANTINE, and by the ids of the events it found in ATTEMPTS. For each notification it first writes a journal
+// A pass looks for what the job is about in CRM_EVENTS, BODIES, NOTIFICATIONS, RETRIES, PARKED, FAILED, REJECTED_EVENTS
+// and QUARANTINE, and by the ids of the events it found in ATTEMPTS. For each notification it first writes a journal
 // record: a notification on its way is cancelled, one that has ended keeps its state. Then it erases the messages, and
 // the journal's earlier records. Who still holds a message in memory finds that record before it writes its own, so at
 // most one more request is made, and nothing is recorded of it.

@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"gancho/pkg/bodies"
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/event"
@@ -115,6 +116,14 @@ func (r *rig) fill(e *event.Event) map[*notification.Notification]notification.S
 	pending := first()
 	all[pending] = notification.Cancelled
 
+	ref, err := bodies.NewStore(r.bus, nil, 0).Put(ctx, e)
+	r.must(err)
+	referred := notification.First(e, time.Now(), uuid.New())
+	referred.Ref = ref
+	_, err = lane.Notify(r.bus, &referred).Receipt(ctx)
+	r.must(err)
+	all[&referred] = notification.Cancelled
+
 	delivered := first()
 	r.attempted(delivered, r.attempted(delivered, nil, false), true)
 	all[delivered] = notification.Delivered
@@ -130,7 +139,7 @@ func (r *rig) fill(e *event.Event) map[*notification.Notification]notification.S
 	r.must(lane.Park(r.bus, &moved, "key").Wait(ctx))
 	record := parked.Record(notification.Position{}, notification.KindParked, time.Now())
 	record.State, record.Reason, record.URLKey = notification.Parked, notification.Suspended, "key"
-	_, err := journal.Write(ctx, r.bus, record)
+	_, err = journal.Write(ctx, r.bus, record)
 	r.must(err)
 	all[parked] = notification.Cancelled
 
@@ -283,7 +292,7 @@ func TestErase(t *testing.T) {
 			began, err := s.Create(t.Context(), "acme", in(e))
 			r.must(err)
 			v := r.done(s, began.ID)
-			if v.State != Done || v.Kind != name || v.Matched != 1 || v.Erased[topology.Events] != 1 || v.Erased[topology.Failed] != 1 || v.Erased[topology.Attempts] == 0 {
+			if v.State != Done || v.Kind != name || v.Matched != 1 || v.Erased[topology.Events] != 1 || v.Erased[topology.Failed] != 1 || v.Erased[topology.Bodies] != 1 || v.Erased[topology.Attempts] == 0 {
 				t.Errorf("the job says %+v", v)
 			}
 			if len(v.NotReached) != 5 { // messages of others are on NOTIFICATIONS, RETRIES and PARKED
@@ -296,7 +305,7 @@ func TestErase(t *testing.T) {
 					t.Errorf("a notification of another document was erased: %+v", last)
 				}
 			}
-			for stream, want := range map[string]uint64{topology.Events: 1, topology.Notifications: 7, topology.Retries: 1, topology.Parked: 1, topology.Failed: 1} {
+			for stream, want := range map[string]uint64{topology.Events: 1, topology.Bodies: 1, topology.Notifications: 8, topology.Retries: 1, topology.Parked: 1, topology.Failed: 1} {
 				if state, err := r.bus.StreamState(t.Context(), stream); err != nil || state.Messages != want {
 					t.Errorf("%s has %d messages, %v; want the other document's %d", stream, state.Messages, err, want)
 				}

@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/tidwall/gjson"
 
+	"gancho/pkg/bodies"
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
 	"gancho/pkg/journal"
@@ -38,6 +39,7 @@ type run struct {
 	next    map[string]uint64 // streams by the sequence from which on they were not looked at
 	journal uint64            // the same of ATTEMPTS
 	erased  bool              // messages, since absent has looked
+	bodies  map[string]bool   // what of BODIES notifications referred to, by subject, and whether the job is about it
 }
 
 // hit is a message to erase.
@@ -100,6 +102,7 @@ func (r *run) look(ctx context.Context) ([]hit, error) {
 	var hits []hit
 	for _, place := range []struct{ stream, subject string }{
 		{topology.Events, event.SubjectPrefix + account + ".>"},
+		{topology.Bodies, topology.SubjectBody(account, "*", "*", "*")},
 		{topology.Notifications, topology.SubjectNotification(account, "*")},
 		{topology.Retries, topology.SubjectRetryAt(account, "*")},
 		{topology.Retries, topology.SubjectRetryDue(account, "*", "*")},
@@ -116,7 +119,11 @@ func (r *run) look(ctx context.Context) ([]hit, error) {
 			if err != nil {
 				return nil, fmt.Errorf("look through %s: %w", place.stream, err)
 			}
-			if h := r.match(place.stream, raw); h != nil {
+			h, err := r.match(ctx, place.stream, raw)
+			if err != nil {
+				return nil, err
+			}
+			if h != nil {
 				hits = append(hits, *h)
 			}
 			r.next[place.subject] = raw.Sequence + 1
@@ -129,33 +136,42 @@ func (r *run) look(ctx context.Context) ([]hit, error) {
 }
 
 // match returns raw as a hit, nil when the job is not about it.
-func (r *run) match(stream string, raw *bus.Stored) *hit {
+func (r *run) match(ctx context.Context, stream string, raw *bus.Stored) (*hit, error) {
 	h := &hit{stream: stream, sequence: raw.Sequence}
 	switch stream {
 	case topology.Events:
 		e, rejected := event.Parse(event.Message{Subject: raw.Subject, Header: raw.Header.Get, Body: raw.Data, Sequence: raw.Sequence})
 		if rejected != nil {
-			return h.when(r.about.mentioned(r.job.Kind, raw.Data))
+			return h.when(r.about.mentioned(r.job.Kind, raw.Data)), nil
 		}
 		h.event = e.ID
-		return h.when(r.wants(&e))
+		return h.when(r.wants(&e)), nil
+	case topology.Bodies:
+		var m event.Message
+		m, h.event = bodies.Event(raw)
+		e, rejected := event.Parse(m)
+		return h.when(r.known(h.event) || rejected == nil && r.wants(&e)), nil
 	case topology.Rejected, topology.Quarantine:
 		if !r.ours(raw) {
-			return nil
+			return nil, nil
 		}
 		n, err := notification.Decode(raw.Header, raw.Data)
-		return h.when(err == nil && r.wantsNotification(&n) || r.about.mentioned(r.job.Kind, raw.Data))
+		if err != nil {
+			return h.when(r.about.mentioned(r.job.Kind, raw.Data)), nil
+		}
+		wanted, err := r.wantsNotification(ctx, &n)
+		return h.when(wanted || r.about.mentioned(r.job.Kind, raw.Data)), err
 	}
 	n, err := notification.Decode(raw.Header, raw.Data)
 	if err != nil && !errors.Is(err, wireversion.ErrNewer) {
-		return h.when(r.about.mentioned(r.job.Kind, raw.Data)) // a dispatcher sets it aside
+		return h.when(r.about.mentioned(r.job.Kind, raw.Data)), nil // a dispatcher sets it aside
 	}
-	if !r.wantsNotification(&n) {
-		return nil
+	if wanted, err := r.wantsNotification(ctx, &n); err != nil || !wanted {
+		return nil, err
 	}
 	n.Body = nil
 	h.event, h.notification = n.EventID, &n
-	return h
+	return h, nil
 }
 
 func (h *hit) when(ok bool) *hit {
@@ -185,14 +201,33 @@ func (r *run) wants(e *event.Event) bool {
 }
 
 // wantsNotification is wants for a message between the lanes: its event may have aged out.
-func (r *run) wantsNotification(n *notification.Notification) bool {
-	if n.EventID == r.about.Value || slices.Contains(r.about.Events, n.EventID) {
-		return true
+func (r *run) wantsNotification(ctx context.Context, n *notification.Notification) (bool, error) {
+	if r.known(n.EventID) {
+		return true, nil
+	}
+	subject := ""
+	if n.Ref != nil { // each body is fetched once
+		subject = n.Ref.Subject(n.Account, n.EventID)
+		if wanted, known := r.bodies[subject]; known {
+			return wanted, nil
+		}
+		if err := bodies.Fill(ctx, r.s.bus, n); err != nil && !errors.Is(err, bodies.ErrGone) {
+			return false, err
+		}
 	}
 	e, rejected := event.Parse(event.Message{
 		Subject: event.Subject(n.Account, n.EventName), Header: func(string) string { return "" }, Body: n.Body, Sequence: n.EventSequence,
 	})
-	return rejected == nil && r.wants(&e)
+	wanted := rejected == nil && r.wants(&e)
+	if n.Ref != nil {
+		r.bodies[subject] = wanted
+	}
+	return wanted, nil
+}
+
+// known reports whether the job is about the event with that id, as far as it knows already.
+func (r *run) known(id string) bool {
+	return id == r.about.Value || slices.Contains(r.about.Events, id)
 }
 
 // mentioned reports whether a body that is no event is about the target all the same: by its members where it is JSON,

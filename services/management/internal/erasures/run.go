@@ -37,7 +37,7 @@ func (s *Service) run(ctx, _ context.Context, j *job, log *zap.Logger) error {
 		return nil
 	}
 	log.Info("erasure runs", zap.Int("matched", j.Matched))
-	r := &run{s: s, job: j, about: about, beat: time.Now()}
+	r := &run{s: s, job: j, about: about, beat: time.Now(), bodies: map[string]bool{}}
 	for failing := false; ; failing = true {
 		err := r.run(ctx)
 		switch {

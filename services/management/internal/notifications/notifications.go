@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 
+	"gancho/pkg/bodies"
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
@@ -265,11 +266,16 @@ var errExpired = problem.New(problem.Conflict, "event_expired",
 // message finds the event of a notification again: on NOTIFICATIONS while it is there, on FAILED after a
 // permanent failure, else in CRM_EVENTS.
 func (s *Service) message(ctx context.Context, n *Notification) (*notification.Notification, error) {
-	if n.pending != nil {
-		return n.pending, nil
+	if m := n.pending; m != nil {
+		if err := bodies.Inline(ctx, s.bus, m); !errors.Is(err, bodies.ErrGone) {
+			return m, problem.Broker(err)
+		}
 	}
 	m, err := lane.Failed(ctx, s.bus, n.Account, n.WebhookID, n.ID)
-	if errors.Is(err, bus.ErrNotFound) {
+	if err == nil { // it refers to its body for as long as FAILED has it
+		err = bodies.Fill(ctx, s.bus, m)
+	}
+	if errors.Is(err, bus.ErrNotFound) || errors.Is(err, bodies.ErrGone) {
 		m, err = eventstream.Notification(ctx, s.bus, n.EventSequence, n.EventID, n.WebhookID)
 	}
 	if errors.Is(err, bus.ErrNotFound) {

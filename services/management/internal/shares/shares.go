@@ -44,7 +44,7 @@ func refusal(detail string) error {
 
 // Notify stores n for its first attempt if its account has room for it, else it returns 429 account_share.
 func Notify(ctx context.Context, m *share.Meter, b *bus.Bus, n *notification.Notification) error {
-	hold, over := m.Admit(n.Account, int64(len(n.Body))+share.Overhead)
+	hold, over := m.Admit(n.Account, int64(len(n.Data()))+share.Overhead)
 	if hold == nil {
 		return Refusal(over)
 	}
