@@ -151,7 +151,7 @@ func (c *catchUp) batch(ctx context.Context) (int, error) {
 		}
 		m := &eventstream.Delivery{Message: e.Message, StoredAt: e.StoredAt}
 		for first := true; len(j.webhooks) > 0; first = false {
-			_, full := p.next(m, j)
+			_, full := p.nextPage(ctx, m, j)
 			switch {
 			case full: // the notifications under way must end before there is room
 				if err := settle(); err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"gancho/pkg/bodies"
 	"gancho/pkg/bus"
 	"gancho/pkg/eventstream"
 	"gancho/pkg/history"
@@ -35,6 +36,7 @@ type deferrals struct {
 	kept   *keptCounter
 
 	histories *history.Keeper
+	bodies    *bodies.Sweeper
 
 	mu       sync.Mutex
 	lines    map[string]*line // accounts with events that are not covered by a record yet
@@ -278,6 +280,7 @@ func (d *deferrals) hold(held context.Context) error {
 	var work sync.WaitGroup
 	work.Go(func() { d.kept.run(held) })
 	work.Go(func() { d.histories.Run(held) })
+	work.Go(func() { d.bodies.Run(held) })
 	running := map[string]bool{}
 	var mu sync.Mutex
 	for held.Err() == nil {

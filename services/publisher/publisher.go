@@ -22,6 +22,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"gancho/pkg/bodies"
 	"gancho/pkg/bus"
 	"gancho/pkg/event"
 	"gancho/pkg/eventstream"
@@ -60,6 +61,7 @@ type Publisher struct {
 	meter    *share.Meter
 	deferred *deferrals
 	room     *room
+	bodies   *bodies.Store
 
 	mostBytes    int // of one event with its headers
 	maxBodyBytes int
@@ -69,7 +71,30 @@ type metrics struct {
 	events  *prometheus.CounterVec
 	matched prometheus.Counter
 	held    prometheus.Counter
+	bodies  *prometheus.CounterVec
 }
+
+// large counts a large event whose body was stored, or why it was not.
+func (m *metrics) large(err error) {
+	stored := storedOnce
+	switch {
+	case errors.Is(err, bodies.ErrShare):
+		stored = storedShare
+	case errors.Is(err, bus.ErrFull):
+		stored = storedFull
+	case err != nil:
+		stored = storedNot
+	}
+	m.bodies.WithLabelValues(stored).Inc()
+}
+
+// how the bodies of large events are stored.
+const (
+	storedOnce  = "once"
+	storedShare = "copied_share"
+	storedFull  = "copied_full"
+	storedNot   = "copied_no_answer"
+)
 
 // results of an event, in addition to the reasons of a rejection.
 const (
@@ -89,11 +114,17 @@ func newMetrics(reg prometheus.Registerer) metrics {
 		held: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gancho_notifications_held_back_total", Help: "Notifications that were not created because a condition of the webhook did not hold.",
 		}),
+		bodies: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gancho_large_bodies_total", Help: "Bodies of large events for several webhooks, by how they are stored: once, or copied into each notification because the account has its share of BODIES (copied_share), it is full (copied_full), or it gave no answer (copied_no_answer).",
+		}, []string{"stored"}),
+	}
+	for _, how := range []string{storedOnce, storedShare, storedFull, storedNot} {
+		m.bodies.WithLabelValues(how)
 	}
 	for _, r := range append([]event.Reason{resultMatched, resultUnmatched, resultHeldBack}, event.Reasons()...) {
 		m.events.WithLabelValues(string(r))
 	}
-	reg.MustRegister(m.events, m.matched, m.held)
+	reg.MustRegister(m.events, m.matched, m.held, m.bodies)
 	return m
 }
 
@@ -136,6 +167,12 @@ func Run(ctx context.Context, cfg Config, proc *service.Process) error {
 	p.deferred = newDeferrals(p, shares, cfg.Limits.EventsMaxAge, proc.Metrics)
 	p.deferred.kept = &keptCounter{log: p.log, bus: b, shares: shares, share: cfg.Share.Share, limit: limits.Events}
 	p.deferred.histories = history.New(b, p.meter, p.log, proc.Metrics)
+	p.deferred.bodies = bodies.NewSweeper(b, p.log, cfg.Limits.LogMaxAge)
+	granted, err := b.Granted(ctx, cfg.Limits)
+	if err != nil {
+		return err
+	}
+	p.bodies = bodies.NewStore(b, p.meter, granted.MaxBytes(topology.Bodies))
 	p.room = &room{p: p, limit: limits.Notifications, window: cfg.Limits.DuplicateWindow, replicas: cfg.Limits.Replicas, shares: shares}
 	proc.Health.Want("shares", p.deferred.state)
 	group, ctx := errgroup.WithContext(ctx)
@@ -203,10 +240,13 @@ type job struct {
 	webhooks []*webhook.Webhook // those after the first page
 	held     []*webhook.Webhook // those whose conditions do not hold
 	started  []*bus.Started
-	hold     *share.Hold // room for the started ones
-	unsure   bool        // some of webhooks may have been notified already
-	deferred bool        // the account's events wait; the event is settled elsewhere
-	newer    bool        // the account has webhooks that only a newer version can match
+	hold     *share.Hold             // room for the started ones
+	unsure   bool                    // some of webhooks may have been notified already
+	deferred bool                    // the account's events wait; the event is settled elsewhere
+	newer    bool                    // the account has webhooks that only a newer version can match
+	large    bool                    // its body is to be stored once, and has no notifications yet that carry it
+	ref      *notification.Reference // to the body, once it is stored
+	storedAt time.Time               // when it was
 	span     *tracing.Processing
 }
 
@@ -228,8 +268,8 @@ func (p *Publisher) start(m *eventstream.Delivery, free func()) *job {
 	})
 	j.event = ev
 	p.match(j)
-	if m.Again || p.room.doubtful() {
-		j.unsure = true
+	j.unsure = m.Again || p.room.doubtful()
+	if j.unsure || j.large { // the rest waits for the broker
 		return j
 	}
 	if over, full := p.next(m, j); full {
@@ -244,6 +284,7 @@ func (p *Publisher) start(m *eventstream.Delivery, free func()) *job {
 // match finds the webhooks that the event is for.
 func (p *Publisher) match(j *job) {
 	j.webhooks = p.registry.Match(nil, &j.event, func(w *webhook.Webhook) { j.held = append(j.held, w) })
+	j.large = len(j.event.Body) > bodies.Above && len(j.webhooks) > 1
 }
 
 // count counts an event that is settled.
@@ -255,13 +296,29 @@ func (p *Publisher) count(j *job, result string) {
 	p.metrics.held.Add(float64(len(j.held)))
 }
 
+// nextPage is next for an event whose body may be stored once. Where it cannot be stored its notifications carry it.
+func (p *Publisher) nextPage(ctx context.Context, m *eventstream.Delivery, j *job) (over share.Excess, full bool) {
+	if j.large && len(j.webhooks) > 0 && time.Since(j.storedAt) > bodies.Lasts {
+		ref, err := p.bodies.Put(ctx, &j.event)
+		if err != nil {
+			p.log.Debug("a large event's body is not stored once; its notifications carry it", append(j.fields(m), zap.Error(err))...)
+		}
+		j.ref, j.storedAt, j.large = ref, time.Now(), err == nil
+		p.metrics.large(err)
+	}
+	return p.next(m, j)
+}
+
 // next starts the next page of an event's notifications, if its account has room for it.
 func (p *Publisher) next(m *eventstream.Delivery, j *job) (over share.Excess, full bool) {
 	j.started, j.hold = nil, nil
 	if len(j.webhooks) == 0 {
 		return over, false
 	}
-	each := int64(len(j.event.Body)) + share.Overhead
+	each := int64(share.Overhead)
+	if j.ref == nil {
+		each += int64(len(j.event.Body))
+	}
 	n := min(page, len(j.webhooks))
 	if most := p.meter.Page(j.event.Account); most > 0 {
 		n = int(min(int64(n), max(1, most/each)))
@@ -269,7 +326,7 @@ func (p *Publisher) next(m *eventstream.Delivery, j *job) (over share.Excess, fu
 	if j.hold, over = p.meter.Admit(j.event.Account, int64(n)*each); j.hold == nil {
 		return over, true
 	}
-	j.started, j.webhooks = p.notify(m.StoredAt, j.event, j.webhooks[:n]), j.webhooks[n:]
+	j.started, j.webhooks = p.notify(m.StoredAt, j, j.webhooks[:n]), j.webhooks[n:]
 	return over, false
 }
 
@@ -289,10 +346,11 @@ func (j *job) wait(ctx context.Context) error {
 }
 
 // notify starts one page of notifications.
-func (p *Publisher) notify(storedAt time.Time, ev event.Event, webhooks []*webhook.Webhook) []*bus.Started {
+func (p *Publisher) notify(storedAt time.Time, j *job, webhooks []*webhook.Webhook) []*bus.Started {
 	started := make([]*bus.Started, 0, len(webhooks))
 	for _, w := range webhooks {
-		n := notification.First(&ev, storedAt, w.UUID)
+		n := notification.First(&j.event, storedAt, w.UUID)
+		n.Ref = j.ref
 		started = append(started, lane.Notify(p.bus, &n))
 	}
 	return started
@@ -318,7 +376,9 @@ func (p *Publisher) finish(ctx context.Context, m *eventstream.Delivery, j *job)
 			m.Abandon()
 			return
 		}
-		if over, full := p.next(m, j); full {
+	}
+	if j.unsure || j.large {
+		if over, full := p.nextPage(ctx, m, j); full {
 			j.span.End(0, nil)
 			p.deferred.add(m, j.event.Account, &over, nil)
 			return
@@ -333,7 +393,7 @@ func (p *Publisher) finish(ctx context.Context, m *eventstream.Delivery, j *job)
 			m.Abandon()
 			return
 		}
-		if over, full := p.next(m, j); full {
+		if over, full := p.nextPage(ctx, m, j); full {
 			p.metrics.matched.Add(float64(total))
 			j.span.End(total, nil)
 			p.deferred.add(m, j.event.Account, &over, nil)

@@ -41,6 +41,7 @@ type crowd struct {
 func smallStores() topology.Limits {
 	l := bustest.Limits()
 	l.NotificationsMaxBytes, l.RetriesMaxBytes, l.ParkedMaxBytes, l.EventsMaxBytes = 4<<20, 4<<20, 4<<20, 256<<20
+	l.BodiesMaxBytes = 1 // notifications carry their bodies, however large
 	return l
 }
 
