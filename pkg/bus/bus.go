@@ -124,6 +124,7 @@ type Bus struct {
 	writers   map[string]*writer // by stream
 
 	holder    holder
+	acks      acks
 	lookEvery time.Duration // how often streams, buckets and consumers are looked at
 	keepers   sync.WaitGroup
 	closing   context.Context //nolint:containedctx // of the keepers, which end with Close
@@ -258,6 +259,7 @@ func (b *Bus) Close() {
 	}
 	b.end()
 	b.keepers.Wait()
+	b.acks.send()
 	if up {
 		_ = b.nc.FlushTimeout(2 * time.Second)
 	}

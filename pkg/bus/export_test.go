@@ -45,6 +45,9 @@ func (b *Bus) CommitUnanswered(stream string, messages []*nats.Msg) ([]*Started,
 	return started, nil
 }
 
+// AckDelay has acknowledgements that may wait for others wait that long.
+func (b *Bus) AckDelay(d time.Duration) { b.acks.delay = d }
+
 // LookEvery has streams, buckets and consumers that are opened from now on looked at that often.
 func (b *Bus) LookEvery(d time.Duration) { b.lookEvery = d }
 

@@ -68,7 +68,7 @@ type Delivery struct {
 // recognised.
 func (d *Delivery) Ack() {
 	d.held.Release()
-	d.sent("ack", d.msg.Ack())
+	d.consumer.bus.AckSoon(d.msg)
 }
 
 // Wait has the broker deliver an event that only a newer version can handle again after a while.

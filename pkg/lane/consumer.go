@@ -144,6 +144,10 @@ func (d *Delivery) Stream() string {
 // journal decides.
 func (d *Delivery) Ack() {
 	d.held.Release()
+	if d.Lane == notification.LaneFirst { // its ack removes nothing, so it may wait for others
+		d.bus.AckSoon(d.msg)
+		return
+	}
 	if err := d.msg.Ack(); err != nil {
 		d.bus.Logger().Debug("ack not sent; the message will come again", zap.Error(err))
 	}
