@@ -40,7 +40,7 @@ func handshakeFailure(err error) string {
 	case strings.HasSuffix(text, "remote error: tls: unrecognized name"):
 		return prefix + "the receiver has no certificate for this host name (alert unrecognized name)"
 	case malformedCertificate(text) != "":
-		return prefix + "the certificate is malformed (" + malformedCertificate(text) + "); issue it anew"
+		return prefix + "the certificate is malformed (" + malformedCertificate(text) + "); issue a new one"
 	case strings.Contains(text, "first record does not look like a TLS handshake"):
 		return prefix + "the receiver does not speak TLS on this port"
 	case errors.Is(err, io.EOF):

@@ -111,7 +111,7 @@ func TestMalformedCertificate(t *testing.T) {
 	ca := newAuthority(t)
 	cfg := ca.server(t)
 	der := cfg.Certificates[0].Certificate[0]
-	der[bytes.Index(der, []byte{2, 1, 2, 2, 1, 2})+5] = 0xfe // the serial number, behind the version; nobody gets as far as the signature
+	der[bytes.Index(der, []byte{2, 1, 2, 2, 1, 2})+5] = 0xfe // the serial number, behind the version; it is read before the signature
 	o := newSender(t, ca, 10*time.Second).Send(t.Context(), request(newRaw(t, cfg, func(net.Conn) {}).url))
 	if expect(t, o, "tls"); !strings.Contains(o.Detail, "the certificate is malformed (x509: negative serial number)") {
 		t.Errorf("detail %q", o.Detail)

@@ -213,8 +213,8 @@ func TestHTTP2(t *testing.T) {
 	}
 }
 
-// TestHTTP2InName: a receiver that chooses HTTP/2 and speaks HTTP/1.1 is sent HTTP/1.1 at the next attempt, one that takes
-// only small headers over HTTP/2 in the same attempt.
+// TestHTTP2InName: a receiver that chooses HTTP/2 and speaks HTTP/1.1 is sent HTTP/1.1 at the next attempt, one that
+// takes only small headers over HTTP/2 in the same attempt.
 func TestHTTP2InName(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t)

@@ -23,7 +23,8 @@ const (
 // Owners returns all owners, in the order in which notifications pass through their streams.
 func Owners() []Owner { return []Owner{Publisher, Dispatcher, Monitor, Management} }
 
-// LeaseTTL is how long a key of the bucket LEASES lives unless it is renewed: work whose process died goes on within 5 s.
+// LeaseTTL is how long a key of the bucket LEASES lives unless it is renewed: work whose process died goes on within 5
+// s.
 const LeaseTTL = 4 * time.Second
 
 // pacesMaxAge is how long a key of the bucket PACES is kept: much longer than a minute, after which it means nothing.
