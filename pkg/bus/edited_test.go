@@ -434,7 +434,7 @@ func TestEditedStreamIsSetBack(t *testing.T) {
 	editStream(t, js, topology.Retries, func(c *jetstream.StreamConfig) { c.MaxAge = 0 })
 	setBack(dispatcher, unlimited) // a look lies between
 	setBack(dispatcher, edit{topology.Retries, "max_age none -> 2h0m0s", func(c *jetstream.StreamConfig) { c.MaxAge = 2 * time.Hour }})
-	setBack(dispatcher, edit{"KV_LEASES", "max_age 15s -> none", func(c *jetstream.StreamConfig) { c.MaxAge = 0 }})
+	setBack(dispatcher, edit{"KV_LEASES", "max_age 4s -> none", func(c *jetstream.StreamConfig) { c.MaxAge = 0 }})
 	setBack(dispatcher, edit{topology.Parked, "max_consumers 10000 -> 1", func(c *jetstream.StreamConfig) { c.MaxConsumers = 1 }})
 }
 
