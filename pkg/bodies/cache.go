@@ -51,7 +51,7 @@ func (c *Cache) Fill(ctx context.Context, n *notification.Notification) error {
 	if x == nil {
 		x = &cached{subject: subject, done: make(chan struct{})}
 		c.bodies[subject] = x
-		go c.fetch(*n, x) // who waits for it may give up, others go on
+		go c.fetch(*n, x) //nolint:gosec // who waits for it may give up, others go on
 	}
 	c.mu.Unlock()
 	select {

@@ -179,7 +179,7 @@ func (s *Sweeper) lookAtFailed(ctx context.Context) error {
 // referredBy returns the subject of the body that a notification's message refers to, "" when it has its body. It does
 // not check the rest: what a newer version wrote refers to a body too.
 func referredBy(header map[string][]string) string {
-	n, _ := notification.Decode(header, nil) //nolint:errcheck // see above
+	n, _ := notification.Decode(header, nil)
 	if n.Ref == nil {
 		return ""
 	}

@@ -27,7 +27,7 @@ func TestAckSoon(t *testing.T) {
 	send := func(size int) {
 		t.Helper()
 		sent++
-		n := bustest.Example(int(sent)) //nolint:gosec // a count
+		n := bustest.Example(int(sent))
 		n.Body = bytes.Repeat([]byte(" "), size)
 		if err := lane.Notify(other, n).Wait(t.Context()); err != nil {
 			t.Fatal(err)

@@ -23,7 +23,7 @@ func (r *rig) bytes(stream string) int {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	return int(s.CachedInfo().State.Bytes) //nolint:gosec // of a test
+	return int(s.CachedInfo().State.Bytes)
 }
 
 // TestLargeFanOutStoresTheBodyOnce: 1 MiB to 1,000 webhooks is stored once.
