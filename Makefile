@@ -57,11 +57,19 @@ down: ## stop the containers; the data stays (docker compose down --volumes dele
 
 # -- test --------------------------------------------------------------------
 
-# The end-to-end tests come first: they take longest and wait much, so the others run beside them, and three at a time
-# on two processors. A program with the race detector sleeps before it exits, a second by default. lint runs go vet.
+# The end-to-end tests take longest and wait much, so the others run beside them. lint runs go vet.
 .PHONY: test
-test: needs-go tools ## all tests with the race detector; installs what they need on Debian
-	GORACE=atexit_sleep_ms=50 go test -race -shuffle=on -vet=off -parallel 3 -timeout 20m ./services/e2e $(PACKAGES)
+test: needs-go tools ## all tests; installs what they need on Debian
+	@$(MAKE) -j2 --keep-going test-e2e test-race
+
+.PHONY: test-e2e
+test-e2e: needs-go tools ## the end-to-end tests
+	go test -shuffle=on -vet=off -parallel 3 -timeout 20m ./services/e2e
+
+# A program with the race detector sleeps before it exits, a second by default.
+.PHONY: test-race
+test-race: needs-go tools ## all other tests, with the race detector
+	GORACE=atexit_sleep_ms=50 go test -race -shuffle=on -vet=off -timeout 20m $$(go list $(PACKAGES) | grep -v /e2e$$)
 
 .PHONY: test-short
 test-short: needs-go ## the quick tests, under a minute: no race detector, nothing installed, not end to end
@@ -87,7 +95,7 @@ bench: needs-go ## measure throughput and latency on this machine (BENCH="-flags
 
 .PHONY: chaos
 chaos: needs-go tools ## kill and pause processes under load for CHAOS (10m), then count; prove the count with seeded bugs
-	go test ./services/e2e -run Chaos -count=1 -v -timeout 0 -args -chaos $(CHAOS)
+	go test -race ./services/e2e -run Chaos -count=1 -v -timeout 0 -args -chaos $(CHAOS)
 
 .PHONY: outages
 outages: needs-go tools ## take NATS, Redis and DNS away for OUTAGE (10m) each, at once

@@ -69,7 +69,7 @@ func (c *Cache) fetch(n notification.Notification, x *cached) {
 	x.body, x.err = Fetch(ctx, c.bus, &n)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	close(x.done)
+	defer close(x.done)
 	if x.err != nil { // the next one asks again
 		delete(c.bodies, x.subject)
 		return
