@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"gancho/pkg/service"
+	"gancho/pkg/waittest"
 )
 
 func serve(environ ...string) command {
@@ -40,11 +41,14 @@ func TestServeRefusesAFolderInUse(t *testing.T) {
 	if err := lock.Close(); err != nil {
 		t.Fatal(err)
 	}
-	again, err := lockDataDir(dir)
-	if err != nil {
-		t.Fatalf("the lock of a process that ended holds: %v", err)
-	}
-	_ = again.Close()
+	// A process that another test starts right now has the file until its own program begins.
+	waittest.Until(t, "the lock of a process that ended is free", func() bool {
+		again, err := lockDataDir(dir)
+		if err == nil {
+			_ = again.Close()
+		}
+		return err == nil
+	})
 }
 
 // TestServeFailsBeforeItShowsAToken: a token that is shown once is of no use when nothing runs.
