@@ -10,9 +10,9 @@
 //
 // # Reading
 //
-// Fetch compares what it finds with the reference's length and SHA-256, and takes the event in CRM_EVENTS where BODIES
-// does not have it. A body that neither has is ErrGone: it was erased, or someone purged the streams. What cannot be
-// read for now is another error, after which the notification comes again and no attempt is used up.
+// Fetch checks the bytes against the reference's length and SHA-256. It takes them from BODIES, or else from the event
+// in CRM_EVENTS. A body that is in neither is ErrGone: it was erased, or the streams were purged. After any other error
+// the notification comes again, and no attempt is used up.
 //
 // # Removing
 //
