@@ -35,8 +35,11 @@ const (
 	format = 1
 	// entryBytes is the size of an entry: the hash of its document, the event's id, sequence and time.
 	entryBytes = 16 + 16 + 8 + 8
-	// within bounds a call. Without an answer an older event may be sent.
+	// within bounds a call.
 	within = 5 * time.Second
+	// fresh bounds the age of an answer: one that comes later is asked for again, because a newer event may have been
+	// delivered meanwhile.
+	fresh = 500 * time.Millisecond
 )
 
 // Store is the bucket LATEST. It is safe for concurrent use.
@@ -70,7 +73,8 @@ func (d document) key(account string) string {
 	return account + "." + strconv.Itoa(int(binary.BigEndian.Uint16(d[:]))%places)
 }
 
-// Newest returns the latest delivered event of the document that n is about, the zero Place when none is known.
+// Newest returns the latest delivered event of the document that n is about, the zero Place when none is known. The
+// answer is at most half a second old. Without one within 5 s there is an error.
 func (s *Store) Newest(ctx context.Context, n *notification.Notification) (notification.Place, error) {
 	d, ok := documentOf(n)
 	if !ok {
@@ -78,7 +82,7 @@ func (s *Store) Newest(ctx context.Context, n *notification.Notification) (notif
 	}
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	entries, _, err := s.read(ctx, d.key(n.Account))
+	entries, err := s.readFresh(ctx, d.key(n.Account))
 	if err != nil {
 		return notification.Place{}, err
 	}
@@ -118,6 +122,22 @@ func (s *Store) Delivered(ctx context.Context, n *notification.Notification) err
 		}
 		if !errors.Is(err, bus.ErrConflict) { // another document of the place came first
 			return err
+		}
+	}
+}
+
+// readFresh returns the entries of a place as they were at most half a second ago.
+func (s *Store) readFresh(ctx context.Context, key string) ([]entry, error) {
+	for {
+		soon, cancel := context.WithTimeout(ctx, fresh)
+		entries, _, err := s.read(soon, key)
+		late := soon.Err() != nil
+		cancel()
+		if !late {
+			return entries, err
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
 		}
 	}
 }

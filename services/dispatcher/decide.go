@@ -89,7 +89,12 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position not
 			d.missed(ctx, m, err)
 			return false
 		}
-		if newer := d.newer(ctx, m, a.webhook); newer != "" {
+		newer, err := d.newer(ctx, m, a.webhook)
+		if err != nil {
+			d.wait(ctx, m, position, stalePause)
+			return false
+		}
+		if newer != "" {
 			r := d.record(m, nil, position, notification.KindCancelled)
 			r.Newer = newer
 			d.end(ctx, m, r, notification.Superseded)
@@ -102,10 +107,8 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position not
 		return false
 	}
 	outcome, err := d.attempt(ctx, m, a.webhook, position)
-	if err != nil { // nothing was sent and nothing is used up
-		d.carryOut(ctx, m, notification.Decision{
-			Step: notification.StepReschedule, Next: m.Retry(position), At: time.Now().Add(keysPause),
-		})
+	if err != nil {
+		d.wait(ctx, m, position, keysPause)
 		return false
 	}
 	request.answered()
@@ -114,8 +117,13 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position not
 	return true
 }
 
-// filled fetches the body of a notification that only refers to it. Without it nothing is sent and nothing is used up:
-// the notification comes back later. One whose body is gone for good ends.
+// wait has a notification come back after the pause. Nothing was sent and nothing is used up.
+func (d *Dispatcher) wait(ctx context.Context, m *lane.Delivery, position notification.Position, pause time.Duration) {
+	d.carryOut(ctx, m, notification.Decision{Step: notification.StepReschedule, Next: m.Retry(position), At: time.Now().Add(pause)})
+}
+
+// filled fetches the body of a notification that only refers to it. Without it the notification waits. One whose body
+// is gone for good ends.
 func (d *Dispatcher) filled(ctx context.Context, m *lane.Delivery, position notification.Position) bool {
 	switch err := d.bodies.Fill(ctx, &m.Notification); {
 	case err == nil:
@@ -124,15 +132,18 @@ func (d *Dispatcher) filled(ctx context.Context, m *lane.Delivery, position noti
 		d.giveUp(ctx, m, err.Error())
 	default:
 		d.lasting.Warn("a large event's body cannot be fetched: its notifications wait", append(fields(m), zap.Error(err))...)
-		d.carryOut(ctx, m, notification.Decision{
-			Step: notification.StepReschedule, Next: m.Retry(position), At: time.Now().Add(bodyPause),
-		})
+		d.wait(ctx, m, position, bodyPause)
 	}
 	return false
 }
 
-// bodyPause is how long a notification waits when its body cannot be fetched.
-const bodyPause = 10 * time.Second
+// Pauses of a notification that cannot be sent now: its body cannot be fetched, it is not known whether it is stale, its
+// webhook's credentials do not open.
+const (
+	bodyPause  = 10 * time.Second
+	stalePause = 5 * time.Second
+	keysPause  = time.Minute
+)
 
 // missed leaves a notification to a later turn of its URL: it came too late for its own, and the next is far away or
 // cannot be reserved.
@@ -145,19 +156,20 @@ func (d *Dispatcher) missed(ctx context.Context, m *lane.Delivery, err error) {
 }
 
 // newer returns the id of the event that made a notification stale while it waited, "" when none did or its webhook
-// does not care.
-func (d *Dispatcher) newer(ctx context.Context, m *lane.Delivery, w *webhook.Webhook) string {
+// does not care. Without an answer nobody knows, and the notification must not be sent.
+func (d *Dispatcher) newer(ctx context.Context, m *lane.Delivery, w *webhook.Webhook) (string, error) {
 	if w.Stale != webhook.Skip || !m.Waited(m.Lane) {
-		return ""
+		return "", nil
 	}
 	newest, err := d.latest.Newest(ctx, &m.Notification)
 	if err != nil {
-		d.lasting.Warn("the latest event of a document is not known: a stale notification may be sent", append(fields(m), zap.Error(err))...)
+		d.lasting.Warn("the latest event of a document cannot be read: notifications that may be stale wait", append(fields(m), zap.Error(err))...)
+		return "", err
 	}
 	if newest.Later(m.Place()) {
-		return newest.EventID
+		return newest.EventID, nil
 	}
-	return ""
+	return "", nil
 }
 
 // waitedTooLong reports whether a notification that PARKED has refused ever since waits for its suspended URL longer
@@ -165,9 +177,6 @@ func (d *Dispatcher) newer(ctx context.Context, m *lane.Delivery, w *webhook.Web
 func (d *Dispatcher) waitedTooLong(m *lane.Delivery) bool {
 	return m.NumDelivered == 1 && !m.RefusedAt.IsZero() && time.Since(m.RefusedAt) > d.cfg.ParkedMaxAge
 }
-
-// keysPause is how long a notification waits when its webhook's credentials do not open.
-const keysPause = time.Minute
 
 // attempt makes the request. An error means that none was made: the webhook's credentials do not open,
 // which is our fault and not the receiver's.

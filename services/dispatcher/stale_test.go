@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/uuid"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"gancho/pkg/bus/bustest"
 	"gancho/pkg/event"
@@ -135,6 +136,41 @@ func TestSkipsStale(t *testing.T) {
 		parked, err := r.bus.StreamState(t.Context(), topology.Parked)
 		return err == nil && parked.Messages == 0
 	})
+}
+
+// TestMayBeStale cuts a dispatcher off while it asks whether what waited is stale. Without an answer it sends nothing:
+// meanwhile another dispatcher has delivered a later event.
+func TestMayBeStale(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	rc := newReceiver(t, ok)
+	w := r.webhook(rc.URL, skips)
+	proxy, direct := r.broker.Proxy(), r.cfg.Bus.URL
+	cut := bustest.Break{Fault: bustest.Lost, Freeze: true}
+	proxy.Break(&cut, func(subject string, _ []byte) bool {
+		return strings.HasPrefix(subject, "$JS.API.") && strings.Contains(subject, ".GET.KV_LATEST")
+	})
+	core, logs := observer.New(zap.WarnLevel)
+	r.cfg.Bus.URL, r.log = proxy.URL(), zap.New(core)
+	r.start()
+	t.Cleanup(proxy.Thaw) // else it cannot stop
+	older, later := deal(w, "a", 1), deal(w, "a", 2)
+	older.AttemptsDone, older.Moves = 1, 1
+	if err := lane.Schedule(t.Context(), r.bus, older, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	<-cut.Done
+	r.cfg.Bus.URL, r.log = direct, bustest.Logger(t)
+	r.start()
+	r.state(r.publish(later), notification.Delivered)
+	r.until("the one that is cut off gives up asking", func() bool {
+		return logs.FilterMessageSnippet("may be stale wait").Len() > 0
+	})
+	proxy.Thaw()
+	last := r.end(older.ID)
+	if last.Reason != notification.Superseded || last.Newer != later.EventID || len(rc.attempts(older.ID)) != 0 {
+		t.Errorf("it ended as %+v after the attempts %v, want superseded and none", last, rc.attempts(older.ID))
+	}
 }
 
 // stalls measures until stop is called how long this machine keeps a goroutine from running that should: a process that
