@@ -93,6 +93,17 @@ type Delivery struct {
 	meta *jetstream.MsgMetadata
 	held *bus.Held
 	bus  *bus.Bus
+
+	cameAt time.Time
+}
+
+// heldUp is how long a first attempt takes at most until it is sent, unless this process was cut off.
+const heldUp = time.Second
+
+// Waited reports whether a later event can have been delivered meanwhile: the lane kept the notification back, another
+// process had it before, or this one has had it for more than a second.
+func (d *Delivery) Waited() bool {
+	return d.Notification.Waited(d.Lane) || d.Again || time.Since(d.cameAt) > heldUp
 }
 
 // Hold keeps the notification, which has just come, for this process until it is ended, however long that takes. It
@@ -112,7 +123,7 @@ func delivery(ctx context.Context, b *bus.Bus, lane notification.Lane, m jetstre
 		b.Logger().Error("a message without JetStream metadata was ignored", zap.Error(err))
 		return nil
 	}
-	d := &Delivery{Lane: lane, NumDelivered: int(meta.NumDelivered), StoredAt: meta.Timestamp, Sequence: meta.Sequence.Stream, msg: m, meta: meta, bus: b} //nolint:gosec // a count
+	d := &Delivery{Lane: lane, NumDelivered: int(meta.NumDelivered), StoredAt: meta.Timestamp, Sequence: meta.Sequence.Stream, msg: m, meta: meta, bus: b, cameAt: time.Now()} //nolint:gosec // a count
 	d.Again = again(meta) || m.Headers().Get(notification.HeaderWaited) != ""
 	d.Notification, err = notification.Decode(m.Headers(), m.Data())
 	switch {

@@ -84,6 +84,8 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position not
 	if !d.filled(ctx, m, position) {
 		return false
 	}
+	request := d.unrecorded.begin(a.slot != nil && a.slot.near && a.turn == nil)
+	defer request.recorded()
 	for inTime := false; !inTime; inTime = a.turn.use() {
 		if err := a.turn.wait(ctx); err != nil {
 			d.missed(ctx, m, err)
@@ -101,8 +103,6 @@ func (d *Dispatcher) carryOn(ctx context.Context, m *lane.Delivery, position not
 			return false
 		}
 	}
-	request := d.unrecorded.begin(a.slot != nil && a.slot.near)
-	defer request.recorded()
 	if !m.Ours() { // this process was frozen, or cut off: another one may have it
 		return false
 	}
@@ -137,8 +137,8 @@ func (d *Dispatcher) filled(ctx context.Context, m *lane.Delivery, position noti
 	return false
 }
 
-// Pauses of a notification that cannot be sent now: its body cannot be fetched, it is not known whether it is stale, its
-// webhook's credentials do not open.
+// Pauses of a notification that cannot be sent now: its body cannot be fetched, it may be stale, its webhook's
+// credentials do not open.
 const (
 	bodyPause  = 10 * time.Second
 	stalePause = 5 * time.Second
@@ -156,9 +156,9 @@ func (d *Dispatcher) missed(ctx context.Context, m *lane.Delivery, err error) {
 }
 
 // newer returns the id of the event that made a notification stale while it waited, "" when none did or its webhook
-// does not care. Without an answer nobody knows, and the notification must not be sent.
+// does not care. On an error the notification may be stale, and must not be sent.
 func (d *Dispatcher) newer(ctx context.Context, m *lane.Delivery, w *webhook.Webhook) (string, error) {
-	if w.Stale != webhook.Skip || !m.Waited(m.Lane) {
+	if w.Stale != webhook.Skip || !m.Waited() {
 		return "", nil
 	}
 	newest, err := d.latest.Newest(ctx, &m.Notification)

@@ -20,6 +20,7 @@ import (
 	"gancho/pkg/event"
 	"gancho/pkg/journal"
 	"gancho/pkg/lane"
+	"gancho/pkg/latest"
 	"gancho/pkg/notification"
 	"gancho/pkg/topology"
 	"gancho/pkg/webhook"
@@ -138,38 +139,59 @@ func TestSkipsStale(t *testing.T) {
 	})
 }
 
-// TestMayBeStale cuts a dispatcher off while it asks whether what waited is stale. Without an answer it sends nothing:
-// meanwhile another dispatcher has delivered a later event.
+// TestMayBeStale cuts a dispatcher off while it has an event that another one makes stale. It does not send it, and
+// neither does the one that gets it next.
 func TestMayBeStale(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, nil)
-	rc := newReceiver(t, ok)
-	w := r.webhook(rc.URL, skips)
-	proxy, direct := r.broker.Proxy(), r.cfg.Bus.URL
-	cut := bustest.Break{Fault: bustest.Lost, Freeze: true}
-	proxy.Break(&cut, func(subject string, _ []byte) bool {
-		return strings.HasPrefix(subject, "$JS.API.") && strings.Contains(subject, ".GET.KV_LATEST")
-	})
-	core, logs := observer.New(zap.WarnLevel)
-	r.cfg.Bus.URL, r.log = proxy.URL(), zap.New(core)
-	r.start()
-	t.Cleanup(proxy.Thaw) // else it cannot stop
-	older, later := deal(w, "a", 1), deal(w, "a", 2)
-	older.AttemptsDone, older.Moves = 1, 1
-	if err := lane.Schedule(t.Context(), r.bus, older, time.Now()); err != nil {
-		t.Fatal(err)
-	}
-	<-cut.Done
-	r.cfg.Bus.URL, r.log = direct, bustest.Logger(t)
-	r.start()
-	r.state(r.publish(later), notification.Delivered)
-	r.until("the one that is cut off gives up asking", func() bool {
-		return logs.FilterMessageSnippet("may be stale wait").Len() > 0
-	})
-	proxy.Thaw()
-	last := r.end(older.ID)
-	if last.Reason != notification.Superseded || last.Newer != later.EventID || len(rc.attempts(older.ID)) != 0 {
-		t.Errorf("it ended as %+v after the attempts %v, want superseded and none", last, rc.attempts(older.ID))
+	for name, tc := range map[string]struct {
+		retry    bool
+		at       string // the call that is lost
+		until    string // a line of the log; "": until the next one has it
+		attempts []string
+	}{
+		"it asks":                     {true, "$JS.API.DIRECT.GET.KV_LATEST.", "may be stale wait", nil},
+		"a first attempt is repeated": {false, "gancho.attempts.", "", []string{"1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, nil)
+			rc := newReceiver(t, ok)
+			w := r.webhook(rc.URL, skips)
+			proxy, direct := r.broker.Proxy(), r.cfg.Bus.URL
+			cut := bustest.Break{Fault: bustest.Lost, Freeze: true}
+			proxy.Break(&cut, func(subject string, _ []byte) bool { return strings.HasPrefix(subject, tc.at) })
+			core, logs := observer.New(zap.WarnLevel)
+			r.cfg.Bus.URL, r.log = proxy.URL(), zap.New(core)
+			r.start()
+			t.Cleanup(proxy.Thaw) // else it cannot stop
+			older, later := deal(w, "a", 1), deal(w, "a", 2)
+			if tc.retry {
+				older.AttemptsDone, older.Moves = 1, 1
+				if err := lane.Schedule(t.Context(), r.bus, older, time.Now()); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				r.publish(older)
+			}
+			<-cut.Done
+			written, err := latest.Open(t.Context(), r.bus)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := written.Delivered(t.Context(), later); err != nil { // by another dispatcher
+				t.Fatal(err)
+			}
+			r.cfg.Bus.URL, r.log = direct, bustest.Logger(t)
+			r.start()
+			if tc.until != "" {
+				r.until("the one that is cut off gives up", func() bool { return logs.FilterMessageSnippet(tc.until).Len() > 0 })
+				proxy.Thaw()
+			}
+			last := r.end(older.ID)
+			if last.Reason != notification.Superseded || last.Newer != later.EventID || !slices.Equal(rc.attempts(older.ID), tc.attempts) {
+				t.Errorf("it ended as %+v after the attempts %v, want superseded after %v", last, rc.attempts(older.ID), tc.attempts)
+			}
+		})
 	}
 }
 
