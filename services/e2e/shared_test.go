@@ -76,6 +76,7 @@ func TestOrdinary(t *testing.T) {
 		guest{"DeliversByteForByte", testDeliversByteForByte},
 		guest{"KillPublisherInFanOut", testKillPublisherInFanOut},
 		guest{"StopUnderLoad", testStopUnderLoad},
+		guest{"MaxPerMinute", testMaxPerMinute},
 		guest{"DeletedStream", testDeletedStream},
 	)
 }
