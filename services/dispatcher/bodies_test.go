@@ -2,11 +2,14 @@ package dispatcher
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
 
 	"gancho/pkg/bodies"
 	"gancho/pkg/bus"
@@ -110,6 +113,57 @@ func TestLargeBodyIsStoredOnce(t *testing.T) {
 	}
 	if err := bodies.Fill(t.Context(), r.bus, kept); err != nil || string(kept.Body) != string(e.Body) {
 		t.Errorf("kept: %d bytes, %v", len(kept.Body), err)
+	}
+}
+
+// TestLargeBodyIsAwayForAWhile: while the broker gives no body out, its notification waits on RETRIES, wherever it came
+// from. Nothing is sent, no attempt is used up, and others go on. Later it is sent with the number that it had.
+func TestLargeBodyIsAwayForAWhile(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: a fetch is given up after 10 s, and made again 10 s later")
+	}
+	t.Parallel()
+	r := newRig(t, nil)
+	proxy := r.broker.Proxy()
+	proxy.Silence(func(subject string) bool { return strings.Contains(subject, ".GET."+topology.Bodies) })
+	r.cfg.Bus.URL, r.log = proxy.URL(), zap.NewNop() // the fault is logged
+	rc := newReceiver(t, ok)
+	w := r.webhook(rc.URL, nil)
+	first, second := largeEvent(1), largeEvent(2)
+	fresh := r.referred(w, first)
+	ref, err := bodies.NewStore(r.bus, nil, 0).Put(t.Context(), second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := notification.First(second, time.Now(), w.UUID)
+	n.Ref, n.AttemptsDone = ref, 2
+	tried := n.Retry(notification.Position{AttemptsDone: 2})
+	if err := lane.Schedule(t.Context(), r.bus, &tried, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	r.state(r.notify(w, 3), notification.Delivered)
+	r.until("both wait on RETRIES, and nowhere else", func() bool {
+		subjects, err := r.bus.Subjects(t.Context(), topology.Retries, ">")
+		upTo, settledErr := lane.Settled(t.Context(), r.bus)
+		return err == nil && settledErr == nil && len(subjects) == 2 && upTo == 2 && !slices.ContainsFunc(slices.Collect(maps.Keys(subjects)), func(s string) bool {
+			return !strings.HasPrefix(s, "gancho.retries.at.")
+		})
+	})
+	if n := rc.total(); n != 1 {
+		t.Errorf("%d requests, want that of the small one", n)
+	}
+	for _, id := range []string{fresh, n.ID} {
+		if last, err := journal.Last(t.Context(), r.bus, "acme", id); err == nil {
+			t.Errorf("a step is recorded: %+v", last)
+		}
+	}
+	proxy.Silence(nil)
+	for id, number := range map[string]string{fresh: "1", n.ID: "3"} {
+		last := r.state(id, notification.Delivered)
+		if got := rc.attempts(id); !slices.Equal(got, []string{number}) || fmt.Sprint(last.AttemptsDone) != number {
+			t.Errorf("requests %v, %d attempts recorded; want number %s alone", got, last.AttemptsDone, number)
+		}
 	}
 }
 

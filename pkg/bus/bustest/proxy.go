@@ -28,6 +28,7 @@ type Proxy struct {
 	mu     sync.Mutex
 	at     *Break
 	match  func(subject string, payload []byte) bool
+	silent func(subject string) bool
 	frozen bool
 	conns  map[net.Conn]bool
 }
@@ -80,6 +81,21 @@ func (p *Proxy) Break(b *Break, match func(subject string, payload []byte) bool)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.at, p.match = b, match
+}
+
+// Silence keeps messages with matching subjects from the server, and leaves clients connected, until it is called with
+// nil.
+func (p *Proxy) Silence(match func(subject string) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.silent = match
+}
+
+// silences reports whether messages with the subject do not reach the server.
+func (p *Proxy) silences(subject string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.silent != nil && p.silent(subject)
 }
 
 // Thaw lets clients connect again.
@@ -146,6 +162,9 @@ func (p *Proxy) serve(client net.Conn) {
 		if b := p.take(subject, payload); b != nil {
 			p.breakOff(b, server, back, message, subject)
 			return
+		}
+		if p.silences(subject) {
+			continue
 		}
 		if _, err := server.Write(message); err != nil {
 			return
