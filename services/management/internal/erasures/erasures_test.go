@@ -334,6 +334,51 @@ func TestEraseWhatWasRemoved(t *testing.T) {
 	}
 }
 
+// TestEraseABodyWithoutItsEvent: a large event's body goes that stands on BODIES alone, because the event has left
+// CRM_EVENTS: with the notification that still refers to it, or without any.
+func TestEraseABodyWithoutItsEvent(t *testing.T) {
+	t.Parallel()
+	for name, in := range map[string]func(e *event.Event) Input{
+		byDocument:    func(*event.Event) Input { return Input{DocumentID: given(document)} },
+		byTransaction: func(*event.Event) Input { return Input{TransactionUUID: given(change)} },
+		byEvent:       func(e *event.Event) Input { return Input{EventID: given(e.ID)} },
+	} {
+		for _, referred := range []bool{true, false} {
+			t.Run(fmt.Sprint(name, ", referred ", referred), func(t *testing.T) {
+				t.Parallel()
+				r := newRig(t)
+				ctx := t.Context()
+				kept := r.publish("acme", body("contact-1", "tx-1", "joao@example.test"))
+				store := bodies.NewStore(r.bus, nil, 0)
+				_, err := store.Put(ctx, kept)
+				r.must(err)
+				e := r.publish("acme", body(document, change, person))
+				ref, err := store.Put(ctx, e)
+				r.must(err)
+				r.must(r.bus.Erase(ctx, topology.Events, e.Sequence))
+				all := map[*notification.Notification]notification.State{}
+				if referred {
+					n := notification.First(e, time.Now(), uuid.New())
+					n.Ref = ref
+					moved := n.Parked(notification.Position{})
+					r.must(lane.Park(r.bus, &moved, "key").Wait(ctx))
+					all[&n] = notification.Cancelled
+				}
+				s, _ := r.service(r.bus, seal.New())
+				began, err := s.Create(ctx, "acme", in(e))
+				r.must(err)
+				if v := r.done(s, began.ID); v.State != Done || v.Matched != 1 || v.Erased[topology.Bodies] != 1 || v.Erased[topology.Parked] != uint64(len(all)) {
+					t.Errorf("the job says %+v", v)
+				}
+				r.check(all)
+				if state, err := r.bus.StreamState(ctx, topology.Bodies); err != nil || state.Messages != 1 {
+					t.Errorf("BODIES has %d messages, %v; want the other event's", state.Messages, err)
+				}
+			})
+		}
+	}
+}
+
 // TestEraseGoesOn: another process finishes what a stop interrupted, when the events themselves are gone already, and
 // the loss of an answer does no harm.
 func TestEraseGoesOn(t *testing.T) {
