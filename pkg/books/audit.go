@@ -14,6 +14,7 @@ import (
 	"gancho/pkg/journal"
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
+	"gancho/pkg/numbers"
 	"gancho/pkg/wireversion"
 )
 
@@ -39,6 +40,8 @@ type Books struct {
 	stored        *checkpoint
 	pieces        [2]int               // stored in each slot
 	orphans       map[uuid.UUID]string // scheduled without an open send at the last audit, with their accounts
+	tally         *numbers.Tally       // of the messages that are read; nil: none
+	readAt        time.Time            // messages stored before this time are read
 
 	// Orphans are what two audits in a row found scheduled for sends that ended.
 	Orphans []Orphan
@@ -69,6 +72,7 @@ func (x *Books) Close(ctx context.Context) {
 
 // catchUp reads both streams to their ends.
 func (x *Books) catchUp(ctx context.Context) error {
+	began := time.Now()
 	p, err := x.journal.Mark(ctx)
 	if err != nil {
 		return err
@@ -84,11 +88,21 @@ func (x *Books) catchUp(ctx context.Context) error {
 		if p.Missed > 0 && !fresh {
 			x.ledger.counts.Unread += p.Missed
 		}
-	}, x.ledger.arrive)
+	}, func(a lane.Arrival, sequence uint64) {
+		x.ledger.arrive(a, sequence)
+		x.tally.Arrived(&a, sequence)
+	})
 	if err != nil {
 		return err
 	}
-	return x.journal.Read(ctx, x.ledger.record)
+	err = x.journal.Read(ctx, func(s notification.Summary, stored time.Time) {
+		x.ledger.record(s)
+		x.tally.Recorded(&s, stored)
+	})
+	if err == nil {
+		x.readAt = began
+	}
+	return err
 }
 
 // Lost is a send that nothing carries.

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"gancho/pkg/bus"
+	"gancho/pkg/numbers"
 	"gancho/pkg/share"
 	"gancho/pkg/sleep"
 	"gancho/pkg/topology"
@@ -70,6 +71,7 @@ func (k *Keeper) Run(ctx context.Context) {
 func (k *Keeper) hold(ctx, held context.Context) {
 	work := context.WithoutCancel(ctx)
 	books := New(k.Bus, readerKeeper, k.Log)
+	books.tally = numbers.NewTally(k.Bus, k.Log)
 	defer func() { books.Close(work) }()
 	for held.Err() == nil {
 		loaded, problem, err := books.Load(held, k.Bucket)
@@ -132,15 +134,24 @@ func (k *Keeper) keep(ctx context.Context, books *Books) {
 			k.Log.Debug("the books are not stored; trying again", zap.Error(err))
 		}
 		k.count(ctx, books)
+		k.tally(ctx, books)
 		for next := time.Now().Add(max(k.Period, 20*time.Since(began))); ctx.Err() == nil && time.Now().Before(next); {
 			began := time.Now()
 			if k.Shares != nil {
 				if err := books.catchUp(ctx); err == nil {
 					k.count(ctx, books)
+					k.tally(ctx, books)
 				}
 			}
 			sleep.For(ctx, min(max(countEvery, 20*time.Since(began)), time.Until(next)))
 		}
+	}
+}
+
+// tally writes the numbers of the messages that were read.
+func (k *Keeper) tally(ctx context.Context, books *Books) {
+	if err := books.tally.Write(ctx, books.notifications.At(), books.journal.At(), books.readAt); err != nil && ctx.Err() == nil {
+		k.Log.Debug("no numbers are written; management counts", zap.Error(err))
 	}
 }
 

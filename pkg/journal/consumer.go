@@ -85,12 +85,12 @@ func (r *Reader) Mark(ctx context.Context) (met bus.Progress, err error) {
 	return met, err
 }
 
-// Read hands the summaries up to the mark to handle.
-func (r *Reader) Read(ctx context.Context, handle func(notification.Summary)) error {
+// Read hands the summaries up to the mark to handle, with the times at which they were stored.
+func (r *Reader) Read(ctx context.Context, handle func(s notification.Summary, stored time.Time)) error {
 	return r.ReadTo(ctx, r.last, func(msg jetstream.Msg, m *jetstream.MsgMetadata) {
 		if s, err := notification.ParseSummary(msg.Headers().Get(notification.HeaderSummary),
 			m.Sequence.Stream); err == nil {
-			handle(s)
+			handle(s, m.Timestamp)
 		}
 	})
 }

@@ -10,6 +10,9 @@
 // have ended are added up from the slices, by account, on the stream USAGE, which is kept longer. A query also counts
 // the messages after the newest slice, so the answer covers all that the streams held when it was asked.
 //
+// Management counts CRM_EVENTS and HELD. NOTIFICATIONS and ATTEMPTS are counted while the books are kept, which reads
+// them anyway (see Tally); management counts them, too, when their newest count is a minute old.
+//
 // The minute of a message is that of the time at which the broker stored it.
 package numbers
 

@@ -1,6 +1,7 @@
 package numbers
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,7 +9,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -24,6 +24,8 @@ import (
 const (
 	// sliceEvery is how often a slice is written at most.
 	sliceEvery = 10 * time.Second
+	// forlornAfter is how old the newest count of a stream is when no Tally counts it.
+	forlornAfter = time.Minute
 	// emptyEvery is how often one without counts is, which lets hours end.
 	emptyEvery = time.Minute
 	// mostCells bounds a slice, so that its message is far smaller than 1 MiB.
@@ -54,10 +56,39 @@ func (c cells) at(account, webhook string, at time.Time) *Counts {
 
 // slice is the body of a message on NUMBERS.
 type slice struct {
-	Schema int               `json:"schema,omitempty"`
-	Until  time.Time         `json:"until"` // messages stored before are counted
-	At     map[string]uint64 `json:"at"`    // positions: streams by the last sequence that is counted
-	Cells  []row             `json:"cells,omitempty"`
+	Schema int                  `json:"schema,omitempty"`
+	Until  time.Time            `json:"until"`        // messages stored before are counted
+	At     map[string]uint64    `json:"at"`           // positions: streams by the last sequence that is counted
+	By     map[string]time.Time `json:"by,omitempty"` // the same as until, for each stream
+	Cells  []row                `json:"cells,omitempty"`
+}
+
+// by returns until when the messages of a stream are counted.
+func (s *slice) by(stream string) time.Time {
+	if at, ok := s.By[stream]; ok {
+		return at
+	}
+	return s.Until
+}
+
+// after returns a slice that follows s and has counted nothing yet.
+func (s *slice) after() slice {
+	next := slice{At: maps.Clone(s.At), By: map[string]time.Time{}}
+	if next.At == nil {
+		next.At = map[string]uint64{}
+	}
+	for _, f := range sources() {
+		next.By[f.stream] = s.by(f.stream)
+	}
+	return next
+}
+
+// fill gives a slice its counts.
+func (s *slice) fill(counts cells) {
+	s.Until = slices.MinFunc(slices.Collect(maps.Values(s.By)), time.Time.Compare)
+	for c, n := range counts {
+		s.Cells = append(s.Cells, row{c.account, c.webhook, c.minute, *n})
+	}
 }
 
 // row is one cell of a slice, or an hour of a webhook where it has no minute.
@@ -70,15 +101,19 @@ type row struct {
 
 // Keeper counts, and answers questions. It is safe for concurrent use.
 type Keeper struct {
-	bus   *bus.Bus
-	log   *zap.Logger
-	every time.Duration
+	bus     *bus.Bus
+	log     *zap.Logger
+	every   time.Duration
+	forlorn time.Duration // see forlornAfter
 }
 
 // New returns a keeper.
-func New(b *bus.Bus, log *zap.Logger) *Keeper { return &Keeper{b, log.Named("numbers"), sliceEvery} }
+func New(b *bus.Bus, log *zap.Logger) *Keeper {
+	return &Keeper{b, log.Named("numbers"), sliceEvery, forlornAfter}
+}
 
-// Run counts until ctx ends. Any number of processes may: each slice is written once.
+// Run counts until ctx ends. Any number of processes may: each slice is written once. NOTIFICATIONS and ATTEMPTS are
+// left to the Tally of the suspension-monitor while there is one.
 func (k *Keeper) Run(ctx context.Context) error {
 	if err := k.bus.Await(ctx, topology.Numbers, topology.Usage, topology.Events, topology.Notifications,
 		topology.Attempts); err != nil {
@@ -107,32 +142,47 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 }
 
-// step writes a slice if one is due, and adds up the hours that it ended. more says that another is due at once.
+// step writes a slice if one is due, and adds up the hours that have ended. more says that another is due at once.
 func (k *Keeper) step(ctx context.Context) (more bool, err error) {
 	last, sequence, err := k.last(ctx)
 	if err != nil {
 		return false, err
 	}
-	if time.Since(last.Until) < k.every {
-		return false, nil // another process wrote it
+	due := slices.DeleteFunc(sources(), func(f source) bool {
+		every := k.every
+		if f.tallied {
+			every = k.forlorn
+		}
+		return time.Since(last.by(f.stream)) < every
+	})
+	if len(due) == 0 {
+		return false, k.addUp(ctx, last.Until)
 	}
-	next, counts, whole, err := k.count(ctx, last.At, "", mostCells)
+	next, counts, whole, err := k.count(ctx, &last, "", mostCells, due)
 	if err != nil {
 		return false, err
 	}
-	if len(counts) > 0 || next.Until.Sub(last.Until) >= emptyEvery {
-		for c, n := range counts {
-			next.Cells = append(next.Cells, row{c.account, c.webhook, c.minute, *n})
-		}
-		switch err := k.publish(ctx, topology.Numbers, topology.SubjectNumbers, next, sequence); {
-		case errors.Is(err, bus.ErrConflict):
-			return true, nil // another process was first
-		case err != nil:
-			return false, err
-		}
+	written, err := k.write(ctx, &last, &next, counts, sequence)
+	switch {
+	case errors.Is(err, bus.ErrConflict):
+		return true, nil // another process was first
+	case err != nil:
+		return false, err
+	case written:
 		last = next
 	}
 	return !whole, k.addUp(ctx, last.Until)
+}
+
+// write writes the next slice and reports true, unless the slice has no counts and comes soon after the last one. The
+// error is bus.ErrConflict when another process was first.
+func (k *Keeper) write(ctx context.Context, last, next *slice, counts cells, sequence uint64) (bool, error) {
+	next.fill(counts)
+	if len(counts) == 0 && next.Until.Sub(last.Until) < emptyEvery {
+		return false, nil
+	}
+	err := k.publish(ctx, topology.Numbers, topology.SubjectNumbers, next, sequence)
+	return err == nil, err
 }
 
 func (k *Keeper) publish(ctx context.Context, stream, subject string, v any, last uint64) error {
@@ -163,79 +213,103 @@ func (k *Keeper) last(ctx context.Context) (slice, uint64, error) {
 	return s, raw.Sequence, nil
 }
 
-// count counts the messages after the positions: of one account, or of all with "". It stops at most cells; whole
-// reports that it did not. The slice has no cells.
-func (k *Keeper) count(
-	ctx context.Context, from map[string]uint64, account string, most int,
-) (next slice, counts cells, whole bool, err error) {
-	next, counts, whole = slice{Until: time.Now().UTC().Add(-skew), At: map[string]uint64{}}, cells{}, true
-	filter := account
-	if filter == "" {
-		filter = "*"
-	}
-	for _, s := range []struct {
-		stream, subject string
-		bodies          bool // are needed
-		count           func(m jetstream.Msg, meta *jetstream.MsgMetadata)
-	}{
-		{topology.Events, event.SubjectPrefix + filter + ".*", false, func(m jetstream.Msg, meta *jetstream.MsgMetadata) {
-			account, _, _ := strings.Cut(strings.TrimPrefix(m.Subject(), event.SubjectPrefix), ".")
-			size, _ := strconv.ParseUint(m.Headers().Get("Nats-Msg-Size"), 10, 64)
-			n := counts.at(account, "", meta.Timestamp)
-			n.Events++
-			n.EventBytes += size
-		}},
+// source is a stream whose messages are counted.
+type source struct {
+	stream  string
+	subject func(account string) string
+	tallied bool // by a Tally
+	bodies  bool // are needed
+	count   func(c cells, m jetstream.Msg, meta *jetstream.MsgMetadata)
+}
+
+func sources() []source {
+	return []source{
 		{
-			topology.Notifications, topology.SubjectNotification(filter, "*"), false,
-			func(m jetstream.Msg, meta *jetstream.MsgMetadata) {
+			stream: topology.Events, subject: func(account string) string { return event.SubjectPrefix + account + ".*" },
+			count: func(c cells, m jetstream.Msg, meta *jetstream.MsgMetadata) {
+				account, _, _ := strings.Cut(strings.TrimPrefix(m.Subject(), event.SubjectPrefix), ".")
+				n := c.at(account, "", meta.Timestamp)
+				n.Events++
+				n.EventBytes += uint64(bus.BodySize(m)) //nolint:gosec // a size
+			},
+		},
+		{
+			stream: topology.Notifications, tallied: true,
+			subject: func(account string) string { return topology.SubjectNotification(account, "*") },
+			count: func(c cells, m jetstream.Msg, meta *jetstream.MsgMetadata) {
 				if h := m.Headers(); h.Get(notification.HeaderAccount) != "" {
-					counts.at(h.Get(notification.HeaderAccount), h.Get(notification.HeaderWebhookID),
-						meta.Timestamp).add(notification.Pending)
+					c.arrived(h.Get(notification.HeaderAccount), h.Get(notification.HeaderWebhookID), meta.Timestamp)
 				}
 			},
 		},
-		{topology.Attempts, topology.SubjectAttempts(filter, "*"), false, func(m jetstream.Msg, meta *jetstream.MsgMetadata) {
-			r, err := notification.ParseSummary(m.Headers().Get(notification.HeaderSummary), meta.Sequence.Stream)
-			if err == nil {
-				counts.at(r.Account, r.WebhookID, meta.Timestamp).record(&r)
-			}
-		}},
-		{topology.Held, topology.SubjectsHeld(filter), true, func(m jetstream.Msg, meta *jetstream.MsgMetadata) {
-			account, webhooks := held(m.Subject(), m.Data())
-			for _, id := range webhooks {
-				counts.at(account, id.String(), meta.Timestamp).Held++
-			}
-		}},
-	} {
+		{
+			stream: topology.Attempts, tallied: true,
+			subject: func(account string) string { return topology.SubjectAttempts(account, "*") },
+			count: func(c cells, m jetstream.Msg, meta *jetstream.MsgMetadata) {
+				r, err := notification.ParseSummary(m.Headers().Get(notification.HeaderSummary), meta.Sequence.Stream)
+				if err == nil {
+					c.recorded(&r, meta.Timestamp)
+				}
+			},
+		},
+		{
+			stream: topology.Held, subject: topology.SubjectsHeld, bodies: true,
+			count: func(c cells, m jetstream.Msg, meta *jetstream.MsgMetadata) {
+				account, webhooks := held(m.Subject(), m.Data())
+				for _, id := range webhooks {
+					c.at(account, id.String(), meta.Timestamp).Held++
+				}
+			},
+		},
+	}
+}
+
+func (c cells) arrived(account, webhook string, at time.Time) {
+	c.at(account, webhook, at).add(notification.Pending)
+}
+
+func (c cells) recorded(r *notification.Summary, at time.Time) {
+	c.at(r.Account, r.WebhookID, at).record(r)
+}
+
+// count counts the messages of sources after the last slice: of one account, or of all with "". It stops at most cells;
+// whole reports that it did not. The slice has no cells.
+func (k *Keeper) count(
+	ctx context.Context, last *slice, account string, most int, from []source,
+) (next slice, counts cells, whole bool, err error) {
+	next, counts, whole = last.after(), cells{}, true
+	now := time.Now().UTC().Add(-skew)
+	for _, s := range from {
 		state, err := k.bus.StreamState(ctx, s.stream)
 		if s.stream == topology.Held && errors.Is(err, bus.ErrNotFound) {
+			next.By[s.stream] = now
 			continue // every publisher is older
 		}
 		if err != nil {
 			return slice{}, nil, false, err
 		}
-		at := from[s.stream]
+		at := last.At[s.stream]
 		if at > state.Last { // the stream was created again
 			at = 0
 		}
-		next.At[s.stream] = max(at, state.Last)
+		next.At[s.stream], next.By[s.stream] = max(at, state.Last), now
 		if at >= state.Last {
 			continue
 		}
-		cfg := jetstream.OrderedConsumerConfig{FilterSubjects: []string{s.subject}, HeadersOnly: !s.bodies}
+		cfg := jetstream.OrderedConsumerConfig{FilterSubjects: []string{s.subject(cmp.Or(account, "*"))}, HeadersOnly: !s.bodies}
 		err = k.bus.ReadBetween(ctx, s.stream, cfg, at+1, state.Last, func(m jetstream.Msg, sequence uint64) bool {
 			meta, err := m.Metadata()
 			if err != nil {
 				return true
 			}
-			s.count(m, meta)
+			s.count(counts, m, meta)
 			if len(counts) < most {
 				return true
 			}
 			whole = false
 			next.At[s.stream] = sequence
-			if meta.Timestamp.Before(next.Until) {
-				next.Until = meta.Timestamp.UTC()
+			if meta.Timestamp.Before(now) {
+				next.By[s.stream] = meta.Timestamp.UTC()
 			}
 			return false
 		})

@@ -3,6 +3,7 @@ package numbers
 import (
 	"fmt"
 	"math"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -24,7 +25,7 @@ import (
 
 func keeper(t *testing.T, b *bus.Bus) *Keeper {
 	k := New(b, zaptest.NewLogger(t))
-	k.every = -1 // a slice is always due
+	k.every, k.forlorn = -1, -1 // a slice is always due
 	return k
 }
 
@@ -56,7 +57,8 @@ func happen(t *testing.T, b *bus.Bus, account string, n int) {
 			}
 		}
 		m := bustest.Example(i)
-		m.Account, m.ID, m.WebhookID = account, uuid.NewString(), hookID(i)
+		m.Account, m.WebhookID, m.EventID = account, hookID(i), event.ID(account, m.EventName, strconv.FormatUint(stored.Sequence, 10))
+		m.ID = event.NotificationID(m.EventID, uuid.MustParse(m.WebhookID))
 		if err := lane.Notify(b, m).Wait(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -75,57 +77,64 @@ func happen(t *testing.T, b *bus.Bus, account string, n int) {
 	}
 }
 
+// checkSums asks in all ways for the counts of what happened n times to each account.
+func checkSums(t *testing.T, b *bus.Bus, when string, n int, accounts ...string) {
+	t.Helper()
+	from := time.Now().UTC().Truncate(24 * time.Hour)
+	to := from.Add(48 * time.Hour)
+	k := keeper(t, b)
+	for name, step := range steps {
+		all, err := k.Accounts(t.Context(), "", from, to, step)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sums := map[string]*Counts{}
+		for _, a := range all {
+			if sums[a.Account] == nil {
+				sums[a.Account] = &Counts{}
+			}
+			sums[a.Account].Add(&a.Counts)
+		}
+		failed := uint64((n + 2) / 3)
+		want := &Counts{
+			Delivered: uint64(n) - failed, Failed: failed, Reasons: map[string]uint64{"timeout": failed},
+			Took:   map[int]uint64{bucket(100): uint64(n) - failed, bucket(5000): failed},
+			States: map[notification.State]uint64{notification.Pending: uint64(n), notification.Delivered: uint64(n) - failed, notification.Retrying: failed},
+			Events: uint64(n), EventBytes: 7 * uint64(n), Held: 2 * uint64(n),
+		}
+		wanted := map[string]*Counts{}
+		for _, account := range accounts {
+			wanted[account] = want
+		}
+		if diff := cmp.Diff(wanted, sums); diff != "" {
+			t.Errorf("%s, by %s:\n%s", when, name, diff)
+		}
+		total := &Counts{}
+		for i := range hooks {
+			of, err := k.Webhook(t.Context(), "acme", hookID(i), from, to, step)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(of) != int(to.Sub(from)/step) {
+				t.Errorf("%s: %d steps of %s", when, len(of), name)
+			}
+			for _, n := range of {
+				total.Add(&n.Counts)
+			}
+		}
+		want.Events, want.EventBytes = 0, 0 // of the account only
+		if diff := cmp.Diff(want, total); diff != "" {
+			t.Errorf("%s, webhooks by %s:\n%s", when, name, diff)
+		}
+	}
+}
+
 // TestSums asks while several processes count, after they did, and after hours were added up: the sums are always those
 // of what happened.
 func TestSums(t *testing.T) {
 	t.Parallel()
 	b := bustest.Start(t).Topology(bustest.Limits())
-	from := time.Now().UTC().Truncate(24 * time.Hour)
-	to := from.Add(48 * time.Hour)
-	check := func(when string, n int) {
-		t.Helper()
-		k := keeper(t, b)
-		for name, step := range steps {
-			all, err := k.Accounts(t.Context(), "", from, to, step)
-			if err != nil {
-				t.Fatal(err)
-			}
-			sums := map[string]*Counts{}
-			for _, a := range all {
-				if sums[a.Account] == nil {
-					sums[a.Account] = &Counts{}
-				}
-				sums[a.Account].Add(&a.Counts)
-			}
-			failed := uint64((n + 2) / 3)
-			want := &Counts{
-				Delivered: uint64(n) - failed, Failed: failed, Reasons: map[string]uint64{"timeout": failed},
-				Took:   map[int]uint64{bucket(100): uint64(n) - failed, bucket(5000): failed},
-				States: map[notification.State]uint64{notification.Pending: uint64(n), notification.Delivered: uint64(n) - failed, notification.Retrying: failed},
-				Events: uint64(n), EventBytes: 7 * uint64(n), Held: 2 * uint64(n),
-			}
-			if diff := cmp.Diff(map[string]*Counts{"acme": want, "globex": want}, sums); diff != "" {
-				t.Errorf("%s, by %s:\n%s", when, name, diff)
-			}
-			total := &Counts{}
-			for i := range hooks {
-				of, err := k.Webhook(t.Context(), "acme", hookID(i), from, to, step)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if len(of) != int(to.Sub(from)/step) {
-					t.Errorf("%s: %d steps of %s", when, len(of), name)
-				}
-				for _, n := range of {
-					total.Add(&n.Counts)
-				}
-			}
-			want.Events, want.EventBytes = 0, 0 // of the account only
-			if diff := cmp.Diff(want, total); diff != "" {
-				t.Errorf("%s, webhooks by %s:\n%s", when, name, diff)
-			}
-		}
-	}
+	check := func(when string, n int) { t.Helper(); checkSums(t, b, when, n, "acme", "globex") }
 	happen(t, b, "acme", 30)
 	happen(t, b, "globex", 30)
 	check("nothing was counted", 30)
@@ -171,16 +180,16 @@ func TestFullSlices(t *testing.T) {
 	t.Parallel()
 	b := bustest.Start(t).Topology(bustest.Limits())
 	happen(t, b, "acme", 20)
-	at, total := map[string]uint64(nil), &Counts{}
+	last, total := slice{}, &Counts{}
 	for rounds := 0; ; rounds++ {
-		next, counts, whole, err := keeper(t, b).count(t.Context(), at, "", 3)
+		next, counts, whole, err := keeper(t, b).count(t.Context(), &last, "", 3, sources())
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, n := range counts {
 			total.Add(n)
 		}
-		if at = next.At; whole {
+		if last = next; whole {
 			if rounds == 0 {
 				t.Error("one slice took it all")
 			}

@@ -112,10 +112,10 @@ func (k *Keeper) each(
 	if step < time.Hour {
 		m, first, since = mark{}, 0, from
 	}
-	var positions map[string]uint64
+	var newest *slice
 	over := false // the slices go beyond the time
 	err = k.slices(ctx, first, since, func(s *slice, _ uint64) bool {
-		positions = s.At
+		newest = s
 		for i := range s.Cells {
 			r := &s.Cells[i]
 			at := time.Unix(r.Minute*60, 0).UTC()
@@ -133,18 +133,18 @@ func (k *Keeper) each(
 		return err
 	}
 	if !over {
-		if positions == nil { // no slice is behind the hours, or so late
+		if newest == nil { // no slice is behind the hours, or so late
 			last, _, err := k.last(ctx)
 			if err != nil {
 				return err
 			}
-			positions = last.At
+			newest = &last
 		}
-		_, newest, _, err := k.count(ctx, positions, account, 1<<20)
+		_, counts, _, err := k.count(ctx, newest, account, 1<<20, sources())
 		if err != nil {
 			return err
 		}
-		for c, n := range newest {
+		for c, n := range counts {
 			if at := time.Unix(c.minute*60, 0).UTC(); inside(at) {
 				handle(c.account, c.webhook, at, n)
 			}

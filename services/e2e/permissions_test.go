@@ -29,6 +29,7 @@ import (
 	"gancho/pkg/journal"
 	"gancho/pkg/lane"
 	"gancho/pkg/notification"
+	"gancho/pkg/numbers"
 	"gancho/pkg/redistest"
 	"gancho/pkg/suspension"
 	"gancho/pkg/suspension/command"
@@ -326,6 +327,19 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 		t.Errorf("monitor told: %v, %v; want true", told, err)
 	}
 
+	arrivals, records := lane.NewReader(monitor, "books", bus.Position{}), journal.NewReader(monitor, "books", bus.Position{})
+	_, err = records.Mark(ctx)
+	must(t, "monitor looks at the journal", err)
+	must(t, "monitor reads notifications", arrivals.Read(ctx, func(bus.Progress) {}, func(lane.Arrival, uint64) {}))
+	must(t, "monitor reads the journal", records.Read(ctx, func(notification.Summary, time.Time) {}))
+	tally := numbers.NewTally(monitor, zap.NewNop()) // it reads again what was read before it began
+	must(t, "monitor writes numbers", tally.Write(ctx, arrivals.At(), records.At(), time.Now()))
+	written, err := monitor.StreamState(ctx, topology.Numbers)
+	must(t, "monitor looks at NUMBERS", err)
+	if written.Messages != 1 {
+		t.Errorf("NUMBERS has %d messages, want a slice", written.Messages)
+	}
+
 	_, err = eventstream.Publish(ctx, management, "crm.events.acme.crm_deal_created", "id", nil, []byte(`{}`))
 	must(t, "management ingests an event", err)
 	_, err = eventstream.At(ctx, management, 1)
@@ -447,19 +461,19 @@ func rights() map[string]right {
 	monitor := right{
 		publish: []string{
 			"gancho.webhooks.acme.webhook.suspended", "gancho.attempts.acme.id", "gancho.retries.at.acme.id",
-			"$KV.SUSPENSIONS.key", "$KV.BOOKS.key", "$KV.LEASES.books", "$KV.SHARES.work",
+			"$KV.SUSPENSIONS.key", "$KV.BOOKS.key", "$KV.LEASES.books", "$KV.SHARES.work", "gancho.numbers.slices",
 		},
 		create: []string{topology.WebhookStatus, topology.Commands, "KV_SUSPENSIONS", "KV_BOOKS"},
 		purge:  []string{"KV_SUSPENSIONS"},
 		remove: []string{topology.Retries},
 		info:   append(topology.Streams(), "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_LEASES", "KV_LATEST", "KV_PACES", "KV_SHARES", "KV_ACCOUNTS", "KV_NOTICES", "KV_ERASURES"),
 		get: append([]string{
-			topology.WebhookStatus, topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.Bodies, "KV_BOOKS", "KV_LEASES",
+			topology.WebhookStatus, topology.Events, topology.Notifications, topology.Retries, topology.Parked, topology.Attempts, topology.Failed, topology.Bodies, topology.Numbers, "KV_BOOKS", "KV_LEASES",
 		}, watches...),
 		consume: anyConsumer(watches...),
 	}
-	monitor.consume[topology.Attempts] = []string{topology.ConsumerMonitor, "books"}
-	monitor.consume[topology.Notifications] = []string{"books"}
+	monitor.consume[topology.Attempts] = []string{topology.ConsumerMonitor, "books", "numbers"}
+	monitor.consume[topology.Notifications] = []string{"books", "numbers"}
 	monitor.consume[topology.Commands] = []string{topology.ConsumerCommands}
 
 	payloads := []string{ // which an erasure looks through
@@ -467,7 +481,7 @@ func rights() map[string]right {
 	}
 	management := right{
 		publish: []string{
-			"crm.events.acme.crm_deal_created", "gancho.notifications.acme.id", "gancho.attempts.acme.id", "gancho.suspensions.acme.lane", "gancho.audit.acme",
+			"crm.events.acme.crm_deal_created", "gancho.notifications.acme.id", "gancho.attempts.acme.id", "gancho.suspensions.acme.lane", "gancho.audit.acme", "gancho.numbers.slices",
 			"$KV.WEBHOOKS.key", "$KV.WEBHOOK_CLAIMS.key", "$KV.REPLAYS.key", "$KV.ENDED_SESSIONS.key", "$KV.ACCOUNTS.acme", "$KV.NOTICES.key", "$KV.ERASURES.key",
 		},
 		create: []string{topology.Audit, "KV_WEBHOOKS", "KV_WEBHOOK_CLAIMS", "KV_REPLAYS", "KV_ENDED_SESSIONS", "KV_ACCOUNTS", "KV_NOTICES", "KV_ERASURES"},
