@@ -284,17 +284,17 @@ func TestSlowToken(t *testing.T) {
 	defer close(release)
 	server := receiver(t, nil, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/token" {
-			time.Sleep(200 * time.Millisecond)
+			time.Sleep(2 * time.Second) // so that a second time of 3 s would be noticed
 			_, _ = io.WriteString(w, `{"access_token":"t"}`)
 			return
 		}
 		<-release
 	})
-	s := newSender(t, nil, 600*time.Millisecond)
+	s := newSender(t, nil, 3*time.Second)
 	r := request(server)
 	r.OAuth2 = client(server)
 	o := s.Send(t.Context(), r)
-	if o.Reason != Timeout || !strings.Contains(o.Detail, "; the token took ") || o.Duration > 600*time.Millisecond+bound {
+	if o.Reason != Timeout || !strings.Contains(o.Detail, "; the token took ") || o.Duration > 3*time.Second+bound {
 		t.Errorf("got %q %q after %v", o.Reason, o.Detail, o.Duration)
 	}
 }
