@@ -93,7 +93,11 @@ func TestRefusedCredentialsAtOnce(t *testing.T) {
 		if len(d.warnings) != 1 || d.warnings[0].Reason != ReasonCredentialsRefused || d.warnings[0].Until.IsZero() {
 			t.Errorf("warnings %+v", d.warnings)
 		}
-		// By hand its past is forgotten.
+		// By hand its past is forgotten, a streak of nine too.
+		d.see(d.success())
+		for range 9 {
+			d.see(d.refused(401))
+		}
 		d.m.resume(time.Now(), Command{At: time.Now()})
 		time.Sleep(time.Second)
 		for range 19 {
