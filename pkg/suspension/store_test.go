@@ -405,59 +405,58 @@ func TestMassSuspensionIsHeld(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			onBoth(t, func(t *testing.T, client *redis.Client) {
-				w := newWorld(t, client, testRules())
-				var failing []Key
-				suspended := 0
-				round := func() {
-					var batch []Observation
-					for _, key := range failing {
-						batch = append(batch, w.failure(key))
-					}
-					for i := range test.healthy {
-						batch = append(batch, w.success(spread(10_000+i)))
-					}
-					for _, e := range events(w.observe(batch...)) {
-						if e == string(EventSuspended) {
-							suspended++
-						}
-					}
-					w.now = w.now.Add(500 * time.Millisecond)
-				}
-				for i := range test.failing {
-					failing = append(failing, spread(i))
-				}
-				for range 30 {
-					round()
-				}
-				if suspended != test.want {
-					t.Errorf("suspended: got %d, want %d", suspended, test.want)
-				}
-				m := w.massNow()
-				if m.Holding != (test.want == 0) || m.Candidates != test.failing {
-					t.Errorf("guard: %+v", m)
-				}
-				if test.want > 0 {
-					return
-				}
-				// Our side recovers: all but five succeed. The guard lets go, and
-				// those five are suspended.
+			client := redistest.Start(t).Client() // the embedded server would take most of a minute
+			w := newWorld(t, client, testRules())
+			var failing []Key
+			suspended := 0
+			round := func() {
 				var batch []Observation
-				for _, key := range failing[5:] {
-					batch = append(batch, w.success(key))
+				for _, key := range failing {
+					batch = append(batch, w.failure(key))
 				}
-				w.observe(batch...)
-				failing = failing[:5]
-				for range 20 {
-					round()
+				for i := range test.healthy {
+					batch = append(batch, w.success(spread(10_000+i)))
 				}
-				if m := w.massNow(); suspended != 5 || m.Holding || m.Candidates != 5 {
-					t.Errorf("after the recovery: %d suspended, guard %+v", suspended, m)
+				for _, e := range events(w.observe(batch...)) {
+					if e == string(EventSuspended) {
+						suspended++
+					}
 				}
-				if n := client.ZCard(t.Context(), pendingKey).Val(); n != 0 {
-					t.Errorf("%d URLs are still pending", n)
-				}
-			})
+				w.now = w.now.Add(500 * time.Millisecond)
+			}
+			for i := range test.failing {
+				failing = append(failing, spread(i))
+			}
+			for range 30 {
+				round()
+			}
+			if suspended != test.want {
+				t.Errorf("suspended: got %d, want %d", suspended, test.want)
+			}
+			m := w.massNow()
+			if m.Holding != (test.want == 0) || m.Candidates != test.failing {
+				t.Errorf("guard: %+v", m)
+			}
+			if test.want > 0 {
+				return
+			}
+			// Our side recovers: all but five succeed. The guard lets go, and
+			// those five are suspended.
+			var batch []Observation
+			for _, key := range failing[5:] {
+				batch = append(batch, w.success(key))
+			}
+			w.observe(batch...)
+			failing = failing[:5]
+			for range 20 {
+				round()
+			}
+			if m := w.massNow(); suspended != 5 || m.Holding || m.Candidates != 5 {
+				t.Errorf("after the recovery: %d suspended, guard %+v", suspended, m)
+			}
+			if n := client.ZCard(t.Context(), pendingKey).Val(); n != 0 {
+				t.Errorf("%d URLs are still pending", n)
+			}
 		})
 	}
 }
