@@ -31,9 +31,7 @@ func TestLargeFanOutStoresTheBodyOnce(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	const many = 1000
-	for range many {
-		r.webhook("acme", "*", webhook.Active)
-	}
+	r.manyWebhooks("acme", many)
 	event := largeBody(1, 1<<20-200)
 	r.publish("crm.events.acme.crm_deal_created", event, nil)
 	r.start()

@@ -18,6 +18,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sync/errgroup"
 
 	"gancho/pkg/bus"
 	"gancho/pkg/bus/bustest"
@@ -81,7 +82,7 @@ func (r *rig) start() {
 
 func (r *rig) webhook(account string, pattern webhook.Pattern, status webhook.Status, when ...string) *webhook.Webhook {
 	r.t.Helper()
-	w := &webhook.Webhook{ID: uuid.NewString(), Account: account, EventName: pattern, Method: "POST", URL: "https://receiver.example/", Status: status, Version: 1}
+	w := newWebhook(account, pattern, status)
 	for _, line := range when {
 		c, err := condition.Parse(line)
 		if err != nil {
@@ -89,15 +90,23 @@ func (r *rig) webhook(account string, pattern webhook.Pattern, status webhook.St
 		}
 		w.Conditions = append(w.Conditions, c)
 	}
-	body, err := registry.Sign(seal.New(), w)
-	if err != nil {
+	if err := r.register(w); err != nil {
 		r.t.Fatal(err)
 	}
-	if _, err := r.webhooks.Put(r.t.Context(), w.Key(), body); err != nil {
-		r.t.Fatal(err)
-	}
-	w.UUID = uuid.MustParse(w.ID)
 	return w
+}
+
+func newWebhook(account string, pattern webhook.Pattern, status webhook.Status) *webhook.Webhook {
+	id := uuid.New()
+	return &webhook.Webhook{ID: id.String(), UUID: id, Account: account, EventName: pattern, Method: "POST", URL: "https://receiver.example/", Status: status, Version: 1}
+}
+
+func (r *rig) register(w *webhook.Webhook) error {
+	body, err := registry.Sign(seal.New(), w)
+	if err == nil {
+		_, err = r.webhooks.Put(r.t.Context(), w.Key(), body)
+	}
+	return err
 }
 
 // notificationOf returns the id of the notification of an event without a document.
@@ -131,15 +140,35 @@ func (r *rig) stored(stream string) []*jetstream.RawStreamMsg {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	var out []*jetstream.RawStreamMsg
-	for seq := s.CachedInfo().State.FirstSeq; seq > 0 && seq <= s.CachedInfo().State.LastSeq; seq++ {
-		m, err := s.GetMsg(r.t.Context(), seq)
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		out = append(out, m)
+	state := s.CachedInfo().State
+	if state.Msgs == 0 {
+		return nil
 	}
+	out := make([]*jetstream.RawStreamMsg, state.LastSeq-state.FirstSeq+1)
+	r.together(len(out), func(i int) (err error) {
+		out[i], err = s.GetMsg(r.t.Context(), state.FirstSeq+uint64(i))
+		return err
+	})
 	return out
+}
+
+// together calls do with 0 to n-1, many at once: one by one, each would wait for the broker.
+func (r *rig) together(n int, do func(i int) error) {
+	r.t.Helper()
+	var calls errgroup.Group
+	calls.SetLimit(64)
+	for i := range n {
+		calls.Go(func() error { return do(i) })
+	}
+	if err := calls.Wait(); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// manyWebhooks registers n webhooks of the account for every event.
+func (r *rig) manyWebhooks(account string, n int) {
+	r.t.Helper()
+	r.together(n, func(int) error { return r.register(newWebhook(account, "*", webhook.Active)) })
 }
 
 const body = `{"event_name":"crm_deal_created","transaction_uuid":"t-1","n":1.50}`
@@ -603,9 +632,7 @@ func TestFanOutIsWholeAfterAStop(t *testing.T) {
 	begin := func(t *testing.T) *rig {
 		t.Helper()
 		r := newRig(t)
-		for range many {
-			r.webhook("acme", "*", webhook.Active)
-		}
+		r.manyWebhooks("acme", many)
 		full(r, some)
 		r.publish("crm.events.acme.crm_deal_created", body, nil)
 		return r
@@ -695,7 +722,7 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// TestLargeFanOutHoldsUpNothing: 10,000 webhooks match the first event; the one behind it is stored before the
+// TestLargeFanOutHoldsUpNothing: 3,000 webhooks match the first event; the one behind it is stored before the
 // last of them.
 func TestLargeFanOutHoldsUpNothing(t *testing.T) {
 	if testing.Short() {
@@ -703,10 +730,8 @@ func TestLargeFanOutHoldsUpNothing(t *testing.T) {
 	}
 	t.Parallel()
 	r := newRig(t)
-	const many = 10_000
-	for range many {
-		r.webhook("large", "*", webhook.Active)
-	}
+	const many = 3_000
+	r.manyWebhooks("large", many)
 	r.webhook("small", "*", webhook.Active)
 	r.publish("crm.events.large.crm_deal_created", body, nil)
 	r.publish("crm.events.small.crm_deal_created", body, nil)
