@@ -583,6 +583,9 @@ func nameServer(t *testing.T, answer func(name string) string) string {
 // TestLoopIsBounded: a receiver that answers each notification with two more events. The loop grows to the URL's
 // share and not beyond, others are delivered at the same time, and it ends with its webhook.
 func TestLoopIsBounded(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	const share = 4
 	r := newRig(t, func(c *Config) { c.MaxInFlightPerURL = share })

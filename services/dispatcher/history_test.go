@@ -26,6 +26,9 @@ import (
 // writes ATTEMPTS and FAILED full and goes on. What another account had before is all there, payloads for a resend
 // included; of the first one the oldest is gone, and its notifications ended as always.
 func TestLargeAnswersPushOutTheirOwn(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	const limit, at = 4 << 20, 3 // notifications at once: their records and payloads are less than a tenth of the limit
 	r := newRig(t, func(c *Config) {
@@ -122,6 +125,9 @@ func TestLargeAnswersPushOutTheirOwn(t *testing.T) {
 // TestRemovedRecordsUseUpNoAttempt: the records of a notification are removed from the journal between its attempts. It
 // makes six requests all the same, each with its number, and ends.
 func TestRemovedRecordsUseUpNoAttempt(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	r := newRig(t, func(c *Config) { c.RetryDelays = slices.Repeat([]time.Duration{3 * time.Second}, 5) })
 	r.log = zap.NewNop()

@@ -51,6 +51,9 @@ func (r *rig) settled() {
 // find no room come back over RETRIES and use up nothing; the first attempts of another account go on, and
 // all notifications are delivered when the URL is resumed.
 func TestFullParkedHoldsNoPlace(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	r := newRig(t, func(c *Config) {
 		c.MaxInFlight, c.Limits.ParkedMaxBytes, c.Limits.RetriesMaxBytes = 16, 4<<20, 32<<20
@@ -104,6 +107,9 @@ func TestRefusedExpires(t *testing.T) {
 // TestFullRetriesHoldBackOneAccount: an account's large failing events put RETRIES over its limit. First attempts of
 // that account wait, those of another go on, and everything is delivered in the end.
 func TestFullRetriesHoldBackOneAccount(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	r := newRig(t, func(c *Config) {
 		c.Limits.RetriesMaxBytes, c.MaxInFlightBytes = 8<<20, 16<<20
@@ -181,6 +187,9 @@ func TestFullRetriesHoldBackOneAccount(t *testing.T) {
 // TestLargeEventsOfHangingURLs: hanging URLs with large events hold at most their part of MAX_IN_FLIGHT_BYTES, so the
 // first attempts of another account go on.
 func TestLargeEventsOfHangingURLs(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	r := newRig(t, func(c *Config) {
 		c.Limits.EventMaxBytes, c.MaxInFlightBytes, c.MaxInFlight = 256<<10, 4<<20, 2048

@@ -294,6 +294,9 @@ func TestPaceOverDispatchers(t *testing.T) {
 
 // TestPaceOfRetriesAndOrder: retries take turns too, attempts are counted as ever, and the oldest goes first.
 func TestPaceOfRetriesAndOrder(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes seconds")
+	}
 	t.Parallel()
 	r := newRig(t, func(c *Config) { c.MaxInFlightPerURL = 1 }) // order is kept up to the requests in flight
 	c := newCounter(t, func(attempt string) int {
