@@ -3,6 +3,7 @@ package bustest
 import (
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"slices"
@@ -65,16 +66,18 @@ func (s *Server) cluster() meta {
 	return jsz.Cluster
 }
 
-// freePorts returns ports of 127.0.0.1 that are free now.
+// freePorts returns ports of 127.0.0.1 that are free now. They are below those that the kernel gives to others, which
+// would else take one before its server listens.
 func freePorts(t testing.TB, n int) (ports []int) {
 	t.Helper()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	for len(ports) < n {
+		port := 10_000 + rand.IntN(10_000)
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {
-			t.Fatal(err)
+			continue // taken
 		}
 		defer func() { _ = l.Close() }()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port) //nolint:errcheck // it listens on TCP
+		ports = append(ports, port)
 	}
 	return ports
 }
