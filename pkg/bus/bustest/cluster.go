@@ -71,7 +71,7 @@ func (s *Server) cluster() meta {
 func freePorts(t testing.TB, n int) (ports []int) {
 	t.Helper()
 	for len(ports) < n {
-		port := 10_000 + rand.IntN(10_000)
+		port := 10_000 + rand.IntN(10_000) //nolint:gosec // no secret
 		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {
 			continue // taken
