@@ -100,8 +100,8 @@ func (t *Tally) Write(ctx context.Context, notifications, records bus.Position, 
 	return err
 }
 
-// follow has the counts begin behind the last slice, which another process wrote. It reads those messages between it
-// and to that came before. If they are too many, nothing is counted.
+// follow has the counts begin behind the last slice, which another process wrote. It reads the messages
+// between that slice and to. If they are too many, nothing is counted.
 func (t *Tally) follow(ctx context.Context, last *slice, to map[string]bus.Position) error {
 	t.giveUp()
 	counts := cells{}

@@ -61,7 +61,7 @@ func (k *keeping) write() {
 	k.finish(k.read())
 }
 
-// finish writes what was read; meanwhile others may have written.
+// finish writes the counts. Others may have written since the reading began.
 func (k *keeping) finish(began time.Time) {
 	k.t.Helper()
 	if err := k.tally.Write(k.t.Context(), k.notifications.At(), k.journal.At(), began); err != nil {

@@ -332,7 +332,7 @@ func TestBrokerLetsServicesWork(t *testing.T) {
 	must(t, "monitor looks at the journal", err)
 	must(t, "monitor reads notifications", arrivals.Read(ctx, func(bus.Progress) {}, func(lane.Arrival, uint64) {}))
 	must(t, "monitor reads the journal", records.Read(ctx, func(notification.Summary, time.Time) {}))
-	tally := numbers.NewTally(monitor, zap.NewNop()) // it reads again what was read before it began
+	tally := numbers.NewTally(monitor, zap.NewNop()) // it begins late, and reads both streams itself
 	must(t, "monitor writes numbers", tally.Write(ctx, arrivals.At(), records.At(), time.Now()))
 	written, err := monitor.StreamState(ctx, topology.Numbers)
 	must(t, "monitor looks at NUMBERS", err)

@@ -66,8 +66,8 @@ func (s *Server) cluster() meta {
 	return jsz.Cluster
 }
 
-// freePorts returns ports of 127.0.0.1 that are free now. They are below those that the kernel gives to others, which
-// would else take one before its server listens.
+// freePorts returns ports of 127.0.0.1 that are free now. They are below those that the kernel gives out, so no
+// connection takes one before its server listens.
 func freePorts(t testing.TB, n int) (ports []int) {
 	t.Helper()
 	for len(ports) < n {
